@@ -1,0 +1,201 @@
+"""Fashion-MNIST as a self-training problem: few labeled images, many unlabeled ones, in WebDataset shards.
+
+    python -m data.fashion_mnist out=datasets/fashion_mnist [labeled_per_class=50] [seed=0]
+
+The 60,000 training images become `labeled` (50 a class), `validation` (50 a class), `development` (500 a class, read by benchmarks
+alone) and `unlabeled` (the rest; what they show goes to `truth.parquet`, which only the report reads). `test` holds the 10,000 others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from tqdm import tqdm
+
+from data import storage
+from data.images import image_hash
+from data.manifest import DataError, write_table
+from data.settings import parse_settings
+from data.shards import Members, labeled_members, write_hashes, write_shards
+
+CLASS_NAMES = (
+    "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
+)  # fmt: skip
+VALIDATION_PER_CLASS, DEVELOPMENT_PER_CLASS = 50, 500
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+)
+_TIMEOUT_S = 5
+_SHA256 = {  # of the unpacked files: mirrors compress them differently
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_IDX_HEADER = {"images": 16, "labels": 8}  # bytes before the values
+
+
+def find_files() -> dict[str, bytes]:
+    """The four unpacked IDX files, from the first place that has them all, whole.
+
+    Raises:
+        DataError: no place has them; the message says what was tried and why each failed.
+    """
+    places: dict[str, Callable[[str], bytes]] = {str(_DEBIAN_FOLDER): lambda name: (_DEBIAN_FOLDER / name).read_bytes()}
+    for mirror in _MIRRORS:
+        places[mirror] = lambda name, mirror=mirror: _download(f"{mirror}/{name}")  # type: ignore[misc]
+    tried = []
+    with tempfile.TemporaryDirectory() as folder:
+        places[f"apt-get download {_DEBIAN_PACKAGE}"] = lambda name: _from_debian_package(Path(folder), name)
+        for place, read in places.items():
+            try:
+                return {name: _checked(name, read(name)) for name in _SHA256}
+            except (OSError, DataError, subprocess.SubprocessError) as error:
+                tried.append(f"  {place}: {_reason(error)}")
+    raise DataError(
+        "Fashion-MNIST was not found. Tried:\n" + "\n".join(tried) + f"\nInstall the Debian package {_DEBIAN_PACKAGE} "
+        f"(apt-get install {_DEBIAN_PACKAGE}), or put the four .gz files into {_DEBIAN_FOLDER}, and run again."
+    )
+
+
+def _download(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+        return bytes(response.read())
+
+
+def _from_debian_package(folder: Path, name: str) -> bytes:
+    """Fetch and unpack the package once (neither step needs root), then read a file of it."""
+    unpacked = folder / "unpacked"
+    if not unpacked.exists():
+        run = {"cwd": folder, "check": True, "capture_output": True, "timeout": 120}
+        subprocess.run(["apt-get", "download", _DEBIAN_PACKAGE], **run)  # type: ignore[call-overload]
+        package = next(folder.glob("*.deb"))
+        subprocess.run(["dpkg", "-x", package.name, unpacked.name], **run)  # type: ignore[call-overload]
+    return (unpacked / _DEBIAN_FOLDER.relative_to("/") / name).read_bytes()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _checked(name: str, packed: bytes) -> bytes:
+    content = gzip.decompress(packed)
+    if hashlib.sha256(content).hexdigest() != _SHA256[name]:
+        raise DataError(f"{name} is not the published file (its digest differs)")
+    return content
+
+
+def read_idx(files: dict[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 28, 28) and labels (N,), both uint8, of part `train` or `t10k`."""
+    images = np.frombuffer(files[f"{part}-images-idx3-ubyte.gz"], np.uint8, offset=_IDX_HEADER["images"])
+    labels = np.frombuffer(files[f"{part}-labels-idx1-ubyte.gz"], np.uint8, offset=_IDX_HEADER["labels"])
+    return images.reshape(-1, 28, 28), labels
+
+
+def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:
+    """Disjoint shuffled index arrays of `labeled`, `validation`, `development`, `unlabeled`; the first three balanced.
+
+    Raises DataError when a class has too few images.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    sizes = {"validation": VALIDATION_PER_CLASS, "development": DEVELOPMENT_PER_CLASS, "labeled": labeled_per_class}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in [*sizes, "unlabeled"]}
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        if len(members) <= sum(sizes.values()):
+            raise DataError(f"labeled_per_class={labeled_per_class}: class {label} has only {len(members)} images")
+        start = 0
+        for name, size in sizes.items():
+            parts[name].append(members[start : start + size])
+            start += size
+        parts["unlabeled"].append(members[start:])
+    return {name: generator.permutation(np.concatenate(part)) for name, part in parts.items()}
+
+
+def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_shard: int = 6000) -> None:
+    """Write all splits under `out`; a split that is complete is left as it is."""
+    settings = json.dumps({"labeled_per_class": labeled_per_class, "seed": seed}) + "\n"
+    marker = storage.join(out, "split.json")
+    if storage.exists(marker):
+        if storage.read_text(marker) == settings:
+            print(f"{out}: packed already")
+            return
+        raise DataError(f"{out} holds another split ({storage.read_text(marker).strip()}); choose another out= folder")
+    files = find_files()
+    images, labels = read_idx(files, "train")
+    test_images, test_labels = read_idx(files, "t10k")
+    for name, indices in split_indices(labels, labeled_per_class, seed).items():
+        _write_split(storage.join(out, name), images[indices], labels[indices], samples_per_shard, name != "unlabeled")
+        if name == "unlabeled":
+            _write_truth(storage.join(out, "truth.parquet"), labels[indices], samples_per_shard)
+    _write_split(storage.join(out, "test"), test_images, test_labels, samples_per_shard, labeled=True)
+    storage.write_text(marker, settings)
+
+
+def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_per_shard: int, labeled: bool) -> None:
+    storage.remove(folder)
+    name = storage.base_name(folder)
+
+    def samples() -> Iterator[tuple[str, Members]]:
+        for number, image in enumerate(tqdm(images, desc=name, unit="img", leave=False)):
+            yield f"{number:06d}", labeled_members("png", encode_png(image), int(labels[number]) if labeled else None)
+
+    write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None)
+    if labeled:
+        write_hashes(folder, (image_hash(np.repeat(image[..., None], 3, axis=2)) for image in images))
+
+
+def _write_truth(url: str, labels: np.ndarray, samples_per_shard: int) -> None:
+    """What the unlabeled images show: `shard`, `ordinal`, `label`."""
+    numbers = np.arange(len(labels))
+    shards = [f"unlabeled-{shard:06d}" for shard in numbers // samples_per_shard]
+    write_table(
+        url,
+        pa.table(
+            {
+                "shard": shards,
+                "ordinal": (numbers % samples_per_shard).astype(np.int32),
+                "label": labels.astype(np.int32),
+            }
+        ),
+    )
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A uint8 image as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    try:
+        prepare(**parse_settings(prepare, arguments, __doc__ or ""))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

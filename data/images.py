@@ -1,0 +1,209 @@
+"""From bytes to pixels, by one rule for training, labeling, evaluation and serving.
+
+The rule: JPEG, PNG and WebP only; first frame; EXIF orientation applied (a bad EXIF block is ignored); transparency
+composited on white; CMYK and palettes converted to RGB; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit
+colour; grey is repeated to three channels; colour profiles are ignored. All else raises DecodeError.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import threading
+import warnings
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Larger images are refused as decompression bombs (192 MiB as RGB); below Pillow's own warning at 89 million."""
+
+_WHITE = (255, 255, 255)
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_warnings_lock = threading.Lock()
+
+
+class DecodeError(ValueError):
+    """Bytes that are not a whole, decodable image; the message is the reason."""
+
+
+class _Jpeg(JpegImageFile):
+    """Pillow's JPEG reader without its look for a resolution in EXIF, which warns about damaged blocks."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def decode(content: bytes) -> Pixels:
+    """Decode one JPEG, PNG or WebP file by the rule above.
+
+    Returns:
+        uint8 (H, W, 3) RGB, writable and contiguous.
+
+    Raises:
+        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS.
+    """
+    try:
+        image = _open(content)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DecodeError(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
+        image.load()
+        return _to_rgb(image)
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types on damaged input
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _open(content: bytes) -> ImageFile:
+    """Read the header by the reader that the first bytes name (half the cost of Image.open)."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return _Jpeg(io.BytesIO(content))
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _open_png(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return WebPImageFile(io.BytesIO(content))
+    raise DecodeError(f"not a JPEG, PNG or WebP file: {len(content)} bytes that begin with {content[:8]!r}")
+
+
+def _open_png(content: bytes) -> ImageFile:
+    if b"acTL" not in content:
+        return PngImageFile(io.BytesIO(content))
+    # Pillow warns about a bad animation header; the filters are global to the process, so one thread at a time.
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PngImageFile(io.BytesIO(content))
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    orientation = _orientation(image.info.get("exif", b""))
+    if orientation in _TRANSPOSITIONS:
+        info = image.info
+        image = image.transpose(_TRANSPOSITIONS[orientation])
+        image.info = info
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, _WHITE)
+        image.paste(rgba, mask=rgba)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _from_16_bit(image: Image.Image) -> Pixels:
+    deep = np.asarray(image)
+    grey = (deep >> 8).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[deep == image.info["transparency"]] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation (1 to 8) in an EXIF block; 1 when there is none or the block is damaged.
+
+    Read here, since Pillow's parser warns on damaged blocks and Python's warning filters are not per thread.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(num_entries):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
+            if tag == _ORIENTATION_TAG:
+                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def eval_transform(
+    image: Pixels,
+    image_size: int,
+    crop_pct: float,
+    interpolation: str = "bicubic",
+    mode: str = "crop",
+) -> Pixels:
+    """The view of an image without noise: labeling, evaluation and serving see this.
+
+    `crop` resizes the shorter side to floor(image_size / crop_pct) and takes the centre: pixel for pixel what timm's
+    evaluation transform gives on a Pillow image. `pad` never resizes: the centre on black, for small images.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (image_size, image_size, 3).
+    """
+    height, width = image.shape[:2]
+    if mode == "pad":
+        return window(image, (height - image_size) // 2, (width - image_size) // 2, image_size)
+    if mode != "crop":
+        raise ValueError(f"mode must be 'crop' or 'pad', but is {mode!r}")
+    # Whole numbers as in timm and torchvision; `resize(box=…)` is faster but is off by one level here and there.
+    short, shorter = math.floor(image_size / crop_pct), min(height, width)
+    new_height, new_width = short * height // shorter, short * width // shorter
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
+    top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
+    return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
+    """The size × size window of `image` at (top, left), which may lie outside it; there, `fill`."""
+    result = np.full((size, size, 3), fill, dtype=np.uint8)
+    inside = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    y, x = min(max(-top, 0), size), min(max(-left, 0), size)
+    result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return result
+
+
+_HASH_SAMPLES = 64
+"""At least this many rows and columns enter the hash, where the picture has them."""
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def image_hash(image: Pixels) -> int:
+    """64-bit perceptual hash: few bits differ between copies of a picture in other sizes or encodings.
+
+    pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
+    is set where the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform
+    is taken at the picture's own size, on every n-th pixel of large ones, instead of after resizing to 32 × 32.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        0 ≤ hash < 2**64.
+    """
+    step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
+    grey = image[step // 2 :: step, step // 2 :: step].astype(np.float32) @ _GREY
+    low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
+    return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
+
+
+@lru_cache(maxsize=1024)
+def _cosines(length: int) -> NDArray[np.float32]:
+    """Rows 1 to 8 of the DCT-II of this length: float32 (8, length)."""
+    angles = np.pi / length * np.outer(np.arange(1, 9), np.arange(length) + 0.5)
+    return np.cos(angles).astype(np.float32)

@@ -1,0 +1,173 @@
+"""Pseudo-labels as an overlay: one Parquet file per unlabeled shard, rows in the shard's order; images are never copied.
+
+Samples that could not be used are in the same file's metadata, so that a shard's labels are one commit: samples in the shard =
+rows + quarantined, always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import storage
+from data.manifest import Shard
+
+LABELS_MANIFEST = "manifest.json"
+QUARANTINE_NAME = "quarantine.parquet"
+COPIES_COLUMN = "copies"
+_QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that could not be labeled."""
+
+    shard: str
+    ordinal: int
+    key: str
+    offset: int
+    reason: str
+
+
+def label_schema(top_k: int) -> pa.Schema:
+    """Columns of a label file. `confidence` is the calibrated probability of `label`; rank by it, never by the rounded `topk_prob`."""
+    return pa.schema(
+        [
+            pa.field("ordinal", pa.int32()),  # position in the shard; (shard, ordinal) is the identity
+            pa.field("__key__", pa.string()),
+            pa.field("offset", pa.int64()),  # of the image member's bytes in the tar
+            pa.field("size", pa.int64()),
+            pa.field("label", pa.int32()),
+            pa.field("confidence", pa.float32()),
+            pa.field("topk_index", pa.list_(pa.int16(), top_k)),
+            pa.field("topk_prob", pa.list_(pa.float16(), top_k)),
+            pa.field("rest", pa.float32()),  # probability of all other classes together
+            pa.field("image_hash", pa.uint64()),
+        ]
+    )
+
+
+def label_table(
+    index: pa.Table, ordinals: np.ndarray, probabilities: np.ndarray, image_hashes: np.ndarray, top_k: int
+) -> pa.Table:
+    """Rows for the samples `ordinals` of a shard.
+
+    Args:
+        index: the shard's index table.
+        ordinals: (N,) int, ascending.
+        probabilities: (N, C) float32, calibrated; rows sum to 1.
+        image_hashes: (N,) uint64.
+        top_k: at most C.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    top = np.take_along_axis(probabilities, order, axis=1)
+    rows = index.take(pa.array(ordinals, pa.int64()))
+    columns = {
+        "ordinal": pa.array(ordinals.astype(np.int32)),
+        "__key__": rows.column("key"),
+        "offset": rows.column("offset"),
+        "size": rows.column("size"),
+        "label": pa.array(order[:, 0].astype(np.int32)),
+        "confidence": pa.array(top[:, 0].astype(np.float32)),
+        "topk_index": _fixed_lists(order.astype(np.int16), top_k),
+        "topk_prob": _fixed_lists(top.astype(np.float16), top_k),
+        "rest": pa.array(np.clip(1.0 - top.sum(axis=1, dtype=np.float64), 0, 1).astype(np.float32)),
+        "image_hash": pa.array(image_hashes, pa.uint64()),
+    }
+    return pa.table(columns, schema=label_schema(top_k))
+
+
+def _fixed_lists(values: np.ndarray, length: int) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), length)
+
+
+@dataclass(frozen=True)
+class LabeledShard:
+    """A label file and the shard that it belongs to: an entry of the labels' manifest."""
+
+    name: str
+    source_bytes: int
+    index_sha256: str
+    rows: int
+    quarantined: int
+    bytes: int
+    sha256: str
+
+
+def write_labels(url: str, shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined]) -> LabeledShard:
+    """Commit a shard's labels and its quarantined samples as one file."""
+    source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256}
+    ledger = [asdict(row) for row in quarantined]
+    metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    storage.write_bytes(url, buffer.getvalue())
+    return _describe(shard.name, table.num_rows, metadata, buffer.getvalue())
+
+
+def describe_label_file(url: str) -> LabeledShard | None:
+    """What a label file holds, or None when it is damaged."""
+    content = storage.read_bytes(url)
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+    except pa.ArrowInvalid:
+        return None
+    return _describe(
+        storage.base_name(url).removesuffix(".parquet"), file.metadata.num_rows, file.schema_arrow.metadata, content
+    )
+
+
+def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: bytes) -> LabeledShard:
+    source, ledger = json.loads(metadata[_SOURCE_KEY]), json.loads(metadata[_QUARANTINE_KEY])
+    sha256 = hashlib.sha256(content).hexdigest()
+    return LabeledShard(name, source["bytes"], source["index_sha256"], rows, len(ledger), len(content), sha256)
+
+
+def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a label file (all columns by default)."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=list(columns) if columns else None)
+
+
+def read_quarantined(table: pa.Table) -> list[Quarantined]:
+    """The quarantined samples in a label table's metadata."""
+    ledger = (table.schema.metadata or {}).get(_QUARANTINE_KEY, b"[]")
+    return [Quarantined(**row) for row in json.loads(ledger)]
+
+
+def quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:
+    """The table of `quarantine.parquet`."""
+    schema = pa.schema(
+        [
+            ("shard", pa.string()),
+            ("ordinal", pa.int32()),
+            ("key", pa.string()),
+            ("offset", pa.int64()),
+            ("reason", pa.string()),
+        ]
+    )
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+
+
+def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
+    """(N, C) float32 class probabilities of label rows; what is not in the top k is spread evenly over the other classes."""
+    top_k = table.schema.field("topk_index").type.list_size
+    index = table.column("topk_index").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.int64)
+    top = table.column("topk_prob").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.float32)
+    others = max(num_classes - top_k, 1)
+    rest = table.column("rest").to_numpy() if num_classes > top_k else np.zeros(len(top), np.float32)
+    targets = np.repeat((rest / others)[:, None], num_classes, axis=1).astype(np.float32)
+    np.put_along_axis(targets, index, top, axis=1)
+    return np.asarray(targets / targets.sum(axis=1, keepdims=True), np.float32)
+
+
+def read_manifest(folder: str) -> list[LabeledShard]:
+    """The shards in a labels folder's manifest."""
+    content = json.loads(storage.read_text(storage.join(folder, LABELS_MANIFEST)))
+    return [LabeledShard(**entry) for entry in content["shards"]]

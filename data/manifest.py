@@ -1,0 +1,205 @@
+"""What is in the shards: one manifest per folder that we packed, one index per shard, and a split made of both.
+
+An index is a Parquet table with one row per sample in shard order: `key`, `extension`, `offset` and `size` of the image member in
+the tar (bytes), `label` (null without one), `problem` (empty when there is none). It tells counts without opening a tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
+
+from data import storage
+from data.sample import iterate_samples
+
+MANIFEST_NAME = "manifest.json"
+HASHES_NAME = "hashes.parquet"
+INDEX_FOLDER = "index"
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("extension", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("label", pa.int32()),
+        pa.field("problem", pa.string()),
+    ]
+)
+
+
+class DataError(ValueError):
+    """Shards, a manifest or an index that do not fit; the message names the file and says what to do."""
+
+
+class ShardRecord(BaseModel, extra="forbid"):
+    """One shard in a manifest."""
+
+    name: str
+    bytes: int
+    num_samples: int
+    index_sha256: str
+    sha256: str
+
+
+class Manifest(BaseModel, extra="forbid"):
+    """`manifest.json` beside the shards that `data.shards` wrote."""
+
+    schema_version: int = 1
+    class_names: list[str] | None = None  # in label order; None for unlabeled shards
+    shards: list[ShardRecord]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a split: where it is, what it holds, where its index is."""
+
+    url: str
+    bytes: int
+    num_samples: int
+    index_url: str
+    index_sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name without `.tar`; names the label and selection files."""
+        return storage.base_name(self.url).removesuffix(".tar")
+
+    def index(self) -> pa.Table:
+        """The index table. Raises DataError when its digest is not the one recorded."""
+        table = pq.read_table(io.BytesIO(storage.read_bytes(self.index_url)))
+        if index_digest(table) != self.index_sha256:
+            raise DataError(f"{self.index_url}: damaged index (digest differs); delete it and run again")
+        return table
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shards in a fixed order, and the class names if a manifest has them."""
+
+    shards: tuple[Shard, ...]
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards, those with problems included."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def digest(self) -> str:
+        """Identity of the content: shard names, bytes, counts and index digests."""
+        lines = [f"{s.name} {s.bytes} {s.num_samples} {s.index_sha256}" for s in self.shards]
+        return hashlib.sha256("\n".join([*lines, *(self.class_names or ())]).encode()).hexdigest()[:16]
+
+
+def build_index(url: str) -> pa.Table:
+    """Index a shard in one pass over its headers. Problems become rows, not exceptions."""
+    with storage.open_read(url) as file:
+        rows = [
+            {"key": s.key, "extension": s.extension, "offset": s.offset, "size": s.size, "label": s.label, "problem": s.problem}
+            for s in iterate_samples(file)
+        ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def index_digest(table: pa.Table) -> str:
+    """Digest of an index's content, independent of how Parquet stores it."""
+    digest = hashlib.sha256()
+    for column in INDEX_SCHEMA.names:
+        digest.update("\n".join(map(str, table.column(column).to_pylist())).encode())
+    return digest.hexdigest()[:16]
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Write a Parquet file atomically."""
+    with storage.writing(url) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
+    """The shards behind paths, globs, braces or URLs, in order, each with its index.
+
+    Shards listed in a manifest beside them use it; others are indexed once, and the index is kept in `index_folder`.
+
+    Raises:
+        DataError: no shard, a missing or changed one, or two with the same name.
+        StorageError: a pattern that matches nothing.
+    """
+    urls = storage.expand(patterns)
+    if not urls:
+        raise DataError(f"no shards given (patterns: {patterns!r})")
+    _check_names(urls)
+    manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
+    with ThreadPoolExecutor(8) as pool:
+        opened = pool.map(lambda url: _open_shard(url, manifests[_folder(url)], index_folder), urls)
+        shards = tuple(tqdm(opened, total=len(urls), desc="shards", unit="shard", delay=5, leave=False))
+    names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
+    if len(set(names)) > 1:
+        raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
+    return Split(shards, names[0] if names else None)
+
+
+def _check_names(urls: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for url in urls:
+        name = storage.base_name(url)
+        if not name.endswith(".tar"):
+            raise DataError(f"{url}: expected a .tar shard")
+        if name in seen:
+            raise DataError(f"{seen[name]} and {url} have the same file name; labels are kept per name, so rename one")
+        seen[name] = url
+
+
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0] or "."
+
+
+def _read_manifest(folder: str) -> Manifest | None:
+    url = storage.join(folder, MANIFEST_NAME)
+    if not storage.exists(url):
+        return None
+    try:
+        return Manifest.model_validate_json(storage.read_bytes(url))
+    except ValidationError as error:
+        raise DataError(
+            f"{url}: not a manifest of this project ({error.error_count()} errors); delete it or pack again"
+        ) from error
+
+
+def _open_shard(url: str, manifest: Manifest | None, index_folder: str) -> Shard:
+    try:
+        size = storage.size(url)
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such shard; check the path, or remove it from the list") from error
+    name = storage.base_name(url)
+    record = next((s for s in manifest.shards if s.name == name), None) if manifest else None
+    if record is None:
+        return _index_foreign(url, size, storage.join(index_folder, name.removesuffix(".tar") + ".parquet"))
+    if record.bytes != size:
+        raise DataError(
+            f"{url}: {size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
+        )
+    index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
+    return Shard(url, size, record.num_samples, index_url, record.index_sha256)
+
+
+def _index_foreign(url: str, size: int, index_url: str) -> Shard:
+    """A shard that we did not pack: its index is made once and kept, with the shard's size to tell a changed one."""
+    table: pa.Table | None = None
+    if storage.exists(index_url):
+        table = pq.read_table(io.BytesIO(storage.read_bytes(index_url)))
+    if table is None or (table.schema.metadata or {}).get(b"shard_bytes") != str(size).encode():
+        table = build_index(url).replace_schema_metadata({"shard_bytes": str(size)})
+        write_table(index_url, table)
+    return Shard(url, size, table.num_rows, index_url, index_digest(table))

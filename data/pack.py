@@ -1,0 +1,137 @@
+"""Folders of images → WebDataset shards with a manifest, an index per shard and perceptual hashes.
+
+    python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0]
+
+Labeled: one folder per class; labels are the positions of the sorted folder names, and `out/labeled` and `out/validation` are
+written (stratified). Unlabeled (`labeled=false`): every image below the folder goes to `out/unlabeled`. Image bytes stay as they are.
+Images are shuffled by the seed, so that every shard has a bit of everything. Files that are no images, and images that cannot be
+decoded, are listed in `out/rejected.txt`; where each key came from is in `sources.parquet` beside the shards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from data import storage
+from data.images import DecodeError, decode, image_hash
+from data.manifest import DataError, write_table
+from data.sample import IMAGE_EXTENSIONS
+from data.settings import parse_settings
+from data.shards import Members, labeled_members, write_hashes, write_shards
+
+
+@dataclass
+class _Packed:
+    """What packing one split saw, besides the shards."""
+
+    sources: list[str] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+
+
+def pack(
+    images: str,
+    out: str,
+    labeled: bool = True,
+    validation: float = 0.02,
+    samples_per_shard: int = 10000,
+    seed: int = 0,
+) -> None:
+    """Pack a folder (see the module's text).
+
+    Raises:
+        DataError: no folder, no class folders, no images, or `out` in use.
+    """
+    root = Path(images)
+    if not root.is_dir():
+        raise DataError(f"images={images}: no such folder")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if labeled else None
+    if labeled and not classes:
+        raise DataError(f"images={images}: expected one folder per class; for unlabeled images say labeled=false")
+    files, rejected = _find(root)
+    if not files:
+        raise DataError(f"images={images}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it")
+    if classes and (stray := [f for f in files if f.parent == root]):
+        raise DataError(f"{stray[0]}: not in a class folder; move it into one, or say labeled=false")
+    labels = np.array([classes.index(f.relative_to(root).parts[0]) if classes else 0 for f in files])
+    for name, chosen in _split(labels, validation if labeled else 0.0, seed).items():
+        split = storage.join(out, name if labeled else "unlabeled")
+        packed = _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard)
+        rejected += packed.rejected
+    storage.write_text(storage.join(out, "rejected.txt"), "".join(line + "\n" for line in sorted(rejected)))
+    if rejected:
+        print(f"{len(rejected)} files were left out; {storage.join(out, 'rejected.txt')} says which and why")
+
+
+def _find(root: Path) -> tuple[list[Path], list[str]]:
+    entries = sorted(entry for entry in root.rglob("*") if entry.is_file())
+    images = [entry for entry in entries if entry.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+    kept = set(images)
+    return images, [
+        f"{entry}: not an image file ({', '.join(IMAGE_EXTENSIONS)})" for entry in entries if entry not in kept
+    ]
+
+
+def _split(labels: np.ndarray, validation: float, seed: int) -> dict[str, np.ndarray]:
+    """Shuffled indices of `labeled` and, stratified by class (at least one each), `validation`."""
+    if not 0 <= validation < 1:
+        raise DataError(f"validation={validation}: expected a fraction from 0 to below 1")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels) if validation else ():
+        members = order[labels[order] == label]
+        held_out[members[: max(1, round(validation * len(members)))]] = True
+    splits = {"labeled": order[~held_out[order]], "validation": order[held_out[order]]}
+    return {name: indices for name, indices in splits.items() if len(indices)}
+
+
+def _pack_split(
+    folder: str,
+    files: Sequence[Path],
+    chosen: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[str] | None,
+    samples_per_shard: int,
+) -> _Packed:
+    packed = _Packed()
+
+    def samples() -> Iterator[tuple[str, Members]]:
+        for index in tqdm(chosen, desc=storage.base_name(folder), unit="img"):
+            content = files[index].read_bytes()
+            try:
+                packed.hashes.append(image_hash(decode(content)))
+            except DecodeError as error:
+                packed.rejected.append(f"{files[index]}: {error}")
+                continue
+            extension = files[index].suffix.lower().lstrip(".")
+            key = f"{len(packed.sources):09d}"
+            packed.sources.append(str(files[index]))
+            yield key, labeled_members(extension, content, int(labels[index]) if labels is not None else None)
+
+    write_shards(samples(), folder, storage.base_name(folder), samples_per_shard, classes)
+    keys = [f"{number:09d}" for number in range(len(packed.sources))]
+    write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
+    if classes:
+        write_hashes(folder, packed.hashes)
+    return packed
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    try:
+        pack(**parse_settings(pack, arguments, __doc__ or ""))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Reading image bytes by (shard, row), seeking to exactly the images that are wanted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from data import storage
+from data.manifest import DataError, Split
+
+_OPEN_FILES = 64
+
+
+class ImageReader:
+    """Image bytes in shards; keeps recently used files open. One per process."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = urls
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset` of the shard at position `shard`. Raises DataError, naming it, when they are not there."""
+        file = self._file(shard)
+        file.seek(offset)
+        content = file.read(size)
+        if len(content) != size:
+            raise DataError(f"{self._urls[shard]}: cut short before byte {offset + size}; restore the shard")
+        return content
+
+    def _file(self, shard: int) -> BinaryIO:
+        file = self._files.pop(shard, None)
+        if file is None:
+            file = storage.open_read(self._urls[shard])
+            if len(self._files) >= _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files[shard] = file
+        return file
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_files": OrderedDict()}  # open files do not travel to a loader process
+
+
+def check_labeled(split: Split, num_classes: int) -> None:
+    """Check every row of labeled shards: training data must be right.
+
+    Raises:
+        DataError: the first sample with a problem, without a label, or with one out of range.
+    """
+    for shard in split.shards:
+        columns = [shard.index().column(name).to_pylist() for name in ("key", "label", "problem")]
+        for ordinal, (key, label, problem) in enumerate(zip(*columns, strict=True)):
+            where = f"{shard.url}, sample {ordinal} (key {key!r})"
+            if problem:
+                raise DataError(f"{where}: {problem}; repair or remove it")
+            if label is None:
+                raise DataError(f"{where}: no .cls member; labeled shards need one in every sample")
+            if not 0 <= label < num_classes:
+                raise DataError(f"{where}: label {label} is out of range; expected 0 to {num_classes - 1}")

@@ -1,0 +1,58 @@
+"""`key=value` arguments for a function, typed by its signature: the small command lines of this package."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class UsageError(ValueError):
+    """Wrong arguments; the message says which and what was expected."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def parse_settings(function: Callable[..., Any], arguments: Sequence[str], usage: str) -> dict[str, Any]:
+    """Keyword arguments of `function` from `key=value` words.
+
+    Raises:
+        UsageError: an unknown, repeated, missing or ill-typed key; all of them in one message, with the usage.
+    """
+    parameters = inspect.signature(function).parameters
+    types = typing.get_type_hints(function)
+    values: dict[str, Any] = {}
+    problems = []
+    for word in arguments:
+        key, equals, text = word.partition("=")
+        if not equals or key not in parameters:
+            problems.append(
+                f"{word!r}: expected key=value with a key of {', '.join(parameters)}{nearest(key, list(parameters))}"
+            )
+            continue
+        try:
+            values[key] = _convert(text, types[key])
+        except ValueError:
+            problems.append(f"{key}={text}: expected {types[key].__name__}")
+    problems += [
+        f"{name}=… is required"
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in values
+    ]
+    if problems:
+        raise UsageError("\n".join([*problems, "", usage.strip()]))
+    return values
+
+
+def _convert(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)

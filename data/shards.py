@@ -1,0 +1,109 @@
+"""Writing WebDataset shards: the same samples give the same bytes, and a shard under its final name is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from data import storage
+from data.manifest import (
+    HASHES_NAME,
+    INDEX_FOLDER,
+    MANIFEST_NAME,
+    DataError,
+    Manifest,
+    ShardRecord,
+    build_index,
+    index_digest,
+    write_table,
+)
+from data.sample import LABEL_FIELD, check_key
+
+Members = Mapping[str, bytes]  # field (extension) → content
+
+
+def labeled_members(extension: str, image: bytes, label: int | None) -> dict[str, bytes]:
+    """The members of a sample: the image's bytes as they are, and its class index if there is one."""
+    members = {extension: image}
+    if label is not None:
+        members[LABEL_FIELD] = str(label).encode()
+    return members
+
+
+def write_shards(
+    samples: Iterable[tuple[str, Members]],
+    folder: str,
+    prefix: str,
+    samples_per_shard: int,
+    class_names: Sequence[str] | None = None,
+) -> Manifest:
+    """Write samples to `folder/prefix-000000.tar` …, with an index per shard and, last, the manifest.
+
+    Args:
+        samples: (key, members) in the order in which they are to be written; keys are checked and must be unique.
+        samples_per_shard: the last shard may have fewer.
+
+    Raises:
+        DataError: a manifest is there already, or a duplicate key.
+        ValueError: a key that may not be written (see `data.sample.check_key`).
+    """
+    if storage.exists(storage.join(folder, MANIFEST_NAME)):
+        raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
+    storage.remove_temporary(folder)
+    stream = iter(_checked(samples))
+    records = []
+    while chunk := list(islice(stream, samples_per_shard)):
+        records.append(_write_shard(storage.join(folder, f"{prefix}-{len(records):06d}.tar"), chunk))
+    manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)
+    storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def write_hashes(folder: str, hashes: Iterable[int]) -> None:
+    """Write `hashes.parquet`: the perceptual hashes (uint64) that let selection avoid these images without seeing them."""
+    table = pa.table({"image_hash": pa.array(sorted(set(hashes)), pa.uint64())})
+    write_table(storage.join(folder, HASHES_NAME), table)
+
+
+def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+    seen: set[str] = set()
+    for key, members in samples:
+        if check_key(key) in seen:
+            raise DataError(f"key {key!r} appears twice; keys must be unique in a data set")
+        seen.add(key)
+        yield key, members
+
+
+def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecord:
+    with tempfile.TemporaryFile() as local:
+        write_tar(local, samples)
+        num_bytes = local.tell()
+        local.seek(0)
+        sha256 = hashlib.file_digest(local, "sha256").hexdigest()
+        local.seek(0)
+        with storage.writing(url) as file:
+            while block := local.read(1 << 20):
+                file.write(block)
+    table = build_index(url)
+    name = storage.base_name(url)
+    write_table(storage.join(url.rpartition("/")[0], INDEX_FOLDER, name.removesuffix(".tar") + ".parquet"), table)
+    return ShardRecord(
+        name=name, bytes=num_bytes, num_samples=table.num_rows, index_sha256=index_digest(table), sha256=sha256
+    )
+
+
+def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Members]]) -> None:
+    """Write samples as a ustar archive: sorted fields, no owner, no time, so that equal samples are equal bytes."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples:
+            for extension in sorted(members):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mtime, info.mode = len(members[extension]), 0, 0o644
+                tar.addfile(info, io.BytesIO(members[extension]))

@@ -1,0 +1,231 @@
+"""Where bytes live: local paths and fsspec URLs (`s3://`, `gs://`, `memory://`, …). The only module that opens URLs.
+
+A file under its final name is whole: local files are written beside their place, fsynced and renamed; object stores
+publish an object when its upload completes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+_TEMPORARY = ".tmp-"
+_RANGE = re.compile(r"\{([^{}]*)\}")
+
+
+class StorageError(ValueError):
+    """A path or URL that cannot be used; the message names it and says what to do."""
+
+
+def is_local(url: str) -> bool:
+    """True for a plain path or a file:// URL."""
+    return "://" not in url or url.startswith("file://")
+
+
+def _check(url: str) -> None:
+    if url.startswith("pipe:"):
+        raise StorageError(f"{url!r}: pipe: URLs run a shell command and are refused; use a path or an fsspec URL")
+
+
+def local_path(url: str) -> Path:
+    """The local path behind `url`; raises StorageError for a remote one."""
+    _check(url)
+    if not is_local(url):
+        raise StorageError(f"{url!r} is not a local path")
+    return Path(url.removeprefix("file://"))
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    _check(url)
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{url!r}: {error}") from error
+    return fs, path
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/…`, for paths and URLs alike."""
+    return "/".join([base.rstrip("/") or "/", *[part.strip("/") for part in parts]])
+
+
+def base_name(url: str) -> str:
+    """The last component of a path or URL."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def exists(url: str) -> bool:
+    """True when a file or folder is there."""
+    if is_local(url):
+        return local_path(url).exists()
+    fs, path = _filesystem(url)
+    return bool(fs.exists(path))
+
+
+def size(url: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError, naming it."""
+    if is_local(url):
+        return local_path(url).stat().st_size
+    fs, path = _filesystem(url)
+    return int(fs.size(path))
+
+
+def open_read(url: str) -> BinaryIO:
+    """A seekable binary file, open for reading. Raises FileNotFoundError."""
+    if is_local(url):
+        return local_path(url).open("rb")
+    fs, path = _filesystem(url)
+    return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes from `offset` (all to the end by default); fewer when the file ends before."""
+    with open_read(url) as file:
+        if offset:
+            file.seek(offset)
+        return file.read() if size is None else file.read(size)
+
+
+def read_text(url: str) -> str:
+    """The whole file as UTF-8 text."""
+    return read_bytes(url).decode("utf-8")
+
+
+@contextmanager
+def writing(url: str) -> Iterator[BinaryIO]:
+    """A binary file that appears under `url` when the block ends, and not at all when it raises.
+
+    Folders are made as needed. Locally: temporary name, fsync, rename, fsync of the folder.
+    """
+    if not is_local(url):
+        fs, path = _filesystem(url)
+        with fs.transaction, fs.open(path, "wb") as file:
+            yield cast(BinaryIO, file)
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a whole file atomically (see `writing`)."""
+    with writing(url) as file:
+        file.write(content)
+
+
+def write_text(url: str, text: str) -> None:
+    """Write a whole UTF-8 text file atomically (see `writing`)."""
+    write_bytes(url, text.encode("utf-8"))
+
+
+def list_names(url: str) -> list[str]:
+    """Sorted names in a folder, without temporary files; empty when the folder is not there."""
+    if is_local(url):
+        folder = local_path(url)
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    else:
+        fs, path = _filesystem(url)
+        names = [base_name(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else []
+    return sorted(name for name in names if not name.startswith(_TEMPORARY))
+
+
+def remove(url: str) -> None:
+    """Delete a file or a folder with all in it; nothing happens when it is not there."""
+    if is_local(url):
+        path = local_path(url)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    fs, remote = _filesystem(url)
+    if fs.exists(remote):
+        fs.rm(remote, recursive=True)
+
+
+def remove_temporary(url: str) -> None:
+    """Delete what killed writers left in a folder under temporary names."""
+    if is_local(url) and local_path(url).is_dir():
+        for entry in local_path(url).rglob(f"{_TEMPORARY}*"):
+            entry.unlink(missing_ok=True)
+
+
+def move(source: str, target: str) -> None:
+    """Rename a file or folder; on an object store, copy and delete."""
+    if is_local(source):
+        local_path(target).parent.mkdir(parents=True, exist_ok=True)
+        local_path(source).rename(local_path(target))
+        return
+    fs, path = _filesystem(source)
+    fs.mv(path, _filesystem(target)[1], recursive=True)
+
+
+def expand(patterns: str | Iterable[str]) -> list[str]:
+    """Paths or URLs of shards: brace ranges `{000..012}` and lists `{a,b}`, then globs, in order, each once.
+
+    Raises:
+        StorageError: a pattern matches nothing, or a `pipe:` URL is given.
+    """
+    found: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for item in _expand_braces(pattern):
+            found.update(dict.fromkeys(_expand_glob(item)))
+    return list(found)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = _RANGE.search(pattern)
+    if not match:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [full for item in _brace_items(match.group(1)) for full in _expand_braces(head + item + tail)]
+
+
+def _brace_items(body: str) -> list[str]:
+    first, dots, last = body.partition("..")
+    if not dots:
+        return body.split(",")
+    if not (first.isdigit() and last.isdigit()):
+        raise StorageError(f"{{{body}}}: a brace range needs two whole numbers, as in {{000..012}}")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _expand_glob(item: str) -> list[str]:
+    _check(item)
+    if not any(sign in item for sign in "*?["):
+        return [item]
+    if is_local(item):
+        matches = sorted(glob.glob(str(local_path(item)), recursive=True))
+    else:
+        fs, path = _filesystem(item)
+        matches = sorted(fs.unstrip_protocol(match) for match in fs.glob(path))
+    if not matches:
+        raise StorageError(f"{item!r} matches no file; check the path")
+    return matches

@@ -1,0 +1,91 @@
+"""The order in which training sees images: a function of (seed, stream, epoch), computed from counts alone.
+
+    shards × copies ── permuted per epoch ──► windows of several shards ── permuted inside ──► entry i
+
+Copy c of an image lies in pass c over its shard, and passes are permuted like shards, so that the copies of an image lie apart.
+A position is a number: entry i belongs to epoch i // num_entries, and getting there reads nothing. Ranks and loader workers take
+slices of the same global order, so another world size continues it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A slice of a stream: parallel int64 arrays."""
+
+    epoch: np.ndarray
+    shard: np.ndarray  # position in the list of shards
+    row: np.ndarray  # row of the shard's table
+    copy: np.ndarray  # 0 for an image's first copy
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+class Order:
+    """The endless order of one stream.
+
+    Args:
+        copies: per shard, how often each row is seen in an epoch: (num_rows,) int. Rows with 0 are never seen.
+        seed: the run's seed.
+        name: the stream's name; streams with other names have other orders.
+        window_shards: shards between which samples are mixed; more mix better and read from more files at once.
+
+    Raises:
+        ValueError: no row is ever seen.
+    """
+
+    def __init__(self, copies: Sequence[np.ndarray], seed: int, name: str, window_shards: int = WINDOW_SHARDS) -> None:
+        self._copies = copies
+        self._seed = (seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+        self._window = window_shards
+        passes = [(s, c, int((n > c).sum())) for s, n in enumerate(copies) for c in range(int(n.max(initial=0)))]
+        if not passes:
+            raise ValueError(f"the {name} stream has no images")
+        self._passes = np.array(passes, np.int64)
+        self.num_entries = int(self._passes[:, 2].sum())
+        self._epoch_cache: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._window_cache: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def take(self, start: int, count: int) -> Entries:
+        """Entries `start` to `start + count` of the endless order."""
+        parts = []
+        while count > 0:
+            epoch, position = divmod(start, self.num_entries)
+            passes, ends = self._epoch(epoch)
+            window = int(np.searchsorted(ends, position, side="right"))
+            begin = int(ends[window - 1]) if window else 0
+            rows = self._permuted(epoch, window, passes)
+            part = rows[position - begin : position - begin + count]
+            parts.append(np.column_stack([np.full(len(part), epoch), part]))
+            start, count = start + len(part), count - len(part)
+        epoch_of, shard, row, copy = np.concatenate(parts).T if parts else np.empty((4, 0), np.int64)
+        return Entries(epoch_of, shard, row, copy)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's permuted passes, and the cumulative number of entries at each window's end."""
+        if self._epoch_cache is None or self._epoch_cache[0] != epoch:
+            passes = self._passes[np.random.default_rng([*self._seed, epoch]).permutation(len(self._passes))]
+            totals = np.cumsum(passes[:, 2])
+            last = np.minimum(np.arange(self._window, len(passes) + self._window, self._window), len(passes)) - 1
+            self._epoch_cache = (epoch, passes, totals[last])
+        return self._epoch_cache[1], self._epoch_cache[2]
+
+    def _permuted(self, epoch: int, window: int, passes: np.ndarray) -> np.ndarray:
+        """(N, 3) shard, row, copy of a window's entries, permuted."""
+        if self._window_cache is None or self._window_cache[0] != (epoch, window):
+            chosen = passes[window * self._window : (window + 1) * self._window]
+            rows = [(shard, copy, np.flatnonzero(self._copies[shard] > copy)) for shard, copy, _ in chosen]
+            entries = np.concatenate([np.column_stack([np.full_like(r, s), r, np.full_like(r, c)]) for s, c, r in rows])
+            generator = np.random.default_rng([*self._seed, epoch, window + 1])
+            self._window_cache = ((epoch, window), entries[generator.permutation(len(entries))])
+        return self._window_cache[1]

@@ -1,0 +1,23 @@
+"""Starting Ray, once per command."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to the cluster at `address`, or start Ray on this machine; nothing happens when it runs already."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # the behaviour to come; else ray warns at every start
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(include_dashboard=False, **quiet)

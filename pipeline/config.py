@@ -1,0 +1,330 @@
+"""The run's configuration: typed defaults < YAML < what the run was started with < key=value.
+
+Each field says what it means; `python -m pipeline.run --help` prints that. A field marked RUNTIME changes how fast or how
+loudly something runs, never what comes out, and stays out of the fingerprints.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from data import storage
+from data.settings import UsageError, nearest
+
+CONFIG_NAME = "config.yaml"
+_COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
+RUNTIME = {"runtime": True}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Patterns = list[str]
+
+
+class Section(BaseModel):
+    """A group of fields; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def fingerprint(self, prefix: str) -> dict[str, Any]:
+        """`{prefix.field: value}` of every field that can change the output, nested sections flattened."""
+        fields: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if info.json_schema_extra == RUNTIME:
+                continue
+            if isinstance(value, Section):
+                fields |= value.fingerprint(f"{prefix}.{name}")
+            else:
+                fields[f"{prefix}.{name}"] = value
+        return fields
+
+
+class DataConfig(Section):
+    """Where the images are: paths, globs, brace expansions or fsspec URLs of .tar shards."""
+
+    labeled: Patterns = Field([], description="labeled training shards")
+    validation: Patterns = Field([], description="held-out labeled shards: calibration and training curves")
+    unlabeled: Patterns = Field([], description="unlabeled shards")
+    test: Patterns = Field([], description="labeled test shards, read by evaluate alone")
+    held_out_hashes: Patterns = Field(
+        [], description="hashes.parquet files of held-out images that selection must avoid"
+    )
+    truth: str | None = Field(
+        None, description="Parquet of (shard, ordinal, label) for unlabeled images; only the report reads it"
+    )
+    num_classes: int | None = Field(None, ge=2, description="needed only where no manifest has class names")
+
+
+class AugmentConfig(Section):
+    """Noise on the input, in training only."""
+
+    crop: Literal["random_resized_crop", "pad_crop"] = Field(
+        "random_resized_crop", description="how an image becomes image_size"
+    )
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized_crop")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect range of random_resized_crop")
+    pad: int = Field(4, ge=0, description="pixels of padding for pad_crop")
+    hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    num_ops: int = Field(0, ge=0, description="RandAugment: operations per image (0: none)")
+    magnitude: float = Field(
+        0, ge=0, le=30, description="RandAugment: magnitude on the published scale, not clipped at 10"
+    )
+    rotation: float = Field(0, ge=0, le=180, description="affine jitter: degrees, uniform in ±")
+    zoom: float = Field(0, ge=0, lt=1, description="affine jitter: scale, uniform in 1 ±")
+    translate: float = Field(0, ge=0, lt=1, description="affine jitter: fraction of the side, uniform in ±")
+    shear: float = Field(0, ge=0, le=1, description="affine jitter: shear factor, uniform in ±")
+    brightness: float = Field(0, ge=0, le=1, description="brightness factor, uniform in 1 ±")
+    contrast: float = Field(0, ge=0, le=1, description="contrast factor, uniform in 1 ±")
+    cutout: int = Field(0, ge=0, description="side of a grey square at a random place, in pixels (0: none)")
+
+
+class TrainConfig(Section):
+    """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
+
+    model: str = Field("resnetrs50", description="resnetrs26 … resnetrs420, or any timm model")
+    model_args: dict[str, Any] = Field({}, description="for ResNet-RS: width, blocks; for a timm model: its arguments")
+    image_size: int = Field(224, ge=8, description="pixels")
+    crop_pct: float = Field(0.875, gt=0, le=1, description="evaluation: centre crop as a fraction of the resized side")
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the pixels, in 0 to 1")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="of the pixels, in 0 to 1")
+    augment: AugmentConfig = Field(AugmentConfig(), description="input noise")
+    epochs: float = Field(350, gt=0, description="passes over the labeled images")
+    batch_size: int = Field(4096, ge=1, description="images per step over all workers, pseudo-labeled ones included")
+    lr: float = Field(0.1, gt=0, description="peak learning rate per 256 images of batch_size")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (plain, not Nesterov)")
+    weight_decay: float = Field(4e-5, ge=0, description="on all parameters but batch norm's")
+    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
+    label_smoothing: Fraction = 0.1
+    mixup: float = Field(0, ge=0, description="alpha of mixup's Beta distribution (0: none)")
+    dropout: Fraction = Field(0.25, description="after global pooling")
+    stochastic_depth: Fraction = Field(0, description="drop rate of the last stage's blocks")
+    ema_decay: Fraction = Field(0.9999, description="limit of min(decay, (1+t)/(10+t))")
+    bn_momentum: float = Field(
+        1.0, gt=0, le=1, description="torch's sense; 1.0: statistics of the last batch, averaged by the EMA"
+    )
+    eval_every_epochs: float = Field(5, gt=0, description="validation accuracy of the EMA weights")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs")
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile")
+    workers: int = Field(1, ge=1, description="training processes; more than one run under Ray Train")
+    loader_workers: int = Field(
+        1, ge=0, description="loading processes per training process", json_schema_extra=RUNTIME
+    )
+    checkpoint_every_s: float = Field(60, ge=0, description="seconds between checkpoints", json_schema_extra=RUNTIME)
+    log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+
+
+class TeacherConfig(TrainConfig):
+    """The teacher: trained here, or trained elsewhere (`weights`)."""
+
+    weights: str | None = Field(
+        None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
+    )
+    expected_top1: Fraction | None = Field(
+        None, description="of `weights` on the validation images; checked before labeling"
+    )
+    accuracy_tolerance: Fraction = Field(0.02, description="how far below the expected top-1 the check may find it")
+
+
+class StudentConfig(TrainConfig):
+    """The student: noised, trained on labeled and pseudo-labeled images together."""
+
+    unlabeled_ratio: int = Field(
+        3, ge=0, description="pseudo-labeled images per labeled one in every batch (0: labels alone)"
+    )
+    pseudo_labels: Literal["soft", "hard"] = "soft"
+    pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
+
+
+class LabelConfig(Section):
+    """How the teacher labels."""
+
+    top_k: int = Field(10, ge=1, description="probabilities kept per image; all of them when there are no more classes")
+    batch_size: int = Field(256, ge=1, description="images per forward pass")
+    views: int = Field(
+        1, ge=1, le=10, description="average the teacher over this many views: mirrored and shifted ones"
+    )
+    workers: int = Field(1, ge=1, description="labeling actors", json_schema_extra=RUNTIME)
+    threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
+    decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
+    max_quarantined: Fraction = Field(
+        0.01, description="stop when a larger fraction of the images cannot be used", json_schema_extra=RUNTIME
+    )
+
+
+class SelectConfig(Section):
+    """Which pseudo-labels the student sees, and how often."""
+
+    confidence_threshold: Fraction = 0.3
+    per_class: int | None = Field(
+        130_000, ge=1, description="images per class, the most confident first; null: no balancing"
+    )
+    max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
+    exclude: str | None = Field(None, description="text file of keys never to be used, one a line")
+
+
+class Config(Section):
+    """One run."""
+
+    run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
+    seed: int = Field(0, ge=0)
+    generations: int = Field(1, ge=1, description="rounds: each student is the next round's teacher")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
+    ray_address: str | None = Field(
+        None, description="a running Ray cluster; null starts Ray here", json_schema_extra=RUNTIME
+    )
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    label: LabelConfig = LabelConfig()
+    select: SelectConfig = SelectConfig()
+    student: StudentConfig = StudentConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
+        if batch % ((1 + ratio) * self.student.workers):
+            raise ValueError(
+                f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
+                f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
+            )
+        if self.teacher.batch_size % self.teacher.workers:
+            raise ValueError(
+                f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
+            )
+        return self
+
+    def resolved_device(self) -> str:
+        """`cpu` or `cuda`."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+    def stage_fields(self, stage: str) -> dict[str, Any]:
+        """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""
+        section: Section | None = {
+            "teacher": self.teacher,
+            "label": self.label,
+            "select": self.select,
+            "student": self.student,
+        }.get(stage)
+        own = section.fingerprint(stage) if section else {}
+        return own if stage == "select" else own | self.numerics()
+
+    def numerics(self) -> dict[str, Any]:
+        """What every trained or predicted number depends on besides a stage's own fields."""
+        return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
+
+
+def config_names() -> list[str]:
+    """Names that `config=` knows."""
+    folder = resources.files("pipeline") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(config: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a command: defaults < `config` < the run's own < overrides (`key=value`).
+
+    A run directory that exists gives its config.yaml; when `config` is named again, that file counts anew, and the key=value
+    words that the run was started with stay in force.
+
+    Raises:
+        UsageError: one message with every bad field.
+    """
+    given = _parse_overrides(overrides)
+    run_dir = OmegaConf.select(given, "run_dir")
+    earlier = _read_run_config(str(run_dir)) if run_dir else None
+    layers: list[Any] = [_read_yaml(config)] if config else []
+    if earlier is not None:
+        layers.append(_parse_overrides(earlier.get(_COMMAND_LINE, [])) if config else _without_command_line(earlier))
+    merged = OmegaConf.to_container(OmegaConf.merge(*layers, given), resolve=True)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError("\n".join(["the configuration has bad fields:", *map(_explain, error.errors())])) from None
+
+
+def write_config(config: Config, overrides: Sequence[str]) -> None:
+    """Write RUN/config.yaml: the resolved fields, secrets in URLs blanked, and the overrides given so far."""
+    url = storage.join(config.run_dir, CONFIG_NAME)
+    earlier = _read_run_config(config.run_dir)
+    words = {word.partition("=")[0]: word for word in [*(earlier or {}).get(_COMMAND_LINE, []), *overrides]}
+    content = config.model_dump(mode="json") | {
+        _COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]
+    }
+    storage.write_text(url, _redacted(OmegaConf.to_yaml(OmegaConf.create(content))))
+
+
+def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """`field=default  meaning` for every field, nested ones dotted."""
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from describe_fields(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={info.get_default()}".ljust(44) + f" {info.description or ''}".rstrip()
+
+
+def _parse_overrides(words: Sequence[str]) -> DictConfig:
+    bad = [word for word in words if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
+    if bad:
+        raise UsageError(f"{bad[0]!r}: expected key=value, as in teacher.epochs=10")
+    try:
+        return OmegaConf.from_dotlist(list(words))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"cannot read {' '.join(words)}: {error}") from None
+
+
+def _read_run_config(run_dir: str) -> DictConfig | None:
+    url = storage.join(run_dir, CONFIG_NAME)
+    return _load_yaml_text(url, storage.read_text(url)) if storage.exists(url) else None
+
+
+def _without_command_line(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != _COMMAND_LINE])
+
+
+def _read_yaml(config: str) -> DictConfig:
+    if config in config_names():
+        return _load_yaml_text(config, (resources.files("pipeline") / "configs" / f"{config}.yaml").read_text())
+    if not Path(config).suffix or not storage.exists(config):
+        raise UsageError(
+            f"config={config}: no such file, and not one of {', '.join(config_names())}{nearest(config, config_names())}"
+        )
+    return _load_yaml_text(config, storage.read_text(config))
+
+
+def _load_yaml_text(name: str, text: str) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(io.StringIO(text))
+    except Exception as error:  # a YAML error has its own types, none of them exported by omegaconf
+        raise UsageError(f"{name}: not readable as YAML: {error}") from None
+    if not isinstance(loaded, DictConfig):
+        raise UsageError(f"{name}: expected fields with values, as in `seed: 0`")
+    return loaded
+
+
+def _explain(error: ErrorDetails) -> str:
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}"
+    if not path:
+        return f"  {error['msg'].removeprefix('Value error, ')}"
+    return f"  {path}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _redacted(text: str) -> str:
+    """Passwords and signed parts of URLs do not reach a file."""
+    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    return re.sub(r"(?i)((?:token|secret|password|signature|credential|key)=)[^&\s'\"]+", r"\1***", text)

@@ -1,0 +1,157 @@
+"""stage=evaluate: teacher and student on the test images, which nothing else reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from data import storage
+from data.labels import read_labels
+from data.manifest import Split, open_split, write_table
+from data.reader import check_labeled
+from pipeline.config import Config
+from pipeline.layout import Layout
+from pipeline.models.factory import count_flops, count_parameters
+from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, recorded_seconds, require_done
+from pipeline.training.calibration import calibration_error, softmax
+from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
+from pipeline.training.published import load_predictor, read_info
+
+SUMMARY_NAME = "summary.json"
+PREDICTIONS_NAME = "predictions.parquet"
+
+
+def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+    """Run the stage; returns its done-record, whose summary has `teacher` and `student` with accuracies as fractions.
+
+    Raises:
+        StageError: no test shards are configured, or teacher and student are both missing.
+    """
+    if not config.data.test:
+        raise StageError("data.test is empty; give labeled test shards to evaluate on")
+    folders = {"teacher": layout.teacher, "student": layout.student}
+    records = {role: record for role, folder in folders.items() if (record := done_record(folder))}
+    if not records:
+        require_done(layout.teacher, "teacher")
+    test = open_split(config.data.test, layout.indexes)
+    inputs = {"test": test.digest()} | {role: record["digest"] for role, record in records.items()}
+    stage = _open(config, layout, inputs, force)
+    if stage.is_done:
+        return require_done(stage.folder, "evaluate")
+    torch.set_num_threads(config.threads)
+    summary: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
+    for role in records:
+        check_labeled(test, read_info(folders[role]).num_classes)
+        figures, predicted = _measure(test, load_predictor(folders[role], config.resolved_device()))
+        summary[role] = figures
+        columns |= {f"{role}_{name}": values for name, values in predicted.items()}
+    labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
+    write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
+    stage.commit([PREDICTIONS_NAME], summary)
+    return require_done(stage.folder, "evaluate")
+
+
+def _open(config: Config, layout: Layout, inputs: dict[str, str], force: bool) -> Stage:
+    """Evaluating again after a student was trained is no change of mind: the old figures are of fewer models."""
+    record = done_record(layout.evaluation)
+    if record and set(record["fingerprint"]["inputs"]) < set(inputs):
+        force = True
+    return open_stage(layout.evaluation, "evaluate", Fingerprint(config.stage_fields("evaluate"), inputs), force)
+
+
+def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Figures of one model, and its prediction and confidence for each image."""
+    logits, labels = predict_split(test, predictor)
+    probabilities = softmax(logits, predictor.temperature)
+    top1, top5 = top_k_accuracy(logits, labels)
+    predicted = logits.argmax(axis=1)
+    per_class = [
+        float((predicted[labels == label] == label).mean()) if (labels == label).any() else None
+        for label in range(logits.shape[1])
+    ]
+    figures = {
+        "top1": top1,
+        "top5": top5,
+        "images": len(labels),
+        "calibration_error": calibration_error(probabilities, labels),
+        "temperature": predictor.temperature,
+        "per_class_top1": per_class,
+        "parameters": count_parameters(predictor.model),
+        "flops": count_flops(predictor.model, predictor.config.image_size),
+    }
+    return figures, {"label": predicted, "confidence": probabilities.max(axis=1)}
+
+
+def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
+    """Write RUN/summary.json from what is done so far, and return it."""
+    summary: dict[str, Any] = {}
+    if (evaluation := done_record(layout.evaluation)) is not None:
+        summary |= {
+            role: evaluation["summary"][role] for role in ("teacher", "student") if role in evaluation["summary"]
+        }
+    if (labels := done_record(layout.labels)) is not None:
+        summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
+            config, layout
+        )
+    summary["seconds"] = seconds_by_stage(layout)
+    storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def seconds_by_stage(layout: Layout) -> dict[str, float]:
+    """Wall-clock seconds of the generation's stages, over all their runs."""
+    selection = layout.current_selection()
+    folders = {
+        "teacher": layout.teacher,
+        "label": layout.labels,
+        "select": selection,
+        "student": layout.student,
+        "evaluate": layout.evaluation,
+    }
+    return {name: recorded_seconds(folder) for name, folder in folders.items() if folder and done_record(folder)}
+
+
+def _selected(config: Config, layout: Layout) -> dict[str, Any]:
+    """How many pseudo-labels were kept and, where the truth is known, what part of them is right."""
+    folder = layout.current_selection()
+    if folder is None or (record := done_record(folder)) is None:
+        return {}
+    figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
+    if config.data.truth:
+        figures |= precision(config.data.truth, layout.labels, folder)
+    return figures
+
+
+def precision(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, float]:
+    """`labels_right` and `kept_right`: fractions of all and of the kept pseudo-labels that agree with the truth file."""
+    rows = labels_with_truth(truth_url, labels_folder, selection_folder)
+    right = rows["label"] == rows["truth"]
+    kept = rows["copies"] > 0
+    return {"labels_right": float(right.mean()), "kept_right": float(right[kept].mean()) if kept.any() else 0.0}
+
+
+def labels_with_truth(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, np.ndarray]:
+    """Parallel arrays over all labels: shard (name), ordinal, label, confidence, copies, truth."""
+    truth = read_labels(truth_url)
+    names = truth.column("shard").to_numpy(zero_copy_only=False)
+    ordinals, answers = truth.column("ordinal").to_numpy(), truth.column("label").to_numpy()
+    parts: dict[str, list[np.ndarray]] = {
+        key: [] for key in ("shard", "ordinal", "label", "confidence", "copies", "truth")
+    }
+    for name in np.unique(names.astype(str)):
+        labels = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label", "confidence"])
+        copies = read_labels(storage.join(selection_folder, f"{name}.parquet"))
+        known = np.full(int(ordinals[names == name].max()) + 1, -1, np.int64)
+        known[ordinals[names == name]] = answers[names == name]
+        ordinal = labels.column("ordinal").to_numpy()
+        columns = {key: labels.column(key).to_numpy() for key in ("label", "confidence")}
+        columns |= {"shard": np.full(len(ordinal), name), "ordinal": ordinal, "truth": known[ordinal]}
+        columns["copies"] = copies.column("copies").to_numpy()
+        for key, values in columns.items():
+            parts[key].append(values)
+    return {key: np.concatenate(values) for key, values in parts.items()}

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM: a stage saves what it has and the command ends, saying how to continue."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818: not an error
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+_pending: int | None = None
+_deferred = 0
+
+
+def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001: signal's interface
+    global _pending
+    _pending = number
+    if not _deferred:
+        raise Interrupted(number)
+
+
+def install() -> None:
+    """Handle SIGINT and SIGTERM in this process's main thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _handle)
+
+
+def pending() -> bool:
+    """True when a signal arrived inside `deferred`."""
+    return _pending is not None
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, a signal is only remembered, for code that must end a step before it stops; it is raised when the block ends."""
+    global _deferred
+    _deferred += 1
+    try:
+        yield
+    finally:
+        _deferred -= 1
+    if _pending is not None and not _deferred:
+        raise Interrupted(_pending)

@@ -1,0 +1,55 @@
+"""Where a run keeps what: the folders of DESIGN's run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data import storage
+
+CURRENT_NAME = "current"  # a file that names the selection in use
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one generation (1, 2, …) of a run."""
+
+    run_dir: str
+    generation: int = 1
+
+    def _of(self, generation: int, name: str) -> str:
+        return storage.join(self.run_dir, f"gen-{generation}", name)
+
+    @property
+    def teacher(self) -> str:
+        """The teacher; from the second generation on, the student of the one before."""
+        return self._of(1, "teacher") if self.generation == 1 else self._of(self.generation - 1, "student")
+
+    @property
+    def labels(self) -> str:
+        """The pseudo-labels."""
+        return self._of(self.generation, "labels")
+
+    @property
+    def selections(self) -> str:
+        """One folder per selection, and `current`, which names one."""
+        return self._of(self.generation, "selections")
+
+    @property
+    def student(self) -> str:
+        """The student."""
+        return self._of(self.generation, "student")
+
+    @property
+    def evaluation(self) -> str:
+        """Accuracies on the test images."""
+        return self._of(self.generation, "evaluation")
+
+    @property
+    def indexes(self) -> str:
+        """Indexes of shards that have none beside them."""
+        return storage.join(self.run_dir, "index")
+
+    def current_selection(self) -> str | None:
+        """The folder of the selection that the student trains on, or None before the first."""
+        pointer = storage.join(self.selections, CURRENT_NAME)
+        return storage.join(self.selections, storage.read_text(pointer).strip()) if storage.exists(pointer) else None

@@ -1,0 +1,86 @@
+"""Models by name: the ResNet-RS family, or anything that timm has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.settings import nearest
+from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, resnet_rs, timm_args
+
+_FAMILY = re.compile(r"resnetrs(\d+)")
+
+
+def build_model(
+    name: str, num_classes: int, args: Mapping[str, Any], dropout: float = 0.0, stochastic_depth: float = 0.0
+) -> nn.Module:
+    """A model with fresh weights.
+
+    Args:
+        name: `resnetrs26` … `resnetrs420` (this project's own), or a timm model.
+        args: for ResNet-RS, fields of `Architecture` (width, blocks, …); for timm, arguments of its `create_model`.
+        dropout: before the classifier.
+        stochastic_depth: drop rate of the last blocks: constant in a stage for ResNet-RS, as published; timm's own rule otherwise.
+
+    Raises:
+        ModelError: no such model, or an argument that it does not take.
+    """
+    if (family := _FAMILY.fullmatch(name)) is not None and int(family[1]) in BLOCKS:
+        try:
+            return resnet_rs(int(family[1]), num_classes, dropout=dropout, stochastic_depth=stochastic_depth, **args)
+        except TypeError as error:
+            raise ModelError(
+                f"model_args of {name}: {error}; expected some of width, blocks, in_chans, se_ratio, resnet_d"
+            ) from error
+    if not timm.is_model(name):
+        known = [*(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]
+        raise ModelError(f"model {name!r}: neither ResNet-RS nor a timm model{nearest(name, known)}")
+    noise = {"drop_rate": dropout, "drop_path_rate": stochastic_depth}
+    # a rate of 0 is left out: not every timm model takes each
+    return _create_timm(name, num_classes, dict(args) | {key: rate for key, rate in noise.items() if rate})
+
+
+def _create_timm(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **args)
+    except TypeError as error:
+        raise ModelError(
+            f"{name} does not take one of {', '.join(args)} ({error}); set it to 0 or leave it out of model_args"
+        ) from error
+    return model
+
+
+def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """timm's name and `create_model` arguments (JSON values) of the network that `build_model(name, …, args)` makes."""
+    family = _FAMILY.fullmatch(name)
+    if family is not None and int(family[1]) in BLOCKS:
+        return timm_args(Architecture(int(family[1]), **args))
+    return name, dict(args)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, without memory or values: for counting."""
+    with torch.device("meta"):
+        return build()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable and frozen parameters, without buffers."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: nn.Module, image_size: int) -> int:
+    """FLOPs (2 × multiply-adds, convolutions and matrix products) of one image (3, image_size, image_size) in eval mode."""
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(image)
+    model.train(was_training)
+    return int(counter.get_total_flops())

@@ -1,0 +1,174 @@
+"""Weights for inference: a folder that timm loads by `local-dir:`, and weights that were trained elsewhere.
+
+`model.safetensors` holds plain timm names; `config.json` has what timm reads, and under `noisy_student` what this pipeline adds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
+
+from data import storage
+from pipeline.models.factory import build_model, on_meta, timm_architecture
+from pipeline.models.resnet_rs import ModelError
+
+MODEL_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+_OURS = "noisy_student"
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_SHOWN = 4  # names in an error
+
+logger = logging.getLogger(__name__)
+
+
+class WeightsInfo(BaseModel, extra="forbid", frozen=True):
+    """What a model is, how its inputs are made, and how good it was when it was saved."""
+
+    schema_version: int = 1
+    model: str
+    model_args: dict[str, Any] = {}
+    num_classes: int
+    class_names: list[str] | None = None
+    image_size: int
+    crop_pct: float
+    interpolation: str
+    resize: Literal["crop", "pad"] = "crop"  # pad: images smaller than image_size are padded, not enlarged
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    temperature: float = 1.0  # divides the logits
+    validation_top1: float | None = None  # a fraction
+    generation: int = 0
+    seed: int = 0
+    provenance: dict[str, Any] = {}
+
+
+def save_weights(folder: str, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
+    """Write a weights folder; the same weights give the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+    storage.write_bytes(storage.join(folder, MODEL_NAME), safetensors.torch.save(tensors, {"format": "pt"}))
+    storage.write_text(storage.join(folder, CONFIG_NAME), json.dumps(_timm_config(info), indent=1) + "\n")
+
+
+def _timm_config(info: WeightsInfo) -> dict[str, Any]:
+    architecture, args = timm_architecture(info.model, info.model_args)
+    config: dict[str, Any] = {"architecture": architecture, "num_classes": info.num_classes}
+    if args:
+        config["model_args"] = args
+    if info.class_names:
+        config["label_names"] = info.class_names
+    config["pretrained_cfg"] = {
+        "input_size": [3, info.image_size, info.image_size],
+        "crop_pct": info.crop_pct,
+        "crop_mode": "border" if info.resize == "pad" else "center",
+        "interpolation": info.interpolation,
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "num_classes": info.num_classes,
+    }
+    return config | {_OURS: info.model_dump(mode="json")}
+
+
+def load_weights(folder: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
+    """A weights folder of this pipeline.
+
+    Raises:
+        ModelError: files that are missing or not of this pipeline.
+    """
+    url = storage.join(folder, CONFIG_NAME)
+    try:
+        info = WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
+    except (OSError, ValueError, KeyError, ValidationError) as error:
+        raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
+    return info, _read_safetensors(storage.join(folder, MODEL_NAME))
+
+
+def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: str) -> dict[str, Tensor]:
+    """The state dict of a model that was trained elsewhere, checked against the model.
+
+    Args:
+        source: a .safetensors, .pth or .pt file, a weights folder, or `pretrained` for timm's own.
+
+    Raises:
+        ModelError: a file that cannot be read, holds pickled code, or does not fit the model.
+    """
+    if source == "pretrained":
+        return _timm_pretrained(name, args, num_classes)
+    model = on_meta(lambda: build_model(name, num_classes, args))
+    return _fit_names(source, _read_state(source), dict(model.state_dict()))
+
+
+def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=num_classes, **args)
+    except Exception as error:  # the hub's client raises its own types for a missing network, repository or file
+        raise ModelError(
+            f"timm's pretrained weights of {name} cannot be had ({error}); give a file as weights="
+        ) from error
+    return dict(model.state_dict())
+
+
+def _read_state(source: str) -> dict[str, Tensor]:
+    if not storage.exists(source):
+        raise ModelError(
+            f"weights {source!r}: no such file; expected a .safetensors, .pth or .pt file, a weights folder or 'pretrained'"
+        )
+    if source.endswith((".pth", ".pt", ".bin")):
+        return _read_torch(source)
+    return _read_safetensors(source if source.endswith(".safetensors") else storage.join(source, MODEL_NAME))
+
+
+def _read_safetensors(url: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(storage.read_bytes(url))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{url}: not readable as safetensors ({error})") from error
+
+
+def _read_torch(url: str) -> dict[str, Tensor]:
+    try:
+        content = torch.load(io.BytesIO(storage.read_bytes(url)), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{url}: holds pickled code, which is never run; save its state_dict() alone") from error
+    except (RuntimeError, EOFError) as error:
+        raise ModelError(f"{url}: damaged ({error})") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{url}: expected a state dict, or one under {', '.join(_WRAPPERS)}")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _fit_names(source: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the model's names: as it is, or by order where each shape agrees in order and only names differ."""
+    if state.keys() == wanted.keys():
+        wrong = [name for name in wanted if state[name].shape != wanted[name].shape]
+        if not wrong:
+            return state
+        raise ModelError(
+            f"{source}: other shapes than the model's for {_some(wrong)}; check model_args and the number of classes"
+        )
+    if [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in wanted.values()]:
+        logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
+        return dict(zip(wanted, state.values(), strict=True))
+    missing, unexpected = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
+    raise ModelError(f"{source} does not fit the model: missing {_some(missing)}; unexpected {_some(unexpected)}")
+
+
+def _some(names: list[str]) -> str:
+    return (
+        ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        if names
+        else "none"
+    )

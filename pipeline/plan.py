@@ -1,0 +1,117 @@
+"""What would run, and what is done: `plan=true` and `stage=status`. Reads only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from data import storage
+from data.manifest import Split, open_split
+from pipeline.config import Config, TrainConfig
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
+from pipeline.stage import done_record, recorded_seconds
+from teacher.train import classes_of
+
+
+def stage_folders(layout: Layout) -> dict[str, str]:
+    """Stage → folder, in order."""
+    folders = {
+        "teacher": layout.teacher,
+        "label": layout.labels,
+        "select": layout.current_selection() or layout.selections,
+    }
+    return folders | {"student": layout.student, "evaluate": layout.evaluation}
+
+
+def print_status(config: Config, layouts: Sequence[Layout]) -> None:
+    """One line per stage: done, with its time; begun; or not begun."""
+    for layout in layouts:
+        for stage, folder in stage_folders(layout).items():
+            print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(config, layout, stage)}")
+
+
+def _state(folder: str) -> str:
+    if done_record(folder) is not None:
+        return "done"
+    return "begun" if storage.exists(storage.join(folder, "started.json")) else "not begun"
+
+
+def _progress(config: Config, layout: Layout, stage: str) -> str:
+    folder = stage_folders(layout)[stage]
+    if done_record(folder) is not None:
+        return f"{recorded_seconds(folder):9.1f} s  {folder}"
+    if stage == "label" and storage.exists(folder):
+        files = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+        return f"{len(files)} of {len(storage.expand(config.data.unlabeled))} shards labeled"
+    return ""
+
+
+def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
+    """For each stage: its input, its work and what is done. Nothing is run or written, but for indexes of foreign shards.
+
+    Raises:
+        DataError, StorageError: shards that are missing or changed.
+    """
+    layout = layouts[0]
+    splits = {
+        name: open_split(patterns, layout.indexes) for name in _SPLITS if (patterns := getattr(config.data, name))
+    }
+    for name, split in splits.items():
+        print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
+    labeled = splits.get("labeled")
+    num_classes, _ = classes_of(config, labeled or splits.get("validation"))
+    for generation in layouts:
+        for stage in stages:
+            work = _work(config, stage, splits, num_classes, generation.generation)
+            folder = stage_folders(generation).get(stage, "")
+            print(f"generation {generation.generation}  {stage:10}{_state(folder) if folder else '':12}{work}")
+
+
+_SPLITS = ("labeled", "validation", "unlabeled", "test")
+
+
+def _work(config: Config, stage: str, splits: dict[str, Split], num_classes: int, generation: int) -> str:
+    if stage == "teacher" and generation > 1:
+        return "the student of the generation before"
+    if stage == "teacher" and config.teacher.weights:
+        return f"{_model(config.teacher, num_classes)}; weights from {config.teacher.weights}"
+    if stage in ("teacher", "student") and "labeled" in splits:
+        return _training(
+            config.teacher if stage == "teacher" else config.student, _labeled_share(config, stage), splits, num_classes
+        )
+    if stage == "label" and "unlabeled" in splits:
+        images = splits["unlabeled"].num_samples
+        return f"{len(splits['unlabeled'].shards):,} shards on {config.label.workers} workers, about {_label_bytes(config, num_classes) * images / 1e9:.2g} GB of labels"
+    if stage == "select":
+        quota = "all" if config.select.per_class is None else f"{config.select.per_class:,}"
+        return f"confidence at least {config.select.confidence_threshold}, {quota} images per class"
+    return ""
+
+
+def _labeled_share(config: Config, stage: str) -> int:
+    """Labeled images per step."""
+    return (
+        config.teacher.batch_size
+        if stage == "teacher"
+        else config.student.batch_size // (1 + config.student.unlabeled_ratio)
+    )
+
+
+def _training(section: TrainConfig, labeled_per_step: int, splits: dict[str, Split], num_classes: int) -> str:
+    steps = math.ceil(section.epochs * splits["labeled"].num_samples / labeled_per_step)
+    images = steps * section.batch_size
+    return f"{_model(section, num_classes)}; {steps:,} steps of {section.batch_size:,} ({labeled_per_step:,} labeled), {images:,} images"
+
+
+def _model(section: TrainConfig, num_classes: int) -> str:
+    model = on_meta(
+        lambda: build_model(section.model, num_classes, section.model_args, section.dropout, section.stochastic_depth)
+    )
+    flops = count_flops(model, section.image_size)
+    return f"{section.model} at {section.image_size} px ({count_parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.2g} B FLOPs)"
+
+
+def _label_bytes(config: Config, num_classes: int) -> int:
+    """Bytes of a label row before compression: identity, label, confidence, rest, hash, and four bytes per kept class."""
+    return 48 + 4 * min(config.label.top_k, num_classes)

@@ -1,0 +1,154 @@
+"""Noisy Student training: turn a mountain of unlabeled images into a better, faster image classifier.
+
+    python -m pipeline.run stage=STAGE [config=NAME|FILE] [run_dir=DIR] [key=value …]
+
+Stages, in order (stage=all runs them; stage=teacher,label runs two):
+    teacher    train on the labeled images, or take teacher.weights=FILE
+    label      the teacher labels every unlabeled image (on Ray), then selects
+    select     choose pseudo-labels again, with another threshold or quota; no image is touched
+    student    train a noised, larger model on labeled and pseudo-labeled images
+    evaluate   teacher and student on the test images
+    report     write RUN/report.html
+    status     what is done
+
+The same command again continues where it stopped. Further words:
+    plan=true     say what would run, and run nothing
+    force=true    move a stage's output aside and start it over
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from data.settings import UsageError, nearest
+from pipeline import interrupt
+from pipeline.config import Config, config_names, describe_fields, load_config, write_config
+from pipeline.evaluate import evaluate, write_summary
+from pipeline.layout import Layout
+from pipeline.lock import run_lock
+from pipeline.plan import print_plan, print_status
+from pipeline.report import write_report
+from pipeline.stage import refuse_other_config
+from student.train import train_student
+from teacher.label import label
+from teacher.select_stage import select
+from teacher.train import train_teacher
+
+OPTIONS = ("stage", "config", "plan", "force")
+STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
+    "teacher": train_teacher,
+    "label": label,
+    "select": select,
+    "student": train_student,
+    "evaluate": evaluate,
+}
+FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
+READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {"report": write_report, "status": print_status}
+
+
+def main(words: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(
+            __doc__,
+            "Configurations: " + ", ".join(config_names()),
+            "",
+            "Fields and defaults:",
+            *describe_fields(),
+            sep="\n",
+        )
+        return 0
+    interrupt.install()
+    try:
+        run(words)
+    except interrupt.Interrupted as stop:
+        print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
+        return stop.exit_code
+    except ValueError as error:  # every error of the user's making; others are bugs and show their traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if ray.is_initialized():
+            ray.shutdown()
+    return 0
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the stages that the command names, each from what the ones before it committed."""
+    options, overrides = _split(words)
+    stages = _parse_stages(options.get("stage"))
+    config = load_config(options.get("config"), overrides)
+    if not config.run_dir:
+        raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
+    layouts = [Layout(config.run_dir, number + 1) for number in range(config.generations)]
+    force = _flag(options, "force")
+    if _flag(options, "plan"):
+        print_plan(config, layouts, stages)
+        return
+    if any(stage in STAGES for stage in stages):
+        with run_lock(config.run_dir, _command(words)):
+            if not force:
+                _refuse_early(config, layouts, stages)
+            write_config(config, overrides)
+            _run_stages(config, layouts, stages, force)
+    for stage in stages:
+        if stage in READERS:
+            READERS[stage](config, layouts)
+
+
+def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], force: bool) -> None:
+    for layout in layouts:
+        for stage in stages:
+            if stage in STAGES:
+                STAGES[stage](config, layout, force)
+        write_summary(config, layout)
+
+
+def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
+    """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them?"""
+    for layout in layouts:
+        for stage, folder in (("teacher", layout.teacher), ("label", layout.labels), ("student", layout.student)):
+            if stage in stages and not (stage == "teacher" and layout.generation > 1):
+                refuse_other_config(folder, stage, config.stage_fields(stage))
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Words of the command itself, and overrides of the configuration."""
+    pairs = [word.partition("=") for word in words]
+    options = {key: value for key, equals, value in pairs if equals and key in OPTIONS}
+    return options, [word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in options]
+
+
+def _flag(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise UsageError(f"{name}={options[name]}: expected true or false")
+    return value == "true"
+
+
+def _parse_stages(text: str | None) -> list[str]:
+    """Stage names in the order in which they run."""
+    known = [*STAGES, *READERS]
+    if text is None:
+        raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
+    names = [*STAGES, "report"] if text == "all" else text.split(",")
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"stage={name}: no such stage; expected all, or some of {', '.join(known)}{nearest(name, known)}"
+            )
+    wanted = {step for name in names for step in (name, *FOLLOWED_BY.get(name, ()))}
+    return [name for name in known if name in wanted]
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "pipeline.run", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""The stage contract: done, continue or refuse, and the commit of what a stage made. The only module that writes done-markers.
+
+A stage's fingerprint is what its output depends on: its own config fields and the digests of its inputs. The fingerprint is
+written before the work starts (`started.json`) and again with the outputs' digests when it is done (`done.json`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data import storage
+
+SCHEMA_VERSION = 1
+_STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
+State = Literal["new", "continue", "done"]
+
+
+class StageError(ValueError):
+    """A stage that cannot run; the message says why and what to do."""
+
+
+class StageRefusedError(StageError):
+    """The directory holds output of another configuration or other inputs; the message names each field that differs."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a stage's output is a function of."""
+
+    config: Mapping[str, Any]  # dotted field → value
+    inputs: Mapping[str, str]  # name of an upstream output → its digest
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written and compared."""
+        fields = {"schema_version": SCHEMA_VERSION, "config": dict(self.config), "inputs": dict(self.inputs)}
+        return dict(json.loads(json.dumps(fields, sort_keys=True, default=str)))
+
+
+def digest_of(value: Any) -> str:
+    """Short digest of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Stage:
+    """One stage's directory. Made by `open_stage`; `commit` ends it."""
+
+    def __init__(self, folder: str, name: str, fingerprint: Fingerprint, state: State) -> None:
+        self.folder = folder
+        self.name = name
+        self.fingerprint = fingerprint
+        self.state = state
+        self._opened = time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        """True when the output is there and whole."""
+        return self.state == "done"
+
+    def path(self, *parts: str) -> str:
+        """A file of this stage."""
+        return storage.join(self.folder, *parts)
+
+    def reopen(self, reason: str) -> None:
+        """Go on with a stage that was done (a grown corpus, a lost file): the marker goes first, so that a crash is seen."""
+        print(f"{self.name}: {reason}")
+        storage.remove(self.path(_DONE))
+        self.state = "continue"
+
+    def commit(self, outputs: Iterable[str], summary: Mapping[str, Any]) -> None:
+        """Write the done-marker over `outputs` (names below the folder), which must be there under their final names.
+
+        Args:
+            summary: what later stages and the report need to know; a function of config and inputs alone.
+        """
+        files = {name: _describe(self.path(name)) for name in sorted(outputs)}
+        record = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
+        record["digest"] = digest_of([record["fingerprint"], files])
+        seconds = recorded_seconds(self.folder) + time.monotonic() - self._opened
+        storage.write_text(self.path(_SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
+        storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        self.state = "done"
+
+    def save_time(self) -> None:
+        """Add the time spent so far to the stage's account; for a stage that stops before it is done."""
+        seconds = recorded_seconds(self.folder) + time.monotonic() - self._opened
+        storage.write_text(self.path(_SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
+
+
+def open_stage(folder: str, name: str, fingerprint: Fingerprint, force: bool = False) -> Stage:
+    """Decide what to do with a stage's directory.
+
+    Same fingerprint: `done` or `continue`. An output that is missing or has another size than recorded: `continue`.
+
+    Args:
+        force: move output of another configuration aside and start over.
+
+    Raises:
+        StageRefusedError: the directory belongs to another configuration or other inputs.
+    """
+    recorded = _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
+    state: State = "new"
+    if force and recorded is not None:
+        _move_aside(folder, name)
+    elif recorded is not None:
+        _refuse_difference(folder, name, recorded["fingerprint"], fingerprint.as_json())
+        state = _check_outputs(folder, name)
+    if state != "done":
+        storage.remove_temporary(folder)
+        marker = {"fingerprint": fingerprint.as_json()}
+        storage.write_text(storage.join(folder, _STARTED), json.dumps(marker, indent=1, sort_keys=True) + "\n")
+    return Stage(folder, name, fingerprint, state)
+
+
+def refuse_other_config(folder: str, name: str, config: Mapping[str, Any]) -> None:
+    """Refuse early, before any stage of a command runs: as `open_stage`, for the config fields alone."""
+    recorded = _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
+    if recorded is not None:
+        inputs = recorded["fingerprint"]["inputs"]
+        _refuse_difference(folder, name, recorded["fingerprint"], Fingerprint(config, inputs).as_json())
+
+
+def done_record(folder: str) -> dict[str, Any] | None:
+    """What `commit` wrote, or None when the stage is not done."""
+    return _read_json(storage.join(folder, _DONE))
+
+
+def require_done(folder: str, name: str) -> dict[str, Any]:
+    """As `done_record`; raises StageError, naming the stage to run, when it is not done."""
+    record = done_record(folder)
+    if record is None:
+        raise StageError(f"{folder}: stage {name} is not done; run stage={name} first")
+    return record
+
+
+def recorded_seconds(folder: str) -> float:
+    """Wall-clock seconds spent in a stage so far, over all its runs."""
+    return float((_read_json(storage.join(folder, _SECONDS)) or {}).get("seconds", 0.0))
+
+
+def _describe(url: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with storage.open_read(url) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": storage.size(url), "sha256": digest.hexdigest()}
+
+
+def _read_json(url: str) -> dict[str, Any] | None:
+    if not storage.exists(url):
+        return None
+    try:
+        return dict(json.loads(storage.read_text(url)))
+    except ValueError as error:
+        raise StageError(f"{url}: damaged ({error}); delete it and run the stage again") from error
+
+
+def _check_outputs(folder: str, name: str) -> State:
+    record = done_record(folder)
+    if record is None:
+        return "continue"
+    for output, expected in record["outputs"].items():
+        url = storage.join(folder, output)
+        if not storage.exists(url) or storage.size(url) != expected["bytes"]:
+            print(f"{name}: {url} is missing or cut short; it is made again")
+            storage.remove(storage.join(folder, _DONE))
+            return "continue"
+    return "done"
+
+
+def _refuse_difference(folder: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    problems = []
+    for group, describe in _GROUPS.items():
+        before, after = old.get(group, {}), new[group]
+        for field in sorted({*before, *after}):
+            if before.get(field) != after.get(field):
+                problems.append("  " + describe(field, before.get(field), after.get(field)))
+    if old.get("schema_version") != new["schema_version"]:
+        problems.append(f"  schema_version: {old.get('schema_version')} there, {new['schema_version']} now")
+    if problems:
+        raise StageRefusedError(
+            f"stage {name}: {folder} was made with other settings:\n"
+            + "\n".join(problems)
+            + "\nGive the old values to continue, another run_dir= to start anew, or force=true to move the old output aside."
+        )
+
+
+_GROUPS: dict[str, Callable[[str, Any, Any], str]] = {
+    "config": lambda field, before, after: f"{field}: {before!r} there, {after!r} now",
+    "inputs": lambda field, before, after: f"{field}: changed upstream (digest {before} there, {after} now)",
+}
+
+
+def _move_aside(folder: str, name: str) -> None:
+    number = 1
+    while storage.exists(f"{folder}.old-{number}"):
+        number += 1
+    storage.move(folder, f"{folder}.old-{number}")
+    print(f"{name}: force=true moved the old output to {folder}.old-{number}")

@@ -1,0 +1,265 @@
+"""Training: one loop for teacher and student, in one process or in each process of Ray Train.
+
+A step is a function of the state before it and the step's number: the batch follows from the number, and so does the seed of
+dropout and stochastic depth. So a run that was killed continues from its last checkpoint to the same final weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data import storage
+from data.manifest import Split
+from pipeline import interrupt
+from pipeline.config import TrainConfig
+from pipeline.models.factory import build_model
+from pipeline.models.resnet_rs import set_bn_momentum
+from pipeline.training.augment import normalize
+from pipeline.training.checkpoint import load_newest, save_checkpoint
+from pipeline.training.ema import EMA
+from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
+from pipeline.training.inputs import Batch, Batches, StreamSpec, training_loader
+from pipeline.training.loss import soft_cross_entropy
+from pipeline.training.optimizer import build_optimizer, learning_rate
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a training process needs; plain data that travels to other processes."""
+
+    name: str
+    folder: str
+    config: TrainConfig
+    streams: tuple[StreamSpec, ...]  # the labeled one first
+    num_classes: int
+    num_labeled: int
+    seed: int
+    threads: int
+    device: str
+    validation: Split | None = None
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps per pass over the labeled images."""
+        return self.num_labeled / self.streams[0].images_per_step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return max(1, math.ceil(self.config.epochs * self.steps_per_epoch))
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    model: nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    loss_sum: float = 0.0  # since the last line of metrics
+    loss_count: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    timing: list[dict[str, float]] = field(default_factory=list)
+
+    def as_checkpoint(self) -> dict[str, Any]:
+        modules = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        return modules | {name: getattr(self, name) for name in _PLAIN}
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.ema.load_state_dict(checkpoint["ema"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for name in _PLAIN:
+            setattr(self, name, checkpoint[name])
+
+
+_PLAIN = ("step", "loss_sum", "loss_count", "metrics", "timing")
+
+
+def fit(job: TrainJob) -> None:
+    """Train to the end, or continue to it. The final checkpoint (see `load_trained`) is the result.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        DataError: an image that cannot be read.
+        Interrupted: a signal came; the state is saved.
+    """
+    torch.set_num_threads(job.threads)
+    rank, world = _rank_and_world()
+    state = _new_state(job)
+    if (checkpoint := load_newest(_checkpoints(job))) is not None:
+        state.restore(checkpoint)
+    network = _training_network(state.model, job, world)
+    batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
+    steps = range(state.step, job.total_steps)
+    loader = training_loader(batches, steps, job.config.loader_workers, pin=job.device == "cuda")
+    last_saved, started, first = time.monotonic(), time.monotonic(), state.step
+    with interrupt.deferred(), _progress(job, state, rank) as bar:
+        for batch in loader:
+            _check_loss(job, state, _train_step(job, state, network, batch, rank), batch)
+            bar.update()
+            _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
+            stop = _any_rank(interrupt.pending())
+            due = _any_rank(time.monotonic() - last_saved >= job.config.checkpoint_every_s)
+            if stop or due or state.step == job.total_steps:
+                _save(job, state, rank)
+                last_saved = time.monotonic()
+            if stop:
+                break
+    batches.close()
+
+
+def load_trained(folder: str, total_steps: int) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """EMA weights (a state dict) and metrics of a training that has ended.
+
+    Raises:
+        TrainingError: it has not ended.
+    """
+    checkpoint = load_newest(storage.join(folder, "checkpoints"))
+    if checkpoint is None or checkpoint["step"] != total_steps:
+        raise TrainingError(f"{folder}: training has not reached step {total_steps}; run the stage again to continue")
+    return EMA.weights(checkpoint["ema"]), checkpoint["metrics"]
+
+
+def _new_state(job: TrainJob) -> _State:
+    config = job.config
+    torch.manual_seed(job.seed)
+    model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
+    set_bn_momentum(model, config.bn_momentum)
+    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay)
+    return _State(model, EMA(model, config.ema_decay), optimizer)
+
+
+def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
+    """The same parameters, compiled and distributed as asked."""
+    network = torch.compile(model) if job.config.compile else model
+    if world > 1:
+        if job.device == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = DistributedDataParallel(network)
+    return network.train()
+
+
+def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, rank: int) -> torch.Tensor:
+    """One optimizer step; returns the loss of this rank's part, a scalar on the device."""
+    config = job.config
+    torch.manual_seed(_step_seed(job.seed, state.step, rank))
+    images = normalize(batch.images.to(job.device, non_blocking=True), config.mean, config.std)
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    targets = batch.targets.to(job.device, non_blocking=True)
+    if config.mixup:
+        images, targets = _mix(images, targets, config.mixup)
+    for group in state.optimizer.param_groups:
+        group["lr"] = _learning_rate(job, state.step)
+    with torch.autocast(job.device, torch.bfloat16, enabled=config.precision == "bf16"):
+        loss = soft_cross_entropy(network(images), targets)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    state.ema.update(state.model)
+    state.step += 1
+    return loss.detach()
+
+
+def _mix(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """mixup (arXiv 1710.09412) with one coefficient per batch."""
+    weight = torch.distributions.Beta(alpha, alpha).sample().item()
+    other = torch.randperm(len(images))
+    return torch.lerp(images[other], images, weight), torch.lerp(targets[other], targets, weight)
+
+
+def _check_loss(job: TrainJob, state: _State, loss: torch.Tensor, batch: Batch) -> None:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{job.name}: the loss is {value} at step {state.step} (learning rate {_learning_rate(job, state.step - 1):.4g}). "
+            f"Lower {job.name}.lr or lengthen {job.name}.warmup_epochs. The batch: {', '.join(batch.keys[:3])}, …"
+        )
+    state.loss_sum += value
+    state.loss_count += 1
+
+
+def _record(job: TrainJob, state: _State, rank: int, steps_per_s: float) -> None:
+    """Add lines to the metrics where they are due."""
+    last = state.step == job.total_steps
+    if state.step % job.config.log_every_steps == 0 or last:
+        epoch = state.step / job.steps_per_epoch
+        line = {"step": state.step, "epoch": round(epoch, 4), "lr": _learning_rate(job, state.step - 1)}
+        state.metrics.append(line | {"loss": state.loss_sum / state.loss_count})
+        images = sum(stream.images_per_step for stream in job.streams)
+        state.timing.append(
+            {"step": state.step, "time": round(time.time(), 1), "images_per_s": round(steps_per_s * images, 1)}
+        )
+        state.loss_sum, state.loss_count = 0.0, 0
+    every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
+    if job.validation is not None and (state.step % every == 0 or last) and rank == 0:
+        predictor = Predictor(state.ema.module, job.config, job.device)
+        logits, labels = predict_split(job.validation, predictor)
+        state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
+
+
+def _save(job: TrainJob, state: _State, rank: int) -> None:
+    """Checkpoint, then the metrics up to it, so that the two always agree after the next start."""
+    if rank == 0:
+        save_checkpoint(_checkpoints(job), state.step, state.as_checkpoint())
+        for name, lines in (("metrics", state.metrics), ("timing", state.timing)):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            storage.write_text(storage.join(job.folder, f"{name}.jsonl"), text)
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _learning_rate(job: TrainJob, step: int) -> float:
+    """For the step after `step` steps; `lr` is per 256 images, as published."""
+    peak = job.config.lr * job.config.batch_size / 256
+    return learning_rate(step, job.total_steps, round(job.config.warmup_epochs * job.steps_per_epoch), peak)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _any_rank(flag: bool) -> bool:
+    """True on all ranks when it is on one, so that all leave the loop at the same step."""
+    if not distributed.is_initialized():
+        return flag
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    value = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def _checkpoints(job: TrainJob) -> str:
+    return storage.join(job.folder, "checkpoints")
+
+
+def _progress(job: TrainJob, state: _State, rank: int) -> tqdm[Any]:
+    return tqdm(total=job.total_steps, initial=state.step, desc=job.name, unit="step", disable=rank > 0, mininterval=1)

@@ -1,0 +1,127 @@
+"""Clean inference: eval mode, no noise, the model's own resolution; for validation, labeling and evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.images import DecodeError, decode, eval_transform
+from data.manifest import DataError, Split
+from data.reader import ImageReader
+from pipeline.config import TrainConfig
+from pipeline.training.augment import normalize
+
+_SHIFT = 1 / 16  # of the side: how far a shifted view moves
+MAX_VIEWS = 10
+
+
+class Predictor:
+    """A model that turns images into probabilities.
+
+    Args:
+        model: put into eval mode; its weights are used as they are (give it the EMA's).
+        config: the preprocessing the model was trained for.
+        batch_size: every forward pass has exactly this many images, the last one padded, so that an image's numbers do not
+            depend on how many others came with it.
+        temperature: divides the logits (1: uncalibrated).
+        views: averages over the image, its mirror image, and both shifted by 1/16 of the side in four directions, the first
+            `views` of these ten.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        device: str,
+        batch_size: int = 256,
+        temperature: float = 1.0,
+        views: int = 1,
+    ) -> None:
+        memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(device, memory_format=memory).eval()  # type: ignore[call-overload]
+        self.config, self.device, self.batch_size = config, device, batch_size
+        self.temperature, self.views = temperature, views
+        self._memory = memory
+
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """(3, S, S) uint8 from a decoded (H, W, 3) uint8 image."""
+        config = self.config
+        resize = "pad" if config.augment.crop == "pad_crop" else "crop"
+        fitted = eval_transform(image, config.image_size, config.crop_pct, config.interpolation, resize)
+        return torch.from_numpy(fitted).permute(2, 0, 1)
+
+    def logits(self, images: torch.Tensor) -> np.ndarray:
+        """(N, C) float32 of (N, 3, S, S) uint8, from the unmodified view, without temperature."""
+        return np.concatenate([self._forward(part, 0).numpy() for part in images.split(self.batch_size)])
+
+    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+        """(N, C) float32 of (N, 3, S, S) uint8: softmax of logits / temperature, averaged over the views."""
+        parts = []
+        for part in images.split(self.batch_size):
+            views = [F.softmax(self._forward(part, view) / self.temperature, dim=1) for view in range(self.views)]
+            parts.append(torch.stack(views).mean(dim=0).numpy())
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def _forward(self, images: torch.Tensor, view: int) -> torch.Tensor:
+        count = len(images)
+        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count)) if count < self.batch_size else images
+        batch = normalize(padded.to(self.device), self.config.mean, self.config.std)
+        batch = _view(batch, view).contiguous(memory_format=self._memory)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            output: torch.Tensor = self.model(batch)
+        return output.float().cpu()[:count]
+
+
+def _view(batch: torch.Tensor, number: int) -> torch.Tensor:
+    """View `number` of a float batch: odd ones are mirrored; every two, the next shift."""
+    if number % 2:
+        batch = batch.flip(3)
+    step = max(1, round(batch.shape[-1] * _SHIFT))
+    dy, dx = [(0, 0), (0, step), (0, -step), (step, 0), (-step, 0)][number // 2]
+    if dy or dx:
+        size = batch.shape[-1]
+        batch = F.pad(batch, (step,) * 4, mode="replicate")[
+            :, :, step + dy : step + dy + size, step + dx : step + dx + size
+        ]
+    return batch
+
+
+def predict_split(split: Split, predictor: Predictor, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order; one batch in memory at a time.
+
+    Raises:
+        DataError: an image that cannot be decoded, naming shard and key.
+    """
+    logits: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+
+    def prepare(item: tuple[str, bytes]) -> torch.Tensor:
+        try:
+            return predictor.prepare(decode(item[1]))
+        except DecodeError as error:
+            raise DataError(f"{item[0]}: {error}; repair or remove the image") from error
+
+    with ThreadPoolExecutor(threads) as pool, ImageReader([shard.url for shard in split.shards]) as reader:
+        for position, shard in enumerate(split.shards):
+            index = shard.index()
+            labels.append(index.column("label").to_numpy())
+            rows = list(zip(*(index.column(name).to_pylist() for name in ("key", "offset", "size")), strict=True))
+            for start in range(0, len(rows), predictor.batch_size):
+                items = [
+                    (f"{shard.url}, key {key!r}", reader.read(position, offset, size))
+                    for key, offset, size in rows[start : start + predictor.batch_size]
+                ]
+                logits.append(predictor.logits(torch.stack(list(pool.map(prepare, items)))))
+    return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> list[float]:
+    """Fraction of rows whose label is among the k highest scores, for each k."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [float((order[:, :k] == labels[:, None]).any(axis=1).mean()) for k in ks]

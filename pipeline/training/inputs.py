@@ -1,0 +1,204 @@
+"""Training batches by step number: which images, decoded and augmented, with their targets.
+
+    Order (data.stream) ──► image bytes (data.reader) ──► decode ──► augment ──► one batch of all streams, in exact counts
+
+A batch is a function of (seed, step, rank, world size). Resuming at step n asks for batch n; nothing before it is read.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.images import DecodeError, decode
+from data.labels import COPIES_COLUMN, read_labels, soft_targets
+from data.manifest import DataError, Split
+from data.reader import ImageReader
+from data.stream import Entries, Order
+from pipeline.config import TrainConfig
+from pipeline.training.augment import TrainTransform, sample_seed
+from pipeline.training.loss import smooth_one_hot
+
+_CACHED_SHARDS = 48  # tables kept per process: three windows of shards
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One stream of training images; plain data that travels to other processes.
+
+    Attributes:
+        table_urls: per shard, the Parquet table of its rows: the shard's index, or its pseudo-labels.
+        copies_urls: per shard, the selection's `copies` column; None sees every row once an epoch.
+        images_per_step: over all ranks.
+        soft: targets are the table's probabilities, else its labels.
+        temperature: below 1 sharpens soft targets.
+    """
+
+    name: str
+    shard_urls: tuple[str, ...]
+    table_urls: tuple[str, ...]
+    num_rows: tuple[int, ...]
+    images_per_step: int
+    copies_urls: tuple[str, ...] | None = None
+    soft: bool = False
+    temperature: float = 1.0
+
+
+@dataclass
+class _Rows:
+    """A shard's rows as arrays: bytes of the image, and targets (N, C)."""
+
+    key: list[str]
+    offset: np.ndarray
+    size: np.ndarray
+    targets: np.ndarray
+
+
+class _Stream:
+    """A stream opened in this process."""
+
+    def __init__(self, spec: StreamSpec, num_classes: int, label_smoothing: float, seed: int) -> None:
+        self.spec = spec
+        self._num_classes, self._smoothing = num_classes, label_smoothing
+        self.order = Order(_read_copies(spec), seed, spec.name)
+        self.reader = ImageReader(spec.shard_urls)
+        self._tables: OrderedDict[int, _Rows] = OrderedDict()
+
+    def rows(self, shard: int) -> _Rows:
+        if shard not in self._tables:
+            self._tables[shard] = self._load(shard)
+            if len(self._tables) > _CACHED_SHARDS:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(shard)
+        return self._tables[shard]
+
+    def _load(self, shard: int) -> _Rows:
+        table = read_labels(self.spec.table_urls[shard])
+        if self.spec.soft:
+            targets = soft_targets(table, self._num_classes) ** (1 / self.spec.temperature)
+            targets /= targets.sum(axis=1, keepdims=True)
+        else:
+            labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
+            targets = smooth_one_hot(labels, self._num_classes, self._smoothing).numpy()
+        key = "__key__" if "__key__" in table.column_names else "key"
+        columns = (table.column(key).to_pylist(), table.column("offset").to_numpy(), table.column("size").to_numpy())
+        return _Rows(*columns, targets)
+
+
+def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
+    if spec.copies_urls is None:
+        return [np.ones(rows, np.uint16) for rows in spec.num_rows]
+    copies = [read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy() for url in spec.copies_urls]
+    for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
+        if len(column) != rows:
+            raise DataError(f"{url}: {len(column)} rows, but the shard has {rows} labels; run stage=select again")
+    return copies
+
+
+@dataclass
+class Batch:
+    """images (N, 3, S, S) uint8, targets (N, C) float32, and `shard/key` of each image for messages."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    keys: list[str]
+
+    def pin_memory(self) -> Batch:
+        """For the loader's copy to a GPU."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.keys)
+
+
+class Batches(Dataset[Batch]):
+    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams."""
+
+    def __init__(
+        self,
+        specs: Sequence[StreamSpec],
+        config: TrainConfig,
+        num_classes: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._seed, self._rank, self._world = seed, rank, world_size
+        self._streams = [_Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
+        self._transform = make_transform(config)
+
+    def num_entries(self, stream: int) -> int:
+        """Images of a stream in one of its epochs, copies counted."""
+        return self._streams[stream].order.num_entries
+
+    def __getitem__(self, step: int) -> Batch:
+        """Raises DataError, naming shard and key, for an image that cannot be decoded."""
+        images, targets, keys = [], [], []
+        for number, stream in enumerate(self._streams):
+            count = stream.spec.images_per_step
+            entries = stream.order.take(step * count, count)
+            for image, target, key in self._samples(number, stream, entries):
+                images.append(image)
+                targets.append(target)
+                keys.append(key)
+        return Batch(torch.stack(images), torch.from_numpy(np.stack(targets)), keys)
+
+    def close(self) -> None:
+        """Close what this process has open."""
+        for stream in self._streams:
+            stream.reader.close()
+
+    def _samples(
+        self, number: int, stream: _Stream, entries: Entries
+    ) -> Iterator[tuple[torch.Tensor, np.ndarray, str]]:
+        for i in range(self._rank, len(entries), self._world):
+            epoch, shard, row, copy = (
+                int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
+            )
+            rows = stream.rows(shard)
+            where = f"{stream.spec.shard_urls[shard]}, key {rows.key[row]!r}"
+            try:
+                image = decode(stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row])))
+            except DecodeError as error:
+                raise DataError(f"{where}: {error}; repair or remove the image") from error
+            seed = sample_seed(self._seed, number, epoch, shard, row, copy)
+            yield self._transform(image, seed), rows.targets[row], where
+
+
+def make_transform(config: TrainConfig) -> TrainTransform:
+    """The training transform that a configuration asks for."""
+    return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean)
+
+
+def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> DataLoader[Batch]:
+    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one)."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        worker_init_fn=_init_loader_worker,
+        prefetch_factor=4 if num_workers else None,
+        pin_memory=pin,
+    )
+
+
+def _init_loader_worker(worker: int) -> None:  # noqa: ARG001: torch's interface
+    """Loader processes outlive a SIGTERM to the group, so that the trainer can save first; one thread each."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def labeled_stream(split: Split, images_per_step: int) -> StreamSpec:
+    """The stream of a labeled split: every image once an epoch."""
+    return StreamSpec(
+        name="labeled",
+        shard_urls=tuple(shard.url for shard in split.shards),
+        table_urls=tuple(shard.index_url for shard in split.shards),
+        num_rows=tuple(shard.num_samples for shard in split.shards),
+        images_per_step=images_per_step,
+    )

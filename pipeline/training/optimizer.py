@@ -1,0 +1,45 @@
+"""ResNet-RS's optimizer: plain momentum SGD, no decay on batch norm, linear warm-up and cosine per step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Rate of the step with this number (0 to total_steps − 1): linear from 0 to `peak`, then half a cosine towards 0.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warmup_steps must be 0 to {total_steps} (total_steps), but is {warmup_steps}; shorten it")
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, in the model's order: all that decays (biases too, as published), and normalization layers' gains and
+    offsets, which do not. Frozen parameters are in neither; shared ones come once."""
+    decayed: dict[nn.Parameter, None] = {}
+    undecayed: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        group = undecayed if isinstance(module, _NORMS) else decayed
+        group.update((parameter, None) for parameter in module.parameters(recurse=False) if parameter.requires_grad)
+    return [
+        {"params": list(decayed), "weight_decay": weight_decay},
+        {"params": list(undecayed), "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Plain (not Nesterov) momentum SGD. Its rate is 0 until the schedule sets it: a forgotten one learns nothing."""
+    return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum, foreach=True)

@@ -1,0 +1,98 @@
+"""stage=student: a noised, usually larger model on labeled and pseudo-labeled images together."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from data import storage
+from data.labels import read_manifest
+from data.manifest import Split, open_split
+from data.reader import check_labeled
+from pipeline.config import Config
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model, count_parameters
+from pipeline.stage import Fingerprint, StageError, open_stage, require_done
+from pipeline.training.fit import TrainJob, load_trained
+from pipeline.training.inputs import StreamSpec, labeled_stream
+from pipeline.training.launch import run_training
+from pipeline.training.published import publish, read_info
+
+logger = logging.getLogger(__name__)
+
+
+def train_student(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+    """Run or continue the stage; returns its done-record.
+
+    Raises:
+        StageError: the stage refuses, an earlier one is not done, or there are no labeled images.
+        DataError: labeled shards that are not right.
+    """
+    if not config.data.labeled:
+        raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
+    labeled = open_split(config.data.labeled, layout.indexes)
+    validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
+    labels, selection_folder = require_done(layout.labels, "label"), layout.current_selection()
+    if selection_folder is None:
+        raise StageError(f"{layout.selections}: nothing is selected yet; run stage=select first")
+    selection = require_done(selection_folder, "select")
+    inputs = {
+        "labeled": labeled.digest(),
+        "validation": validation.digest() if validation else "none",
+        "labels": labels["digest"],
+        "selection": selection["digest"],
+    }
+    stage = open_stage(layout.student, "student", Fingerprint(config.stage_fields("student"), inputs), force)
+    if stage.is_done:
+        return require_done(layout.student, "student")
+    num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
+    check_labeled(labeled, num_classes)
+    _warn_of_smaller_student(config, layout, num_classes)
+    job = TrainJob(
+        "student", layout.student, config.student, _streams(config, layout, labeled, selection_folder), num_classes,
+        labeled.num_samples, config.seed, config.threads, config.resolved_device(), validation,
+    )  # fmt: skip
+    run_training(job, config.ray_address)
+    state, _ = load_trained(layout.student, job.total_steps)
+    publish(
+        stage, config.student, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
+        validation, ("metrics.jsonl",), {"steps": job.total_steps},
+    )  # fmt: skip
+    return require_done(layout.student, "student")
+
+
+def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: str) -> tuple[StreamSpec, ...]:
+    """Both streams, with their exact share of every batch."""
+    student = config.student
+    labeled_per_step = student.batch_size // (1 + student.unlabeled_ratio)
+    streams: tuple[StreamSpec, ...] = (labeled_stream(labeled, labeled_per_step),)
+    if student.unlabeled_ratio == 0:
+        return streams
+    rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    names = [shard.name for shard in corpus.shards]
+    pseudo_labeled = StreamSpec(
+        name="pseudo_labeled",
+        shard_urls=tuple(shard.url for shard in corpus.shards),
+        table_urls=tuple(storage.join(layout.labels, f"{name}.parquet") for name in names),
+        num_rows=tuple(rows[name] for name in names),
+        images_per_step=student.batch_size - labeled_per_step,
+        copies_urls=tuple(storage.join(selection_folder, f"{name}.parquet") for name in names),
+        soft=student.pseudo_labels == "soft",
+        temperature=student.pseudo_label_temperature,
+    )
+    return (*streams, pseudo_labeled)
+
+
+def _warn_of_smaller_student(config: Config, layout: Layout, num_classes: int) -> None:
+    teacher, student = read_info(layout.teacher), config.student
+    sizes = [
+        count_parameters(build_model(name, num_classes, args, 0.0, 0.0))
+        for name, args in ((teacher.model, teacher.model_args), (student.model, student.model_args))
+    ]
+    if sizes[1] < sizes[0]:
+        logger.warning(
+            "the student has %.1f M parameters, its teacher %.1f M; an equal or larger one learns more",
+            sizes[1] / 1e6,
+            sizes[0] / 1e6,
+        )

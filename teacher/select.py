@@ -1,0 +1,122 @@
+"""stage=select: which pseudo-labeled images the student sees, and how often.
+
+Two readings of the label files give the exact cut-offs (one more only where too many rows share a bin); a last one
+writes the copies (selection.py). Each reading is a function of some shards whose results merge in any order, so
+threads, or tasks on a cluster, may share the shards out as they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from teacher.cutoffs import Int64, SelectError, SelectRule, tie_hash
+from teacher.label_rows import Exclusions, LabelSource
+from teacher.quota import (
+    Candidates,
+    Search,
+    add_coarse,
+    add_fine,
+    finish,
+    in_question,
+    narrow,
+    num_bins,
+    plan_copies,
+    start,
+)
+from teacher.selection import Selection
+from teacher.threads import Progress, Result, in_threads
+
+MAX_CANDIDATES = 2_000_000  # rows held at once to end the search: about 100 MB with the sort
+
+
+def select_shards(
+    labels_dir: str,
+    shards: Sequence[str],
+    rule: SelectRule,
+    exclusions: Exclusions | None = None,
+    *,
+    num_workers: int = 1,
+    progress: Progress | None = None,
+    max_candidates: int = MAX_CANDIDATES,
+) -> Selection:
+    """The exact cut-offs over all label files of `shards`: the same for any order, worker count and memory limit.
+
+    Args:
+        labels_dir: folder of `<shard name>.parquet`.
+        shards: shard names, each once.
+        max_candidates: rows that may be held in memory; more of them cost a further reading.
+
+    Raises:
+        SelectError: a shard is named twice, or a label file is missing or broken.
+    """
+    _check_names(shards)
+    source = LabelSource(labels_dir, rule, exclusions or Exclusions())
+
+    def read(doing: str, task: Callable[[Iterable[str]], Result]) -> list[Result]:
+        return in_threads(task, shards, num_workers, doing, progress)
+
+    histogram = _sum(read("count", partial(count_rows, source)))
+    available = histogram.sum(axis=1)
+    base_copies, num_extra = plan_copies(available, rule)
+    search = start(histogram, num_extra)
+    while search.num_candidates > max_candidates:
+        search = narrow(search, _sum(read("count finely", partial(count_finely, source, search))))
+    rows = Candidates.merge(read("collect", partial(collect, source, search)))
+    return Selection(rule, finish(search, rows, available, base_copies, num_extra), source.exclusions)
+
+
+def count_rows(source: LabelSource, shards: Iterable[str]) -> Int64:
+    """Eligible rows by label and confidence, int64 [num_classes, bins]; the results of several calls add up."""
+    histogram = _zeros(source)
+    for shard in shards:
+        for rows in source.read(shard, needs_ordinals=False):
+            eligible = np.flatnonzero(rows.eligible)  # four times as fast as a mask
+            add_coarse(histogram, rows.label.take(eligible), rows.confidence.take(eligible))
+    return histogram
+
+
+def count_finely(source: LabelSource, search: Search, shards: Iterable[str]) -> Int64:
+    """Rows in question by label and part of its interval, int64 [num_classes, bins]; several calls add up."""
+    histogram = _zeros(source)
+    for rows in _candidates(source, search, shards):
+        add_fine(histogram, rows, search)
+    return histogram
+
+
+def collect(source: LabelSource, search: Search, shards: Iterable[str]) -> Candidates:
+    """All rows in question; the results of several calls are merged."""
+    return Candidates.merge(list(_candidates(source, search, shards)))
+
+
+def _candidates(source: LabelSource, search: Search, shards: Iterable[str]) -> Iterator[Candidates]:
+    low, last = search.key_limits()
+    for shard in shards if search.num_candidates else ():
+        for rows in source.read(shard):
+            label, key = rows.label, rows.key
+            inside = np.flatnonzero((key >= low.take(label)) & (key <= last.take(label)) & rows.eligible)
+            assert rows.ordinal is not None
+            hashes = tie_hash(shard, rows.ordinal[inside])
+            yield in_question(Candidates(label[inside], key[inside], hashes), search)
+
+
+def _check_names(shards: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for shard in shards:
+        if shard in seen:
+            raise SelectError(f"shard {shard!r} is named twice; every shard needs a name of its own")
+        seen.add(shard)
+
+
+def _zeros(source: LabelSource) -> Int64:
+    num_classes = source.rule.num_classes
+    return np.zeros((num_classes, num_bins(num_classes)), np.int64)
+
+
+def _sum(histograms: list[Int64]) -> Int64:
+    total = histograms[0]
+    for other in histograms[1:]:
+        total += other
+    return total

@@ -1,0 +1,87 @@
+"""stage=select: choose pseudo-labels by confidence, balanced over the classes. No image is touched."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data import storage
+from data.labels import read_labels, read_manifest
+from pipeline.config import Config
+from pipeline.layout import CURRENT_NAME, Layout
+from pipeline.stage import Fingerprint, StageError, digest_of, open_stage, require_done
+from teacher.cutoffs import SelectRule
+from teacher.label_rows import Exclusions
+from teacher.select import select_shards
+from teacher.selection import write_all_copies
+from teacher.selection_file import selection_json
+from teacher.threads import Progress
+
+SELECTION_NAME = "selection.json"
+_THREADS = 2
+
+
+def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+    """Run the stage; returns its done-record. Each setting has a folder of its own, and `current` names the last one chosen.
+
+    Raises:
+        StageError: labels are missing, or nothing is left to train on.
+    """
+    labels = require_done(layout.labels, "label")
+    exclusions = _exclusions(config)
+    inputs = {"labels": labels["digest"], "exclusions": exclusions.digest()[:16]}
+    fingerprint = Fingerprint(config.stage_fields("select"), inputs)
+    digest = digest_of(fingerprint.as_json())
+    stage = open_stage(storage.join(layout.selections, digest), "select", fingerprint, force)
+    if not stage.is_done:
+        summary = labels["summary"]
+        rule = SelectRule(
+            num_classes=summary["num_classes"],
+            confidence_threshold=config.select.confidence_threshold,
+            per_class=config.select.per_class,
+            max_copies=config.select.max_copies,
+        )
+        shards = [entry.name for entry in read_manifest(layout.labels)]
+        selection = select_shards(layout.labels, shards, rule, exclusions, num_workers=_THREADS, progress=_progress())
+        counts = write_all_copies(selection, layout.labels, shards, stage.folder, num_workers=_THREADS)
+        content = selection_json(selection, counts, summary["class_names"])
+        if content["totals"]["kept"] == 0:
+            raise StageError(
+                f"{layout.labels}: no label has confidence {config.select.confidence_threshold} or more; "
+                "lower select.confidence_threshold, or look at the teacher"
+            )
+        storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
+        outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in shards)]
+        stage.commit(
+            outputs, {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
+        )
+    storage.write_text(storage.join(layout.selections, CURRENT_NAME), digest + "\n")
+    return require_done(stage.folder, "select")
+
+
+def _exclusions(config: Config) -> Exclusions:
+    hashes = [read_labels(url, ["image_hash"]).column("image_hash").to_numpy() for url in config.data.held_out_hashes]
+    keys: frozenset[str] = frozenset()
+    if config.select.exclude:
+        if not storage.exists(config.select.exclude):
+            raise StageError(
+                f"select.exclude={config.select.exclude}: no such file; expected a text file of keys, one a line"
+            )
+        keys = frozenset(storage.read_text(config.select.exclude).split())
+    return Exclusions(held_out_hashes=np.concatenate([*hashes, np.empty(0, np.uint64)]), keys=keys)
+
+
+def _progress() -> Progress:
+    """Bars that show on work of more than a few seconds."""
+    bars: dict[str, tqdm[Any]] = {}
+
+    def update(doing: str, begun: int, total: int) -> None:
+        bar = bars.setdefault(doing, tqdm(total=total, desc=f"select: {doing}", unit="shard", delay=5, leave=False))
+        bar.update(begun - bar.n)
+        if begun == total:
+            bar.close()
+
+    return update

@@ -1,0 +1,104 @@
+"""A selection, and the column of copies that it writes for every label file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import storage
+from teacher.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
+from teacher.label_rows import Exclusions, LabelRows, LabelSource
+from teacher.threads import Progress, in_threads
+
+_THREADS_PER_WORKER = 2  # while one waits for its fsync, another computes
+COPIES_SCHEMA = pa.schema([pa.field("copies", pa.uint16(), nullable=False)])
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A rule, what it excludes, and the cut-offs that follow: the copies of every label row."""
+
+    rule: SelectRule
+    cutoffs: Cutoffs
+    exclusions: Exclusions = field(default_factory=Exclusions)
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What became of a shard's label rows: `rows` = `kept` + the four reasons (one per row, the first that applies)."""
+
+    rows: int
+    kept: int
+    copies: int
+    held_out_duplicate: int
+    excluded_by_user: int
+    below_threshold: int
+    over_quota: int
+
+
+def write_copies(selection: Selection, labels_dir: str, shard: str, out_dir: str) -> ShardCounts:
+    """Write `<out_dir>/<shard>.parquet`: one column `copies` (uint16), aligned with the label rows. Atomic."""
+    source = LabelSource(labels_dir, selection.rule, selection.exclusions)
+    counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
+    with (
+        storage.writing(storage.join(out_dir, f"{shard}.parquet")) as file,
+        pq.ParquetWriter(file, COPIES_SCHEMA, compression="zstd") as writer,
+    ):
+        for rows in source.read(shard):
+            copies = _copies(selection.cutoffs, shard, rows)
+            writer.write_batch(pa.record_batch([pa.array(copies)], schema=COPIES_SCHEMA))
+            counts += _count(rows, copies)
+    return ShardCounts(*counts.tolist())
+
+
+def write_all_copies(
+    selection: Selection,
+    labels_dir: str,
+    shards: Sequence[str],
+    out_dir: str,
+    *,
+    num_workers: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, ShardCounts]:
+    """`write_copies` of all shards; their counts, in the order of `shards`.
+
+    Raises:
+        SelectError: the totals are not those of the selection: label files or shards changed since it was made.
+    """
+
+    def write(some: Iterable[str]) -> dict[str, ShardCounts]:
+        return {shard: write_copies(selection, labels_dir, shard, out_dir) for shard in some}
+
+    written: dict[str, ShardCounts] = {}
+    for part in in_threads(write, shards, _THREADS_PER_WORKER * num_workers, "write", progress):
+        written |= part
+    found = sum(counts.kept for counts in written.values()), sum(counts.copies for counts in written.values())
+    expected = int(selection.cutoffs.kept.sum()), int(selection.cutoffs.copies.sum())
+    if found != expected:
+        raise SelectError(
+            f"{labels_dir}: expected {expected[0]} images kept and {expected[1]} copies but got {found[0]} and"
+            f" {found[1]}: the label files are not those of the selection; select again"
+        )
+    return {shard: written[shard] for shard in shards}
+
+
+def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
+    assert rows.ordinal is not None
+    copies = cutoffs.copies_of(shard, rows.label, rows.key, rows.ordinal)
+    copies *= rows.eligible
+    return copies
+
+
+def _count(rows: LabelRows, copies: UInt16) -> Int64:
+    """The fields of ShardCounts, in order, int64 [7]."""
+    none = np.zeros(len(copies), bool)
+    held_out = none if rows.held_out is None else rows.held_out
+    by_user = none if rows.by_user is None else rows.by_user & ~held_out
+    below, kept = ~(rows.above | held_out | by_user), copies > 0
+    over_quota = rows.eligible & ~kept
+    counted = [np.count_nonzero(mask) for mask in (held_out, by_user, below, over_quota)]
+    return np.array([len(copies), np.count_nonzero(kept), copies.sum(dtype=np.int64), *counted])

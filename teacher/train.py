@@ -1,0 +1,104 @@
+"""stage=teacher: train on the labeled images, or take weights that were trained elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.manifest import DataError, Split, open_split
+from data.reader import check_labeled
+from pipeline.config import Config
+from pipeline.layout import Layout
+from pipeline.models.weights import load_external
+from pipeline.stage import Fingerprint, StageError, open_stage, require_done
+from pipeline.training.fit import TrainJob, load_trained
+from pipeline.training.inputs import labeled_stream
+from pipeline.training.launch import run_training
+from pipeline.training.published import publish
+
+
+def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+    """Run or continue the stage; returns its done-record. From the second generation on, the teacher is a student that is done.
+
+    Raises:
+        StageError: the stage refuses, or an input is missing.
+        DataError: labeled shards that are not right.
+    """
+    if layout.generation > 1:
+        return require_done(layout.teacher, "student")
+    labeled, validation = open_labeled(config, layout)
+    inputs = {"validation": validation.digest() if validation else "none"}
+    if config.teacher.weights:
+        inputs["weights"] = config.teacher.weights
+    elif labeled is not None:
+        inputs["labeled"] = labeled.digest()
+    else:
+        raise StageError(
+            "data.labeled is empty; give labeled shards, or a teacher trained elsewhere as teacher.weights=FILE"
+        )
+    stage = open_stage(layout.teacher, "teacher", Fingerprint(config.stage_fields("teacher"), inputs), force)
+    if stage.is_done:
+        return require_done(layout.teacher, "teacher")
+    num_classes, class_names = classes_of(config, labeled or validation)
+    section = config.teacher
+    if section.weights:
+        state = load_external(section.model, section.model_args, num_classes, section.weights)
+        publish(
+            stage,
+            section,
+            config,
+            state,
+            class_names,
+            num_classes,
+            0,
+            validation,
+            extra={"trained_elsewhere": section.weights},
+        )
+        return require_done(layout.teacher, "teacher")
+    assert labeled is not None
+    check_labeled(labeled, num_classes)
+    streams = (labeled_stream(labeled, section.batch_size),)
+    job = TrainJob(
+        "teacher", layout.teacher, section, streams, num_classes, labeled.num_samples, config.seed, config.threads,
+        config.resolved_device(), validation,
+    )  # fmt: skip
+    run_training(job, config.ray_address)
+    state, _ = load_trained(layout.teacher, job.total_steps)
+    publish(
+        stage,
+        section,
+        config,
+        state,
+        class_names,
+        num_classes,
+        0,
+        validation,
+        ("metrics.jsonl",),
+        {"steps": job.total_steps},
+    )
+    return require_done(layout.teacher, "teacher")
+
+
+def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:
+    """The labeled and the validation split, as far as they are configured."""
+    labeled = open_split(config.data.labeled, layout.indexes) if config.data.labeled else None
+    validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
+    if labeled and validation and labeled.class_names != validation.class_names:
+        raise DataError(
+            "data.labeled and data.validation have different class names; pack both with the same class folders"
+        )
+    return labeled, validation
+
+
+def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...] | None]:
+    """Number of classes, and their names where a manifest has them.
+
+    Raises:
+        StageError: neither a manifest nor data.num_classes tells.
+    """
+    names = split.class_names if split else None
+    number = config.data.num_classes or (len(names) if names else None)
+    if number is None:
+        raise StageError("data.num_classes is needed: the labeled shards have no manifest with class names")
+    if names and len(names) != number:
+        raise StageError(f"data.num_classes={number}, but the labeled shards' manifest has {len(names)} class names")
+    return number, names

@@ -1,0 +1,56 @@
+"""Small real images for all tests: scikit-learn's digits, and its two photos."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+from data.images import image_hash
+from data.shards import Members, labeled_members, write_hashes, write_shards
+
+DIGIT_NAMES = [f"digit_{n}" for n in range(10)]
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 images (N, 8, 8) uint8 and labels (N,) of handwritten digits, shuffled."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    return (data.images[order] * 15.9).astype(np.uint8), data.target[order]
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A real photo, (427, 640, 3) uint8."""
+    return np.asarray(load_sample_image("china.jpg"))
+
+
+@pytest.fixture
+def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> Callable[..., list[int]]:
+    """Writes digits `start` to `stop` as shards into a folder; returns their labels."""
+
+    def write(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
+        images, labels = digits[0][start:stop], digits[1][start:stop]
+
+        def samples() -> Iterator[tuple[str, Members]]:
+            for number, image in enumerate(images):
+                yield f"{number:05d}", labeled_members("png", png(image), int(labels[number]) if labeled else None)
+
+        write_shards(samples(), str(folder), folder.name, per_shard, DIGIT_NAMES if labeled else None)
+        if labeled:
+            write_hashes(str(folder), (image_hash(np.repeat(image[..., None], 3, axis=2)) for image in images))
+        return [int(label) for label in labels]
+
+    return write

@@ -1,0 +1,90 @@
+"""Defaults < YAML < the run's own < key=value; and errors that name every bad field."""
+
+from pathlib import Path
+
+import pytest
+
+from data.settings import UsageError
+from pipeline.config import Config, config_names, describe_fields, load_config, write_config
+
+
+def test_layers_apply_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("teacher: {epochs: 7, batch_size: 64}\n")
+    config = load_config(str(path), ["teacher.batch_size=32"])
+    assert (config.teacher.epochs, config.teacher.batch_size, config.teacher.lr) == (7, 32, 0.1)
+
+
+def test_an_existing_run_gives_the_defaults_of_later_commands(tmp_path: Path) -> None:
+    run = f"run_dir={tmp_path}/run"
+    write_config(load_config("fashion_mnist", [run, "teacher.epochs=3"]), [run, "teacher.epochs=3"])
+    assert load_config(None, [run]).teacher.epochs == 3
+    assert load_config("fashion_mnist", [run]).teacher.epochs == 3, "naming the file again keeps the earlier override"
+    assert load_config(None, [run, "teacher.epochs=4"]).teacher.epochs == 4
+
+
+def test_an_edited_yaml_file_is_seen_by_an_existing_run(tmp_path: Path) -> None:
+    path, run = tmp_path / "mine.yaml", f"run_dir={tmp_path}/run"
+    path.write_text("teacher: {epochs: 7}\n")
+    write_config(load_config(str(path), [run]), [run])
+    path.write_text("teacher: {epochs: 8}\n")
+    assert load_config(str(path), [run]).teacher.epochs == 8
+
+
+def test_all_bad_fields_are_reported_at_once_with_their_paths() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(None, ["teacher.epochs=minus", "select.confidence_threshold=1.5", "student.unlabeled_ration=3"])
+    message = str(caught.value)
+    for part in (
+        "teacher.epochs='minus'",
+        "select.confidence_threshold=1.5",
+        "did you mean 'student.unlabeled_ratio'?",
+    ):
+        assert part in message
+
+
+def test_a_batch_that_cannot_hold_the_exact_ratio_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"student.batch_size=100: expected a multiple .* = 8"):
+        load_config(None, ["student.batch_size=100", "student.unlabeled_ratio=7"])
+
+
+@pytest.mark.parametrize("words", [["epochs"], ["=3"], ["a b=3"]])
+def test_words_that_are_no_overrides_are_refused(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="expected key=value"):
+        load_config(None, words)
+
+
+def test_an_unknown_configuration_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'fashion_mnist'"):
+        load_config("fashion_mnits", [])
+
+
+def test_a_yaml_file_that_is_no_mapping_or_not_yaml_is_refused(tmp_path: Path) -> None:
+    for content in ("- 1\n", "a: [\n"):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(UsageError, match=r"bad\.yaml"):
+            load_config(str(tmp_path / "bad.yaml"), [])
+
+
+def test_secrets_in_urls_do_not_reach_the_run_directory(tmp_path: Path) -> None:
+    words = [f"run_dir={tmp_path}", "data.truth=https://user:pass@host/x?token=hush&signature=hush2"]
+    write_config(load_config(None, words), words)
+    written = (tmp_path / "config.yaml").read_text()
+    assert "pass" not in written
+    assert "hush" not in written
+
+
+def test_fingerprints_hold_what_changes_the_output_and_nothing_else() -> None:
+    fields = Config().stage_fields("teacher")
+    assert fields["teacher.epochs"] == 350
+    assert fields["teacher.augment.magnitude"] == 0
+    assert "seed" in fields
+    assert not any("loader_workers" in name or "run_dir" in name for name in fields)
+    assert "label.workers" not in Config().stage_fields("label")
+
+
+def test_every_field_can_be_described_and_every_packaged_configuration_loads() -> None:
+    assert any(line.startswith("student.unlabeled_ratio=3") for line in describe_fields())
+    assert {"fashion_mnist", "imagenet", "imagenet_paper"} <= set(config_names())
+    for name in config_names():
+        load_config(name, [])

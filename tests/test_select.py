@@ -1,0 +1,326 @@
+"""Selection: the same copies as sorting everything, for any worker count, file order and memory limit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teacher.cutoffs import SelectError, SelectRule, tie_hash
+from teacher.label_rows import Exclusions
+from teacher.select import select_shards
+from teacher.selection import ShardCounts, write_all_copies, write_copies
+from teacher.selection_file import load_selection, selection_json
+
+Row = tuple[int, float]  # label, confidence
+MASK = 2**64 - 1
+FIRST_HASH = 0x81F944D0D0158FC2  # of (shard-000000, 0)
+
+
+def python_tie_hash(shard: str, ordinal: int) -> int:
+    seed = int.from_bytes(hashlib.blake2b(shard.encode(), digest_size=8).digest(), "little")
+    z = ((seed ^ ordinal) + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def brute_force(shards: dict[str, list[Row]], rule: SelectRule) -> dict[str, list[int]]:
+    """Copies by sorting each class's rows."""
+    copies = {shard: [0] * len(rows) for shard, rows in shards.items()}
+    for label in range(rule.num_classes):
+        ranked = sorted(
+            (
+                (np.float32(confidence), python_tie_hash(shard, ordinal_of(position)), shard, position)
+                for shard, rows in shards.items()
+                for position, (row_label, confidence) in enumerate(rows)
+                if row_label == label and np.float32(confidence) >= np.float32(rule.confidence_threshold)
+            ),
+            reverse=True,
+        )
+        for place, (_, _, shard, position) in enumerate(ranked):
+            copies[shard][position] = quota_share(place, len(ranked), rule)
+    return copies
+
+
+def quota_share(place: int, available: int, rule: SelectRule) -> int:
+    """Deal `per_class` copies to the rows one at a time, best first, round after round."""
+    if rule.per_class is None:
+        return 1
+    return min(math.ceil(max(rule.per_class - place, 0) / available), rule.max_copies)
+
+
+def ordinal_of(position: int) -> int:
+    """Ordinals with gaps, as quarantined samples leave them."""
+    return position + position // 3
+
+
+def write_labels(folder: Path, shards: dict[str, list[Row]], **columns: Sequence[Any]) -> None:
+    """Label files with the columns of the contract that selection may read; `columns` replace some of every file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, rows in shards.items():
+        ordinals = [ordinal_of(position) for position in range(len(rows))]
+        table = {
+            "ordinal": pa.array(ordinals, pa.int32()),
+            "__key__": pa.array([f"{shard}-{ordinal}" for ordinal in ordinals], pa.string()),
+            "label": pa.array([label for label, _ in rows], pa.int32()),
+            "confidence": pa.array(np.array([confidence for _, confidence in rows], np.float32)),
+            "image_hash": pa.array([1000 + ordinal for ordinal in ordinals], pa.uint64()),
+        }
+        pq.write_table(pa.table({**table, **columns}), folder / f"{shard}.parquet", row_group_size=7)
+
+
+def read_copies(folder: Path, shards: Sequence[str]) -> dict[str, list[int]]:
+    tables = {shard: pq.read_table(folder / f"{shard}.parquet") for shard in shards}
+    assert all(table.schema.field("copies").type == pa.uint16() for table in tables.values())
+    return {shard: table["copies"].to_pylist() for shard, table in tables.items()}
+
+
+def select_and_write(folder: Path, shards: Sequence[str], rule: SelectRule, **options: Any) -> dict[str, list[int]]:
+    """The copies that select_shards and write_all_copies make of the label files in `folder`/labels."""
+    selection = select_shards(str(folder / "labels"), shards, rule, **options)
+    write_all_copies(selection, str(folder / "labels"), shards, str(folder / "out"))
+    return read_copies(folder / "out", shards)
+
+
+# Few distinct values make ties; neighbours in float32 share a bin; both ends of the range are there.
+confidences = st.one_of(
+    st.sampled_from([0.0, -0.0, 1e-30, 0.25, 0.3, 0.7, 0.9, float(np.nextafter(np.float32(0.9), np.float32(1))), 1.0]),
+    st.floats(0, 1, width=32),
+)
+shard_sets = st.lists(st.lists(st.tuples(st.integers(0, 3), confidences), max_size=25), min_size=1, max_size=4).map(
+    lambda files: {f"shard-{index}": rows for index, rows in enumerate(files)}
+)
+rules = st.builds(
+    SelectRule,
+    num_classes=st.sampled_from([4, 5]),
+    confidence_threshold=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    per_class=st.one_of(st.none(), st.integers(1, 40)),
+    max_copies=st.integers(1, 12),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(shards=shard_sets, rule=rules, max_candidates=st.sampled_from([0, 1, 5, 1000]))
+def test_copies_are_those_of_sorting_everything(
+    shards: dict[str, list[Row]], rule: SelectRule, max_candidates: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        write_labels(Path(name) / "labels", shards)
+        copies = select_and_write(Path(name), list(shards), rule, max_candidates=max_candidates)
+    assert copies == brute_force(shards, rule)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shards=shard_sets, rule=rules, order=st.randoms(use_true_random=False), num_workers=st.sampled_from([2, 7]))
+def test_any_worker_count_and_file_order_give_the_same_cut_offs(
+    shards: dict[str, list[Row]], rule: SelectRule, order: Any, num_workers: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        write_labels(Path(name), shards)
+        shuffled = list(shards)
+        order.shuffle(shuffled)
+        one = selection_json(select_shards(name, list(shards), rule), {})
+        many = selection_json(select_shards(name, shuffled, rule, num_workers=num_workers, max_candidates=3), {})
+    assert one == many
+
+
+@settings(max_examples=60, deadline=None)
+@given(shards=shard_sets, rule=rules)
+def test_quotas_are_met_exactly_or_the_shortfall_is_reported(shards: dict[str, list[Row]], rule: SelectRule) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        write_labels(Path(name), shards)
+        content = selection_json(select_shards(name, list(shards), rule), {})
+    for entry in content["classes"]:
+        quota = rule.per_class or entry["available"]
+        most = entry["available"] * (rule.max_copies if rule.per_class else 1)
+        assert entry["copies"] == min(quota, most)
+        assert entry["kept"] == min(quota, entry["available"])
+        assert entry["shortfall"] == quota - entry["copies"]
+        assert entry["max_copies"] <= rule.max_copies
+        assert (entry["class"] in content["empty_classes"]) == (entry["available"] == 0)
+
+
+@pytest.mark.parametrize("max_candidates", [0, 100, 10**6])
+def test_equal_confidences_fall_to_the_tie_hash_however_little_memory_there_is(
+    tmp_path: Path, max_candidates: int
+) -> None:
+    shards = {f"s{index}": [(0, 0.5)] * 3000 for index in range(3)}
+    rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=4567, max_copies=3)
+    write_labels(tmp_path / "labels", shards)
+    seen: list[str] = []
+    copies = select_and_write(
+        tmp_path, list(shards), rule, max_candidates=max_candidates, progress=lambda doing, *_: seen.append(doing)
+    )
+    assert copies == brute_force(shards, rule)
+    assert sum(map(sum, copies.values())) == 4567
+    assert ("count finely" in seen) == (max_candidates < 9000)
+
+
+def test_one_image_is_repeated_up_to_max_copies_and_the_rest_is_a_shortfall(tmp_path: Path) -> None:
+    rule = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=10, max_copies=4)
+    write_labels(tmp_path, {"s": [(1, 0.9)]})
+    content = selection_json(select_shards(str(tmp_path), ["s"], rule), {}, ["cat", "dog"])
+    cat, dog = content["classes"]
+    assert (cat["name"], cat["copies"], cat["shortfall"]) == ("cat", 0, 10)
+    assert (dog["name"], dog["copies"], dog["shortfall"], dog["base_copies"]) == ("dog", 4, 6, 4)
+    assert content["empty_classes"] == [0]
+
+
+def test_a_confidence_equal_to_the_threshold_as_stored_is_kept(tmp_path: Path) -> None:
+    assert float(np.float32(0.7)) < 0.7  # the pitfall: float32 rounds it down
+    rule = SelectRule(num_classes=1, confidence_threshold=0.7, per_class=None, max_copies=1)
+    write_labels(tmp_path / "labels", {"s": [(0, 0.7), (0, 0.69999), (0, 0.70001)]})
+    assert select_and_write(tmp_path, ["s"], rule) == {"s": [1, 0, 1]}
+
+
+def test_a_softmax_that_overshoots_one_is_the_most_confident(tmp_path: Path) -> None:
+    rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=1, max_copies=1)
+    write_labels(tmp_path / "labels", {"s": [(0, 1.0), (0, 1.000001), (0, 1.0)]})
+    assert select_and_write(tmp_path, ["s"], rule, max_candidates=0) == {"s": [0, 1, 0]}
+
+
+def test_excluded_rows_get_no_copies_and_each_is_counted_under_one_reason(tmp_path: Path) -> None:
+    labels, out = tmp_path / "labels", tmp_path / "out"
+    write_labels(
+        labels, {"a": [(0, 0.9), (0, 0.9), (0, 0.8), (0, 0.1), (0, 0.6)], "b": [(0, 0.95), (0, 0.2), (0, 0.7)]}
+    )
+    exclusions = Exclusions(  # positions 0 1 2 3 4 are ordinals 0 1 2 4 5
+        held_out_hashes=np.array([1001, 77], np.uint64),
+        held_out_samples={"a": [2]},
+        keys=frozenset({"b-1", "a-1", "elsewhere"}),
+        samples={"b": [0]},
+    )
+    rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=2, max_copies=1)
+    selection = select_shards(str(labels), ["a", "b"], rule, exclusions)
+    counts = write_all_copies(selection, str(labels), ["a", "b"], str(out))
+    assert read_copies(out, ["a", "b"]) == {"a": [1, 0, 0, 0, 0], "b": [0, 0, 1]}
+    assert counts["a"] == ShardCounts(5, 1, 1, 2, 0, 1, 1)
+    assert counts["b"] == ShardCounts(3, 1, 1, 1, 1, 0, 0)
+    content = selection_json(selection, counts)
+    assert content["reasons"] == {
+        "held_out_duplicate": 3,
+        "excluded_by_user": 1,
+        "below_threshold": 1,
+        "over_quota": 1,
+    }
+    assert content["totals"] == {"rows": 8, "kept": 2, "copies": 2, "shortfall": 0}
+    assert [shard["shard"] for shard in content["shards"]] == ["a", "b"]
+
+
+def test_many_held_out_hashes_exclude_exactly_their_images() -> None:
+    rng = np.random.default_rng(0)
+    members, others = rng.integers(0, 2**64, (2, 50_000), dtype=np.uint64)
+    is_held_out = Exclusions(held_out_hashes=members).is_held_out
+    assert is_held_out(members).all()
+    assert not is_held_out(others[~np.isin(others, members)]).any()
+
+
+def test_selection_json_makes_the_same_copies_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows: list[Row] = [
+        (int(label), float(c)) for label, c in zip(rng.integers(0, 7, 900), rng.random(900), strict=True)
+    ]
+    shards = {"x": rows[:400], "y": rows[400:]}
+    labels, exclusions = tmp_path / "labels", Exclusions(keys=frozenset({"x-0", "y-1"}))
+    write_labels(labels, shards)
+    rule = SelectRule(num_classes=8, confidence_threshold=0.3, per_class=99, max_copies=5)
+    selection = select_shards(str(labels), list(shards), rule, exclusions)
+    counts = write_all_copies(selection, str(labels), list(shards), str(tmp_path / "first"))
+    (tmp_path / "selection.json").write_text(json.dumps(selection_json(selection, counts), allow_nan=False))
+    loaded = load_selection(str(tmp_path / "selection.json"), exclusions)
+    assert {shard: write_copies(loaded, str(labels), shard, str(tmp_path / "second")) for shard in shards} == counts
+    for shard in shards:
+        first, second = (tmp_path / part / f"{shard}.parquet" for part in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(SelectError, match="other exclusions"):
+        load_selection(str(tmp_path / "selection.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 0, "exclusions": {"digest": ""}}', '{"rule": 3}'])
+def test_a_broken_selection_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "selection.json").write_text(text)
+    with pytest.raises(SelectError, match=r"selection\.json.*select again"):
+        load_selection(str(tmp_path / "selection.json"))
+
+
+def test_tie_hash_is_fixed_and_distinct_within_a_shard() -> None:
+    hashes = tie_hash("shard-000000", np.arange(1000, dtype=np.int32))
+    assert hashes.tolist() == [python_tie_hash("shard-000000", ordinal) for ordinal in range(1000)]
+    assert len(set(hashes.tolist())) == 1000
+    assert int(hashes[0]) == FIRST_HASH  # a change would select other images in existing runs
+
+
+def test_an_empty_label_file_gets_an_empty_column(tmp_path: Path) -> None:
+    rule = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=5, max_copies=2)
+    write_labels(tmp_path / "labels", {"empty": []})
+    assert select_and_write(tmp_path, ["empty"], rule) == {"empty": []}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(4, 0.5)], r"s\.parquet: label must be between 0 and 3 but 4"),
+        ([(-1, 0.5)], r"s\.parquet: label must be between"),
+        ([(0, 1.1)], r"s\.parquet: confidence must be between"),
+        ([(0, 0.5), (0, math.nan)], r"s\.parquet: confidence must be between"),
+        ([(0, -0.1)], r"s\.parquet: confidence must be between"),
+    ],
+)
+def test_a_value_out_of_range_names_the_file(tmp_path: Path, rows: list[Row], message: str) -> None:
+    write_labels(tmp_path, {"good": [(0, 0.5)] * 10, "s": rows})
+    with pytest.raises(SelectError, match=message):
+        select_shards(str(tmp_path), ["good", "s"], SelectRule(4, 0.3, 5, 2), num_workers=2)
+
+
+def test_missing_damaged_and_foreign_label_files_are_named(tmp_path: Path) -> None:
+    rule, folder = SelectRule(4, 0.3, 5, 2), str(tmp_path)
+    with pytest.raises(SelectError, match=r"gone\.parquet: no such label file"):
+        select_shards(folder, ["gone"], rule)
+    write_labels(tmp_path, {"cut": [(0, 0.5)] * 100})
+    content = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SelectError, match=r"cut\.parquet: cannot be read"):
+        select_shards(folder, ["cut"], rule)
+    write_labels(tmp_path, {"foreign": [(0, 0.5)]}, label=pa.array([0], pa.int64()))
+    with pytest.raises(SelectError, match=r"foreign\.parquet: column 'label' must be int32 but is int64"):
+        select_shards(folder, ["foreign"], rule)
+    with pytest.raises(SelectError, match=r"shard 'cut' is named twice"):
+        select_shards(folder, ["cut", "x", "cut"], rule)
+
+
+def test_labels_that_changed_since_the_selection_are_refused(tmp_path: Path) -> None:
+    labels, rule = tmp_path / "labels", SelectRule(2, 0.3, 5, 2)
+    write_labels(labels, {"s": [(0, 0.5)] * 9})
+    selection = select_shards(str(labels), ["s"], rule)
+    write_labels(labels, {"s": [(1, 0.5)] * 9})
+    with pytest.raises(SelectError, match="not those of the selection"):
+        write_all_copies(selection, str(labels), ["s"], str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_classes", 0),
+        ("confidence_threshold", 1.5),
+        ("confidence_threshold", math.nan),
+        ("per_class", 0),
+        ("max_copies", 0),
+        ("max_copies", 65_536),
+    ],
+)
+def test_a_rule_that_makes_no_sense_names_its_field(field: str, value: float) -> None:
+    good: dict[str, Any] = {"num_classes": 2, "confidence_threshold": 0.3, "per_class": 5, "max_copies": 2}
+    with pytest.raises(SelectError, match=f"select.{field} must be between"):
+        SelectRule(**{**good, field: value})

@@ -1,0 +1,176 @@
+"""Shards, manifests and indexes: deterministic, checked, and honest about damage."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import manifest, storage
+from data.manifest import DataError, Manifest, build_index, open_split
+from data.reader import ImageReader, check_labeled
+from data.shards import write_shards
+
+WriteDigits = Callable[..., list[int]]
+
+
+def write_raw_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def problems(path: Path) -> list[str]:
+    return build_index(str(path)).column("problem").to_pylist()
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path, write_digits: WriteDigits) -> None:
+    for name in ("a", "b"):
+        write_digits(tmp_path / name / "labeled", 0, 250)
+    files = [
+        {f.name: f.read_bytes() for f in sorted((tmp_path / name / "labeled").glob("*.tar"))} for name in ("a", "b")
+    ]
+    assert files[0] == files[1]
+    assert list(files[0]) == [f"labeled-{n:06d}.tar" for n in range(3)]
+
+
+def test_the_manifest_tells_counts_bytes_and_digests(tmp_path: Path, write_digits: WriteDigits) -> None:
+    write_digits(tmp_path / "labeled", 0, 250)
+    recorded = Manifest.model_validate_json((tmp_path / "labeled/manifest.json").read_bytes())
+    assert [shard.num_samples for shard in recorded.shards] == [100, 100, 50]
+    for shard in recorded.shards:
+        content = (tmp_path / "labeled" / shard.name).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_the_index_leads_to_every_image_and_label(tmp_path: Path, write_digits: WriteDigits) -> None:
+    labels = write_digits(tmp_path / "labeled", 0, 150)
+    split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    found = []
+    with ImageReader([shard.url for shard in split.shards]) as reader:
+        for position, shard in enumerate(split.shards):
+            for row in shard.index().to_pylist():
+                assert reader.read(position, row["offset"], row["size"]).startswith(b"\x89PNG")
+                found.append(row["label"])
+    assert found == labels
+    assert split.class_names is not None
+    assert split.class_names[3] == "digit_3"
+
+
+def test_foreign_shards_are_indexed_once_and_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raw_tar(
+        tmp_path / "foreign.tar", [("x/a.JPG", b"1"), ("x/a.json", b"{}"), ("b.v2.png", b"22"), ("b.cls", b"7")]
+    )
+    split = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
+    rows = split.shards[0].index().to_pylist()
+    assert [(row["key"], row["extension"], row["size"], row["label"]) for row in rows] == [
+        ("x/a", "jpg", 1, None),
+        ("b", "png", 2, 7),
+    ]
+    monkeypatch.setattr(manifest, "build_index", lambda url: pytest.fail(f"indexed {url} again"))
+    assert open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index")) == split
+
+
+def test_a_foreign_shard_that_changed_is_indexed_again(tmp_path: Path) -> None:
+    write_raw_tar(tmp_path / "foreign.tar", [("a.jpg", b"1")])
+    before = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
+    write_raw_tar(tmp_path / "foreign.tar", [(f"{n}.jpg", b"1") for n in range(30)])
+    after = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
+    assert (before.num_samples, after.num_samples) == (1, 30)
+
+
+def test_what_is_wrong_with_a_sample_is_in_its_row(tmp_path: Path) -> None:
+    members = [("a.cls", b"1"), ("b.jpg", b""), ("c.jpg", b"x"), ("c.cls", b"one"), ("d.png", b"x"), ("d.png", b"y")]
+    write_raw_tar(tmp_path / "odd.tar", members)
+    assert problems(tmp_path / "odd.tar") == [
+        "no image member (jpg, jpeg, png, webp)",
+        "image member is empty",
+        "label 'one' is not a class index",
+        "",
+        "",  # a duplicate key is a sample of its own
+    ]
+
+
+@pytest.mark.parametrize("cut", [512 * 2, 512 * 2 + 100, 512 * 3 + 100, 512 * 4])
+def test_a_tar_that_ends_too_early_keeps_its_samples_and_says_so(tmp_path: Path, cut: int) -> None:
+    write_raw_tar(tmp_path / "cut.tar", [("a.jpg", b"x" * 512), ("b.jpg", b"y" * 512)])
+    whole = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:cut])
+    found = problems(tmp_path / "cut.tar")
+    assert found[0] == ""
+    assert found[-1].startswith("truncated or damaged tar")
+    assert problems_of(whole, tmp_path) == ["", ""]
+
+
+def problems_of(content: bytes, folder: Path) -> list[str]:
+    (folder / "whole.tar").write_bytes(content)
+    return problems(folder / "whole.tar")
+
+
+def test_a_packed_shard_that_is_missing_or_cut_short_is_an_error_that_names_it(
+    tmp_path: Path, write_digits: WriteDigits
+) -> None:
+    write_digits(tmp_path / "labeled", 0, 150)
+    shard = tmp_path / "labeled/labeled-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    with pytest.raises(DataError, match=r"labeled-000001\.tar: .* bytes, but its manifest says"):
+        open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    with pytest.raises(DataError, match=r"labeled-000009\.tar: no such shard"):
+        open_split(f"{tmp_path}/labeled/labeled-000009.tar", str(tmp_path / "index"))
+
+
+def test_two_shards_with_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_raw_tar(tmp_path / folder / "x.tar", [("a.jpg", b"1")])
+    with pytest.raises(DataError, match="same file name"):
+        open_split(f"{tmp_path}/*/x.tar", str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b", "", "ä", "x" * 97])
+def test_keys_that_would_not_read_back_are_not_written(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        write_shards([(key, {"png": b"1"})], str(tmp_path / "out"), "x", 10)
+
+
+def test_a_duplicate_key_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'a' appears twice"):
+        write_shards([("a", {"png": b"1"})] * 2, str(tmp_path / "out"), "x", 10)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"1"), ("a.cls", b"10")], "label 10 is out of range; expected 0 to 9"),
+        ([("a.jpg", b"1")], "no .cls member"),
+        ([("a.cls", b"1")], "no image member"),
+    ],
+)
+def test_labeled_shards_must_be_right(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    write_raw_tar(tmp_path / "x.tar", members)
+    split = open_split(f"{tmp_path}/x.tar", str(tmp_path / "index"))
+    with pytest.raises(DataError, match=rf"x\.tar, sample 0 \(key 'a'\): {message}"):
+        check_labeled(split, 10)
+
+
+def test_a_damaged_index_is_found(tmp_path: Path, write_digits: WriteDigits) -> None:
+    write_digits(tmp_path / "labeled", 0, 50)
+    split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    table = split.shards[0].index()
+    manifest.write_table(split.shards[0].index_url, table.slice(1))
+    with pytest.raises(DataError, match="damaged index"):
+        split.shards[0].index()
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")  # it leaves files open
+def test_shards_open_with_webdataset_itself(tmp_path: Path, write_digits: WriteDigits) -> None:
+    import webdataset
+
+    labels = write_digits(tmp_path / "labeled", 0, 60)
+    shards = storage.expand(f"{tmp_path}/labeled/*.tar")
+    read = [int(sample["cls"]) for sample in webdataset.WebDataset(shards, shardshuffle=False)]
+    assert read == labels

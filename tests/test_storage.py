@@ -1,0 +1,69 @@
+"""Paths, patterns, and files that are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from data import storage
+from data.storage import StorageError
+
+
+def test_braces_expand_in_order_with_leading_zeros() -> None:
+    assert storage.expand("a/x-{008..011}.tar") == ["a/x-008.tar", "a/x-009.tar", "a/x-010.tar", "a/x-011.tar"]
+    assert storage.expand("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+
+
+def test_globs_expand_sorted_and_a_shard_named_twice_counts_once(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar", "c.txt"):
+        (tmp_path / name).touch()
+    assert storage.expand([f"{tmp_path}/*.tar", f"{tmp_path}/a.tar"]) == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+
+
+def test_a_pattern_without_a_match_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nothing-\*\.tar.*matches no file"):
+        storage.expand(f"{tmp_path}/nothing-*.tar")
+
+
+def test_pipe_urls_are_refused() -> None:
+    with pytest.raises(StorageError, match="shell"):
+        storage.expand("pipe:cat x.tar")
+    with pytest.raises(StorageError, match="shell"):
+        storage.read_bytes("pipe:cat x.tar")
+
+
+@pytest.mark.parametrize("base", ["{tmp}", "memory://test-storage"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, base: str) -> None:
+    url = storage.join(base.format(tmp=tmp_path), "folder", "file.bin")
+    storage.write_bytes(url, b"old")
+
+    def fail() -> None:
+        with storage.writing(url) as file:
+            file.write(b"half")
+            raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        fail()
+    assert storage.read_bytes(url) == b"old"
+    assert storage.list_names(url.rpartition("/")[0]) == ["file.bin"]
+
+
+@pytest.mark.parametrize("base", ["{tmp}", "memory://test-verbs"])
+def test_reading_listing_moving_and_removing_work_alike_on_disk_and_elsewhere(tmp_path: Path, base: str) -> None:
+    root = storage.join(base.format(tmp=tmp_path), "root")
+    storage.write_bytes(storage.join(root, "a", "x.bin"), b"0123456789")
+    assert storage.read_bytes(storage.join(root, "a", "x.bin"), 3, 4) == b"3456"
+    assert storage.size(storage.join(root, "a", "x.bin")) == 10
+    assert storage.list_names(storage.join(root, "a")) == ["x.bin"]
+    storage.move(storage.join(root, "a"), storage.join(root, "b"))
+    assert not storage.exists(storage.join(root, "a", "x.bin"))
+    assert storage.read_text(storage.join(root, "b", "x.bin")) == "0123456789"
+    storage.remove(storage.join(root, "b"))
+    assert storage.list_names(storage.join(root, "b")) == []
+
+
+def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1234-file.bin").touch()
+    (tmp_path / "file.bin").touch()
+    assert storage.list_names(str(tmp_path)) == ["file.bin"]
+    storage.remove_temporary(str(tmp_path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
