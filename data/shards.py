@@ -58,7 +58,7 @@ def write_shards(
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
     storage.remove_temporary(folder)
     stream = iter(_checked(samples))
-    records = []
+    records: list[ShardRecord] = []
     while chunk := list(islice(stream, samples_per_shard)):
         records.append(_write_shard(storage.join(folder, f"{prefix}-{len(records):06d}.tar"), chunk))
     manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)

@@ -16,8 +16,7 @@ def start_ray(address: str | None) -> None:
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # the behaviour to come; else ray warns at every start
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     else:
-        ray.init(include_dashboard=False, **quiet)
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)

@@ -24,7 +24,7 @@ from data.settings import UsageError, nearest
 
 CONFIG_NAME = "config.yaml"
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
-RUNTIME = {"runtime": True}
+RUNTIME: dict[str, Any] = {"runtime": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Patterns = list[str]
@@ -199,6 +199,11 @@ class Config(Section):
                 f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
                 f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
             )
+        for name, section in (("teacher", self.teacher), ("student", self.student)):
+            if section.warmup_epochs > section.epochs:
+                raise ValueError(
+                    f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
+                )
         if self.teacher.batch_size % self.teacher.workers:
             raise ValueError(
                 f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
@@ -259,7 +264,8 @@ def write_config(config: Config, overrides: Sequence[str]) -> None:
     """Write RUN/config.yaml: the resolved fields, secrets in URLs blanked, and the overrides given so far."""
     url = storage.join(config.run_dir, CONFIG_NAME)
     earlier = _read_run_config(config.run_dir)
-    words = {word.partition("=")[0]: word for word in [*(earlier or {}).get(_COMMAND_LINE, []), *overrides]}
+    before: list[str] = list(earlier.get(_COMMAND_LINE, [])) if earlier is not None else []
+    words = {word.partition("=")[0]: word for word in [*before, *overrides]}
     content = config.model_dump(mode="json") | {
         _COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]
     }
@@ -292,7 +298,7 @@ def _read_run_config(run_dir: str) -> DictConfig | None:
 
 
 def _without_command_line(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [key for key in config if key != _COMMAND_LINE])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != _COMMAND_LINE])
 
 
 def _read_yaml(config: str) -> DictConfig:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818: not an error
+class Interrupted(Exception):  # noqa: N818 (not an error)
     """A signal asked this process to stop."""
 
     def __init__(self, number: int) -> None:
@@ -20,7 +20,7 @@ _pending: int | None = None
 _deferred = 0
 
 
-def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001: signal's interface
+def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's interface)
     global _pending
     _pending = number
     if not _deferred:

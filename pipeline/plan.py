@@ -81,8 +81,9 @@ def _work(config: Config, stage: str, splits: dict[str, Split], num_classes: int
             config.teacher if stage == "teacher" else config.student, _labeled_share(config, stage), splits, num_classes
         )
     if stage == "label" and "unlabeled" in splits:
-        images = splits["unlabeled"].num_samples
-        return f"{len(splits['unlabeled'].shards):,} shards on {config.label.workers} workers, about {_label_bytes(config, num_classes) * images / 1e9:.2g} GB of labels"
+        unlabeled = splits["unlabeled"]
+        gigabytes = _label_bytes(config, num_classes) * unlabeled.num_samples / 1e9
+        return f"{len(unlabeled.shards):,} shards on {config.label.workers} workers, about {gigabytes:.2g} GB of labels"
     if stage == "select":
         quota = "all" if config.select.per_class is None else f"{config.select.per_class:,}"
         return f"confidence at least {config.select.confidence_threshold}, {quota} images per class"
@@ -101,7 +102,8 @@ def _labeled_share(config: Config, stage: str) -> int:
 def _training(section: TrainConfig, labeled_per_step: int, splits: dict[str, Split], num_classes: int) -> str:
     steps = math.ceil(section.epochs * splits["labeled"].num_samples / labeled_per_step)
     images = steps * section.batch_size
-    return f"{_model(section, num_classes)}; {steps:,} steps of {section.batch_size:,} ({labeled_per_step:,} labeled), {images:,} images"
+    batch = f"{section.batch_size:,} ({labeled_per_step:,} labeled)"
+    return f"{_model(section, num_classes)}; {steps:,} steps of {batch}, {images:,} images"
 
 
 def _model(section: TrainConfig, num_classes: int) -> str:

@@ -78,7 +78,7 @@ class Stage:
             summary: what later stages and the report need to know; a function of config and inputs alone.
         """
         files = {name: _describe(self.path(name)) for name in sorted(outputs)}
-        record = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
+        record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         seconds = recorded_seconds(self.folder) + time.monotonic() - self._opened
         storage.write_text(self.path(_SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")

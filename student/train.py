@@ -78,7 +78,7 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
         num_rows=tuple(rows[name] for name in names),
         images_per_step=student.batch_size - labeled_per_step,
         copies_urls=tuple(storage.join(selection_folder, f"{name}.parquet") for name in names),
-        soft=student.pseudo_labels == "soft",
+        targets=student.pseudo_labels,
         temperature=student.pseudo_label_temperature,
     )
     return (*streams, pseudo_labeled)

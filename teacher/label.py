@@ -61,7 +61,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     for result in _label_shards(config, layout, stage, corpus, todo):
         finished[result.name] = result
         _check_quarantined(config.label, finished.values(), corpus)
-    return _commit(stage, config, info, accuracy, corpus, finished)
+    return _commit(stage, info, accuracy, corpus, finished)
 
 
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
@@ -174,7 +174,6 @@ def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], co
 
 def _commit(
     stage: Stage,
-    config: Config,
     info: WeightsInfo,
     accuracy: dict[str, float] | None,
     corpus: Split,
@@ -200,7 +199,7 @@ def _commit(
     }
     write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))
     storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
-    summary = {
+    summary: dict[str, Any] = {
         "corpus": corpus.digest(),
         "images": corpus.num_samples,
         "labels": sum(entry.rows for entry in shards),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -41,10 +40,8 @@ def label_shard(shard: Shard, url: str, predictor: Predictor, top_k: int, decode
     with ThreadPoolExecutor(decode_threads) as pool, ImageReader([shard.url]) as reader:
         for start, prepared in _prepared_batches(index, predictor, pool, reader):
             _label_batch(shard, index, start, prepared, predictor, results)
-    if results.ordinals:
-        probabilities = np.concatenate(results.probabilities)
-    else:
-        probabilities = np.empty((0, top_k), np.float32)
+    empty = np.empty((0, top_k), np.float32)
+    probabilities = np.concatenate(results.probabilities) if results.ordinals else empty
     top_k = min(top_k, probabilities.shape[1])
     ordinals, hashes = np.array(results.ordinals, np.int64), np.array(results.hashes, np.uint64)
     table = label_table(index, ordinals, probabilities, hashes, top_k)
@@ -69,10 +66,9 @@ def _prepared_batches(
         batch = samples[start : start + predictor.batch_size]
         return [problem or pool.submit(prepare, reader.read(0, offset, size)) for offset, size, problem in batch]
 
-    starts = range(0, len(samples), predictor.batch_size)
-    ahead = submit(0) if samples else []
-    for start, following in zip(starts, chain(starts[1:], [None]), strict=True):
-        current, ahead = ahead, submit(following) if following is not None else []
+    ahead = submit(0)
+    for start in range(0, len(samples), predictor.batch_size):
+        current, ahead = ahead, submit(start + predictor.batch_size)
         yield start, [entry if isinstance(entry, str) else entry.result() for entry in current]
 
 

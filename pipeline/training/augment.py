@@ -30,9 +30,9 @@ _LEVELS = np.arange(256, dtype=np.float64)
 class TrainTransform:
     """A noised training view; call it with an image and a seed.
 
-    `random_resized_crop` is Inception's crop, for photos. `pad_crop` is for small images, which it never resizes: centred
-    in the view, then shifted by up to ± `pad` px (4 at 32 px is CIFAR's usual crop). Outside the image is black, except
-    in RandAugment, where it is grey.
+    `random_resized_crop` is Inception's crop, for photos. `pad_crop` is for small images, which it never resizes:
+    centred in the view, then shifted by up to ± `pad` px (4 at 32 px is CIFAR's usual crop). Outside the image is
+    black, except in RandAugment, where it is grey.
 
     Attributes:
         interpolation: of random_resized_crop; the affine map and RandAugment are bilinear.
@@ -137,16 +137,16 @@ def _cut_out(view: Pixels, side: int, mean: tuple[float, float, float], generato
     """Cover a square whose centre is anywhere in the view (arXiv 1708.04552)."""
     top = int(generator.random() * view.shape[0]) - side // 2
     left = int(generator.random() * view.shape[1]) - side // 2
-    view = view.copy()
+    view = view.copy("K")
     view[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = [round(255 * level) for level in mean]
     return view
 
 
 def sample_seed(*parts: int) -> int:
-    """The seed of one view: 64 bits from (seed, stream, epoch, shard, ordinal, copy), SplitMix64's finalizer after each.
+    """The seed of one view: 64 bits from (seed, stream, epoch, shard, ordinal, copy).
 
-    It depends on nothing else: not on workers, ranks, batches, or the order in which views are made. (Steele et al.,
-    "Fast splittable pseudorandom number generators", 2014.)
+    It depends on nothing else: not on workers, ranks, batches, or the order in which views are made. Each part passes
+    through SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
     state = 0
     for part in parts:

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,7 @@ def fit(job: TrainJob) -> None:
     steps = range(state.step, job.total_steps)
     loader = training_loader(batches, steps, job.config.loader_workers, pin=job.device == "cuda")
     last_saved, started, first = time.monotonic(), time.monotonic(), state.step
-    with interrupt.deferred(), _progress(job, state, rank) as bar:
+    with closing(batches), interrupt.deferred(), _progress(job, state, rank) as bar:
         for batch in loader:
             _check_loss(job, state, _train_step(job, state, network, batch, rank), batch)
             bar.update()
@@ -125,7 +126,6 @@ def fit(job: TrainJob) -> None:
                 last_saved = time.monotonic()
             if stop:
                 break
-    batches.close()
 
 
 def load_trained(folder: str, total_steps: int) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -153,7 +153,9 @@ def _new_state(job: TrainJob) -> _State:
 
 def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The same parameters, compiled and distributed as asked."""
-    network = torch.compile(model) if job.config.compile else model
+    if job.config.compile:
+        model.compile()
+    network = model
     if world > 1:
         if job.device == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -176,7 +178,7 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
     with torch.autocast(job.device, torch.bfloat16, enabled=config.precision == "bf16"):
         loss = soft_cross_entropy(network(images), targets)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     state.optimizer.step()
     state.ema.update(state.model)
     state.step += 1

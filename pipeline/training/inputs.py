@@ -11,6 +11,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from data.reader import ImageReader
 from data.stream import Entries, Order
 from pipeline.config import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
-from pipeline.training.loss import smooth_one_hot
+from pipeline.training.loss import pseudo_targets, smooth_one_hot
 
 _CACHED_SHARDS = 48  # tables kept per process: three windows of shards
 
@@ -36,7 +37,7 @@ class StreamSpec:
         table_urls: per shard, the Parquet table of its rows: the shard's index, or its pseudo-labels.
         copies_urls: per shard, the selection's `copies` column; None sees every row once an epoch.
         images_per_step: over all ranks.
-        soft: targets are the table's probabilities, else its labels.
+        targets: the table's labels, smoothed; or its probabilities, as they are or all on the most probable class.
         temperature: below 1 sharpens soft targets.
     """
 
@@ -46,7 +47,7 @@ class StreamSpec:
     num_rows: tuple[int, ...]
     images_per_step: int
     copies_urls: tuple[str, ...] | None = None
-    soft: bool = False
+    targets: Literal["labels", "soft", "hard"] = "labels"
     temperature: float = 1.0
 
 
@@ -80,15 +81,15 @@ class _Stream:
 
     def _load(self, shard: int) -> _Rows:
         table = read_labels(self.spec.table_urls[shard])
-        if self.spec.soft:
-            targets = soft_targets(table, self._num_classes) ** (1 / self.spec.temperature)
-            targets /= targets.sum(axis=1, keepdims=True)
-        else:
+        if self.spec.targets == "labels":
             labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
-            targets = smooth_one_hot(labels, self._num_classes, self._smoothing).numpy()
+            targets = smooth_one_hot(labels, self._num_classes, self._smoothing)
+        else:
+            probabilities = torch.from_numpy(soft_targets(table, self._num_classes))
+            targets = pseudo_targets(probabilities, self.spec.targets, self.spec.temperature)
         key = "__key__" if "__key__" in table.column_names else "key"
         columns = (table.column(key).to_pylist(), table.column("offset").to_numpy(), table.column("size").to_numpy())
-        return _Rows(*columns, targets)
+        return _Rows(*columns, targets.numpy())
 
 
 def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
@@ -178,7 +179,7 @@ def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool)
     return DataLoader(
         batches,
         batch_size=None,
-        sampler=steps,  # type: ignore[arg-type]
+        sampler=steps,
         num_workers=num_workers,
         worker_init_fn=_init_loader_worker,
         prefetch_factor=4 if num_workers else None,
@@ -186,7 +187,7 @@ def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool)
     )
 
 
-def _init_loader_worker(worker: int) -> None:  # noqa: ARG001: torch's interface
+def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)
     """Loader processes outlive a SIGTERM to the group, so that the trainer can save first; one thread each."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

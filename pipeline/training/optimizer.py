@@ -41,5 +41,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Plain (not Nesterov) momentum SGD. Its rate is 0 until the schedule sets it: a forgotten one learns nothing."""
-    return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum, foreach=True)
+    """Plain (not Nesterov) momentum SGD. Its rate is 0 until the schedule sets it: a forgotten one learns nothing.
+
+    `fused` takes a third of the time of the plain loop on a CPU, `foreach` up to twice (25 M parameters, 2 threads).
+    """
+    return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum, fused=True)

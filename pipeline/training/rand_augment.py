@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
@@ -36,9 +36,8 @@ NAMES = (
 _SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 _TRANSLATE_FRACTION = 0.45  # of the side at magnitude 10: timm's default
 _GREY = (128, 128, 128)
-_BILINEAR = (
-    Image.Resampling.BILINEAR
-)  # published: nearest; timm: bilinear or bicubic at random; bicubic costs twice as much
+# Published: nearest. timm: bilinear or bicubic at random. Bicubic takes twice as long.
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 class Operation(NamedTuple):
@@ -58,7 +57,7 @@ def operations(magnitude: float) -> tuple[Operation, ...]:
 def _operation(name: str, magnitude: float) -> Operation:
     arguments = level_arguments(name, magnitude)
     negated = tuple(-argument for argument in arguments) if name in _SIGNED else arguments
-    apply: Callable[..., Image.Image] = NAME_TO_OP[name]
+    apply = cast(Callable[..., Image.Image], NAME_TO_OP[name])
     return Operation(
         name,
         lambda image: apply(image, *arguments, fillcolor=_GREY, resample=_BILINEAR),

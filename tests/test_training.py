@@ -1,0 +1,233 @@
+"""fit(): exact continuation, exact mixture, noise where it belongs, and errors that name their place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from data import storage
+from data.labels import read_labels
+from data.manifest import DataError, Split, open_split, write_table
+from pipeline.config import TrainConfig
+from pipeline.models.factory import build_model
+from pipeline.training import fit as fit_module
+from pipeline.training.checkpoint import load_newest, save_checkpoint
+from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
+from pipeline.training.inference import Predictor
+from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
+
+WriteDigits = Callable[..., list[int]]
+MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
+CONFIG = TrainConfig.model_validate(
+    MODEL
+    | {
+        "image_size": 16, "epochs": 2, "batch_size": 20, "warmup_epochs": 0.5, "lr": 0.5, "ema_decay": 0.9,
+        "dropout": 0.2, "stochastic_depth": 0.2, "loader_workers": 0, "log_every_steps": 3, "eval_every_epochs": 1,
+        "augment": {"crop": "pad_crop", "num_ops": 1, "magnitude": 5},
+    }
+)  # fmt: skip
+
+
+@pytest.fixture
+def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
+    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+
+
+def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
+    config = CONFIG.model_copy(update=changes)
+    streams = (labeled_stream(labeled, config.batch_size),)
+    return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+
+
+def final_files(folder: Path) -> dict[str, bytes]:
+    job_files = ["metrics.jsonl", f"checkpoints/{storage.list_names(str(folder / 'checkpoints'))[-1]}"]
+    return {name: (folder / name).read_bytes() for name in job_files}
+
+
+def same_tensors(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tensors(a[key], b[key]) for key in a if key != "timing")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_tensors, a, b))
+    return bool(a == b)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    original = fit_module._check_loss
+
+    def check(job: TrainJob, state: Any, loss: torch.Tensor, batch: Any) -> None:
+        original(job, state, loss, batch)
+        if state.step == step:
+            raise Killed
+
+    monkeypatch.setattr(fit_module, "_check_loss", check)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
+def test_a_training_killed_at_any_step_continues_to_identical_weights(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken", checkpoint_every_s=0)
+    fit(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            fit(broken)
+    fit(broken)
+    checkpoints = [load_newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "broken")]
+    assert same_tensors(*checkpoints)
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
+
+
+def test_a_finished_training_is_not_trained_further(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(labeled, tmp_path / "run")
+    fit(job)
+    before = final_files(tmp_path / "run")
+    monkeypatch.setattr(fit_module, "_train_step", lambda *args: pytest.fail("a step was made"))
+    fit(job)
+    assert final_files(tmp_path / "run") == before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(str(tmp_path), step, {"step": step, "w": torch.full((3,), step)})
+    assert storage.list_names(str(tmp_path)) == ["step-000000002.pt", "step-000000003.pt"]
+    newest = tmp_path / "step-000000003.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    found = load_newest(str(tmp_path))
+    assert found is not None
+    assert found["step"] == 2
+    assert "step-000000003.pt is damaged" in caplog.text
+
+
+def test_training_learns_and_reports_learning_rate_loss_and_validation(tmp_path: Path, labeled: Split) -> None:
+    plain = CONFIG.augment.model_copy(update={"num_ops": 0, "hflip": 0.0})
+    job = make_job(
+        labeled, tmp_path / "run", epochs=20, lr=2.0, bn_momentum=0.1, dropout=0.0, stochastic_depth=0.0, augment=plain
+    )
+    fit(job)
+    _, metrics = load_trained(job.folder, job.total_steps)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    accuracies = [line["validation_top1"] for line in metrics if "validation_top1" in line]
+    assert job.total_steps == 100
+    assert losses[-1] < losses[0] - 0.5
+    assert len(accuracies) == 20
+    assert accuracies[-1] > 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path, labeled: Split) -> None:
+    job = make_job(labeled, tmp_path / "run", lr=1e30)
+    with pytest.raises(
+        TrainingError, match=r"loss is (nan|inf) at step \d+ \(learning rate .*labeled-00000\d\.tar, key '\d+'"
+    ):
+        fit(job)
+
+
+def test_an_image_that_cannot_be_decoded_stops_training_with_shard_and_key(tmp_path: Path, labeled: Split) -> None:
+    shard = labeled.shards[0]
+    row = shard.index().to_pylist()[4]
+    content = bytearray(Path(shard.url).read_bytes())
+    content[row["offset"] : row["offset"] + 8] = b"destroyd"
+    Path(shard.url).write_bytes(content)
+    with pytest.raises(DataError, match=rf"labeled-000000\.tar, key '{row['key']}': .*repair or remove"):
+        fit(make_job(labeled, tmp_path / "run"))
+
+
+def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> StreamSpec:
+    """The labeled shards again, as if pseudo-labeled, with this many copies of their first rows."""
+    spec = replace(labeled_stream(labeled, 12), name="pseudo_labeled")
+    urls = []
+    for shard in labeled.shards:
+        column = np.zeros(shard.num_samples, np.uint16)
+        column[: len(copies)] = copies[: shard.num_samples]
+        urls.append(str(tmp_path / f"copies-{shard.name}.parquet"))
+
+        write_table(urls[-1], pa.table({"copies": column}))
+    return replace(spec, copies_urls=tuple(urls))
+
+
+def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled: Split) -> None:
+    specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [1, 0, 3]))
+    batches = Batches(specs, CONFIG, 10, seed=0)
+    assert batches.num_entries(1) == 4 * len(labeled.shards)
+    seen: dict[str, int] = {}
+    for step in range(4):  # 48 pseudo-labeled entries: three epochs of 16
+        batch = batches[step]
+        assert batch.images.shape == (16, 3, 16, 16)
+        assert batch.targets.shape == (16, 10)
+        for key in batch.keys[4:]:
+            seen[key] = seen.get(key, 0) + 1
+    batches.close()
+    assert sorted(seen.values()) == [3] * 4 + [9] * 4
+
+
+def test_ranks_share_the_global_batch_without_overlap(labeled: Split) -> None:
+    specs = (labeled_stream(labeled, 8),)
+    whole = Batches(specs, CONFIG, 10, seed=0)
+    ranks = [Batches(specs, CONFIG, 10, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
+    batch, parts = whole[3], [rank[3] for rank in ranks]
+    for batches in (whole, *ranks):
+        batches.close()
+    assert [key for pair in zip(*(part.keys for part in parts), strict=True) for key in pair] == batch.keys
+    assert torch.equal(torch.stack([part.images for part in parts], 1).flatten(0, 1), batch.images)
+
+
+def test_copies_of_an_image_are_augmented_differently_and_reproducibly(tmp_path: Path, labeled: Split) -> None:
+    specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [3]))
+    first, second = (Batches(specs, CONFIG, 10, seed=0) for _ in range(2))
+    images = [first[step].images for step in range(3)]
+    assert all(torch.equal(images[step], second[step].images) for step in range(3))
+    by_key: dict[str, list[torch.Tensor]] = {}
+    for step in range(3):
+        for key, image in zip(first[step].keys[4:], first[step].images[4:], strict=True):
+            by_key.setdefault(key, []).append(image)
+    first.close()
+    second.close()
+    views = next(iter(by_key.values()))
+    assert any(not torch.equal(views[0], view) for view in views[1:])
+
+
+def test_model_noise_changes_training_outputs_and_never_inference() -> None:
+    torch.manual_seed(0)
+    model = build_model(CONFIG.model, 10, CONFIG.model_args, dropout=0.5, stochastic_depth=0.5)
+    for module in model.modules():  # fresh blocks end in a zero gain and would hide what drops them
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    predictor = Predictor(model, CONFIG, "cpu", 8)
+    assert np.array_equal(predictor.logits(images), predictor.logits(images))
+    predictor.model.train()
+    assert not np.array_equal(predictor.logits(images), predictor.logits(images))
+
+
+def test_labeling_sees_the_image_without_noise(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    model = build_model(CONFIG.model, 10, CONFIG.model_args)
+    image = np.repeat(digits[0][0][..., None], 3, axis=2)
+    prepared = Predictor(model, CONFIG, "cpu").prepare(image)
+    assert torch.equal(prepared[:, 4:12, 4:12], torch.from_numpy(image).permute(2, 0, 1))
+    assert prepared.sum() == image.astype(np.int64).sum()
+
+
+def test_copies_that_do_not_fit_the_labels_are_refused(tmp_path: Path, labeled: Split) -> None:
+    spec = pseudo_spec(tmp_path, labeled, [1])
+    assert spec.copies_urls is not None
+    table = read_labels(spec.copies_urls[0])
+    write_table(spec.copies_urls[0], table.slice(1))
+    with pytest.raises(DataError, match="run stage=select again"):
+        Batches((spec,), CONFIG, 10, seed=0)

@@ -1,0 +1,182 @@
+"""Loss, moving average, schedule and optimizer against their closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.training.ema import EMA, ema_decay
+from pipeline.training.loss import mixed_targets, pseudo_targets, smooth_one_hot, soft_cross_entropy
+from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+
+
+def test_smoothed_labels_are_those_of_torch() -> None:
+    logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    targets = smooth_one_hot(labels, 5, 0.1)
+    torch.testing.assert_close(targets[1], torch.tensor([0.02, 0.92, 0.02, 0.02, 0.02]))
+    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets), expected)
+
+
+def test_the_loss_per_sample_averages_to_the_mean() -> None:
+    logits, targets = torch.randn(6, 5), torch.randn(6, 5).softmax(1)
+    losses = soft_cross_entropy(logits, targets, reduction="none")
+    assert losses.shape == (6,)
+    torch.testing.assert_close(losses.mean(), soft_cross_entropy(logits, targets))
+    torch.testing.assert_close(losses[2], -(targets[2] * logits[2].log_softmax(0)).sum())
+
+
+def test_the_loss_is_float32_under_autocast() -> None:
+    logits, targets = torch.randn(6, 5) * 20, torch.randn(6, 5).softmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = soft_cross_entropy(logits.bfloat16(), targets.bfloat16())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, soft_cross_entropy(logits.bfloat16().float(), targets.bfloat16().float()))
+
+
+def test_a_mixed_batch_is_one_mean_over_all_samples() -> None:
+    """Not the sum of two means: with SGD that would change the learning rate."""
+    labels, pseudo = torch.tensor([1, 2]), torch.randn(6, 5).softmax(1)
+    targets = mixed_targets(labels, pseudo, smoothing=0.1)
+    logits = torch.randn(8, 5)
+    labeled = soft_cross_entropy(logits[:2], smooth_one_hot(labels, 5, 0.1))
+    unlabeled = soft_cross_entropy(logits[2:], pseudo)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets), (2 * labeled + 6 * unlabeled) / 8)
+
+
+def test_pseudo_targets_are_soft_hard_or_sharpened() -> None:
+    probabilities = torch.tensor([[0.6, 0.4, 0.0], [0.2, 0.2, 0.6]])
+    torch.testing.assert_close(pseudo_targets(probabilities), probabilities)
+    torch.testing.assert_close(pseudo_targets(probabilities.half(), "hard"), torch.eye(3)[[0, 2]])
+    squared = probabilities**2
+    expected = squared / squared.sum(1, keepdim=True)
+    torch.testing.assert_close(pseudo_targets(probabilities, temperature=0.5), expected)
+
+
+def test_the_decay_follows_the_update_count() -> None:
+    assert [ema_decay(t, 0.9999) for t in (0, 1, 90)] == [0.1, 2 / 11, 0.91]
+    assert ema_decay(10**6, 0.9999) == 0.9999
+    assert ema_decay(8, 0.5) == 0.5
+
+
+def test_the_average_of_weights_and_statistics_has_its_closed_form() -> None:
+    """average ← d × average + (1 − d) × value, for parameters and batch-norm statistics alike."""
+    model = small_model()
+    ema = EMA(model, decay=0.3)
+    expected = {name: value.clone().double() for name, value in model.state_dict().items()}
+    for step in range(6):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(4, 3, 4, 4) + step)  # moves the running statistics
+        ema.update(model)
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            moved = decay * expected[name] + (1 - decay) * value.double()
+            expected[name] = moved if value.is_floating_point() else value.double()
+    averages = ema.module.state_dict()
+    assert averages["1.num_batches_tracked"] == 6
+    for name, value in expected.items():
+        torch.testing.assert_close(averages[name].double(), value, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(averages["1.running_mean"], model.state_dict()["1.running_mean"])
+
+
+def test_the_averaged_module_is_in_eval_mode_and_apart_from_the_model() -> None:
+    model = small_model()
+    ema = EMA(model, 0.99)
+    assert not ema.module.training
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    own = {tensor.data_ptr() for tensor in ema.module.state_dict().values()}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in model.state_dict().values())
+
+
+def test_an_average_continues_exactly_from_its_state() -> None:
+    model = small_model()
+    whole, first = EMA(model, 0.9), EMA(model, 0.9)
+    values = [torch.randn(4, 3, 3, 3) for _ in range(5)]
+
+    def advance(ema: EMA, value: torch.Tensor) -> None:
+        with torch.no_grad():
+            next(model.parameters()).copy_(value)
+        ema.update(model)
+
+    for value in values:
+        advance(whole, value)
+    for value in values[:2]:
+        advance(first, value)
+    second = EMA(small_model(), 0.9)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for value in values[2:]:
+        advance(second, value)
+    weights = EMA.weights(second.state_dict())
+    assert second.num_updates == 5
+    assert all(torch.equal(weights[name], value) for name, value in whole.module.state_dict().items())
+
+
+def test_the_learning_rate_warms_up_from_zero_and_ends_at_zero() -> None:
+    rates = [learning_rate(step, total_steps=110, warmup_steps=10, peak=1.6) for step in (0, 5, 10, 35, 60, 85, 110)]
+    quarter = 0.8 * (1 + math.cos(math.pi / 4))
+    assert rates == pytest.approx([0.0, 0.8, 1.6, quarter, 0.8, 1.6 - quarter, 0.0])
+    assert 0 < learning_rate(109, 110, 10, 1.6) < 0.001
+
+
+def test_the_warm_up_may_be_absent_or_last_all_the_run_but_not_longer() -> None:
+    assert learning_rate(0, 10, 0, 1.0) == 1.0
+    assert learning_rate(9, 10, 10, 1.0) == 0.9
+    assert learning_rate(10, 10, 10, 1.0) == 1.0
+    with pytest.raises(ValueError, match=r"warmup_steps must be 0 to 10 \(total_steps\), but is 11"):
+        learning_rate(0, 10, 11, 1.0)
+
+
+def test_weights_and_biases_decay_but_batch_norm_does_not() -> None:
+    model = small_model()
+    decayed, undecayed = parameter_groups(model, 4e-5)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (4e-5, 0.0)
+    assert [id(parameter) for parameter in undecayed["params"]] == [id(model[1].weight), id(model[1].bias)]
+    expected = [model[0].weight, model[0].bias, model[4].weight, model[4].bias]
+    assert [id(parameter) for parameter in decayed["params"]] == [id(parameter) for parameter in expected]
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_come_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model[2].requires_grad_(False)
+    decayed, _ = parameter_groups(model, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(model[0].weight), id(model[0].bias), id(model[1].bias)]
+
+
+def test_the_optimizer_is_plain_momentum_with_decay_in_the_gradient() -> None:
+    """v ← m v + (g + λ w);  w ← w − lr v. Nesterov would step by g + m v."""
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.01)
+    weight, velocity = model.weight.detach().clone().double(), torch.zeros(2, 3, dtype=torch.float64)
+    for _ in range(4):
+        gradient = torch.randn(2, 3)
+        model.weight.grad, model.bias.grad = gradient, torch.zeros(2)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient.double() + 0.01 * weight
+        weight -= 0.1 * velocity
+    torch.testing.assert_close(model.weight.detach().double(), weight, atol=1e-6, rtol=1e-6)
+
+
+def test_an_optimizer_without_a_schedule_does_not_move() -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.01)
+    model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.ones(2)
+    optimizer.step()
+    assert torch.equal(model.weight, before)
