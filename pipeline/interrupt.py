@@ -27,10 +27,17 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (sign
         raise Interrupted(number)
 
 
-def install() -> None:
-    """Handle SIGINT and SIGTERM in this process's main thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _handle)
+@contextmanager
+def handled() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise Interrupted in this process's main thread."""
+    global _pending
+    _pending = None
+    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pending() -> bool:

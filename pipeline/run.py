@@ -63,9 +63,9 @@ def main(words: Sequence[str]) -> int:
             sep="\n",
         )
         return 0
-    interrupt.install()
     try:
-        run(words)
+        with interrupt.handled():
+            run(words)
     except interrupt.Interrupted as stop:
         print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
         return stop.exit_code

@@ -37,9 +37,11 @@ def photo() -> np.ndarray:
     return np.asarray(load_sample_image("china.jpg"))
 
 
-@pytest.fixture
-def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> Callable[..., list[int]]:
-    """Writes digits `start` to `stop` as shards into a folder; returns their labels."""
+WriteDigits = Callable[..., list[int]]
+
+
+def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
+    """A function that writes digits `start` to `stop` as shards into a folder and returns their labels."""
 
     def write(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
         images, labels = digits[0][start:stop], digits[1][start:stop]
@@ -54,3 +56,9 @@ def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> Callable[..., list[in
         return [int(label) for label in labels]
 
     return write
+
+
+@pytest.fixture
+def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
+    """See make_writer."""
+    return make_writer(digits)

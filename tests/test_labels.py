@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,7 @@ from data.manifest import Shard, open_split
 from pipeline.config import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.label_shard import label_shard
-from tests.conftest import png
-
-WriteDigits = Callable[..., list[int]]
+from tests.conftest import WriteDigits, png
 
 
 class Linear(nn.Module):

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from data import manifest, storage
 from data.manifest import DataError, Manifest, build_index, open_split
 from data.reader import ImageReader, check_labeled
 from data.shards import write_shards
-
-WriteDigits = Callable[..., list[int]]
+from tests.conftest import WriteDigits
 
 
 def write_raw_tar(path: Path, members: list[tuple[str, bytes]]) -> None:

@@ -45,7 +45,10 @@ class TrainTransform:
     mean: tuple[float, float, float]
 
     def __call__(self, image: Pixels, seed: int) -> torch.Tensor:
-        """Map uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous. Equal arguments, equal pixels."""
+        """Map uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous. Equal arguments, equal pixels.
+
+        The image must be writable, as `decode` makes it, or torch warns; it is not written to.
+        """
         config, generator = self.augment, random.Random(seed)
         view = self._geometry(image, generator)
         if generator.random() < config.hflip:
@@ -134,10 +137,9 @@ def _jitter(view: Pixels, brightness: float, contrast: float) -> Pixels:
 
 
 def _cut_out(view: Pixels, side: int, mean: tuple[float, float, float], generator: random.Random) -> Pixels:
-    """Cover a square whose centre is anywhere in the view (arXiv 1708.04552)."""
+    """Cover a square whose centre is anywhere in the view (arXiv 1708.04552), in place: a view is never the image."""
     top = int(generator.random() * view.shape[0]) - side // 2
     left = int(generator.random() * view.shape[1]) - side // 2
-    view = view.copy("K")
     view[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = [round(255 * level) for level in mean]
     return view
 

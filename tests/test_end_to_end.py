@@ -1,0 +1,137 @@
+"""The whole pipeline on real digits, through the command line, as a user runs it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data import storage
+from tests import digits_run
+from tests.conftest import WriteDigits, make_writer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, digits: digits_run.Digits) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    digits_run.write_digits_data(folder, digits[1], make_writer(digits))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of all stages, and what it printed."""
+    run_dir = data / "run"
+    return run_dir, digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={run_dir}")
+
+
+def test_all_stages_run_and_the_summary_holds_their_figures(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, result = finished
+    assert result.returncode == 0, result.stderr
+    summary = digits_run.summary_of(run_dir)
+    assert summary["teacher"]["top1"] > 0.8
+    assert summary["student"]["top1"] > 0.8
+    assert summary["teacher"]["images"] == 600
+    assert summary["student"]["parameters"] > summary["teacher"]["parameters"]
+    assert summary["labels"]["images"] == summary["labels"]["labels"] == digits_run.NUM_UNLABELED
+    assert summary["labels"]["kept_right"] >= summary["labels"]["labels_right"] > 0.8
+    assert set(summary["seconds"]) == {"teacher", "label", "select", "student", "evaluate"}
+
+
+def test_the_end_shows_a_table_and_the_report(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run_dir, result = finished
+    assert f"{digits_run.summary_of(run_dir)['student']['top1']:.2%}".rstrip("%") in result.stdout.replace(" %", "")
+    assert str(run_dir / "report.html") in result.stdout
+    assert "digit_3" in (run_dir / "report.html").read_text()
+
+
+def test_the_quota_is_exact_for_every_class(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run_dir, _ = finished
+    name = (run_dir / "gen-1/selections/current").read_text().strip()
+    selection = json.loads((run_dir / "gen-1/selections" / name / "selection.json").read_text())
+    assert selection["totals"]["copies"] + selection["totals"]["shortfall"] == 600
+    assert all(entry["kept"] <= 60 for entry in selection["classes"])
+
+
+def test_the_weights_load_in_timm_and_name_their_classes(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    import timm
+
+    run_dir, _ = finished
+    model = timm.create_model(f"local-dir:{run_dir}/gen-1/student/weights", pretrained=True)
+    config = json.loads((run_dir / "gen-1/student/weights/config.json").read_text())
+    assert model.num_classes == 10
+    assert config["label_names"][7] == "digit_7"
+    assert config["noisy_student"]["validation_top1"] > 0.8
+
+
+def test_run_again_everything_is_done_and_nothing_changes(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    run_dir, _ = finished
+    files = [f for f in run_dir.rglob("*.*") if f.is_file() and "gen-1" in f.parts]
+    before = {f: f.stat().st_mtime_ns for f in files}
+    result = digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={run_dir}")
+    assert result.returncode == 0, result.stderr
+    assert {f: f.stat().st_mtime_ns for f in files} == before
+
+
+def test_a_changed_field_is_refused_by_name_and_leaves_the_run_as_it_was(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, _ = finished
+    before = (run_dir / "config.yaml").read_bytes()
+    result = digits_run.run("stage=all", f"run_dir={run_dir}", "teacher.epochs=3")
+    assert result.returncode == 2
+    assert "teacher.epochs: 24.0 there, 3.0 now" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (run_dir / "config.yaml").read_bytes() == before
+
+
+def test_another_selection_touches_no_label_and_is_what_the_student_would_use(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run_dir, _ = finished
+    labels = {f: f.stat().st_mtime_ns for f in (run_dir / "gen-1/labels").iterdir()}
+    first = (run_dir / "gen-1/selections/current").read_text()
+    result = digits_run.run("stage=select", f"run_dir={run_dir}", "select.per_class=20")
+    assert result.returncode == 0, result.stderr
+    assert {f: f.stat().st_mtime_ns for f in (run_dir / "gen-1/labels").iterdir()} == labels
+    assert (run_dir / "gen-1/selections/current").read_text() != first
+    refused = digits_run.run("stage=student", f"run_dir={run_dir}")
+    assert refused.returncode == 2
+    assert "selection: changed upstream" in refused.stderr
+    back = digits_run.run("stage=select", f"run_dir={run_dir}", "select.per_class=60")
+    assert back.returncode == 0
+    assert (run_dir / "gen-1/selections/current").read_text() == first
+
+
+def test_status_and_plan_answer_and_run_nothing(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    run_dir, _ = finished
+    status = digits_run.run("stage=status", f"run_dir={run_dir}")
+    assert status.returncode == 0, status.stderr
+    assert [line.split()[3] for line in status.stdout.splitlines()[:5]] == ["done"] * 5
+    plan = digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={data}/other", "plan=true")
+    assert plan.returncode == 0, plan.stderr
+    assert "900 images" in plan.stdout
+    assert not storage.exists(f"{data}/other/gen-1")
+
+
+def test_new_shards_are_labeled_and_old_labels_kept(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], write_digits: WriteDigits
+) -> None:
+    run_dir, _ = finished
+    labels = run_dir / "gen-1/labels"
+    before = {f.name: f.read_bytes() for f in labels.glob("unlabeled-*.parquet")}
+    write_digits(data / "more", 1100, 1180, labeled=False)
+    grown = f"data.unlabeled=[{data}/unlabeled/*.tar,{data}/more/*.tar]"
+    result = digits_run.run("stage=label", f"run_dir={run_dir}", grown)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 7 shards" in result.stdout
+    assert {f.name: f.read_bytes() for f in labels.glob("unlabeled-*.parquet")} == before
+    assert (labels / "more-000000.parquet").exists()
