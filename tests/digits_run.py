@@ -34,7 +34,7 @@ teacher: &model
   std: [0.38, 0.38, 0.38]
   channels_last: true
   augment: {{crop: pad_crop, pad: 0, hflip: 0.0}}
-  epochs: 24
+  epochs: 48
   batch_size: 20
   lr: 4.0
   weight_decay: 0.0005
@@ -52,7 +52,7 @@ student:
   <<: *model
   model_args: {{width: 0.1875, blocks: [1, 1, 1, 1]}}
   augment: {{crop: pad_crop, pad: 0, hflip: 0.0, rotation: 10, cutout: 2}}
-  epochs: 24
+  epochs: 48
   batch_size: 40
   lr: 2.0
   unlabeled_ratio: 1

@@ -17,10 +17,10 @@ def test_layers_apply_in_order(tmp_path: Path) -> None:
 
 def test_an_existing_run_gives_the_defaults_of_later_commands(tmp_path: Path) -> None:
     run = f"run_dir={tmp_path}/run"
-    write_config(load_config("fashion_mnist", [run, "teacher.epochs=3"]), [run, "teacher.epochs=3"])
-    assert load_config(None, [run]).teacher.epochs == 3
-    assert load_config("fashion_mnist", [run]).teacher.epochs == 3, "naming the file again keeps the earlier override"
-    assert load_config(None, [run, "teacher.epochs=4"]).teacher.epochs == 4
+    write_config(load_config("fashion_mnist", [run, "teacher.epochs=30"]), [run, "teacher.epochs=30"])
+    assert load_config(None, [run]).teacher.epochs == 30
+    assert load_config("fashion_mnist", [run]).teacher.epochs == 30, "naming the file again keeps the earlier override"
+    assert load_config(None, [run, "teacher.epochs=40"]).teacher.epochs == 40
 
 
 def test_an_edited_yaml_file_is_seen_by_an_existing_run(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_a_changed_field_is_refused_by_name_and_leaves_the_run_as_it_was(
 ) -> None:
     run_dir, _ = finished
     before = (run_dir / "config.yaml").read_bytes()
-    result = digits_run.run("stage=all", f"run_dir={run_dir}", "teacher.epochs=3")
+    result = digits_run.run("stage=all", f"run_dir={run_dir}", "teacher.epochs=3", "teacher.warmup_epochs=1")
     assert result.returncode == 2
-    assert "teacher.epochs: 24.0 there, 3.0 now" in result.stderr
+    assert "teacher.epochs: 48.0 there, 3.0 now" in result.stderr
     assert "Traceback" not in result.stderr
     assert (run_dir / "config.yaml").read_bytes() == before
 

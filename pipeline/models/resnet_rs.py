@@ -186,6 +186,11 @@ def stage_drop_rates(stochastic_depth: float) -> tuple[float, ...]:
 class ResNetRS(nn.Module):
     """A ResNet-RS classifier; see `resnet_rs`. Stages and norms have timm's names (`maxpool` holds a convolution)."""
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, architecture: Architecture, num_classes: int, dropout: float, stochastic_depth: float) -> None:
         super().__init__()
         self.architecture = architecture

@@ -186,10 +186,16 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
 
 
 def _mix(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """mixup (arXiv 1710.09412) with one coefficient per batch."""
-    weight = torch.distributions.Beta(alpha, alpha).sample().item()
-    other = torch.randperm(len(images))
-    return torch.lerp(images[other], images, weight), torch.lerp(targets[other], targets, weight)
+    """mixup (arXiv 1710.09412) over the whole batch, with one coefficient per image; the image itself has the larger part."""
+    drawn = torch.distributions.Beta(alpha, alpha).sample((len(images),))
+    weight = torch.maximum(drawn, 1 - drawn).to(images.device)
+    other = torch.randperm(len(images)).to(images.device)
+    mixed = torch.lerp(images[other], images, weight.view(-1, 1, 1, 1)).contiguous(memory_format=_memory(images))
+    return mixed, torch.lerp(targets[other], targets, weight.view(-1, 1))
+
+
+def _memory(images: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _check_loss(job: TrainJob, state: _State, loss: torch.Tensor, batch: Batch) -> None:

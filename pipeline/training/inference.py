@@ -16,7 +16,7 @@ from data.reader import ImageReader
 from pipeline.config import TrainConfig
 from pipeline.training.augment import normalize
 
-_SHIFT = 1 / 16  # of the side: how far a shifted view moves
+_SHIFT = 1 / 32  # of the side: how far a shifted view moves
 MAX_VIEWS = 10
 
 
@@ -29,7 +29,7 @@ class Predictor:
         batch_size: every forward pass has exactly this many images, the last one padded, so that an image's numbers do not
             depend on how many others came with it.
         temperature: divides the logits (1: uncalibrated).
-        views: averages over the image, its mirror image, and both shifted by 1/16 of the side in four directions, the first
+        views: averages over the image, its mirror image, and both shifted by 1/32 of the side in four directions, the first
             `views` of these ten.
     """
 
