@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -141,8 +141,9 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
         raise DataError(f"no shards given (patterns: {patterns!r})")
     _check_names(urls)
     manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
+    records = {folder: {s.name: s for s in m.shards} if m else {} for folder, m in manifests.items()}
     with ThreadPoolExecutor(8) as pool:
-        opened = pool.map(lambda url: _open_shard(url, manifests[_folder(url)], index_folder), urls)
+        opened = pool.map(lambda url: _open_shard(url, records[_folder(url)], index_folder), urls)
         shards = tuple(tqdm(opened, total=len(urls), desc="shards", unit="shard", delay=5, leave=False))
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
     if len(set(names)) > 1:
@@ -177,13 +178,13 @@ def _read_manifest(folder: str) -> Manifest | None:
         ) from error
 
 
-def _open_shard(url: str, manifest: Manifest | None, index_folder: str) -> Shard:
+def _open_shard(url: str, records: Mapping[str, ShardRecord], index_folder: str) -> Shard:
     try:
         size = storage.size(url)
     except FileNotFoundError as error:
         raise DataError(f"{url}: no such shard; check the path, or remove it from the list") from error
     name = storage.base_name(url)
-    record = next((s for s in manifest.shards if s.name == name), None) if manifest else None
+    record = records.get(name)
     if record is None:
         return _index_foreign(url, size, storage.join(index_folder, name.removesuffix(".tar") + ".parquet"))
     if record.bytes != size:

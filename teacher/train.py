@@ -8,7 +8,7 @@ from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
 from pipeline.config import Config
 from pipeline.layout import Layout
-from pipeline.models.weights import load_external
+from pipeline.models.weights import load_external, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
@@ -28,7 +28,7 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     labeled, validation = open_labeled(config, layout)
     inputs = {"validation": validation.digest() if validation else "none"}
     if config.teacher.weights:
-        inputs["weights"] = config.teacher.weights
+        inputs["weights"] = weights_digest(config.teacher.weights)
     elif labeled is not None:
         inputs["labeled"] = labeled.digest()
     else:

@@ -31,12 +31,11 @@ def test_all_stages_run_and_the_summary_holds_their_figures(
     run_dir, result = finished
     assert result.returncode == 0, result.stderr
     summary = digits_run.summary_of(run_dir)
-    assert summary["teacher"]["top1"] > 0.8
-    assert summary["student"]["top1"] > 0.8
+    assert summary["student"]["top1"] > summary["teacher"]["top1"] > 0.65
     assert summary["teacher"]["images"] == 600
     assert summary["student"]["parameters"] > summary["teacher"]["parameters"]
     assert summary["labels"]["images"] == summary["labels"]["labels"] == digits_run.NUM_UNLABELED
-    assert summary["labels"]["kept_right"] >= summary["labels"]["labels_right"] > 0.8
+    assert summary["labels"]["kept_right"] >= summary["labels"]["labels_right"] > 0.65
     assert set(summary["seconds"]) == {"teacher", "label", "select", "student", "evaluate"}
 
 
@@ -65,7 +64,7 @@ def test_the_weights_load_in_timm_and_name_their_classes(
     config = json.loads((run_dir / "gen-1/student/weights/config.json").read_text())
     assert model.num_classes == 10
     assert config["label_names"][7] == "digit_7"
-    assert config["noisy_student"]["validation_top1"] > 0.8
+    assert config["noisy_student"]["validation_top1"] > 0.65
 
 
 def test_run_again_everything_is_done_and_nothing_changes(

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 
 from teacher.cutoffs import SelectError, SelectRule, tie_hash
 from teacher.label_rows import Exclusions
+from teacher.quota import plan_copies
 from teacher.select import select_shards
 from teacher.selection import ShardCounts, write_all_copies, write_copies
 from teacher.selection_file import load_selection, selection_json
+from teacher.threads import in_threads
 
 Row = tuple[int, float]  # label, confidence
 MASK = 2**64 - 1
@@ -168,6 +171,27 @@ def test_equal_confidences_fall_to_the_tie_hash_however_little_memory_there_is(
     assert ("count finely" in seen) == (max_candidates < 9000)
 
 
+@pytest.mark.parametrize(
+    ("available", "per_class", "max_copies", "base_copies", "num_extra"),
+    [
+        (0, 5, 9, 0, 0),
+        (10, 3, 9, 0, 3),
+        (3, 3, 9, 1, 0),
+        (3, 7, 9, 2, 1),
+        (3, 7, 3, 2, 1),
+        (3, 7, 2, 2, 0),
+        (3, 7, 1, 1, 0),
+        (3, None, 9, 1, 0),
+        (0, None, 9, 0, 0),
+    ],
+)
+def test_copies_of_a_class_differ_by_at_most_one_and_stop_at_max_copies(
+    available: int, per_class: int | None, max_copies: int, base_copies: int, num_extra: int
+) -> None:
+    base, extra = plan_copies(np.array([available]), SelectRule(1, 0.3, per_class, max_copies))
+    assert (base.tolist(), extra.tolist()) == ([base_copies], [num_extra])
+
+
 def test_one_image_is_repeated_up_to_max_copies_and_the_rest_is_a_shortfall(tmp_path: Path) -> None:
     rule = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=10, max_copies=4)
     write_labels(tmp_path, {"s": [(1, 0.9)]})
@@ -227,7 +251,8 @@ def test_many_held_out_hashes_exclude_exactly_their_images() -> None:
     assert not is_held_out(others[~np.isin(others, members)]).any()
 
 
-def test_selection_json_makes_the_same_copies_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_class", [99, None])
+def test_selection_json_makes_the_same_copies_again(tmp_path: Path, per_class: int | None) -> None:
     rng = np.random.default_rng(3)
     rows: list[Row] = [
         (int(label), float(c)) for label, c in zip(rng.integers(0, 7, 900), rng.random(900), strict=True)
@@ -235,7 +260,7 @@ def test_selection_json_makes_the_same_copies_again(tmp_path: Path) -> None:
     shards = {"x": rows[:400], "y": rows[400:]}
     labels, exclusions = tmp_path / "labels", Exclusions(keys=frozenset({"x-0", "y-1"}))
     write_labels(labels, shards)
-    rule = SelectRule(num_classes=8, confidence_threshold=0.3, per_class=99, max_copies=5)
+    rule = SelectRule(num_classes=8, confidence_threshold=0.3, per_class=per_class, max_copies=5)
     selection = select_shards(str(labels), list(shards), rule, exclusions)
     counts = write_all_copies(selection, str(labels), list(shards), str(tmp_path / "first"))
     (tmp_path / "selection.json").write_text(json.dumps(selection_json(selection, counts), allow_nan=False))
@@ -298,6 +323,32 @@ def test_missing_damaged_and_foreign_label_files_are_named(tmp_path: Path) -> No
         select_shards(folder, ["foreign"], rule)
     with pytest.raises(SelectError, match=r"shard 'cut' is named twice"):
         select_shards(folder, ["cut", "x", "cut"], rule)
+
+
+def test_labels_that_change_between_two_readings_are_refused(tmp_path: Path) -> None:
+    write_labels(tmp_path, {"s": [(0, 0.5)] * 9})
+
+    def change_before_collecting(doing: str, *_: int) -> None:
+        if doing == "collect":
+            write_labels(tmp_path, {"s": [(0, 0.5)] * 8})
+
+    with pytest.raises(SelectError, match="changed while they were read"):
+        select_shards(str(tmp_path), ["s"], SelectRule(2, 0.3, 5, 2), progress=change_before_collecting)
+
+
+def test_an_error_in_one_thread_stops_the_others() -> None:
+    taken: list[str] = []
+
+    def task(shards: Iterable[str]) -> None:
+        for shard in shards:
+            taken.append(shard)
+            if shard == "0":
+                raise SelectError("broken")
+            time.sleep(0.005)
+
+    with pytest.raises(SelectError, match="broken"):
+        in_threads(task, [str(index) for index in range(500)], 3, "test")
+    assert len(taken) < 500
 
 
 def test_labels_that_changed_since_the_selection_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -107,6 +108,25 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     return _fit_names(source, _read_state(source), dict(model.state_dict()))
 
 
+def weights_digest(source: str) -> str:
+    """Identity of weights trained elsewhere: a digest of the file's content, or `pretrained`.
+
+    Raises:
+        ModelError: no such file.
+    """
+    if source == "pretrained":
+        return source
+    return hashlib.sha256(storage.read_bytes(_weights_file(source))).hexdigest()[:16]
+
+
+def _weights_file(source: str) -> str:
+    if not storage.exists(source):
+        raise ModelError(
+            f"weights {source!r}: no such file; expected a .safetensors, .pth or .pt file, a weights folder or 'pretrained'"
+        )
+    return source if source.endswith((".pth", ".pt", ".bin", ".safetensors")) else storage.join(source, MODEL_NAME)
+
+
 def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=num_classes, **args)
@@ -118,13 +138,8 @@ def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> di
 
 
 def _read_state(source: str) -> dict[str, Tensor]:
-    if not storage.exists(source):
-        raise ModelError(
-            f"weights {source!r}: no such file; expected a .safetensors, .pth or .pt file, a weights folder or 'pretrained'"
-        )
-    if source.endswith((".pth", ".pt", ".bin")):
-        return _read_torch(source)
-    return _read_safetensors(source if source.endswith(".safetensors") else storage.join(source, MODEL_NAME))
+    url = _weights_file(source)
+    return _read_safetensors(url) if url.endswith(".safetensors") else _read_torch(url)
 
 
 def _read_safetensors(url: str) -> dict[str, Tensor]:

@@ -1,0 +1,195 @@
+"""The report's figures, as SVG. The same values give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+TEACHER, STUDENTS = "#b45309", ("#1d4ed8", "#7c3aed", "#0f766e", "#be185d")
+RIGHT, WRONG, BEFORE, INK = "#2f7d4f", "#c2410c", "#a8b0bb", "#1f2937"
+_WIDTH, _HEIGHT = 4.2, 2.9  # inches: still readable when a phone shows it at three quarters
+_MAX_POINTS = 1000
+_NAME_LENGTH = 22
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "noisy-student",  # element names depend on the content alone
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called `$x$`
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#6b7280",
+    "axes.labelcolor": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "hatch.linewidth": 0.6,
+}
+
+
+def color_of(position: int) -> str:
+    """The colour of a model: the teacher is the first."""
+    return TEACHER if position == 0 else STUDENTS[(position - 1) % len(STUDENTS)]
+
+
+def accuracy_bars(names: Sequence[str], top1: Sequence[float], top5: Sequence[float], errors: Sequence[float]) -> bytes:
+    """Top-1 (with its standard error) and top-5, in per cent, side by side."""
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(names))
+        colors = [color_of(position) for position in range(len(names))]
+        first = axes.bar(place - 0.2, top1, 0.36, color=colors, yerr=errors, ecolor=INK, capsize=3)
+        second = axes.bar(place + 0.2, top5, 0.36, color=colors, alpha=0.4)
+        for bars in (first, second):
+            axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
+        ticks = [tick for position in place for tick in (position - 0.2, position + 0.2)]
+        labels = [text for name in names for text in (f"{name}\ntop-1", "\ntop-5")]
+        axes.set_xticks(ticks, labels, fontsize=9)
+        axes.set_ylim(0, 112)
+        axes.set_ylabel("% of test images")
+        axes.grid(axis="x", visible=False)
+
+    return _render(draw, width=max(_WIDTH, 1.5 * len(names)))
+
+
+def curves(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], y_label: str) -> bytes:
+    """Lines over training steps: (name, colour, steps, values) each."""
+
+    def draw(axes: Axes) -> None:
+        for name, color, steps, values in series:
+            keep = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_POINTS)).astype(int))
+            marker = "o" if len(keep) <= 30 else None
+            axes.plot(
+                np.array(steps)[keep], np.array(values)[keep], color=color, label=name, marker=marker, ms=4, lw=1.6
+            )
+        axes.set_xlabel("training step")
+        axes.set_ylabel(y_label)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.legend()
+
+    return _render(draw)
+
+
+def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray, copies: np.ndarray) -> bytes:
+    """Per class: images above the threshold, images kept, and further copies of kept ones."""
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(names))
+        axes.barh(place - 0.2, available, 0.36, color=BEFORE, label="above the threshold")
+        axes.barh(place + 0.2, kept, 0.36, color=STUDENTS[0], label="kept")
+        if (copies > kept).any():
+            axes.barh(
+                place + 0.2, copies - kept, 0.36, left=kept, color="#93c5fd", hatch="///", edgecolor=STUDENTS[0], lw=0,
+                label="copies of kept ones",
+            )  # fmt: skip
+        _name_rows(axes, names)
+        axes.set_xlabel("images")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _legend_above(axes)
+
+    return _render(draw, height=_rows_height(names, 0.36))
+
+
+def class_accuracy(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float]]]) -> bytes:
+    """Per class, each model's (name, colour, per cent) as a dot, joined by a line."""
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(names))
+        values = np.array([percent for _, _, percent in models])
+        axes.hlines(place, values.min(axis=0), values.max(axis=0), color=BEFORE, lw=2)
+        for position, (name, color, percent) in enumerate(models):
+            axes.scatter(percent, place, s=42, color=color, label=name, marker="os^Dv"[position % 5], zorder=3)
+        _name_rows(axes, names)
+        axes.set_xlabel("top-1, % of the class's test images")
+        _legend_above(axes)
+
+    return _render(draw, height=_rows_height(names, 0.3))
+
+
+def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
+    """Labels by confidence.
+
+    Args:
+        counts: (2, 3, bins), see `report_labels.Survey`.
+    """
+    unknown, right, wrong = counts.sum(axis=0)
+    edges = np.linspace(0, 1, counts.shape[-1] + 1)
+    layers = [(right, "right", RIGHT, ""), (wrong, "wrong", WRONG, "////"), (unknown, "labels", BEFORE, "")]
+
+    def draw(axes: Axes) -> None:
+        bottom = np.zeros(len(right))
+        for values, name, color, hatch in layers:
+            if values.any():
+                axes.bar(edges[:-1], values, np.diff(edges), bottom, align="edge", color=color, hatch=hatch, label=name,
+                         edgecolor="white", lw=0.4)  # fmt: skip
+                bottom = bottom + values
+        if counts[1].any():
+            axes.stairs(counts[1].sum(axis=0), edges, color=INK, lw=1.4, label="kept")
+        axes.axvline(threshold, color=INK, ls="--", lw=1.2, label=f"threshold {threshold:g}")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("the teacher's confidence")
+        axes.set_ylabel("images")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _legend_above(axes)
+
+    return _render(draw)
+
+
+def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> bytes:
+    """Accuracy against mean confidence per bin: (name, colour, confidences, accuracies) each; the diagonal is honest."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#6b7280", ls="--", lw=1, label="honest")
+        for position, (name, color, confidence, accuracy) in enumerate(models):
+            axes.plot(
+                confidence, accuracy, color=color, marker="os^Dv"[position % 5], ms=5, lw=1.6, label=name, clip_on=False
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("part that is right")
+        axes.legend(loc="upper left")
+
+    return _render(draw)
+
+
+def _render(draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT) -> bytes:
+    options: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": None}}
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has fonts of its own
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    short = [name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…" for name in names]
+    axes.set_yticks(np.arange(len(names)), short, fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
+    )
+
+
+def _rows_height(names: Sequence[str], per_row: float) -> float:
+    return max(2.2, 1.1 + per_row * len(names))

@@ -1,0 +1,238 @@
+"""What the report says of models: read from the stages' records and outputs, nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+
+from data import storage
+from pipeline.config import CONFIG_NAME, Config
+from pipeline.evaluate import PREDICTIONS_NAME
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model, count_parameters, on_meta
+from pipeline.models.resnet_rs import ModelError
+from pipeline.stage import StageError, done_record, recorded_seconds
+from pipeline.training.published import read_info
+
+Record = dict[str, Any]
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model on the test images, in order; all (N,)."""
+
+    test: str  # digest of the test split
+    labels: np.ndarray  # int
+    predicted: np.ndarray  # int
+    confidence: np.ndarray  # float32
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool."""
+        return np.asarray(self.predicted == self.labels)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A teacher or a student that is done."""
+
+    name: str
+    folder: str
+    record: Record
+    figures: Record | None = None  # of stage=evaluate: top1, top5, images, …
+    predictions: Predictions | None = None
+
+    @property
+    def validation_top1(self) -> float | None:
+        """On the validation images, as a fraction."""
+        value: float | None = self.record["summary"].get("validation_top1")
+        return value
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network in the stage's fingerprint."""
+        fields = self.record["fingerprint"]["config"]
+        return str(fields.get("student.model") or fields.get("teacher.model") or "")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The records of one round's stages that are done, by stage name."""
+
+    layout: Layout
+    records: dict[str, Record]
+    selection_folder: str | None
+    notes: list[str] = field(default_factory=list)  # what does not fit together
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to report."""
+
+    config: Config
+    written_config: str  # RUN/config.yaml as it is: without secrets
+    generations: list[Generation]
+    models: list[Model]  # the first teacher, then each generation's student
+    class_names: list[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of RUN/config.yaml."""
+        loaded = OmegaConf.load(io.StringIO(self.written_config))
+        return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against another on the same images."""
+
+    difference: float  # of the top-1 accuracies, as a fraction
+    error: float  # its standard error
+    gained: int  # images that only the second has right
+    lost: int  # images that only the first has right
+    images: int
+
+
+def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
+    """Read the run's records.
+
+    Raises:
+        StageError: no stage is done, or a record is damaged.
+    """
+    generations = [_read_generation(layout) for layout in layouts]
+    models = _read_models(generations)
+    if not models:
+        raise StageError(f"{layouts[0].run_dir}: no stage is done there; run stage=teacher first, or check run_dir")
+    url = storage.join(layouts[0].run_dir, CONFIG_NAME)
+    written = storage.read_text(url) if storage.exists(url) else ""
+    return Facts(config, written, generations, models, _class_names(generations, models))
+
+
+def compare(first: Model, second: Model) -> Comparison | None:
+    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same.
+
+    The standard error is that of the mean of paired differences (−1, 0 or 1 per image), the one behind McNemar's test:
+    images that both have right or wrong add no uncertainty.
+    """
+    one, two = first.predictions, second.predictions
+    if one is None or two is None or one.test != two.test:
+        return None
+    number = len(one.labels)
+    gained, lost = int((two.right & ~one.right).sum()), int((one.right & ~two.right).sum())
+    difference = (gained - lost) / number
+    error = math.sqrt(max((gained + lost) / number - difference**2, 0.0) / number)
+    return Comparison(difference, error, gained, lost, number)
+
+
+def read_metrics(model: Model) -> list[dict[str, float]]:
+    """The lines of the model's metrics.jsonl; none for a teacher trained elsewhere."""
+    url = storage.join(model.folder, METRICS_NAME)
+    if METRICS_NAME not in model.record["outputs"] or not storage.exists(url):
+        return []
+    return [json.loads(line) for line in storage.read_text(url).splitlines() if line]
+
+
+def num_parameters(model: Model) -> int | None:
+    """Parameters, as `evaluate` counted them; else those of the network that the weights are of, while they are there."""
+    if model.figures is not None:
+        return int(model.figures["parameters"])
+    try:
+        info = read_info(model.folder)
+    except (ModelError, OSError):
+        return None
+    return count_parameters(on_meta(lambda: build_model(info.model, info.num_classes, info.model_args)))
+
+
+def stage_seconds(facts: Facts) -> dict[tuple[int, str], float]:
+    """Wall-clock seconds by (generation, stage); a student that became a teacher counts once."""
+    seconds: dict[tuple[int, str], float] = {}
+    for generation in facts.generations:
+        number = generation.layout.generation
+        for stage in generation.records:
+            if not (stage == "teacher" and number > 1):
+                seconds[number, stage] = recorded_seconds(_folders(generation)[stage])
+    return seconds
+
+
+def _folders(generation: Generation) -> dict[str, str]:
+    layout = generation.layout
+    folders = {"teacher": layout.teacher, "label": layout.labels, "select": generation.selection_folder or ""}
+    return folders | {"student": layout.student, "evaluate": layout.evaluation}
+
+
+def _read_generation(layout: Layout) -> Generation:
+    selection = layout.current_selection()
+    generation = Generation(layout, {}, selection)
+    for stage, folder in _folders(generation).items():
+        record = done_record(folder) if folder else None
+        if record is not None and not _is_of_older(stage, record, generation):
+            generation.records[stage] = record
+    return generation
+
+
+def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
+    """Whether the output was made from other inputs than those that are there now; then says so in the notes.
+
+    A student of an earlier selection is still the run's student; figures of other labels or models would mislead.
+    """
+    sources = {"select": {"labels": "label"}, "student": {"selection": "select", "labels": "label"}}
+    inputs = record["fingerprint"]["inputs"]
+    older = [
+        source
+        for name, source in (sources | {"evaluate": {"teacher": "teacher", "student": "student"}})
+        .get(stage, {})
+        .items()
+        if name in inputs and source in generation.records and inputs[name] != generation.records[source]["digest"]
+    ]
+    if older:
+        what = "is not shown: it is" if stage != "student" else "is"
+        generation.notes.append(
+            f"Generation {generation.layout.generation}: the output of stage {stage} {what} from before stage "
+            f"{' and '.join(older)} ran last. Run stage={stage} to bring it up to date."
+        )
+    return bool(older) and stage != "student"
+
+
+def _read_models(generations: Sequence[Generation]) -> list[Model]:
+    models = []
+    for generation in generations:
+        roles = ("teacher", "student") if generation.layout.generation == 1 else ("student",)
+        for role in roles:
+            if role in generation.records:
+                number = f" {generation.layout.generation}" if role == "student" and len(generations) > 1 else ""
+                models.append(_read_model(role + number, role, generation))
+    return models
+
+
+def _read_model(name: str, role: str, generation: Generation) -> Model:
+    folder, record = _folders(generation)[role], generation.records[role]
+    evaluation = generation.records.get("evaluate")
+    figures = evaluation["summary"].get(role) if evaluation else None
+    if evaluation is None or figures is None:
+        return Model(name, folder, record)
+    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(generation.layout.evaluation, PREDICTIONS_NAME))))
+    columns = [table.column(column).to_numpy() for column in ("label", f"{role}_label", f"{role}_confidence")]
+    return Model(name, folder, record, figures, Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns))
+
+
+def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:
+    """Names by label; `class 3` where there are none."""
+    labels = next((g.records["label"]["summary"] for g in generations if "label" in g.records), None)
+    if labels is not None:
+        names, number = labels["class_names"], labels["num_classes"]
+    else:
+        try:
+            info = read_info(models[0].folder)
+        except (ModelError, OSError):
+            return []
+        names, number = info.class_names, info.num_classes
+    return list(names) if names else [f"class {index}" for index in range(number)]

@@ -1,0 +1,211 @@
+"""What the report says of pseudo-labels: one pass over the label files, shard by shard, in little memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data import storage
+from data.images import DecodeError, decode
+from data.labels import read_labels, read_manifest
+from data.manifest import DataError
+from data.reader import ImageReader
+from pipeline.report_facts import Generation
+from pipeline.stage import StageError
+
+CONFIDENCE_BINS = 40
+NUM_DRAWN, NUM_LEAST = 24, 12
+UNKNOWN, RIGHT, WRONG = 0, 1, 2  # what the truth says of a label
+_THUMBNAIL = 96  # pixels of the longer side
+_SMALL = 64  # images up to this side stay as they are, without loss
+_THREADS = 2
+
+Truth = Mapping[str, tuple[np.ndarray, np.ndarray]]  # shard → ordinals, labels
+
+
+class Shown(NamedTuple):
+    """A pseudo-label to show; sorts by `rank`."""
+
+    rank: float
+    shard: str
+    row: int  # in the label file
+    label: int
+    confidence: float
+    truth: int  # −1: not known
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts over labels, and a few of them.
+
+    Attributes:
+        counts: (2, 3, CONFIDENCE_BINS) int64 by kept or not, verdict (UNKNOWN, RIGHT, WRONG) and confidence.
+        kept_by_class: (3, C) int64 kept labels by verdict and class.
+        drawn: kept ones, drawn at random.
+        least: the least confident kept ones, at most one per class.
+    """
+
+    counts: np.ndarray
+    kept_by_class: np.ndarray
+    drawn: list[Shown]
+    least: list[Shown]
+
+    def right_fraction(self, kept_only: bool) -> float | None:
+        """Part of the labels (or the kept ones) that is right, among those whose truth is known; None without any."""
+        counts = self.counts[1:] if kept_only else self.counts
+        right, wrong = (int(counts[:, verdict].sum()) for verdict in (RIGHT, WRONG))
+        return right / (right + wrong) if right + wrong else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pseudo-label with its image."""
+
+    shown: Shown
+    key: str
+    data_uri: str | None  # None: the image cannot be read any more
+
+
+def survey_labels(generation: Generation, truth: Truth, seed: int) -> Survey:
+    """Read label, confidence and copies of every pseudo-label of a generation.
+
+    Args:
+        truth: may be empty, or know some shards and ordinals only.
+        seed: of the drawn sample.
+
+    Raises:
+        StageError: a label or selection file is missing.
+    """
+    num_classes = generation.records["label"]["summary"]["num_classes"]
+    names = [entry.name for entry in read_manifest(generation.layout.labels)]
+    selection = generation.selection_folder if "select" in generation.records else None
+    survey = partial(_survey_shard, generation.layout.labels, selection, truth, num_classes, seed)
+    total = Survey(np.zeros((2, 3, CONFIDENCE_BINS), np.int64), np.zeros((3, num_classes), np.int64), [], [])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in tqdm(
+            pool.map(survey, names), total=len(names), desc="report: labels", unit="shard", delay=5, leave=False
+        ):
+            total = _merge(total, part)
+    return total
+
+
+def read_truth(url: str | None) -> Truth:
+    """The truth file by shard; empty without one."""
+    if url is None or not storage.exists(url):
+        return {}
+    table = read_labels(url, ["shard", "ordinal", "label"]).sort_by("shard")
+    ordinals, labels = table.column("ordinal").to_numpy(), table.column("label").to_numpy()
+    names, starts = np.unique(table.column("shard").to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    ends = [*starts[1:], len(labels)]
+    return {str(name): (ordinals[a:b], labels[a:b]) for name, a, b in zip(names, starts, ends, strict=True)}
+
+
+def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[Shown]) -> list[Picture]:
+    """Read the images of pseudo-labels from their shards; where a shard is not there any more, without the image.
+
+    Args:
+        unlabeled: patterns of the unlabeled shards.
+    """
+    try:
+        urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
+    except storage.StorageError:
+        urls = {}
+    return [_load_picture(labels_folder, urls.get(item.shard), item) for item in shown]
+
+
+def _load_picture(labels_folder: str, url: str | None, shown: Shown) -> Picture:
+    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), ["__key__", "offset", "size"])
+    row = table.slice(shown.row, 1).to_pylist()[0]
+    data_uri = None
+    if url is not None:
+        try:
+            with ImageReader([url]) as reader:
+                data_uri = thumbnail(decode(reader.read(0, row["offset"], row["size"])))
+        except (OSError, DataError, DecodeError):
+            data_uri = None  # the report is of the labels; a shard that moved since is no reason to have none
+    return Picture(shown, row["__key__"], data_uri)
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A data: URI of (H, W, 3) uint8: PNG if small, else a JPEG of at most 96 pixels."""
+    picture, buffer = Image.fromarray(image), io.BytesIO()
+    small = max(image.shape[:2]) <= _SMALL
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        picture.save(buffer, "JPEG", quality=80)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _survey_shard(
+    labels_folder: str, selection_folder: str | None, truth: Truth, num_classes: int, seed: int, name: str
+) -> Survey:
+    try:
+        table = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label", "confidence"])
+        ordinal, label, confidence = (table.column(column).to_numpy() for column in table.column_names)
+        kept = np.zeros(len(label), bool)
+        if selection_folder is not None:
+            kept = read_labels(storage.join(selection_folder, f"{name}.parquet")).column("copies").to_numpy() > 0
+    except FileNotFoundError as error:
+        raise StageError(
+            f"{error.filename or name}: a file of labels or of the selection is missing; run stage=label again"
+        ) from error
+    answers = _answers(ordinal, truth.get(name))
+    verdict = np.where(answers < 0, UNKNOWN, np.where(answers == label, RIGHT, WRONG))
+    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+    cell = (kept * 3 + verdict) * CONFIDENCE_BINS + bins
+    counts = np.bincount(cell, minlength=6 * CONFIDENCE_BINS).reshape(2, 3, CONFIDENCE_BINS)
+    classes = np.bincount(verdict[kept] * num_classes + label[kept], minlength=3 * num_classes).reshape(3, num_classes)
+
+    def show(rows: np.ndarray, ranks: np.ndarray) -> list[Shown]:
+        columns = (rows, label[rows], confidence[rows], answers[rows])
+        values = zip(ranks.tolist(), *(column.tolist() for column in columns), strict=True)
+        return [Shown(rank, name, *rest) for rank, *rest in values]
+
+    rows = np.flatnonzero(kept)
+    ranks = np.random.default_rng([seed, zlib.crc32(name.encode())]).random(len(rows))
+    drawn = np.argsort(ranks)[:NUM_DRAWN]
+    least = _least_confident(rows, label, confidence)
+    return Survey(counts, classes, show(rows[drawn], ranks[drawn]), show(least, confidence[least]))
+
+
+def _least_confident(rows: np.ndarray, label: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Of `rows`, each class's least confident one, for the NUM_LEAST classes where that is lowest."""
+    ordered = rows[np.argsort(confidence[rows], kind="stable")]
+    first = np.sort(np.unique(label[ordered], return_index=True)[1])
+    return ordered[first[:NUM_LEAST]]
+
+
+def _answers(ordinal: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+    """The true label of each ordinal, −1 where it is not known."""
+    answers = np.full(len(ordinal), -1, np.int64)
+    if known is not None and len(known[0]):
+        order = np.argsort(known[0], kind="stable")
+        ordinals, labels = known[0][order], known[1][order]
+        place = np.minimum(np.searchsorted(ordinals, ordinal), len(ordinals) - 1)
+        answers = np.where(ordinals[place] == ordinal, labels[place], -1)
+    return answers
+
+
+def _merge(one: Survey, two: Survey) -> Survey:
+    least: dict[int, Shown] = {}
+    for item in sorted([*one.least, *two.least]):
+        least.setdefault(item.label, item)
+    return Survey(
+        one.counts + two.counts,
+        one.kept_by_class + two.kept_by_class,
+        sorted([*one.drawn, *two.drawn])[:NUM_DRAWN],
+        list(least.values())[:NUM_LEAST],
+    )

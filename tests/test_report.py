@@ -1,0 +1,389 @@
+"""The report says what the records hold, whatever of a run is there, and leaks and changes nothing."""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import storage
+from data.labels import LABELS_MANIFEST, QUARANTINE_NAME, Quarantined, label_table, quarantine_table, write_labels
+from data.manifest import open_split, write_table
+from pipeline.config import Config, write_config
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model, count_parameters
+from pipeline.models.weights import WeightsInfo, save_weights
+from pipeline.report import REPORT_NAME, write_report
+from pipeline.report_facts import Model, Predictions, compare
+from pipeline.report_labels import thumbnail
+from pipeline.report_models import reliability_bins
+from pipeline.stage import Fingerprint, StageError, done_record, open_stage
+from pipeline.training.calibration import calibration_error
+from teacher.select_stage import select
+from tests.conftest import DIGIT_NAMES, WriteDigits
+
+NUM_UNLABELED, PER_SHARD, NUM_TEST = 120, 50, 400
+REASON = "not a JPEG, PNG or WebP file"
+
+
+class SmallRun:
+    """A run directory made by the functions that stages write with, from made-up figures."""
+
+    def __init__(self, folder: Path, write: WriteDigits, class_names: Sequence[str] | None = DIGIT_NAMES) -> None:
+        self.folder, self.class_names = folder, list(class_names) if class_names else None
+        self.num_classes = len(class_names) if class_names else 10
+        self.truth = np.array(write(folder / "labeled", 0, NUM_UNLABELED))
+        write(folder / "unlabeled", 0, NUM_UNLABELED, labeled=False, per_shard=PER_SHARD)
+        self.random = np.random.default_rng(0)
+
+    def config(self, generations: int = 1, truth: bool = True, **sections: Any) -> Config:
+        data = {
+            "unlabeled": [f"{self.folder}/unlabeled/*.tar"],
+            "truth": str(self.folder / "truth.parquet") if truth else None,
+        }
+        select_rule = {"confidence_threshold": 0.3, "per_class": 8, "max_copies": 4}
+        values = {"run_dir": str(self.folder / "run"), "generations": generations, "data": data, "select": select_rule}
+        config = Config.model_validate(values | sections)
+        write_config(config, [])
+        return config
+
+    def layouts(self, config: Config) -> list[Layout]:
+        return [Layout(config.run_dir, number + 1) for number in range(config.generations)]
+
+    def model(self, folder: str, stage: str, seconds: float = 12.0, weights: bytes = b"weights") -> None:
+        """A teacher or student with a training curve."""
+        opened = open_stage(
+            folder, stage, Fingerprint({f"{stage}.model": "resnetrs50", "seed": 0}, {"labeled": "ab" * 8})
+        )
+        lines: list[dict[str, float]] = [
+            {"step": step, "epoch": step / 10, "lr": 0.1, "loss": 2 / step} for step in (10, 20)
+        ]
+        lines.append({"step": 20, "validation_top1": 0.625})
+        storage.write_text(opened.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+        storage.write_bytes(opened.path("weights/model.safetensors"), weights)
+        opened.commit(["metrics.jsonl", "weights/model.safetensors"], {"validation_top1": 0.625})
+        storage.write_text(opened.path("seconds.json"), json.dumps({"seconds": seconds}))
+
+    def label(self, config: Config, layout: Layout, num_wrong: int = 30) -> None:
+        """Labels of which the first `num_wrong` are wrong; the last image of each shard is quarantined."""
+        teacher = done_record(layout.teacher)
+        assert teacher is not None
+        labels = self.truth.copy()
+        labels[:num_wrong] = (labels[:num_wrong] + 1) % 10
+        stage = open_stage(layout.labels, "label", Fingerprint({}, {"teacher": teacher["digest"]}))
+        corpus, entries, quarantined, start = open_split(config.data.unlabeled, layout.indexes), [], [], 0
+        for shard in corpus.shards:
+            count = shard.num_samples - 1
+            table = self._label_table(shard.index(), labels[start : start + count])
+            bad = Quarantined(shard.name, count, "bad", 0, REASON)
+            entries.append(write_labels(stage.path(f"{shard.name}.parquet"), shard, table, [bad]))
+            quarantined.append(bad)
+            start += shard.num_samples
+        write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))
+        storage.write_text(stage.path(LABELS_MANIFEST), json.dumps({"shards": [asdict(entry) for entry in entries]}))
+        summary = {
+            "corpus": corpus.digest(), "images": corpus.num_samples, "labels": corpus.num_samples - len(quarantined),
+            "quarantined": {REASON: len(quarantined)}, "class_names": self.class_names, "num_classes": self.num_classes,
+        }  # fmt: skip
+        stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
+
+    def _label_table(self, index: pa.Table, labels: np.ndarray) -> pa.Table:
+        confidence = self.random.uniform(0.4, 0.99, len(labels)).astype(np.float32)
+        probabilities = np.repeat(((1 - confidence) / (self.num_classes - 1))[:, None], self.num_classes, axis=1)
+        probabilities[np.arange(len(labels)), labels] = confidence
+        hashes = np.arange(len(labels), dtype=np.uint64)
+        return label_table(index, np.arange(len(labels)), probabilities.astype(np.float32), hashes, 3)
+
+    def write_truth(self, count: int = NUM_UNLABELED) -> None:
+        """The true labels of the first `count` unlabeled images."""
+        numbers = np.arange(count)
+        shards = [f"unlabeled-{number // PER_SHARD:06d}" for number in numbers]
+        columns = {
+            "shard": shards,
+            "ordinal": (numbers % PER_SHARD).astype(np.int32),
+            "label": self.truth[:count].astype(np.int32),
+        }
+        write_table(str(self.folder / "truth.parquet"), pa.table(columns))
+
+    def evaluate(self, layout: Layout, right: dict[str, np.ndarray]) -> None:
+        """Test results: `right` says per role which of NUM_TEST images of class 0 to C−1, in turn, it has right."""
+        answers = np.arange(NUM_TEST) % self.num_classes
+        inputs, summary, columns = {"test": "cd" * 8}, {}, {"label": pa.array(answers, pa.int32())}
+        for role, mask in right.items():
+            record = done_record(getattr(layout, role))
+            assert record is not None
+            inputs[role] = record["digest"]
+            columns[f"{role}_label"] = pa.array(np.where(mask, answers, (answers + 1) % self.num_classes))
+            columns[f"{role}_confidence"] = pa.array(np.full(NUM_TEST, 0.7, np.float32))
+            per_class = [
+                float(mask[answers == label].mean()) if (answers == label).any() else None
+                for label in range(self.num_classes)
+            ]
+            summary[role] = {
+                "top1": float(mask.mean()), "top5": 0.9875, "images": NUM_TEST, "calibration_error": 0.0321, "temperature": 1.0,
+                "per_class_top1": per_class, "parameters": 1_234_567, "flops": 7_530_000,
+            }  # fmt: skip
+        stage = open_stage(layout.evaluation, "evaluate", Fingerprint({"seed": 0}, inputs))
+        write_table(stage.path("predictions.parquet"), pa.table(columns))
+        stage.commit(["predictions.parquet"], summary)
+
+
+def first(count: int) -> np.ndarray:
+    return np.arange(NUM_TEST) < count
+
+
+def whole_run(run: SmallRun, **options: Any) -> tuple[Config, Layout]:
+    """Teacher, labels, selection, student and test results: 300 of 400 right for the teacher, 320 for the student."""
+    config = run.config(**options)
+    layout = Layout(config.run_dir)
+    run.write_truth()
+    run.model(layout.teacher, "teacher")
+    run.label(config, layout)
+    select(config, layout)
+    run.model(layout.student, "student")
+    student = first(330)
+    student[:10] = False  # loses 10 that the teacher has, gains 30
+    run.evaluate(layout, {"teacher": first(300), "student": student})
+    return config, layout
+
+
+def report_of(config: Config, layouts: Sequence[Layout]) -> str:
+    write_report(config, layouts)
+    return (Path(config.run_dir) / REPORT_NAME).read_text()
+
+
+def cells(html: str, row: str) -> list[str]:
+    """The cells of the first table row that begins with `row`."""
+    found = re.search(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', html)
+    assert found, row
+    return re.findall(r"<td>(.*?)</td>", found[1])
+
+
+def figures_in(html: str) -> list[ElementTree.Element]:
+    """The page's SVG figures, parsed."""
+    return [
+        ElementTree.fromstring(base64.b64decode(code))
+        for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path, write_digits: WriteDigits) -> SmallRun:
+    return SmallRun(tmp_path, write_digits)
+
+
+def test_the_page_has_the_figures_of_the_records(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    html = report_of(config, [layout])
+    # 20 of 400 images more; variance of the paired differences: 40/400 − 0.05²
+    assert "The student is 5.00 ± 1.56 points better than the teacher on 400 test images" in html
+    assert cells(html, "student − teacher") == ["+5.00 ± 1.56", "30", "10"]
+    assert cells(html, "top-1") == ["75.00 ± 2.17 %", "80.00 ± 2.00 %"]
+    assert cells(html, "top-5") == ["98.75 %", "98.75 %"]
+    assert cells(html, "parameters") == ["1.23 M", "1.23 M"]
+    assert cells(html, "top-1, validation") == ["62.50 %", "62.50 %"]
+    assert cells(html, "unlabeled images") == ["120", "100.0 %"]
+    assert cells(html, "quarantined: not usable") == ["3", "2.5 %"]
+    assert cells(html, "3") == [REASON]
+
+
+def test_the_page_has_the_selection_and_how_much_of_it_is_right(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    html = report_of(config, [layout])
+    folder = layout.current_selection()
+    assert folder is not None
+    selection = json.loads(storage.read_text(storage.join(folder, "selection.json")))
+    assert cells(html, "kept")[0] == str(selection["totals"]["kept"])
+    entry = selection["classes"][3]
+    assert cells(html[html.index("Classes before") :], "digit_3")[:2] == [str(entry["available"]), str(entry["kept"])]
+    assert "74.36 % of the pseudo-labels are right" in html  # 117 labels, the first 30 wrong
+    assert html.count('<div class="verdict">✗ is') == html.count('class="sample is-wrong"') > 0
+
+
+def test_the_table_prints_accuracies_parameters_labels_time_and_path(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, layout = whole_run(run)
+    capsys.readouterr()
+    write_report(config, [layout])
+    printed = capsys.readouterr().out
+    assert re.search(r"teacher +75\.00 % +98\.75 % +1\.23 M\n", printed)
+    assert re.search(r"student +80\.00 % +98\.75 % +1\.23 M +\+5\.00 ± 1\.56\n", printed)
+    assert re.search(r"pseudo-labels: \d+ of 117 kept; [\d.]+ % of the kept and 74\.36 % of all are right", printed)
+    assert "teacher 12.0 s" in printed
+    assert f"report: {config.run_dir}/report.html" in printed
+
+
+def test_the_same_run_gives_the_same_page_and_nothing_else_changes(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+
+    def files() -> dict[str, bytes]:
+        found = [path for path in run.folder.rglob("*") if path.is_file() and path.name != REPORT_NAME]
+        return {str(path): path.read_bytes() for path in found}
+
+    before = files()
+    assert report_of(config, [layout]) == report_of(config, [layout])
+    assert files() == before
+
+
+def test_names_from_the_data_are_text_and_never_markup(tmp_path: Path, write_digits: WriteDigits) -> None:
+    names = ["<script>alert(1)</script>", "$x_{$", "日本", "a\x00b\ud800", '"><img src=x onerror=y>', *"fghij"]
+    run = SmallRun(tmp_path, write_digits, names)
+    config, layout = whole_run(run)
+    html = report_of(config, [layout])
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    labels = {text.text for figure in figures_in(html) for text in figure.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"$x_{$", "日本", "a�b�"} <= labels
+
+
+def test_a_page_stands_alone_and_describes_each_figure(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    html = report_of(config, [layout])
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert len(figures_in(html)) == 7
+    assert all(len(alt) > 20 for alt in re.findall(r'<img [^>]*alt="([^"]*)"', html))
+    assert len(re.findall(r"<img ", html)) == len(re.findall(r'<img [^>]*alt="[^"]+"', html))
+
+
+def test_a_teacher_alone_has_a_report(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run.config()
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    html = report_of(config, [layout])
+    assert "There is no student to compare" in html
+    assert "62.50 % (validation)" in capsys.readouterr().out
+
+
+def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run.config(truth=False)
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    run.label(config, layout)
+    select(config, layout)
+    run.model(layout.student, "student")
+    html = report_of(config, [layout])
+    assert "not known: there is no truth file" in html
+    assert "No test images" in html
+    assert 'class="verdict"' not in html
+    assert len(figures_in(html)) == 4  # loss, validation, confidence, classes
+    printed = capsys.readouterr().out
+    assert "Not evaluated" in printed
+    assert "right" not in printed
+
+
+def test_where_the_truth_is_known_for_some_images_only_those_count(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    run.write_truth(40)
+    assert "25.00 % of the pseudo-labels are right" in report_of(config, [layout])  # 10 of the first 40
+
+
+def test_weights_trained_elsewhere_show_without_curves_and_without_secrets(run: SmallRun) -> None:
+    weights = "https://store/teacher.pth?token=s3cret"
+    config = run.config(teacher={"weights": weights})
+    layout = Layout(config.run_dir)
+    stage = open_stage(layout.teacher, "teacher", Fingerprint({"teacher.weights": weights}, {"weights": weights}))
+    model = build_model("resnetrs26", 10, {"width": 0.125})
+    info = WeightsInfo(model="resnetrs26", model_args={"width": 0.125}, num_classes=10, image_size=16, crop_pct=1,
+                       interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))  # fmt: skip
+    save_weights(stage.path("weights"), model.state_dict(), info)
+    stage.commit(["weights/model.safetensors", "weights/config.json"], {"trained_elsewhere": weights})
+    html = report_of(config, [layout])
+    assert "s3cret" not in html
+    assert "<h2>Training</h2>" not in html
+    assert cells(html, "parameters") == [f"{count_parameters(model) / 1e6:.2f} M"]
+
+
+def test_of_a_thousand_classes_the_twenty_that_matter_are_shown(tmp_path: Path, write_digits: WriteDigits) -> None:
+    run = SmallRun(tmp_path, write_digits, [f"class_{number}" for number in range(1000)])
+    config, layout = whole_run(run)
+    html = report_of(config, [layout])
+    for title in ("Accuracy per class", "Classes before"):
+        table = html[html.index(title) :]
+        assert len(re.findall(r'<th scope="row">class_', table[: table.index("</tbody>")])) == 20
+    assert len(html) < 3_000_000
+
+
+def test_classes_without_names_have_their_numbers(tmp_path: Path, write_digits: WriteDigits) -> None:
+    config, layout = whole_run(SmallRun(tmp_path, write_digits, None))
+    assert cells(report_of(config, [layout]), "class 3")
+
+
+def test_each_generation_has_its_student_and_its_labels(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    config, one = whole_run(run, generations=2)
+    two = Layout(config.run_dir, 2)
+    run.label(config, two, num_wrong=10)
+    select(config, two)
+    run.model(two.student, "student", seconds=50)
+    run.evaluate(two, {"teacher": first(320), "student": first(360)})
+    html = report_of(config, [one, two])
+    assert cells(html, "top-1")[2] == "90.00 ± 1.50 %"
+    assert "Student 2 is 15.00 ± 1.79 points better than the teacher" in html
+    assert "Pseudo-labels, generation 2" in html
+    printed = capsys.readouterr().out
+    assert re.search(r"student 2 +90\.00 %", printed)
+    assert printed.count("12.0 s") == 2  # teacher and student 1, each once
+    assert "student 2 50.0 s" in printed
+
+
+def test_results_of_an_older_student_are_not_shown_as_the_present_ones(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    storage.remove(layout.student)
+    run.model(layout.student, "student", weights=b"others")
+    html = report_of(config, [layout])
+    assert "80.00" not in html
+    assert "Run stage=evaluate to bring it up to date" in html
+
+
+def test_where_the_unlabeled_shards_are_gone_the_labels_are_still_shown(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    storage.remove(str(run.folder / "unlabeled"))
+    html = report_of(config, [layout])
+    assert html.count("image not there") > 20
+
+
+def test_an_empty_run_directory_has_no_report(run: SmallRun) -> None:
+    config = run.config()
+    with pytest.raises(StageError, match="no stage is done"):
+        write_report(config, run.layouts(config))
+    assert not (Path(config.run_dir) / REPORT_NAME).exists()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_error_of_a_difference_is_that_of_the_mean_of_paired_differences(pairs: list[tuple[bool, bool]]) -> None:
+    right = np.array(pairs)
+    models = [
+        Model(name, "", {}, {}, Predictions("t", np.ones(len(pairs)), right[:, side], np.ones(len(pairs))))
+        for side, name in enumerate(("a", "b"))
+    ]
+    result = compare(*models)
+    assert result is not None
+    differences = right[:, 1].astype(float) - right[:, 0]
+    assert result.difference == pytest.approx(differences.mean())
+    assert result.error == pytest.approx(differences.std() / np.sqrt(len(pairs)), abs=1e-9)
+
+
+def test_reliability_bins_are_those_of_the_calibration_error() -> None:
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.5, 1, 5000).astype(np.float32)
+    right = random.random(5000) < confidence**2
+    means, accuracies = reliability_bins(confidence, right)
+    weights = np.histogram(confidence, np.linspace(0, 1, 16))[0]
+    expected = calibration_error(np.stack([confidence, 1 - confidence], axis=1), (~right).astype(np.int64))
+    assert (np.abs(means - accuracies) * weights[weights > 0] / 5000).sum() == pytest.approx(expected, abs=1e-5)
+
+
+def test_large_images_become_small_pictures(photo: np.ndarray) -> None:
+    uri = thumbnail(photo)
+    assert uri.startswith("data:image/jpeg")
+    assert len(uri) < 12_000

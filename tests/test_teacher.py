@@ -1,0 +1,94 @@
+"""The teacher stage: weights from elsewhere, and the check before labeling."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Config, load_config
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model
+from pipeline.stage import StageError, StageRefusedError
+from pipeline.training.published import load_predictor, read_info
+from teacher.label import check_teacher
+from teacher.train import train_teacher
+from tests.conftest import WriteDigits
+
+MODEL = {"width": 0.125, "blocks": [1, 1, 1, 1]}
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, write_digits: WriteDigits) -> MakeConfig:
+    """A configuration with a teacher trained elsewhere (random weights, here) and a validation set."""
+    write_digits(tmp_path / "validation", 0, 60)
+    torch.manual_seed(0)
+    torch.save(build_model("resnetrs26", 10, MODEL).state_dict(), tmp_path / "elsewhere.pth")
+
+    def make(*words: str) -> Config:
+        fixed = [
+            f"run_dir={tmp_path}/run", f"data.validation=[{tmp_path}/validation/*.tar]", "teacher.model=resnetrs26",
+            "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}", f"teacher.weights={tmp_path}/elsewhere.pth",
+            "teacher.image_size=32",
+        ]  # fmt: skip
+        return load_config(None, [*fixed, *words])
+
+    return make
+
+
+def layout(config: Config) -> Layout:
+    return Layout(config.run_dir)
+
+
+def test_weights_from_elsewhere_skip_training_and_are_calibrated(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    record = train_teacher(config, layout(config))
+    info = read_info(layout(config).teacher)
+    assert record["summary"]["trained_elsewhere"].endswith("elsewhere.pth")
+    assert info.validation_top1 == record["summary"]["validation_top1"]
+    assert info.class_names is not None
+    assert info.class_names[3] == "digit_3"
+    assert not (tmp_path / "run/gen-1/teacher/checkpoints").exists()
+    state = torch.load(tmp_path / "elsewhere.pth", weights_only=True)
+    loaded = load_predictor(layout(config).teacher, "cpu").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_other_weights_under_the_same_name_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    train_teacher(config, layout(config))
+    torch.manual_seed(1)
+    torch.save(build_model("resnetrs26", 10, MODEL).state_dict(), tmp_path / "elsewhere.pth")
+    with pytest.raises(StageRefusedError, match="weights: changed upstream"):
+        train_teacher(config, layout(config))
+
+
+def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: MakeConfig) -> None:
+    config = make_config("teacher.expected_top1=0.9")
+    train_teacher(config, layout(config))
+    with pytest.raises(StageError, match=r"but 0\.900 was expected"):
+        check_teacher(config, layout(config), read_info(layout(config).teacher))
+
+
+def test_a_teacher_as_good_as_its_weights_say_passes(make_config: MakeConfig) -> None:
+    config = make_config()
+    train_teacher(config, layout(config))
+    info = read_info(layout(config).teacher)
+    found = check_teacher(config, layout(config), info)
+    assert found is not None
+    assert found["found_top1"] == pytest.approx(info.validation_top1)
+
+
+def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) -> None:
+    config = make_config("data.validation=[]", "data.num_classes=10")
+    train_teacher(config, layout(config))
+    assert check_teacher(config, layout(config), read_info(layout(config).teacher)) is None
+
+
+def test_classes_in_another_order_are_refused_with_the_first_difference(make_config: MakeConfig) -> None:
+    config = make_config()
+    train_teacher(config, layout(config))
+    info = read_info(layout(config).teacher).model_copy(update={"class_names": ["digit_1", "digit_0"]})
+    with pytest.raises(StageError, match=r"class 0 is 'digit_1' for the teacher and 'digit_0' in data\.validation"):
+        check_teacher(config, layout(config), info)

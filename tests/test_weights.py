@@ -1,0 +1,110 @@
+"""Weights out to timm and in from elsewhere; never pickled code."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from pipeline.models.factory import build_model
+from pipeline.models.resnet_rs import ModelError
+from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
+
+
+def info(model: str, **changes: object) -> WeightsInfo:
+    fields = {
+        "model": model, "num_classes": 3, "class_names": ["a", "b", "c"], "image_size": 32, "crop_pct": 1.0,
+        "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "temperature": 1.5, "validation_top1": 0.75,
+    }  # fmt: skip
+    return WeightsInfo.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("resnetrs50", {}), ("resnetrs50", {"width": 0.25, "blocks": [1, 2, 4, 1]}), ("resnet10t", {})]
+)
+def test_timm_loads_the_folder_with_outputs_classes_and_preprocessing(
+    tmp_path: Path, name: str, args: dict[str, object]
+) -> None:
+    model = build_model(name, 3, args).eval()
+    save_weights(str(tmp_path), model.state_dict(), info(name, model_args=args))
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images), rtol=1e-4, atol=1e-5)
+    assert tuple(theirs.pretrained_cfg["mean"]) == (0.5, 0.4, 0.3)
+    assert tuple(theirs.pretrained_cfg["input_size"]) == (3, 32, 32)
+
+
+def test_what_is_saved_comes_back_and_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    state = build_model("resnetrs26", 3, {"width": 0.125}).state_dict()
+    for name in ("a", "b"):
+        save_weights(str(tmp_path / name), state, info("resnetrs26", model_args={"width": 0.125}))
+    loaded, tensors = load_weights(str(tmp_path / "a"))
+    assert (loaded.temperature, loaded.validation_top1, loaded.class_names) == (1.5, 0.75, ["a", "b", "c"])
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.clone() for name, tensor in build_model("resnetrs26", 3, {"width": 0.125}).state_dict().items()
+    }
+
+
+def external(path: Path) -> dict[str, torch.Tensor]:
+    return load_external("resnetrs26", {"width": 0.125}, 3, str(path))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_ema"])
+def test_torch_files_load_bare_or_wrapped_and_from_parallel_training(tmp_path: Path, wrapper: str | None) -> None:
+    state = small_state()
+    named = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({wrapper: named} if wrapper else named, tmp_path / "w.pth")
+    assert all(torch.equal(external(tmp_path / "w.pth")[name], tensor) for name, tensor in state.items())
+
+
+def test_other_names_with_each_shape_in_order_are_mapped_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = small_state()
+    torch.save({f"layer_{number}": tensor for number, tensor in enumerate(state.values())}, tmp_path / "w.pth")
+    assert all(torch.equal(external(tmp_path / "w.pth")[name], tensor) for name, tensor in state.items())
+    assert "loaded by order" in caplog.text
+
+
+def test_weights_of_another_model_are_refused_with_names(tmp_path: Path) -> None:
+    state = small_state()
+    del state["fc.weight"]
+    safetensors.torch.save_file(state | {"head.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"missing fc\.weight; unexpected head\.weight"):
+        external(tmp_path / "w.safetensors")
+    safetensors.torch.save_file(small_state() | {"fc.weight": torch.zeros(5, 64)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"other shapes than the model's for fc\.weight"):
+        external(tmp_path / "w.safetensors")
+
+
+class Runs:
+    """Unpickling this would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code ran",)
+
+
+def test_pickled_code_is_refused_and_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": Runs()}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="pickled code, which is never run"):
+        external(tmp_path / "w.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_files_that_are_missing_damaged_or_of_another_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no\.pth'?: no such file"):
+        external(tmp_path / "no.pth")
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match=r"bad\.safetensors: not readable"):
+        external(tmp_path / "bad.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="not a weights folder of this pipeline"):
+        load_weights(str(tmp_path))
