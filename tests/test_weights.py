@@ -1,6 +1,7 @@
 """Weights out to timm and in from elsewhere; never pickled code."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -29,11 +30,12 @@ def test_timm_loads_the_folder_with_outputs_classes_and_preprocessing(
     model = build_model(name, 3, args).eval()
     save_weights(str(tmp_path), model.state_dict(), info(name, model_args=args))
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    preprocessing: dict[str, Any] = theirs.pretrained_cfg  # type: ignore[assignment]
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images), theirs(images), rtol=1e-4, atol=1e-5)
-    assert tuple(theirs.pretrained_cfg["mean"]) == (0.5, 0.4, 0.3)
-    assert tuple(theirs.pretrained_cfg["input_size"]) == (3, 32, 32)
+    assert tuple(preprocessing["mean"]) == (0.5, 0.4, 0.3)
+    assert tuple(preprocessing["input_size"]) == (3, 32, 32)
 
 
 def test_what_is_saved_comes_back_and_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:

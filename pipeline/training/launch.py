@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -44,6 +43,3 @@ def _ray_folder(job: TrainJob) -> str:
 
 def _fit_worker(config: dict[str, Any]) -> None:
     fit(config["job"])
-
-
-__all__ = ["ray", "run_training"]

@@ -1,0 +1,43 @@
+"""Training in two processes under Ray Train."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from data.manifest import open_split
+from pipeline.cluster import start_ray
+from pipeline.training.checkpoint import load_newest
+from pipeline.training.fit import TrainJob, load_trained
+from pipeline.training.inputs import labeled_stream
+from pipeline.training.launch import run_training
+from tests.conftest import WriteDigits
+from tests.test_training import CONFIG
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    start_ray(None)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # ray train's own
+def test_two_workers_train_one_model_on_halves_of_each_batch(
+    tmp_path: Path, write_digits: WriteDigits, ray_here: None
+) -> None:
+    write_digits(tmp_path / "labeled", 0, 100, per_shard=50)
+    split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    config = CONFIG.model_copy(update={"workers": 2, "epochs": 4})
+    streams = (labeled_stream(split, config.batch_size),)
+    job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu", split)
+    run_training(job, None)
+    weights, metrics = load_trained(job.folder, job.total_steps)
+    checkpoint = load_newest(f"{job.folder}/checkpoints")
+    assert checkpoint is not None
+    assert checkpoint["step"] == 20
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert [line["step"] for line in metrics if "validation_top1" in line] == [5, 10, 15, 20]
