@@ -45,7 +45,7 @@ class Section(BaseModel):
             if isinstance(value, Section):
                 fields |= value.fingerprint(f"{prefix}.{name}")
             else:
-                fields[f"{prefix}.{name}"] = value
+                fields[f"{prefix}.{name}"] = redacted(value) if isinstance(value, str) else value
         return fields
 
 
@@ -269,7 +269,7 @@ def write_config(config: Config, overrides: Sequence[str]) -> None:
     content = config.model_dump(mode="json") | {
         _COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]
     }
-    storage.write_text(url, _redacted(OmegaConf.to_yaml(OmegaConf.create(content))))
+    storage.write_text(url, redacted(OmegaConf.to_yaml(OmegaConf.create(content))))
 
 
 def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
@@ -308,7 +308,7 @@ def _read_yaml(config: str) -> DictConfig:
         raise UsageError(
             f"config={config}: no such file, and not one of {', '.join(config_names())}{nearest(config, config_names())}"
         )
-    return _load_yaml_text(config, storage.read_text(config))
+    return _without_command_line(_load_yaml_text(config, storage.read_text(config)))
 
 
 def _load_yaml_text(name: str, text: str) -> DictConfig:
@@ -330,7 +330,7 @@ def _explain(error: ErrorDetails) -> str:
     return f"  {path}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _redacted(text: str) -> str:
+def redacted(text: str) -> str:
     """Passwords and signed parts of URLs do not reach a file."""
     text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
     return re.sub(r"(?i)((?:token|secret|password|signature|credential|key)=)[^&\s'\"]+", r"\1***", text)

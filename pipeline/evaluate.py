@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from data import storage
-from data.labels import read_labels
+from data.labels import read_labels, read_manifest
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
 from pipeline.config import Config
@@ -107,7 +108,7 @@ def seconds_by_stage(layout: Layout) -> dict[str, float]:
     """Wall-clock seconds of the generation's stages, over all their runs."""
     selection = layout.current_selection()
     folders = {
-        "teacher": layout.teacher,
+        "teacher": layout.teacher if layout.generation == 1 else None,  # a later teacher is counted as a student
         "label": layout.labels,
         "select": selection,
         "student": layout.student,
@@ -128,30 +129,18 @@ def _selected(config: Config, layout: Layout) -> dict[str, Any]:
 
 
 def precision(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, float]:
-    """`labels_right` and `kept_right`: fractions of all and of the kept pseudo-labels that agree with the truth file."""
-    rows = labels_with_truth(truth_url, labels_folder, selection_folder)
-    right = rows["label"] == rows["truth"]
-    kept = rows["copies"] > 0
-    return {"labels_right": float(right.mean()), "kept_right": float(right[kept].mean()) if kept.any() else 0.0}
-
-
-def labels_with_truth(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, np.ndarray]:
-    """Parallel arrays over all labels: shard (name), ordinal, label, confidence, copies, truth."""
+    """`labels_right` and `kept_right`: fractions, among images whose truth is known, of all and of the kept pseudo-labels."""
     truth = read_labels(truth_url)
-    names = truth.column("shard").to_numpy(zero_copy_only=False)
-    ordinals, answers = truth.column("ordinal").to_numpy(), truth.column("label").to_numpy()
-    parts: dict[str, list[np.ndarray]] = {
-        key: [] for key in ("shard", "ordinal", "label", "confidence", "copies", "truth")
-    }
-    for name in np.unique(names.astype(str)):
-        labels = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label", "confidence"])
-        copies = read_labels(storage.join(selection_folder, f"{name}.parquet"))
-        known = np.full(int(ordinals[names == name].max()) + 1, -1, np.int64)
-        known[ordinals[names == name]] = answers[names == name]
-        ordinal = labels.column("ordinal").to_numpy()
-        columns = {key: labels.column(key).to_numpy() for key in ("label", "confidence")}
-        columns |= {"shard": np.full(len(ordinal), name), "ordinal": ordinal, "truth": known[ordinal]}
-        columns["copies"] = copies.column("copies").to_numpy()
-        for key, values in columns.items():
-            parts[key].append(values)
-    return {key: np.concatenate(values) for key, values in parts.items()}
+    shard_of, ordinals, answers = (truth.column(name) for name in ("shard", "ordinal", "label"))
+    counts = np.zeros(4, np.int64)
+    for entry in read_manifest(labels_folder):
+        here = pc.equal(shard_of, entry.name)
+        known = dict(zip(ordinals.filter(here).to_pylist(), answers.filter(here).to_pylist(), strict=True))
+        labels = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), ["ordinal", "label"])
+        copies = read_labels(storage.join(selection_folder, f"{entry.name}.parquet")).column("copies").to_numpy()
+        right_answer = np.array([known.get(ordinal, -1) for ordinal in labels.column("ordinal").to_pylist()], np.int64)
+        is_known, is_right = right_answer >= 0, right_answer == labels.column("label").to_numpy()
+        is_kept = is_known & (copies > 0)
+        counts += [is_known.sum(), is_right.sum(), is_kept.sum(), (is_right & is_kept).sum()]
+    num_known, num_right, num_kept, num_kept_right = counts.tolist()
+    return {"labels_right": num_right / max(num_known, 1), "kept_right": num_kept_right / max(num_kept, 1)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
-from pipeline.config import Config
+from pipeline.config import Config, redacted
 from pipeline.layout import Layout
 from pipeline.models.weights import load_external, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
@@ -51,7 +51,7 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
             num_classes,
             0,
             validation,
-            extra={"trained_elsewhere": section.weights},
+            extra={"trained_elsewhere": redacted(section.weights)},
         )
         return require_done(layout.teacher, "teacher")
     assert labeled is not None
