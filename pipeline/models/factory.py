@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,7 +44,9 @@ def build_model(
         raise ModelError(f"model {name!r}: neither ResNet-RS nor a timm model{nearest(name, known)}")
     noise = {"drop_rate": dropout, "drop_path_rate": stochastic_depth}
     # a rate of 0 is left out: not every timm model takes each
-    return _create_timm(name, num_classes, dict(args) | {key: rate for key, rate in noise.items() if rate})
+    model = _create_timm(name, num_classes, dict(args) | {key: rate for key, rate in noise.items() if rate})
+    _check_noise(model, name, dropout, stochastic_depth)
+    return model
 
 
 def _create_timm(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Module:
@@ -54,6 +57,17 @@ def _create_timm(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Mod
             f"{name} does not take one of {', '.join(args)} ({error}); set it to 0 or leave it out of model_args"
         ) from error
     return model
+
+
+def _check_noise(model: nn.Module, name: str, dropout: float, stochastic_depth: float) -> None:
+    """A model that takes a rate and never applies it would train without noise, and no one would notice."""
+    modules = list(model.modules())
+    drops_paths = any(isinstance(module, DropPath) and module.drop_prob for module in modules)
+    if stochastic_depth and not drops_paths:
+        raise ModelError(f"stochastic_depth={stochastic_depth}: timm's {name} has no place for it; set it to 0")
+    drops = any(isinstance(module, nn.Dropout) and module.p == dropout for module in modules)
+    if dropout and not drops and not any(getattr(module, "drop_rate", None) == dropout for module in modules):
+        raise ModelError(f"dropout={dropout}: timm's {name} has no place for it; set it to 0")
 
 
 def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
