@@ -64,16 +64,49 @@ def test_torch_files_load_bare_or_wrapped_and_from_parallel_training(tmp_path: P
     state = small_state()
     named = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({wrapper: named} if wrapper else named, tmp_path / "w.pth")
-    assert all(torch.equal(external(tmp_path / "w.pth")[name], tensor) for name, tensor in state.items())
+    loaded = external(tmp_path / "w.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 def test_other_names_with_each_shape_in_order_are_mapped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = small_state()
-    torch.save({f"layer_{number}": tensor for number, tensor in enumerate(state.values())}, tmp_path / "w.pth")
-    assert all(torch.equal(external(tmp_path / "w.pth")[name], tensor) for name, tensor in state.items())
+    torch.save({f"_{name}": tensor for name, tensor in state.items()}, tmp_path / "w.pth")
+    loaded = external(tmp_path / "w.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     assert "loaded by order" in caplog.text
+
+
+def test_a_file_that_does_not_keep_the_order_is_never_mapped_by_order(tmp_path: Path) -> None:
+    safetensors.torch.save_file(
+        {f"_{name}": tensor for name, tensor in small_state().items()}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(ModelError, match="does not fit the model"):
+        external(tmp_path / "w.safetensors")
+
+
+def test_tensors_of_another_kind_in_the_same_place_are_not_mapped_by_order(tmp_path: Path) -> None:
+    state = {f"_{name}": tensor for name, tensor in small_state().items()}
+    swapped = [name.replace("bias", "X").replace("weight", "bias").replace("X", "weight") for name in state]
+    torch.save(dict(zip(swapped, state.values(), strict=True)), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        external(tmp_path / "w.pth")
+
+
+def test_timms_weights_of_another_number_of_classes_are_refused() -> None:
+    with pytest.raises(ModelError, match="know 1000 classes, not 10"):
+        load_external("resnet10t", {}, 10, "pretrained")
+
+
+def test_timm_rebuilds_a_model_of_fixed_input_size_with_the_same_outputs(tmp_path: Path) -> None:
+    model = build_model("test_vit", 3, {}).eval()
+    save_weights(str(tmp_path), model.state_dict(), info("test_vit", image_size=160))
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images), rtol=1e-4, atol=1e-5)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).num_classes == 7
 
 
 def test_weights_of_another_model_are_refused_with_names(tmp_path: Path) -> None:

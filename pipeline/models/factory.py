@@ -90,11 +90,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: nn.Module, image_size: int) -> int:
-    """FLOPs (2 × multiply-adds, convolutions and matrix products) of one image (3, image_size, image_size) in eval mode."""
+    """FLOPs (2 × multiply-adds, convolutions and matrix products) of one image_size × image_size image in eval mode."""
     parameter = next(model.parameters())
-    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
+    image = torch.zeros(
+        1, getattr(model, "in_chans", 3), image_size, image_size, device=parameter.device, dtype=parameter.dtype
+    )
+    was_training = {module: module.training for module in model.modules()}  # frozen batch norms stay frozen
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)
-    model.train(was_training)
+    for module, training in was_training.items():
+        module.training = training
     return int(counter.get_total_flops())

@@ -18,6 +18,7 @@ import safetensors.torch
 import timm
 import torch
 from pydantic import BaseModel, ValidationError
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
@@ -67,8 +68,12 @@ def _timm_config(info: WeightsInfo) -> dict[str, Any]:
         config["model_args"] = args
     if info.class_names:
         config["label_names"] = info.class_names
+    known = get_pretrained_cfg(architecture) or PretrainedCfg()
     config["pretrained_cfg"] = {
-        "input_size": [3, info.image_size, info.image_size],
+        "input_size": [args.get("in_chans", 3), info.image_size, info.image_size],
+        "fixed_input_size": known.fixed_input_size,  # without it timm builds a ViT for 224 px and resamples its positions
+        "first_conv": known.first_conv,
+        "classifier": known.classifier,  # with it timm can fine-tune to other classes
         "crop_pct": info.crop_pct,
         "crop_mode": "border" if info.resize == "pad" else "center",
         "interpolation": info.interpolation,
@@ -105,7 +110,15 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     if source == "pretrained":
         return _timm_pretrained(name, args, num_classes)
     model = on_meta(lambda: build_model(name, num_classes, args))
-    return _fit_names(source, _read_state(source), dict(model.state_dict()))
+    state = _read_state(source)
+    wanted = dict(model.state_dict())
+    # safetensors files do not keep the order of their tensors
+    in_order = source.endswith((".pth", ".pt", ".bin"))
+    return (
+        _by_order(source, state, wanted)
+        if in_order and _same_in_order(state, wanted)
+        else _by_name(source, state, wanted)
+    )
 
 
 def weights_digest(source: str) -> str:
@@ -128,8 +141,14 @@ def _weights_file(source: str) -> str:
 
 
 def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
+    architecture, timm_args = timm_architecture(name, args)
+    config = get_pretrained_cfg(name) or get_pretrained_cfg(architecture)
+    if config is not None and config.num_classes != num_classes:  # timm would silently give a random classifier
+        raise ModelError(
+            f"timm's pretrained weights of {name} know {config.num_classes} classes, not {num_classes}; give a file as weights="
+        )
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=num_classes, **args)
+        model = timm.create_model(name if timm.is_model(name) else architecture, pretrained=True, **timm_args)
     except Exception as error:  # the hub's client raises its own types for a missing network, repository or file
         raise ModelError(
             f"timm's pretrained weights of {name} cannot be had ({error}); give a file as weights="
@@ -162,11 +181,25 @@ def _read_torch(url: str) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"{url}: expected a state dict, or one under {', '.join(_WRAPPERS)}")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    # n_averaged: torch's AveragedModel counts its updates beside the weights
+    return {key.removeprefix("module."): value for key, value in content.items() if key != "n_averaged"}
 
 
-def _fit_names(source: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the model's names: as it is, or by order where each shape agrees in order and only names differ."""
+def _same_in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    """Whether only the names of layers differ: no name in common, and each tensor's kind (weight, …) and shape in order."""
+
+    def kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+        return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+
+    return not state.keys() & wanted.keys() and kinds(state) == kinds(wanted)
+
+
+def _by_order(source: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
+    return dict(zip(wanted, state.values(), strict=True))
+
+
+def _by_name(source: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     if state.keys() == wanted.keys():
         wrong = [name for name in wanted if state[name].shape != wanted[name].shape]
         if not wrong:
@@ -174,9 +207,6 @@ def _fit_names(source: str, state: dict[str, Tensor], wanted: dict[str, Tensor])
         raise ModelError(
             f"{source}: other shapes than the model's for {_some(wrong)}; check model_args and the number of classes"
         )
-    if [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in wanted.values()]:
-        logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
-        return dict(zip(wanted, state.values(), strict=True))
     missing, unexpected = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
     raise ModelError(f"{source} does not fit the model: missing {_some(missing)}; unexpected {_some(unexpected)}")
 
