@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-accuracy-quick
+.PHONY: help demo test check format clean bench-accuracy
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'

@@ -22,6 +22,7 @@ from data.manifest import Shard
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
 COPIES_COLUMN = "copies"
+MAX_CLASSES = 32_767  # `topk_index` is int16
 _QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
 
 

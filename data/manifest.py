@@ -186,13 +186,18 @@ def _open_shard(url: str, records: Mapping[str, ShardRecord], index_folder: str)
     name = storage.base_name(url)
     record = records.get(name)
     if record is None:
-        return _index_foreign(url, size, storage.join(index_folder, name.removesuffix(".tar") + ".parquet"))
+        return _index_foreign(url, size, storage.join(index_folder, _foreign_index_name(url)))
     if record.bytes != size:
         raise DataError(
             f"{url}: {size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
         )
     index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
     return Shard(url, size, record.num_samples, index_url, record.index_sha256)
+
+
+def _foreign_index_name(url: str) -> str:
+    """Splits may have shards of the same name; their indexes lie in one folder."""
+    return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
 
 
 def _index_foreign(url: str, size: int, index_url: str) -> Shard:

@@ -5,7 +5,8 @@
 Labeled: one folder per class; labels are the positions of the sorted folder names, and `out/labeled` and `out/validation` are
 written (stratified). Unlabeled (`labeled=false`): every image below the folder goes to `out/unlabeled`. Image bytes stay as they are.
 Images are shuffled by the seed, so that every shard has a bit of everything. Files that are no images, and images that cannot be
-decoded, are listed in `out/rejected.txt`; where each key came from is in `sources.parquet` beside the shards.
+decoded, are listed in `out/rejected-labeled.txt` or `out/rejected-unlabeled.txt`; where each key came from is in `sources.parquet`
+beside the shards.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def pack(
         split = storage.join(out, name if labeled else "unlabeled")
         packed = _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard)
         rejected += packed.rejected
-    storage.write_text(storage.join(out, "rejected.txt"), "".join(line + "\n" for line in sorted(rejected)))
+    kind = "labeled" if labeled else "unlabeled"
+    storage.write_text(storage.join(out, f"rejected-{kind}.txt"), "".join(line + "\n" for line in sorted(rejected)))
     if rejected:
-        print(f"{len(rejected)} files were left out; {storage.join(out, 'rejected.txt')} says which and why")
+        print(f"{len(rejected)} files were left out; {storage.join(out, f'rejected-{kind}.txt')} says which and why")
 
 
 def _find(root: Path) -> tuple[list[Path], list[str]]:
@@ -115,11 +117,13 @@ def _pack_split(
             packed.sources.append(str(files[index]))
             yield key, labeled_members(extension, content, int(labels[index]) if labels is not None else None)
 
-    write_shards(samples(), folder, storage.base_name(folder), samples_per_shard, classes)
-    keys = [f"{number:09d}" for number in range(len(packed.sources))]
-    write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
-    if classes:
-        write_hashes(folder, packed.hashes)
+    def write_sidecars() -> None:
+        keys = [f"{number:09d}" for number in range(len(packed.sources))]
+        write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
+        if classes:
+            write_hashes(folder, packed.hashes)
+
+    write_shards(samples(), folder, storage.base_name(folder), samples_per_shard, classes, write_sidecars)
     return packed
 
 

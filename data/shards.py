@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import BinaryIO
 
@@ -43,12 +43,14 @@ def write_shards(
     prefix: str,
     samples_per_shard: int,
     class_names: Sequence[str] | None = None,
+    before_manifest: Callable[[], None] | None = None,
 ) -> Manifest:
     """Write samples to `folder/prefix-000000.tar` …, with an index per shard and, last, the manifest.
 
     Args:
         samples: (key, members) in the order in which they are to be written; keys are checked and must be unique.
         samples_per_shard: the last shard may have fewer.
+        before_manifest: called when all shards are written, for files that must be there when the manifest is.
 
     Raises:
         DataError: a manifest is there already, or a duplicate key.
@@ -57,10 +59,15 @@ def write_shards(
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
     storage.remove_temporary(folder)
+    for name in storage.list_names(folder):  # what a killed packing left would count as shards of their own
+        if name.startswith(f"{prefix}-") and name.endswith(".tar"):
+            storage.remove(storage.join(folder, name))
     stream = iter(_checked(samples))
     records: list[ShardRecord] = []
     while chunk := list(islice(stream, samples_per_shard)):
         records.append(_write_shard(storage.join(folder, f"{prefix}-{len(records):06d}.tar"), chunk))
+    if before_manifest:
+        before_manifest()
     manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)
     storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest

@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,9 +108,13 @@ def writing(url: str) -> Iterator[BinaryIO]:
     Folders are made as needed. Locally: temporary name, fsync, rename, fsync of the folder.
     """
     if not is_local(url):
-        fs, path = _filesystem(url)
-        with fs.transaction, fs.open(path, "wb") as file:
-            yield cast(BinaryIO, file)
+        # a local copy first: an upload that ends early must not be published, and fsspec's transactions are not for threads
+        with tempfile.TemporaryFile() as local:
+            yield cast(BinaryIO, local)
+            local.seek(0)
+            fs, path = _filesystem(url)
+            with fs.open(path, "wb") as file:
+                shutil.copyfileobj(local, file, 1 << 22)
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ def start_ray(address: str | None) -> None:
     """Connect to the cluster at `address`, or start Ray on this machine; nothing happens when it runs already."""
     if ray.is_initialized():
         return
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in Ray Train's workers
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"

@@ -132,9 +132,11 @@ class TeacherConfig(TrainConfig):
         None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
     )
     expected_top1: Fraction | None = Field(
-        None, description="of `weights` on the validation images; checked before labeling"
+        None, description="of `weights` on the validation images; checked before labeling", json_schema_extra=RUNTIME
     )
-    accuracy_tolerance: Fraction = Field(0.02, description="how far below the expected top-1 the check may find it")
+    accuracy_tolerance: Fraction = Field(
+        0.02, description="how far below the expected top-1 the check may find it", json_schema_extra=RUNTIME
+    )
 
 
 class StudentConfig(TrainConfig):
@@ -248,9 +250,9 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
         UsageError: one message with every bad field.
     """
     given = _parse_overrides(overrides)
-    run_dir = OmegaConf.select(given, "run_dir")
-    earlier = _read_run_config(str(run_dir)) if run_dir else None
     layers: list[Any] = [_read_yaml(config)] if config else []
+    run_dir = OmegaConf.select(OmegaConf.merge(*layers, given), "run_dir")
+    earlier = _read_run_config(str(run_dir)) if run_dir else None
     if earlier is not None:
         layers.append(_parse_overrides(earlier.get(_COMMAND_LINE, [])) if config else _without_command_line(earlier))
     merged = OmegaConf.to_container(OmegaConf.merge(*layers, given), resolve=True)
@@ -333,4 +335,4 @@ def _explain(error: ErrorDetails) -> str:
 def redacted(text: str) -> str:
     """Passwords and signed parts of URLs do not reach a file."""
     text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
-    return re.sub(r"(?i)((?:token|secret|password|signature|credential|key)=)[^&\s'\"]+", r"\1***", text)
+    return re.sub(r"(?i)([?&](?:[\w-]*(?:token|secret|password|signature|credential|key))=)[^&\s'\"]+", r"\1***", text)

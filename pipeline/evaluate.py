@@ -21,6 +21,7 @@ from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_sta
 from pipeline.training.calibration import calibration_error, softmax
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor, read_info
+from teacher.label import check_class_names
 
 SUMMARY_NAME = "summary.json"
 PREDICTIONS_NAME = "predictions.parquet"
@@ -47,7 +48,9 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     for role in records:
-        check_labeled(test, read_info(folders[role]).num_classes)
+        info = read_info(folders[role])
+        check_class_names(info, test, "data.test")
+        check_labeled(test, info.num_classes)
         figures, predicted = _measure(test, load_predictor(folders[role], config.resolved_device()))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
@@ -58,9 +61,9 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
 
 
 def _open(config: Config, layout: Layout, inputs: dict[str, str], force: bool) -> Stage:
-    """Evaluating again after a student was trained is no change of mind: the old figures are of fewer models."""
+    """Evaluating again after a model changed is no change of mind: the old figures are of other models, and are moved aside."""
     record = done_record(layout.evaluation)
-    if record and set(record["fingerprint"]["inputs"]) < set(inputs):
+    if record and record["fingerprint"]["inputs"] != inputs:
         force = True
     return open_stage(layout.evaluation, "evaluate", Fingerprint(config.stage_fields("evaluate"), inputs), force)
 
@@ -123,7 +126,7 @@ def _selected(config: Config, layout: Layout) -> dict[str, Any]:
     if folder is None or (record := done_record(folder)) is None:
         return {}
     figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
-    if config.data.truth:
+    if config.data.truth and storage.exists(config.data.truth):
         figures |= precision(config.data.truth, layout.labels, folder)
     return figures
 

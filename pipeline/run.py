@@ -33,7 +33,7 @@ from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import print_plan, print_status
 from pipeline.report import write_report
-from pipeline.stage import refuse_other_config
+from pipeline.stage import done_record, refuse_other_config
 from student.train import train_student
 from teacher.label import label
 from teacher.select_stage import select
@@ -103,6 +103,11 @@ def run(words: Sequence[str]) -> None:
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], force: bool) -> None:
     for layout in layouts:
+        if layout.generation > 1 and done_record(layout.teacher) is None:
+            print(
+                f"generation {layout.generation} begins when generation {layout.generation - 1} has a student (stage=student)"
+            )
+            return
         for stage in stages:
             if stage in STAGES:
                 STAGES[stage](config, layout, force)

@@ -85,11 +85,6 @@ class Stage:
         storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
         self.state = "done"
 
-    def save_time(self) -> None:
-        """Add the time spent so far to the stage's account; for a stage that stops before it is done."""
-        seconds = recorded_seconds(self.folder) + time.monotonic() - self._opened
-        storage.write_text(self.path(_SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
-
 
 def open_stage(folder: str, name: str, fingerprint: Fingerprint, force: bool = False) -> Stage:
     """Decide what to do with a stage's directory.
@@ -109,6 +104,8 @@ def open_stage(folder: str, name: str, fingerprint: Fingerprint, force: bool = F
     elif recorded is not None:
         _refuse_difference(folder, name, recorded["fingerprint"], fingerprint.as_json())
         state = _check_outputs(folder, name)
+    if state == "done":
+        print(f"{name}: done ({folder})")
     if state != "done":
         storage.remove_temporary(folder)
         marker = {"fingerprint": fingerprint.as_json()}
@@ -185,7 +182,8 @@ def _refuse_difference(folder: str, name: str, old: Mapping[str, Any], new: Mapp
         raise StageRefusedError(
             f"stage {name}: {folder} was made with other settings:\n"
             + "\n".join(problems)
-            + "\nGive the old values to continue, another run_dir= to start anew, or force=true to move the old output aside."
+            + "\nGive the old values to continue, another run_dir= to start anew, "
+            f"or stage={name} force=true to move this stage's output aside."
         )
 
 

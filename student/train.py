@@ -47,6 +47,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
         return require_done(layout.student, "student")
     num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
     check_labeled(labeled, num_classes)
+    if validation is not None:
+        check_labeled(validation, num_classes)
     _warn_of_smaller_student(config, layout, num_classes)
     job = TrainJob(
         "student", layout.student, config.student, _streams(config, layout, labeled, selection_folder), num_classes,
@@ -70,6 +72,8 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
         return streams
     rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}
     corpus = open_split(config.data.unlabeled, layout.indexes)
+    if corpus.digest() != require_done(layout.labels, "label")["summary"]["corpus"]:
+        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
     names = [shard.name for shard in corpus.shards]
     pseudo_labeled = StreamSpec(
         name="pseudo_labeled",

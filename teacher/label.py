@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data import storage
 from data.labels import (
     LABELS_MANIFEST,
+    MAX_CLASSES,
     QUARANTINE_NAME,
     LabeledShard,
     describe_label_file,
@@ -57,7 +58,10 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
             return record
         stage.reopen(f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels")
     info = read_info(layout.teacher)
+    if info.num_classes > MAX_CLASSES:
+        raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
     accuracy = check_teacher(config, layout, info)
+    _check_quarantined(config.label, finished.values(), corpus)
     for result in _label_shards(config, layout, stage, corpus, todo):
         finished[result.name] = result
         _check_quarantined(config.label, finished.values(), corpus)
@@ -96,9 +100,10 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str
     if not config.data.validation:
         return None
     split = open_split(config.data.validation, layout.indexes)
-    _check_class_names(info, split)
-    expected = config.teacher.expected_top1 if layout.generation == 1 and config.teacher.weights else None
-    expected = expected if expected is not None else info.validation_top1
+    check_class_names(info, split, "data.validation")
+    elsewhere = layout.generation == 1 and config.teacher.weights is not None
+    # what we measured of weights from elsewhere came through the same preprocessing and would always agree
+    expected = config.teacher.expected_top1 if elsewhere else info.validation_top1
     if expected is None:
         return None
     torch.set_num_threads(config.threads)
@@ -112,16 +117,17 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str
     return {"expected_top1": expected, "found_top1": found}
 
 
-def _check_class_names(info: WeightsInfo, split: Split) -> None:
+def check_class_names(info: WeightsInfo, split: Split, field: str) -> None:
+    """Raises StageError, naming the first difference, when a labeled split has other classes than the model."""
     if not info.class_names or not split.class_names:
         return
     for position, (ours, theirs) in enumerate(zip(info.class_names, split.class_names, strict=False)):
         if ours != theirs:
             raise StageError(
-                f"class {position} is {ours!r} for the teacher and {theirs!r} in data.validation; give both the same order"
+                f"class {position} is {ours!r} for the teacher and {theirs!r} in {field}; give both the same order"
             )
     if len(info.class_names) != len(split.class_names):
-        raise StageError(f"the teacher has {len(info.class_names)} classes, data.validation {len(split.class_names)}")
+        raise StageError(f"the teacher has {len(info.class_names)} classes, {field} {len(split.class_names)}")
 
 
 def _finished_shards(stage: Stage, corpus: Split) -> dict[str, LabeledShard]:
@@ -153,13 +159,25 @@ def _label_shards(
     device = config.resolved_device()
     options = {"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}
     make = Labeler.options(**options).remote  # type: ignore[attr-defined]
-    workers = min(config.label.workers, len(todo))
+    workers = min(_schedulable(config.label.workers, "GPU" if options["num_gpus"] else "CPU"), len(todo))
     urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
     with tqdm(total=corpus.num_samples, initial=done, desc="label", unit="img", mininterval=1) as bar:
         for result in run_on_actors(lambda: make(layout.teacher, config.label, device), workers, todo, urls):
             bar.update(result.rows + result.quarantined)
             yield result
+
+
+def _schedulable(wanted: int, resource: str) -> int:
+    """As many workers as the cluster has room for: Ray would let the others wait for ever, and their shards with them."""
+    room = int(ray.cluster_resources().get(resource, 0))
+    if room < 1:
+        raise StageError(
+            f"Ray has no free {resource} for a labeling worker; give it one (device=cpu, or another ray_address=)"
+        )
+    if room < wanted:
+        print(f"label: {room} workers instead of label.workers={wanted}: Ray has {room} {resource}s")
+    return min(wanted, room)
 
 
 def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], corpus: Split) -> None:

@@ -63,14 +63,18 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
 
 
 def _exclusions(config: Config) -> Exclusions:
-    hashes = [read_labels(url, ["image_hash"]).column("image_hash").to_numpy() for url in config.data.held_out_hashes]
+    urls = storage.expand(config.data.held_out_hashes)
+    missing = [url for url in urls if not storage.exists(url)]
+    if missing:
+        raise StageError(f"data.held_out_hashes: {missing[0]} is not there; data.pack writes it beside labeled shards")
+    hashes = [read_labels(url, ["image_hash"]).column("image_hash").to_numpy() for url in urls]
     keys: frozenset[str] = frozenset()
     if config.select.exclude:
         if not storage.exists(config.select.exclude):
             raise StageError(
                 f"select.exclude={config.select.exclude}: no such file; expected a text file of keys, one a line"
             )
-        keys = frozenset(storage.read_text(config.select.exclude).split())
+        keys = frozenset(storage.read_text(config.select.exclude).splitlines())
     return Exclusions(held_out_hashes=np.concatenate([*hashes, np.empty(0, np.uint64)]), keys=keys)
 
 

@@ -40,6 +40,8 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         return require_done(layout.teacher, "teacher")
     num_classes, class_names = classes_of(config, labeled or validation)
     section = config.teacher
+    if validation is not None:
+        check_labeled(validation, num_classes)
     if section.weights:
         state = load_external(section.model, section.model_args, num_classes, section.weights)
         publish(

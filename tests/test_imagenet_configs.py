@@ -13,7 +13,7 @@ CLASSES = [f"class_{number:03d}" for number in range(1000)]
 SPLITS = {
     "imagenet/labeled": (1281, 980),
     "imagenet/validation": (26, 985),
-    "imagenet/test": (5, 10_000),
+    "imagenet/test/labeled": (5, 10_000),
     "unlabeled": (13_000, 10_000),
 }
 BYTES = 1_100_000_000

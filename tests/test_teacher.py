@@ -71,13 +71,23 @@ def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: M
         check_teacher(config, layout(config), read_info(layout(config).teacher))
 
 
-def test_a_teacher_as_good_as_its_weights_say_passes(make_config: MakeConfig) -> None:
-    config = make_config()
+def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(make_config: MakeConfig) -> None:
+    config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
     info = read_info(layout(config).teacher)
-    found = check_teacher(config, layout(config), info)
+    mended = make_config(f"teacher.expected_top1={info.validation_top1}")
+    train_teacher(mended, layout(mended))
+    found = check_teacher(mended, layout(mended), info)
     assert found is not None
     assert found["found_top1"] == pytest.approx(info.validation_top1)
+
+
+def test_without_an_expected_accuracy_weights_from_elsewhere_are_not_checked_against_themselves(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config()
+    train_teacher(config, layout(config))
+    assert check_teacher(config, layout(config), read_info(layout(config).teacher)) is None
 
 
 def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) -> None:

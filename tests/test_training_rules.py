@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.training.ema import EMA, ema_decay
-from pipeline.training.loss import mixed_targets, pseudo_targets, smooth_one_hot, soft_cross_entropy
+from pipeline.training.loss import pseudo_targets, smooth_one_hot, soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
 
 
@@ -47,7 +47,7 @@ def test_the_loss_is_float32_under_autocast() -> None:
 def test_a_mixed_batch_is_one_mean_over_all_samples() -> None:
     """Not the sum of two means: with SGD that would change the learning rate."""
     labels, pseudo = torch.tensor([1, 2]), torch.randn(6, 5).softmax(1)
-    targets = mixed_targets(labels, pseudo, smoothing=0.1)
+    targets = torch.cat([smooth_one_hot(labels, 5, 0.1), pseudo])
     logits = torch.randn(8, 5)
     labeled = soft_cross_entropy(logits[:2], smooth_one_hot(labels, 5, 0.1))
     unlabeled = soft_cross_entropy(logits[2:], pseudo)

@@ -17,7 +17,6 @@ from pipeline.config import TrainConfig
 from pipeline.training.augment import normalize
 
 _SHIFT = 1 / 32  # of the side: how far a shifted view moves
-MAX_VIEWS = 10
 
 
 class Predictor:

@@ -42,15 +42,6 @@ def pseudo_targets(
     return (probabilities.log() / temperature).softmax(1)
 
 
-def mixed_targets(labels: torch.Tensor, pseudo: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Targets of a batch whose labeled samples come first: smoothed labels (N), then `pseudo` (M, C) as given.
-
-    Returns:
-        float32 (N + M, C).
-    """
-    return torch.cat([smooth_one_hot(labels, pseudo.shape[1], smoothing), pseudo.float()])
-
-
 def soft_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, reduction: Literal["mean", "none"] = "mean"
 ) -> torch.Tensor:
