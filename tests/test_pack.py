@@ -1,0 +1,106 @@
+"""Folders of images become shards; nothing is lost without a word."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import fashion_mnist, pack
+from data.labels import read_labels
+from data.manifest import DataError, open_split
+from data.reader import ImageReader, check_labeled
+from tests.conftest import png
+
+
+@pytest.fixture
+def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
+    """Class folders `one` and `two` with 20 and 10 images, one broken image, and a note."""
+    for number, image in enumerate(digits[0][:30]):
+        folder = tmp_path / "photos" / ("one" if number < 20 else "two")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(png(image))
+    (tmp_path / "photos/one/broken.png").write_bytes(b"not an image")
+    (tmp_path / "photos/two/notes.txt").write_text("a note")
+    return tmp_path / "photos"
+
+
+def test_class_folders_become_labeled_and_validation_shards_with_hashes(photos: Path, tmp_path: Path) -> None:
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2, samples_per_shard=10)
+    splits = {
+        name: open_split(f"{tmp_path}/out/{name}/*.tar", f"{tmp_path}/index") for name in ("labeled", "validation")
+    }
+    assert {name: split.num_samples for name, split in splits.items()} == {"labeled": 24, "validation": 6}
+    assert len(splits["labeled"].shards) == 3
+    for split in splits.values():
+        assert split.class_names == ("one", "two")
+        check_labeled(split, 2)
+    labels = [label for shard in splits["validation"].shards for label in shard.index().column("label").to_pylist()]
+    assert sorted(labels) == [0] * 4 + [1] * 2
+    assert read_labels(f"{tmp_path}/out/validation/hashes.parquet").num_rows > 0
+
+
+def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path, tmp_path: Path) -> None:
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    split = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index")
+    sources = dict(zip(*read_labels(f"{tmp_path}/out/labeled/sources.parquet").to_pydict().values(), strict=True))
+    with ImageReader([split.shards[0].url]) as reader:
+        for row in split.shards[0].index().to_pylist():
+            assert reader.read(0, row["offset"], row["size"]) == Path(sources[row["key"]]).read_bytes()
+
+
+def test_what_is_left_out_is_listed_with_the_reason(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack.pack(str(photos), str(tmp_path / "out"))
+    rejected = (tmp_path / "out/rejected-labeled.txt").read_text().splitlines()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in rejected] == ["broken.png", "notes.txt"]
+    assert "2 files were left out" in capsys.readouterr().out
+
+
+def test_shards_that_a_killed_packing_left_do_not_survive_the_next(photos: Path, tmp_path: Path) -> None:
+    stale = tmp_path / "out/labeled/labeled-000099.tar"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"half a shard")
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["images=nowhere", "out=x"], "no such folder"),
+        (["images=.", "out=x", "validaton=0"], "did you mean 'validation'"),
+        (["images=."], "out=… is required"),
+        (["images=.", "out=x", "seed=one"], "seed=one: expected int"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pack.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_demos_splits_are_disjoint_balanced_and_complete() -> None:
+    labels = np.repeat(np.arange(10), 6000).astype(np.uint8)
+    splits = fashion_mnist.split_indices(labels, labeled_per_class=50, seed=0)
+    assert {name: len(part) for name, part in splits.items()} == {
+        "labeled": 500, "validation": 500, "development": 5000, "unlabeled": 54_000,
+    }  # fmt: skip
+    assert len(np.unique(np.concatenate(list(splits.values())))) == 60_000
+    assert np.bincount(labels[splits["labeled"]]).tolist() == [50] * 10
+    other = fashion_mnist.split_indices(labels, labeled_per_class=50, seed=1)
+    assert set(splits["labeled"]) != set(other["labeled"])
+
+
+def test_fashion_mnist_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object) -> bytes:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(fashion_mnist, "_DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(fashion_mnist, "_download", refuse)
+    monkeypatch.setattr(fashion_mnist, "_from_debian_package", refuse)
+    with pytest.raises(DataError) as caught:
+        fashion_mnist.find_files()
+    message = str(caught.value)
+    for place in (str(tmp_path / "none"), *fashion_mnist._MIRRORS, "apt-get download dataset-fashion-mnist"):
+        assert place in message
+    assert "Install the Debian package" in message
