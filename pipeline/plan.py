@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from data import storage
+from data.labels import QUARANTINE_NAME
 from data.manifest import Split, open_split
 from pipeline.config import Config, TrainConfig
 from pipeline.layout import Layout
@@ -42,7 +43,7 @@ def _progress(config: Config, layout: Layout, stage: str) -> str:
     if done_record(folder) is not None:
         return f"{recorded_seconds(folder):9.1f} s  {folder}"
     if stage == "label" and storage.exists(folder):
-        files = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+        files = [name for name in storage.list_names(folder) if name.endswith(".parquet") and name != QUARANTINE_NAME]
         return f"{len(files)} of {len(storage.expand(config.data.unlabeled))} shards labeled"
     return ""
 
