@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
     except interrupt.Interrupted as stop:
         print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
         return stop.exit_code
-    except ValueError as error:  # every error of the user's making; others are bugs and show their traceback
+    except (ValueError, OSError) as error:  # of the user's or the machine's making; others are bugs: traceback
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:

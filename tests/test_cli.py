@@ -48,3 +48,10 @@ def test_a_stage_whose_input_is_not_done_names_the_stage_to_run(
 
 def test_a_flag_that_is_neither_true_nor_false_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "plan=yes: expected true or false" in error_of(capsys, "stage=all", f"run_dir={tmp_path}", "plan=yes")
+
+
+def test_a_file_that_cannot_be_written_is_named_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file" in error_of(capsys, "stage=select", f"run_dir={tmp_path}/file/run")
