@@ -5,16 +5,18 @@
 Labeled: one folder per class; labels are the positions of the sorted folder names, and `out/labeled` and `out/validation` are
 written (stratified). Unlabeled (`labeled=false`): every image below the folder goes to `out/unlabeled`. Image bytes stay as they are.
 Images are shuffled by the seed, so that every shard has a bit of everything. Files that are no images, and images that cannot be
-decoded, are listed in `out/rejected-labeled.txt` or `out/rejected-unlabeled.txt`; where each key came from is in `sources.parquet`
-beside the shards.
+decoded, are listed in `rejected.txt` beside the shards; where each key came from is in `sources.parquet`. The same command again
+continues after an interruption, split by split.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +24,12 @@ from tqdm import tqdm
 
 from data import storage
 from data.images import DecodeError, decode, image_hash
-from data.manifest import DataError, write_table
+from data.manifest import MANIFEST_NAME, DataError, write_table
 from data.sample import IMAGE_EXTENSIONS
 from data.settings import parse_settings
 from data.shards import Members, labeled_members, write_hashes, write_shards
+
+REJECTED_NAME = "rejected.txt"
 
 
 @dataclass
@@ -61,15 +65,24 @@ def pack(
         raise DataError(f"images={images}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it")
     if classes and (stray := [f for f in files if f.parent == root]):
         raise DataError(f"{stray[0]}: not in a class folder; move it into one, or say labeled=false")
+    settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}
+    _claim(out, "labeled" if labeled else "unlabeled", settings | {"seed": seed})
     labels = np.array([classes.index(f.relative_to(root).parts[0]) if classes else 0 for f in files])
     for name, chosen in _split(labels, validation if labeled else 0.0, seed).items():
         split = storage.join(out, name if labeled else "unlabeled")
-        packed = _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard)
-        rejected += packed.rejected
-    kind = "labeled" if labeled else "unlabeled"
-    storage.write_text(storage.join(out, f"rejected-{kind}.txt"), "".join(line + "\n" for line in sorted(rejected)))
-    if rejected:
-        print(f"{len(rejected)} files were left out; {storage.join(out, f'rejected-{kind}.txt')} says which and why")
+        if storage.exists(storage.join(split, MANIFEST_NAME)):
+            print(f"{split}: packed already")
+        else:
+            _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard, rejected)
+        rejected = []  # files that are no images are listed once, with the first split
+
+
+def _claim(out: str, kind: str, settings: Mapping[str, Any]) -> None:
+    """Remember how `out` is packed, so that the same command continues and another one is refused."""
+    url, text = storage.join(out, f"packing-{kind}.json"), json.dumps(settings) + "\n"
+    if storage.exists(url) and storage.read_text(url) != text:
+        raise DataError(f"{out} was packed with other settings ({storage.read_text(url).strip()}); choose another out=")
+    storage.write_text(url, text)
 
 
 def _find(root: Path) -> tuple[list[Path], list[str]]:
@@ -101,8 +114,9 @@ def _pack_split(
     labels: np.ndarray | None,
     classes: Sequence[str] | None,
     samples_per_shard: int,
-) -> _Packed:
-    packed = _Packed()
+    rejected: Sequence[str],
+) -> None:
+    packed = _Packed(rejected=list(rejected))
 
     def samples() -> Iterator[tuple[str, Members]]:
         for index in tqdm(chosen, desc=storage.base_name(folder), unit="img"):
@@ -122,9 +136,13 @@ def _pack_split(
         write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
         if classes:
             write_hashes(folder, packed.hashes)
+        storage.write_text(
+            storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
+        )
 
     write_shards(samples(), folder, storage.base_name(folder), samples_per_shard, classes, write_sidecars)
-    return packed
+    if packed.rejected:
+        print(f"{len(packed.rejected)} files were left out; {storage.join(folder, REJECTED_NAME)} says which and why")
 
 
 def main(arguments: list[str]) -> int:

@@ -51,8 +51,8 @@ def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path,
 def test_what_is_left_out_is_listed_with_the_reason(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack.pack(str(photos), str(tmp_path / "out"))
-    rejected = (tmp_path / "out/rejected-labeled.txt").read_text().splitlines()
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    rejected = (tmp_path / "out/labeled/rejected.txt").read_text().splitlines()
     assert [line.split(": ")[0].rpartition("/")[2] for line in rejected] == ["broken.png", "notes.txt"]
     assert "2 files were left out" in capsys.readouterr().out
 
@@ -63,6 +63,19 @@ def test_shards_that_a_killed_packing_left_do_not_survive_the_next(photos: Path,
     stale.write_bytes(b"half a shard")
     pack.pack(str(photos), str(tmp_path / "out"), validation=0)
     assert not stale.exists()
+
+
+def test_a_packing_that_was_killed_continues_and_other_settings_are_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    whole = {f.relative_to(tmp_path): f.read_bytes() for f in (tmp_path / "out").rglob("*.*")}
+    (tmp_path / "out/validation/manifest.json").unlink()
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    assert {f.relative_to(tmp_path): f.read_bytes() for f in (tmp_path / "out").rglob("*.*")} == whole
+    assert "labeled: packed already" in capsys.readouterr().out
+    with pytest.raises(DataError, match="packed with other settings"):
+        pack.pack(str(photos), str(tmp_path / "out"), validation=0.2, seed=1)
 
 
 @pytest.mark.parametrize(
