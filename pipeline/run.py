@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import print_plan, print_status
 from pipeline.report import write_report
-from pipeline.stage import done_record, refuse_other_config
+from pipeline.stage import add_seconds, done_record, refuse_other_config
 from student.train import train_student
 from teacher.label import label
 from teacher.select_stage import select
@@ -110,15 +111,32 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
             return
         for stage in stages:
             if stage in STAGES:
-                STAGES[stage](config, layout, force)
+                _run_stage(config, layout, stage, force)
         write_summary(config, layout)
+
+
+def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
+    """Run a stage; time spent in vain counts too."""
+    started = time.monotonic()
+    try:
+        STAGES[stage](config, layout, force)
+    except BaseException:
+        if (folder := _long_stages(layout).get(stage)) is not None:
+            add_seconds(folder, time.monotonic() - started)
+        raise
+
+
+def _long_stages(layout: Layout) -> dict[str, str]:
+    """Stages with a folder of their own in which work may be half done."""
+    teacher = {"teacher": layout.teacher} if layout.generation == 1 else {}
+    return teacher | {"label": layout.labels, "student": layout.student}
 
 
 def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
     """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them?"""
     for layout in layouts:
-        for stage, folder in (("teacher", layout.teacher), ("label", layout.labels), ("student", layout.student)):
-            if stage in stages and not (stage == "teacher" and layout.generation > 1):
+        for stage, folder in _long_stages(layout).items():
+            if stage in stages:
                 refuse_other_config(folder, stage, config.stage_fields(stage))
 
 

@@ -80,8 +80,7 @@ class Stage:
         files = {name: _describe(self.path(name)) for name in sorted(outputs)}
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
-        seconds = recorded_seconds(self.folder) + time.monotonic() - self._opened
-        storage.write_text(self.path(_SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
+        _write_seconds(self.folder, recorded_seconds(self.folder) + time.monotonic() - self._opened)
         storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
         self.state = "done"
 
@@ -137,6 +136,16 @@ def require_done(folder: str, name: str) -> dict[str, Any]:
 def recorded_seconds(folder: str) -> float:
     """Wall-clock seconds spent in a stage so far, over all its runs."""
     return float((_read_json(storage.join(folder, _SECONDS)) or {}).get("seconds", 0.0))
+
+
+def add_seconds(folder: str, seconds: float) -> None:
+    """Account for time in a stage that was begun and stopped; nothing happens when it was not begun or is done."""
+    if storage.exists(storage.join(folder, _STARTED)) and done_record(folder) is None:
+        _write_seconds(folder, recorded_seconds(folder) + seconds)
+
+
+def _write_seconds(folder: str, seconds: float) -> None:
+    storage.write_text(storage.join(folder, _SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
 
 
 def _describe(url: str) -> dict[str, Any]:
