@@ -29,7 +29,7 @@ import torch
 from data import fashion_mnist
 from data.manifest import open_split
 from data.reader import ImageReader
-from data.settings import UsageError, parse_settings
+from data.settings import UsageError, run_command
 from data.shards import Members, labeled_members, write_shards
 from pipeline.config import load_config
 from pipeline.run import main as pipeline
@@ -187,12 +187,7 @@ def _print_results(rows: Sequence[dict[str, float]], labels_per_class: int, spli
 
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
-    try:
-        bench(**parse_settings(bench, arguments, __doc__ or ""))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(bench, arguments, __doc__ or "")
 
 
 if __name__ == "__main__":

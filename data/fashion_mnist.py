@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data import storage
 from data.images import image_hash
 from data.manifest import DataError, write_table
-from data.settings import parse_settings
+from data.settings import run_command
 from data.shards import Members, labeled_members, write_hashes, write_shards
 
 CLASS_NAMES = (
@@ -189,12 +189,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
-    try:
-        prepare(**parse_settings(prepare, arguments, __doc__ or ""))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(prepare, arguments, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from data import storage
 from data.images import DecodeError, decode, image_hash
 from data.manifest import MANIFEST_NAME, DataError, write_table
 from data.sample import IMAGE_EXTENSIONS
-from data.settings import parse_settings
+from data.settings import run_command
 from data.shards import Members, labeled_members, write_hashes, write_shards
 
 REJECTED_NAME = "rejected.txt"
@@ -147,12 +147,7 @@ def _pack_split(
 
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
-    try:
-        pack(**parse_settings(pack, arguments, __doc__ or ""))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(pack, arguments, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,3 +57,13 @@ def _convert(text: str, kind: type) -> Any:
             raise ValueError(text)
         return text.lower() == "true"
     return kind(text)
+
+
+def run_command(function: Callable[..., None], arguments: Sequence[str], usage: str) -> int:
+    """Call `function` with its `key=value` arguments; a user's or the machine's error becomes a sentence. Returns the exit code."""
+    try:
+        function(**parse_settings(function, arguments, usage))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
