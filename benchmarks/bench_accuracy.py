@@ -38,7 +38,7 @@ from pipeline.training.published import load_predictor
 
 ARMS = ("teacher", "student", "labels_alone", "without_noise", "all_labels")
 NO_NOISE = [
-    "student.dropout=0", "student.stochastic_depth=0", "student.mixup=0", "student.augment.cutout=0",
+    "student.dropout=0", "student.stochastic_depth=0", "student.mixup=0", "student.augment.cutout=0", "student.augment.num_ops=0",
     "student.augment.hflip=0", "student.augment.rotation=0", "student.augment.zoom=0", "student.augment.brightness=0",
 ]  # fmt: skip
 PER_SHARD = 6000

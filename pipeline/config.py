@@ -75,9 +75,9 @@ class AugmentConfig(Section):
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect range of random_resized_crop")
     pad: int = Field(4, ge=0, description="pixels of padding for pad_crop")
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
-    num_ops: int = Field(0, ge=0, description="RandAugment: operations per image (0: none)")
+    num_ops: int = Field(2, ge=0, description="RandAugment: operations per image (0: none)")
     magnitude: float = Field(
-        0, ge=0, le=30, description="RandAugment: magnitude on the published scale, not clipped at 10"
+        15, ge=0, le=30, description="RandAugment: magnitude on the published scale, not clipped at 10"
     )
     rotation: float = Field(0, ge=0, le=180, description="affine jitter: degrees, uniform in ±")
     zoom: float = Field(0, ge=0, lt=1, description="affine jitter: scale, uniform in 1 ±")

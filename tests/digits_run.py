@@ -33,7 +33,7 @@ teacher: &model
   mean: [0.3, 0.3, 0.3]
   std: [0.38, 0.38, 0.38]
   channels_last: true
-  augment: {{crop: pad_crop, pad: 0, hflip: 0.0}}
+  augment: {{crop: pad_crop, pad: 0, num_ops: 0, hflip: 0.0}}
   epochs: 48
   batch_size: 20
   lr: 4.0
@@ -51,7 +51,7 @@ select: {{confidence_threshold: 0.3, per_class: 60, max_copies: 4}}
 student:
   <<: *model
   model_args: {{width: 0.1875, blocks: [1, 1, 1, 1]}}
-  augment: {{crop: pad_crop, pad: 0, hflip: 0.0, rotation: 10, cutout: 2}}
+  augment: {{crop: pad_crop, pad: 0, num_ops: 0, hflip: 0.0, rotation: 10, cutout: 2}}
   epochs: 48
   batch_size: 40
   lr: 2.0

@@ -36,7 +36,7 @@ ALL_NOISE: dict[str, Any] = {
 
 
 def transform(size: int, **augment: Any) -> TrainTransform:
-    return TrainTransform(AugmentConfig(**augment), size, "bicubic", MEAN)
+    return TrainTransform(AugmentConfig(**({"num_ops": 0} | augment)), size, "bicubic", MEAN)
 
 
 @lru_cache
