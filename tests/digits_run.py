@@ -83,7 +83,7 @@ def command(*words: str) -> list[str]:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=280, check=False, env=environment)
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=500, check=False, env=environment)
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:

@@ -33,23 +33,24 @@ def stop_when(condition: Callable[[], bool], number: signal.Signals, command: li
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition():
             assert process.poll() is None, "the command ended before it could be stopped"
             assert time.monotonic() < deadline, "what should have stopped the command never came"
             time.sleep(0.005)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
         return process.returncode, errors
 
 
 def moments(run_dir: Path) -> Iterator[Callable[[], bool]]:
-    """Conditions that hold in the middle of teacher, label, select and student."""
+    """Conditions that hold in the middle of teacher, label, select, student and evaluate."""
     generation = run_dir / "gen-1"
     yield lambda: len(list((generation / "teacher/checkpoints").glob("step-*.pt"))) > 1
     yield lambda: any((generation / "labels").glob("unlabeled-*.parquet"))
     yield lambda: any((generation / "selections").glob("*/started.json"))
     yield lambda: len(list((generation / "student/checkpoints").glob("step-*.pt"))) > 1
+    yield lambda: (generation / "evaluation/started.json").exists()
 
 
 def test_killed_in_every_stage_the_same_command_finishes_with_the_same_labels(data: Path) -> None:
