@@ -68,6 +68,23 @@ def test_the_weights_load_in_timm_and_name_their_classes(
     assert config["noisy_student"]["validation_top1"] > 0.65
 
 
+def test_the_student_teaches_the_next_generation(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    first, _ = finished
+    run_dir = data / "generations"
+    shutil.copytree(first, run_dir)
+    result = digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={run_dir}", "generations=2")
+    assert result.returncode == 0, result.stderr
+    student = json.loads((run_dir / "gen-1/student/done.json").read_text())
+    labels = json.loads((run_dir / "gen-2/labels/manifest.json").read_text())
+    assert labels["teacher"]["digest"] == student["digest"]
+    assert labels["generation"] == 2
+    weights = json.loads((run_dir / "gen-2/student/weights/config.json").read_text())
+    assert weights["noisy_student"]["generation"] == 2
+    assert not (run_dir / "gen-2/teacher").exists()
+
+
 def test_run_again_everything_is_done_and_nothing_changes(
     data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
@@ -135,20 +152,3 @@ def test_new_shards_are_labeled_and_old_labels_kept(
     assert "1 of 7 shards" in result.stdout
     assert {f.name: f.read_bytes() for f in labels.glob("unlabeled-*.parquet")} == before
     assert (labels / "more-000000.parquet").exists()
-
-
-def test_the_student_teaches_the_next_generation(
-    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
-) -> None:
-    first, _ = finished
-    run_dir = data / "generations"
-    shutil.copytree(first, run_dir)
-    result = digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={run_dir}", "generations=2")
-    assert result.returncode == 0, result.stderr
-    student = json.loads((run_dir / "gen-1/student/done.json").read_text())
-    labels = json.loads((run_dir / "gen-2/labels/manifest.json").read_text())
-    assert labels["teacher"]["digest"] == student["digest"]
-    assert labels["generation"] == 2
-    weights = json.loads((run_dir / "gen-2/student/weights/config.json").read_text())
-    assert weights["noisy_student"]["generation"] == 2
-    assert not (run_dir / "gen-2/teacher").exists()
