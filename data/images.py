@@ -38,6 +38,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MAX_ASPECT = 16  # of the part of an image that is resized
 _warnings_lock = threading.Lock()
 
 
@@ -161,12 +162,26 @@ def eval_transform(
         return window(image, (height - image_size) // 2, (width - image_size) // 2, image_size)
     if mode != "crop":
         raise ValueError(f"mode must be 'crop' or 'pad', but is {mode!r}")
-    # Whole numbers as in timm and torchvision; `resize(box=…)` is faster but is off by one level here and there.
-    short, shorter = math.floor(image_size / crop_pct), min(height, width)
-    new_height, new_width = short * height // shorter, short * width // shorter
+    image = trim(image)
+    new_height, new_width = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
+    # `resize(box=…)` is faster but is off by one level here and there.
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
     top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
     return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def resized_shape(height: int, width: int, image_size: int, crop_pct: float) -> tuple[int, int]:
+    """Height and width before the centre crop, rounded down as in timm and torchvision."""
+    short, shorter = math.floor(image_size / crop_pct), min(height, width)
+    return short * height // shorter, short * width // shorter
+
+
+def trim(image: Pixels) -> Pixels:
+    """The middle of a very long image: what the centre crop can see of it and more, so that resizing it costs no memory."""
+    height, width = image.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[top : top + longest, left : left + longest]
 
 
 def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:

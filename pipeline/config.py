@@ -157,6 +157,9 @@ class LabelConfig(Section):
     views: int = Field(
         1, ge=1, le=10, description="average the teacher over this many views: mirrored and shifted ones"
     )
+    decoder: Literal["fast", "pillow"] = Field(
+        "fast", description="pillow: timm's pixels exactly; fast: the same but for rounding, in half the time"
+    )
     workers: int = Field(1, ge=1, description="labeling actors", json_schema_extra=RUNTIME)
     threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
     decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)

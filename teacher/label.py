@@ -36,7 +36,7 @@ from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
 from pipeline.training.inference import predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor, read_info
-from teacher.label_shard import label_shard
+from teacher.label_shard import ShardLabeler
 from teacher.pool import run_on_actors
 
 
@@ -79,12 +79,12 @@ class Labeler:
 
     def __init__(self, teacher: str, config: LabelConfig, device: str) -> None:
         torch.set_num_threads(config.threads)
-        self._predictor = load_predictor(teacher, device, config.batch_size, config.views)
-        self._config = config
+        predictor = load_predictor(teacher, device, config.batch_size, config.views, config.decoder)
+        self._labeler = ShardLabeler(predictor, read_info(teacher).num_classes, config.top_k, config.decode_threads)
 
     def label(self, shard: Shard, url: str) -> LabeledShard:
         """Label a shard and commit its file."""
-        return label_shard(shard, url, self._predictor, self._config.top_k, self._config.decode_threads)
+        return self._labeler.label(shard, url)
 
 
 def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str, float] | None:
@@ -107,7 +107,9 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str
     if expected is None:
         return None
     torch.set_num_threads(config.threads)
-    logits, labels = predict_split(split, load_predictor(layout.teacher, config.resolved_device()))
+    logits, labels = predict_split(
+        split, load_predictor(layout.teacher, config.resolved_device(), decoder=config.label.decoder)
+    )
     found = top_k_accuracy(logits, labels)[0]
     if found < expected - config.teacher.accuracy_tolerance:
         raise StageError(

@@ -1,88 +1,81 @@
-"""One shard: every sample becomes a label or a quarantined row, in order."""
+"""One shard: every sample becomes a label or a quarantined row, in order, committed as one file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from data.images import DecodeError, decode, image_hash
-from data.labels import LabeledShard, Quarantined, label_table, write_labels
+from data.labels import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
 from data.manifest import Shard
-from data.reader import ImageReader
+from pipeline.stage import StageError
 from pipeline.training.inference import Predictor
-
-_Prepared = tuple[torch.Tensor, int]  # model input, image hash
+from teacher.batches import Batch, Meter, prepared_batches
 
 
 @dataclass
-class _Results:
-    """What is known of the shard so far."""
+class _Rows:
+    """What is known of the shard so far; a few dozen bytes an image."""
 
-    ordinals: list[int] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
-    probabilities: list[np.ndarray] = field(default_factory=list)
+    ordinals: list[np.ndarray] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)
+    top_k: list[TopK] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
 
 
-def label_shard(shard: Shard, url: str, predictor: Predictor, top_k: int, decode_threads: int) -> LabeledShard:
-    """Label a shard and commit its label file `url`.
+class ShardLabeler:
+    """Labels shards, up to two at a time from two threads: the second is read and decoded while the first one's last batches
+    are labeled and its file is written, so that the model never waits for the end of a shard.
 
-    Batches are made of consecutive samples and never cross shards, so the file is a function of shard, model and batch size.
-    While the model works on one batch, threads decode the next.
+    Args:
+        num_classes: of the predictor's model.
+        top_k: probabilities to keep; at most num_classes are.
     """
-    index = shard.index()
-    results = _Results()
-    with ThreadPoolExecutor(decode_threads) as pool, ImageReader([shard.url]) as reader:
-        for start, prepared in _prepared_batches(index, predictor, pool, reader):
-            _label_batch(shard, index, start, prepared, predictor, results)
-    empty = np.empty((0, top_k), np.float32)
-    probabilities = np.concatenate(results.probabilities) if results.ordinals else empty
-    top_k = min(top_k, probabilities.shape[1])
-    ordinals, hashes = np.array(results.ordinals, np.int64), np.array(results.hashes, np.uint64)
-    table = label_table(index, ordinals, probabilities, hashes, top_k)
-    return write_labels(url, shard, table, results.quarantined)
+
+    def __init__(self, predictor: Predictor, num_classes: int, top_k: int, decode_threads: int) -> None:
+        self.meter = Meter()
+        self._predictor, self._top_k = predictor, min(top_k, num_classes)
+        self._pool = ThreadPoolExecutor(decode_threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._reading, self._model = threading.Lock(), threading.Lock()
+
+    def label(self, shard: Shard, url: str) -> LabeledShard:
+        """Label a shard and commit its label file `url`.
+
+        Raises:
+            DataError: the shard or its index is not what it was.
+            StageError: the model's output is not finite.
+        """
+        index, rows, predictor = shard.index(), _Rows(), self._predictor
+        for batch in prepared_batches(
+            shard, index, predictor.view, predictor.batch_size, self._pool, self._reading, self.meter
+        ):
+            self._label_batch(shard, index, batch, rows)
+        with self.meter.timing("write"):
+            return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined)
+
+    def _label_batch(self, shard: Shard, index: pa.Table, batch: Batch, rows: _Rows) -> None:
+        good = np.array([not problem for problem in batch.problems])
+        for position in np.flatnonzero(~good).tolist():
+            ordinal = batch.start + position
+            key, offset = (index.column(name)[ordinal].as_py() for name in ("key", "offset"))
+            rows.quarantined.append(Quarantined(shard.name, ordinal, key, offset, batch.problems[position]))
+        if good.any():
+            images = batch.images if good.all() else batch.images[good]
+            with self._model, self.meter.timing("model"):
+                probabilities = self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
+            if not np.isfinite(probabilities).all():
+                raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
+            rows.top_k.append(top_k_of(probabilities, self._top_k))
+            rows.ordinals.append(batch.start + np.flatnonzero(good))
+            rows.hashes.append(batch.hashes[good])
+        self.meter.add_images(len(good))
 
 
-def _prepared_batches(
-    index: pa.Table, predictor: Predictor, pool: ThreadPoolExecutor, reader: ImageReader
-) -> Iterator[tuple[int, list[_Prepared | str]]]:
-    """(first ordinal, one entry per sample: the prepared image, or why there is none); the next batch is decoded meanwhile."""
-    columns = [index.column(name).to_pylist() for name in ("offset", "size", "problem")]
-    samples = list(zip(*columns, strict=True))
-
-    def prepare(content: bytes) -> _Prepared | str:
-        try:
-            image = decode(content)
-        except DecodeError as error:
-            return str(error)
-        return predictor.prepare(image), image_hash(image)
-
-    def submit(start: int) -> list[Future[_Prepared | str] | str]:
-        batch = samples[start : start + predictor.batch_size]
-        return [problem or pool.submit(prepare, reader.read(0, offset, size)) for offset, size, problem in batch]
-
-    ahead = submit(0)
-    for start in range(0, len(samples), predictor.batch_size):
-        current, ahead = ahead, submit(start + predictor.batch_size)
-        yield start, [entry if isinstance(entry, str) else entry.result() for entry in current]
-
-
-def _label_batch(
-    shard: Shard, index: pa.Table, start: int, prepared: list[_Prepared | str], predictor: Predictor, results: _Results
-) -> None:
-    images = []
-    for ordinal, entry in enumerate(prepared, start):
-        if isinstance(entry, str):
-            key, offset = index.column("key")[ordinal].as_py(), index.column("offset")[ordinal].as_py()
-            results.quarantined.append(Quarantined(shard.name, ordinal, key, offset, entry))
-        else:
-            images.append(entry[0])
-            results.ordinals.append(ordinal)
-            results.hashes.append(entry[1])
-    if images:
-        results.probabilities.append(predictor.probabilities(torch.stack(images)))
+def _table(index: pa.Table, rows: _Rows, top_k: int) -> pa.Table:
+    ordinals = np.concatenate([np.empty(0, np.int64), *rows.ordinals])
+    hashes = np.concatenate([np.empty(0, np.uint64), *rows.hashes])
+    return label_table(index, ordinals, TopK.concatenate(rows.top_k, top_k), hashes)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from data.labels import describe_label_file, read_labels, read_quarantined, soft_targets
+from data.labels import LabeledShard, describe_label_file, read_labels, read_quarantined, soft_targets
 from data.manifest import Shard, open_split
 from pipeline.config import TrainConfig
 from pipeline.training.inference import Predictor
-from teacher.label_shard import label_shard
+from teacher.label_shard import ShardLabeler
 from tests.conftest import WriteDigits, png
 
 
@@ -34,6 +34,10 @@ CONFIG = TrainConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_c
 
 def predictor(batch_size: int = 32, views: int = 1) -> Predictor:
     return Predictor(Linear(8), CONFIG, "cpu", batch_size, temperature=2.0, views=views)
+
+
+def label_shard(shard: Shard, url: str, model: Predictor, top_k: int, decode_threads: int) -> LabeledShard:
+    return ShardLabeler(model, 10, top_k, decode_threads).label(shard, url)
 
 
 def only_shard(folder: Path) -> Shard:

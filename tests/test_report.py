@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import storage
-from data.labels import LABELS_MANIFEST, QUARANTINE_NAME, Quarantined, label_table, quarantine_table, write_labels
+from data.labels import (
+    LABELS_MANIFEST,
+    QUARANTINE_NAME,
+    Quarantined,
+    label_table,
+    quarantine_table,
+    top_k_of,
+    write_labels,
+)
 from data.manifest import open_split, write_table
 from pipeline.config import Config, write_config
 from pipeline.layout import Layout
@@ -101,7 +109,8 @@ class SmallRun:
         probabilities = np.repeat(((1 - confidence) / (self.num_classes - 1))[:, None], self.num_classes, axis=1)
         probabilities[np.arange(len(labels)), labels] = confidence
         hashes = np.arange(len(labels), dtype=np.uint64)
-        return label_table(index, np.arange(len(labels)), probabilities.astype(np.float32), hashes, 3)
+        top_k = top_k_of(probabilities.astype(np.float32), 3)
+        return label_table(index, np.arange(len(labels)), top_k, hashes)
 
     def write_truth(self, count: int = NUM_UNLABELED) -> None:
         """The true labels of the first `count` unlabeled images."""

@@ -20,7 +20,7 @@ from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.inference import Predictor
 from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
-from tests.conftest import WriteDigits
+from tests.conftest import WriteDigits, png
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
 CONFIG = TrainConfig.model_validate(
@@ -219,9 +219,9 @@ def test_model_noise_changes_training_outputs_and_never_inference() -> None:
 def test_labeling_sees_the_image_without_noise(digits: tuple[np.ndarray, np.ndarray]) -> None:
     model = build_model(CONFIG.model, 10, CONFIG.model_args)
     image = np.repeat(digits[0][0][..., None], 3, axis=2)
-    prepared = Predictor(model, CONFIG, "cpu").prepare(image)
-    assert torch.equal(prepared[:, 4:12, 4:12], torch.from_numpy(image).permute(2, 0, 1))
-    assert prepared.sum() == image.astype(np.int64).sum()
+    prepared = Predictor(model, CONFIG, "cpu").view(png(image))
+    assert np.array_equal(prepared[4:12, 4:12], image)
+    assert prepared.astype(np.int64).sum() == image.astype(np.int64).sum()
 
 
 def test_copies_that_do_not_fit_the_labels_are_refused(tmp_path: Path, labeled: Split) -> None:

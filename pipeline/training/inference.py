@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.images import DecodeError, decode, eval_transform
+from data.images import DecodeError
 from data.manifest import DataError, Split
 from data.reader import ImageReader
+from data.view import Decoder, EvalView
 from pipeline.config import TrainConfig
 from pipeline.training.augment import normalize
 
@@ -28,6 +29,7 @@ class Predictor:
         batch_size: every forward pass has exactly this many images, the last one padded, so that an image's numbers do not
             depend on how many others came with it.
         temperature: divides the logits (1: uncalibrated).
+        decoder: of the images' bytes; see EvalView.
         views: averages over the image, its mirror image, and both shifted by 1/32 of the side in four directions, the first
             `views` of these ten.
     """
@@ -40,19 +42,20 @@ class Predictor:
         batch_size: int = 256,
         temperature: float = 1.0,
         views: int = 1,
+        decoder: Decoder = "pillow",
     ) -> None:
         memory = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=memory).eval()  # type: ignore[call-overload]
         self.config, self.device, self.batch_size = config, device, batch_size
         self.temperature, self.views = temperature, views
         self._memory = memory
-
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """(3, S, S) uint8 from a decoded (H, W, 3) uint8 image."""
-        config = self.config
-        resize = "pad" if config.augment.crop == "pad_crop" else "crop"
-        fitted = eval_transform(image, config.image_size, config.crop_pct, config.interpolation, resize)
-        return torch.from_numpy(fitted).permute(2, 0, 1)
+        self.view = EvalView(
+            image_size=config.image_size,
+            crop_pct=config.crop_pct,
+            interpolation=config.interpolation,
+            mode="pad" if config.augment.crop == "pad_crop" else "crop",
+            decoder=decoder,
+        )
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
         """(N, C) float32 of (N, 3, S, S) uint8, from the unmodified view, without temperature."""
@@ -102,7 +105,7 @@ def predict_split(split: Split, predictor: Predictor, threads: int = 2) -> tuple
 
     def prepare(item: tuple[str, bytes]) -> torch.Tensor:
         try:
-            return predictor.prepare(decode(item[1]))
+            return torch.from_numpy(predictor.view(item[1])).permute(2, 0, 1)
         except DecodeError as error:
             raise DataError(f"{item[0]}: {error}; repair or remove the image") from error
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data import storage
 from data.manifest import Split
+from data.view import Decoder
 from pipeline.config import Config, TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, load_weights, save_weights
@@ -79,12 +80,14 @@ def read_info(folder: str) -> WeightsInfo:
     return load_weights(storage.join(folder, WEIGHTS_FOLDER))[0]
 
 
-def load_predictor(folder: str, device: str, batch_size: int = 256, views: int = 1) -> Predictor:
+def load_predictor(
+    folder: str, device: str, batch_size: int = 256, views: int = 1, decoder: Decoder = "pillow"
+) -> Predictor:
     """The calibrated model of a stage's folder, ready to label."""
     info, state = load_weights(storage.join(folder, WEIGHTS_FOLDER))
     model = build_model(info.model, info.num_classes, info.model_args, 0.0, 0.0)
     model.load_state_dict(state)
-    return Predictor(model, preprocessing(info), device, batch_size, info.temperature, views)
+    return Predictor(model, preprocessing(info), device, batch_size, info.temperature, views, decoder)
 
 
 def preprocessing(info: WeightsInfo) -> TrainConfig:

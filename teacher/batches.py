@@ -1,0 +1,150 @@
+"""A shard as batches that are ready for the model: read in long pieces, decoded in threads, ahead of the model.
+
+Batches are consecutive samples and never cross shards, so what is in them depends on the shard and the batch size alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from data.images import DecodeError
+from data.manifest import Shard
+from data.reader import ImageReader
+from data.view import EvalView
+
+Item = TypeVar("Item")
+_CHUNK = 16  # images per task of a decoding thread: little to schedule, little to wait for at the end of a batch
+_AHEAD = 2  # batches that are read and being decoded while the model works on another
+_END = object()
+
+
+class Meter:
+    """Images done, and seconds spent in `read`, `decode`, `model` and `write`, summed over threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._images = 0
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Account the block's time to a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[part] += time.perf_counter() - started
+
+    def add_images(self, number: int) -> None:
+        """Count images as done, quarantined ones included."""
+        with self._lock:
+            self._images += number
+
+    def read(self) -> tuple[int, dict[str, float]]:
+        """Images and seconds so far."""
+        with self._lock:
+            return self._images, dict(self._seconds)
+
+
+@dataclass
+class Batch:
+    """Consecutive samples of a shard, each of them decoded or with a reason why not.
+
+    Attributes:
+        start: ordinal of the first one.
+        images: uint8 (N, S, S, 3); zeros where there is a problem.
+        hashes: uint64 (N,).
+        problems: (N,) reasons, empty where the image is fine.
+    """
+
+    start: int
+    images: np.ndarray
+    hashes: np.ndarray
+    problems: list[str]
+    pending: list[Future[None]] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Until every image is decoded; raises what decoding raised, other than DecodeError."""
+        for future in self.pending:
+            future.result()
+
+
+def prepared_batches(
+    shard: Shard,
+    index: pa.Table,
+    view: EvalView,
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+    turn: threading.Lock,
+    meter: Meter,
+) -> Iterator[Batch]:
+    """The shard's batches, in order; the next ones are read and decoded meanwhile.
+
+    Args:
+        index: the shard's.
+        pool: decodes.
+        turn: held while the shard is read. The next shard's reading begins as this one's last batches go through the model.
+
+    Raises:
+        DataError: the shard is shorter than its index says.
+    """
+    for batch in _ahead(_submitted(shard, index, view, batch_size, pool, turn, meter), _AHEAD):
+        batch.wait()
+        yield batch
+
+
+def _submitted(
+    shard: Shard,
+    index: pa.Table,
+    view: EvalView,
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+    turn: threading.Lock,
+    meter: Meter,
+) -> Iterator[Batch]:
+    columns = [index.column(name) for name in ("offset", "size", "problem")]
+    with turn, ImageReader([shard.url]) as reader:
+        for start in range(0, index.num_rows, batch_size):
+            offsets, sizes, problems = (column.slice(start, batch_size).to_pylist() for column in columns)
+            wanted = [
+                (offset, 0 if problem else size) for offset, size, problem in zip(offsets, sizes, problems, strict=True)
+            ]
+            with meter.timing("read"):
+                contents = reader.read_many(0, wanted)
+            images = np.zeros((len(wanted), view.image_size, view.image_size, 3), np.uint8)
+            batch = Batch(start, images, np.zeros(len(wanted), np.uint64), problems)
+            for first in range(0, len(wanted), _CHUNK):
+                rows = range(first, min(first + _CHUNK, len(wanted)))
+                batch.pending.append(pool.submit(_decode, batch, rows, contents, view, meter))
+            yield batch
+
+
+def _decode(batch: Batch, rows: range, contents: list[bytes], view: EvalView, meter: Meter) -> None:
+    with meter.timing("decode"):
+        for row in rows:
+            if batch.problems[row]:
+                continue
+            try:
+                batch.images[row], batch.hashes[row] = view.with_hash(contents[row])
+            except DecodeError as error:
+                batch.problems[row] = str(error)
+
+
+def _ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """The same items, made `depth` ahead in another thread."""
+    with ThreadPoolExecutor(1) as maker:
+        made: deque[Future[Item | object]] = deque(maker.submit(next, items, _END) for _ in range(depth))
+        while (item := made.popleft().result()) is not _END:
+            made.append(maker.submit(next, items, _END))
+            yield item  # type: ignore[misc]

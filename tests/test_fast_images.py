@@ -1,0 +1,85 @@
+"""The fast decode and resize against Pillow's: the same pixels from the decoder, the same but for rounding from the resize."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.fast_images import decode_fast, eval_transform_fast
+from data.images import DecodeError, decode, eval_transform, image_hash
+from data.view import EvalView
+
+
+def jpeg(image: np.ndarray, mode: str = "RGB", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_decoders_pixels_are_pillows(photo: np.ndarray, quality: int, subsampling: int, progressive: bool) -> None:
+    content = jpeg(photo[:251, :333], quality=quality, subsampling=subsampling, progressive=progressive)
+    assert np.array_equal(decode_fast(content), decode(content))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_follow_the_same_rule(photo: np.ndarray, mode: str) -> None:
+    content = jpeg(photo, mode)
+    assert np.array_equal(decode_fast(content), decode(content))
+
+
+def test_an_exif_orientation_is_applied(photo: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = jpeg(photo, exif=exif)
+    assert decode_fast(content).shape == (640, 427, 3)
+    assert np.array_equal(decode_fast(content), decode(content))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"\xff\xd8\xffno jpeg", b"GIF89a"])
+def test_what_is_no_image_raises_decode_error(content: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_fast(content)
+
+
+def test_a_truncated_file_raises_decode_error(photo: np.ndarray) -> None:
+    content = jpeg(photo)
+    with pytest.raises(DecodeError, match="truncated"):
+        decode_fast(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(("wanted", "shape"), [(0, (427, 640)), (256, (427, 640)), (140, (214, 320)), (70, (107, 160))])
+def test_images_three_times_too_large_are_scaled_while_they_are_decoded(
+    photo: np.ndarray, wanted: int, shape: tuple[int, int]
+) -> None:
+    assert decode_fast(jpeg(photo), wanted).shape == (*shape, 3)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "shape", [(427, 640), (375, 500), (224, 224), (100, 130), (257, 256), (400, 60), (1, 1), (3, 900)]
+)
+def test_the_resize_is_pillows_but_for_rounding(photo: np.ndarray, shape: tuple[int, int], interpolation: str) -> None:
+    image = np.array(Image.fromarray(photo).resize(shape[::-1]))
+    fast, exact = (f(image, 224, 0.875, interpolation).astype(int) for f in (eval_transform_fast, eval_transform))
+    assert fast.shape == exact.shape == (224, 224, 3)
+    assert np.abs(fast - exact).mean() < 0.02
+    assert np.abs(fast - exact).max() <= 2
+
+
+def test_scaling_moves_neither_view_nor_hash_by_much(photo: np.ndarray) -> None:
+    content = jpeg(np.array(Image.fromarray(photo).resize((1600, 1068), Image.Resampling.BICUBIC)), quality=95)
+    views = [EvalView(224, 0.875, "bicubic", "crop", decoder) for decoder in ("fast", "pillow")]
+    (fast, fast_hash), (exact, exact_hash) = (view.with_hash(content) for view in views)
+    assert np.abs(fast.astype(int) - exact).mean() < 3
+    assert (fast_hash ^ exact_hash).bit_count() <= 4
+    assert exact_hash == image_hash(decode(content))
+
+
+def test_a_padded_view_is_the_same_from_both_decoders(photo: np.ndarray) -> None:
+    content = jpeg(photo[:28, :28])
+    fast, exact = (EvalView(32, 1.0, "bicubic", "pad", decoder)(content) for decoder in ("fast", "pillow"))
+    assert np.array_equal(fast, exact)
