@@ -161,6 +161,19 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
 
+def list_sizes(url: str) -> dict[str, int]:
+    """Name → bytes of the files in a folder, in one listing; without temporary files, empty when the folder is not there."""
+    if is_local(url):
+        folder = local_path(url)
+        files = [entry for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
+        sizes = {file.name: file.stat().st_size for file in files}
+    else:
+        fs, path = _filesystem(url)
+        found = fs.ls(path, detail=True) if fs.isdir(path) else []
+        sizes = {base_name(entry["name"]): int(entry["size"]) for entry in found if entry["type"] == "file"}
+    return {name: size for name, size in sizes.items() if not name.startswith(_TEMPORARY)}
+
+
 def remove(url: str) -> None:
     """Delete a file or a folder with all in it; nothing happens when it is not there."""
     if is_local(url):

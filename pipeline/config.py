@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from data import storage
@@ -160,12 +160,39 @@ class LabelConfig(Section):
     decoder: Literal["fast", "pillow"] = Field(
         "fast", description="pillow: timm's pixels exactly; fast: the same but for rounding, in half the time"
     )
-    workers: int = Field(1, ge=1, description="labeling actors", json_schema_extra=RUNTIME)
+    workers: int | str = Field(
+        1, description="labeling actors: a number, or MIN..MAX to use what room there is", json_schema_extra=RUNTIME
+    )
+    gpus_per_worker: float = Field(
+        1, gt=0, description="with device=cuda; fractions share one", json_schema_extra=RUNTIME
+    )
+    cpus_per_worker: float = Field(
+        1, ge=0, description="cores that Ray reserves for each actor", json_schema_extra=RUNTIME
+    )
+    stall_timeout_s: float = Field(
+        600, gt=0, description="seconds without progress after which an actor is replaced", json_schema_extra=RUNTIME
+    )
+    start_timeout_s: float = Field(
+        600, gt=0, description="seconds without any actor after which the stage gives up", json_schema_extra=RUNTIME
+    )
     threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
     decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
     max_quarantined: Fraction = Field(
         0.01, description="stop when a larger fraction of the images cannot be used", json_schema_extra=RUNTIME
     )
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int | str) -> int | str:
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+        if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
+            raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
+        return value
+
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most labeling actors."""
+        least, _, most = str(self.workers).partition("..")
+        return int(least), int(most or least)
 
 
 class SelectConfig(Section):

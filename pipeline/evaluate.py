@@ -21,7 +21,7 @@ from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_sta
 from pipeline.training.calibration import calibration_error, softmax
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor, read_info
-from teacher.label import check_class_names
+from teacher.check import check_class_names
 
 SUMMARY_NAME = "summary.json"
 PREDICTIONS_NAME = "predictions.parquet"

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import ray
-import torch
-from tqdm import tqdm
 
 from data import storage
 from data.labels import (
@@ -22,10 +17,8 @@ from data.labels import (
     MAX_CLASSES,
     QUARANTINE_NAME,
     LabeledShard,
-    describe_label_file,
     quarantine_table,
     read_labels,
-    read_manifest,
     read_quarantined,
 )
 from data.manifest import Shard, Split, open_split, write_table
@@ -34,38 +27,45 @@ from pipeline.config import Config, LabelConfig
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
-from pipeline.training.inference import predict_split, top_k_accuracy
-from pipeline.training.published import load_predictor, read_info
-from teacher.label_shard import ShardLabeler
-from teacher.pool import run_on_actors
+from pipeline.training.published import read_info
+from teacher.check import check_teacher
+from teacher.journal import JOURNAL_NAME, Journal
+from teacher.pool import PoolOptions, ShardPool
+from teacher.progress import Progress, ProgressDisplay
+from teacher.worker import Labeler
+
+_SKIPPED = {"skipped": "no validation images or no expected accuracy"}
 
 
 def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
     """Run or continue the stage; returns its done-record.
 
     Raises:
-        StageError: the teacher is missing or not as good as its weights say, its classes are not the labeled set's, or too
-            many images cannot be used.
+        StageError: the teacher is missing or not as good as its weights say, its classes are not the labeled set's, too
+            many images cannot be used, or workers cannot be started or are lost at one shard again and again.
+        WorkerError: an error in the code that a worker ran.
     """
     teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
     stage = open_stage(layout.labels, "label", fingerprint(config, teacher["digest"]), force)
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    finished = {} if stage.state == "new" else _finished_shards(stage, corpus)
-    todo = [shard for shard in corpus.shards if shard.name not in finished]
+    journal = Journal.open(stage.folder, corpus)
+    todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
     if stage.is_done:
         record = require_done(stage.folder, "label")
         if record["summary"]["corpus"] == corpus.digest() and not todo:
             return record
         stage.reopen(f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels")
+    elif journal.shards:
+        print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
-    accuracy = check_teacher(config, layout, info)
-    _check_quarantined(config.label, finished.values(), corpus)
-    for result in _label_shards(config, layout, stage, corpus, todo):
-        finished[result.name] = result
-        _check_quarantined(config.label, finished.values(), corpus)
-    return _commit(stage, info, accuracy, corpus, finished)
+    if journal.teacher_check is None:
+        journal.teacher_check = check_teacher(config, layout, info) or _SKIPPED
+    _check_quarantined(config.label, journal.shards.values(), corpus)
+    if todo:
+        _label_shards(config, layout, stage, corpus, todo, journal)
+    return _commit(stage, info, corpus, journal)
 
 
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
@@ -73,113 +73,59 @@ def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     return Fingerprint(config.stage_fields("label"), {"teacher": teacher_digest})
 
 
-@ray.remote
-class Labeler:
-    """A worker: the model, loaded once, and one shard after another."""
-
-    def __init__(self, teacher: str, config: LabelConfig, device: str) -> None:
-        torch.set_num_threads(config.threads)
-        predictor = load_predictor(teacher, device, config.batch_size, config.views, config.decoder)
-        self._labeler = ShardLabeler(predictor, read_info(teacher).num_classes, config.top_k, config.decode_threads)
-
-    def label(self, shard: Shard, url: str) -> LabeledShard:
-        """Label a shard and commit its file."""
-        return self._labeler.label(shard, url)
-
-
-def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str, float] | None:
-    """Label the validation images and compare with what the weights say of themselves: a pass that runs with the wrong
-    weights or preprocessing is found before it costs days.
-
-    Returns:
-        Expected and found top-1, or None when there is nothing to compare.
-
-    Raises:
-        StageError: the accuracy is lower than expected, or the classes are not the labeled set's.
-    """
-    if not config.data.validation:
-        return None
-    split = open_split(config.data.validation, layout.indexes)
-    check_class_names(info, split, "data.validation")
-    elsewhere = layout.generation == 1 and config.teacher.weights is not None
-    # what we measured of weights from elsewhere came through the same preprocessing and would always agree
-    expected = config.teacher.expected_top1 if elsewhere else info.validation_top1
-    if expected is None:
-        return None
-    torch.set_num_threads(config.threads)
-    logits, labels = predict_split(
-        split, load_predictor(layout.teacher, config.resolved_device(), decoder=config.label.decoder)
-    )
-    found = top_k_accuracy(logits, labels)[0]
-    if found < expected - config.teacher.accuracy_tolerance:
-        raise StageError(
-            f"{layout.teacher}: top-1 {found:.3f} on data.validation, but {expected:.3f} was expected: wrong weights, classes or "
-            "preprocessing (teacher.image_size, crop_pct, mean, std). Mend that, or set teacher.expected_top1"
-        )
-    return {"expected_top1": expected, "found_top1": found}
-
-
-def check_class_names(info: WeightsInfo, split: Split, field: str) -> None:
-    """Raises StageError, naming the first difference, when a labeled split has other classes than the model."""
-    if not info.class_names or not split.class_names:
-        return
-    for position, (ours, theirs) in enumerate(zip(info.class_names, split.class_names, strict=False)):
-        if ours != theirs:
-            raise StageError(
-                f"class {position} is {ours!r} for the teacher and {theirs!r} in {field}; give both the same order"
-            )
-    if len(info.class_names) != len(split.class_names):
-        raise StageError(f"the teacher has {len(info.class_names)} classes, {field} {len(split.class_names)}")
-
-
-def _finished_shards(stage: Stage, corpus: Split) -> dict[str, LabeledShard]:
-    """Shards of the corpus whose label files are there, whole and theirs."""
-    files = set(storage.list_names(stage.folder))
-    known = {entry.name: entry for entry in read_manifest(stage.folder)} if LABELS_MANIFEST in files else {}
-
-    def describe(shard: Shard) -> LabeledShard | None:
-        if f"{shard.name}.parquet" not in files:
-            return None
-        url, entry = stage.path(f"{shard.name}.parquet"), known.get(shard.name)
-        if entry is None or storage.size(url) != entry.bytes:
-            entry = describe_label_file(url)
-        if entry is None:
-            print(f"label: {url} is damaged; its shard is labeled again")
-        same = entry and (entry.source_bytes, entry.index_sha256) == (shard.bytes, shard.index_sha256)
-        return entry if same else None
-
-    with ThreadPoolExecutor(8) as pool:
-        return {entry.name: entry for entry in pool.map(describe, corpus.shards) if entry is not None}
-
-
 def _label_shards(
-    config: Config, layout: Layout, stage: Stage, corpus: Split, todo: Sequence[Shard]
-) -> Iterator[LabeledShard]:
-    if not todo:
-        return
+    config: Config, layout: Layout, stage: Stage, corpus: Split, todo: Sequence[Shard], journal: Journal
+) -> None:
+    """Label what is to do; the journal knows each shard as soon as it is committed."""
     start_ray(config.ray_address)
     device = config.resolved_device()
-    options = {"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}
-    make = Labeler.options(**options).remote  # type: ignore[attr-defined]
-    workers = min(_schedulable(config.label.workers, "GPU" if options["num_gpus"] else "CPU"), len(todo))
+    options = _pool_options(config.label, device)
+    make = Labeler.options(  # type: ignore[attr-defined]
+        num_cpus=options.resources["CPU"], num_gpus=options.resources.get("GPU", 0)
+    ).remote
     urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
+    pool = ShardPool(lambda: make(layout.teacher, config.label, device), options, todo, urls)
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
-    with tqdm(total=corpus.num_samples, initial=done, desc="label", unit="img", mininterval=1) as bar:
-        for result in run_on_actors(lambda: make(layout.teacher, config.label, device), workers, todo, urls):
-            bar.update(result.rows + result.quarantined)
-            yield result
+    try:
+        with ProgressDisplay(stage.folder, corpus.num_samples, done) as display:
+            for result in pool.run():
+                if result is not None:
+                    done += result.rows + result.quarantined
+                    journal.add(result)
+                    _check_quarantined(config.label, journal.shards.values(), corpus)
+                display.show(_progress(pool, display, corpus, journal, done))
+    finally:
+        journal.write()
+    _print_times(pool)
 
 
-def _schedulable(wanted: int, resource: str) -> int:
-    """As many workers as the cluster has room for: Ray would let the others wait for ever, and their shards with them."""
-    room = int(ray.cluster_resources().get(resource, 0))
-    if room < 1:
-        raise StageError(
-            f"Ray has no free {resource} for a labeling worker; give it one (device=cpu, or another ray_address=)"
-        )
-    if room < wanted:
-        print(f"label: {room} workers instead of label.workers={wanted}: Ray has {room} {resource}s")
-    return min(wanted, room)
+def _pool_options(config: LabelConfig, device: str) -> PoolOptions:
+    least, most = config.worker_range()
+    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if device == "cuda" else {})
+    return PoolOptions(least, most, resources, config.stall_timeout_s, config.start_timeout_s)
+
+
+def _progress(pool: ShardPool, display: ProgressDisplay, corpus: Split, journal: Journal, committed: int) -> Progress:
+    images = committed + pool.images_in_flight
+    rate = display.rate(images)
+    return Progress(
+        images_done=images,
+        images_total=corpus.num_samples,
+        shards_done=len(journal.shards),
+        shards_total=len(corpus.shards),
+        quarantined=sum(entry.quarantined for entry in journal.shards.values()),
+        workers=pool.num_ready,
+        images_per_s=round(rate, 1),
+        eta_s=round((corpus.num_samples - images) / rate) if rate else None,
+        seconds={part: round(seconds, 1) for part, seconds in pool.seconds().items()},
+    )
+
+
+def _print_times(pool: ShardPool) -> None:
+    parts = ", ".join(f"{part} {seconds:,.1f}" for part, seconds in pool.seconds().items())
+    print(
+        f"label: seconds of all workers' threads: {parts}" + f"; {pool.replaced} workers replaced" * bool(pool.replaced)
+    )
 
 
 def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], corpus: Split) -> None:
@@ -192,14 +138,8 @@ def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], co
         )
 
 
-def _commit(
-    stage: Stage,
-    info: WeightsInfo,
-    accuracy: dict[str, float] | None,
-    corpus: Split,
-    finished: dict[str, LabeledShard],
-) -> dict[str, Any]:
-    shards = [finished[shard.name] for shard in corpus.shards]
+def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
+    shards = [journal.shards[shard.name] for shard in corpus.shards]
     tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
     quarantined = [row for table in tables for row in read_quarantined(table)]
     manifest = {
@@ -214,7 +154,7 @@ def _commit(
             "image_size": info.image_size,
             "ema": True,
         },
-        "teacher_check": accuracy or "skipped: no validation images or no expected accuracy",
+        "teacher_check": journal.teacher_check,
         "shards": [asdict(entry) for entry in shards],
     }
     write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))
@@ -232,4 +172,14 @@ def _commit(
             f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {len(quarantined)} quarantined"
         )
     stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
+    storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now
+    _print_summary(summary)
     return require_done(stage.folder, "label")
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    reasons = "".join(
+        f"\n  {number:,} × {reason}" for reason, number in Counter(summary["quarantined"]).most_common(10)
+    )
+    bad = sum(summary["quarantined"].values())
+    print(f"label: {summary['images']:,} images, {summary['labels']:,} labels, {bad:,} quarantined{reasons}")

@@ -1,61 +1,274 @@
-"""A pool of Ray actors that work through shards: one that dies is replaced, and its shard goes to another."""
+"""A pool of Ray actors that work through shards.
+
+Workers come and go: one that dies or hangs is replaced, and its shards go to others; new ones are started as the cluster finds
+room. An actor has `prepare()`, `label(shard, url)`, two of which may run at once, and `progress()`, which answers while they do.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from data.labels import LabeledShard
 from data.manifest import Shard
 from pipeline.stage import StageError
 
-_ATTEMPTS = 4  # at a shard: the actors may be preempted, but a shard that kills them all is named
-_POLL_S = 1.0  # so that a signal is noticed
+_ATTEMPTS = 5  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
+_STARTS = 3  # workers in a row that die before they are ready
+_TICK_S = 0.5  # so that a signal is noticed
+_PROGRESS_S = 1.0
+_NOTICE_S = 60.0
+_IN_FLIGHT = 2  # shards on a worker: the second is read while the first one ends
 
 
-def run_on_actors(
-    make_actor: Callable[[], ActorHandle], num_actors: int, shards: Sequence[Shard], urls: Sequence[str]
-) -> Iterator[Any]:
-    """`actor.label(shard, url)` for each shard, in the order in which they end.
+class WorkerError(Exception):
+    """An error in the code that a worker ran; the message is its traceback."""
 
-    Raises:
-        StageError: several actors in a row died at the same shard.
-        Whatever `label` raised, at once: an error in code or input is no worker's death.
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How many workers, and when to lose patience.
+
+    Attributes:
+        min_workers: asked of Ray at once; those it has no room for wait for it.
+        max_workers: more are started only where the cluster has room.
+        resources: of one worker, as Ray names them (`CPU`, `GPU`).
+        stall_timeout_s: a worker that has shards and makes no progress for so long is replaced.
+        start_timeout_s: without a worker that is ready for so long, the run stops.
     """
-    queue = [(shard, url, 1) for shard, url in zip(shards, urls, strict=True)][::-1]
-    idle = [make_actor() for _ in range(num_actors)]
-    running: dict[ray.ObjectRef, tuple[ActorHandle, Shard, str, int]] = {}
-    try:
-        while queue or running:
-            while queue and idle:
-                shard, url, attempt = queue.pop()
-                actor = idle.pop()
-                running[actor.label.remote(shard, url)] = (actor, shard, url, attempt)
-            ready, _ = ray.wait(list(running), timeout=_POLL_S)
-            for reference in ready:
-                actor, shard, url, attempt = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except RayActorError as error:
-                    _check_attempts(shard, attempt, error)
-                    queue.append((shard, url, attempt + 1))
-                    idle.append(make_actor())
-                    continue
-                except RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, ValueError) else error from None
-                idle.append(actor)
-                yield result
-    finally:
-        for actor in [*idle, *(entry[0] for entry in running.values())]:
-            ray.kill(actor)
+
+    min_workers: int
+    max_workers: int
+    resources: dict[str, float]
+    stall_timeout_s: float = 600.0
+    start_timeout_s: float = 600.0
 
 
-def _check_attempts(shard: Shard, attempt: int, error: RayActorError) -> None:
-    if attempt >= _ATTEMPTS:
-        raise StageError(
-            f"{shard.url}: {attempt} labeling workers died at this shard, one after another; look for memory limits "
-            f"(label.batch_size, label.decode_threads) or an image that crashes its decoder. The last death: {error}"
-        )
+@dataclass(eq=False)
+class _Job:
+    shard: Shard
+    url: str
+    attempts: int = 0  # alone on a worker that died
+    suspect: bool = False  # was on a worker that died
+
+
+@dataclass(eq=False)
+class _Worker:
+    actor: ActorHandle
+    starting: ray.ObjectRef | None
+    jobs: dict[ray.ObjectRef, _Job] = field(default_factory=dict)
+    asked: ray.ObjectRef | None = None  # for its progress
+    asked_at: float = 0.0
+    moved_at: float = 0.0  # when it last did something
+    images: int = 0  # in all, by its own count
+    images_committed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def refs(self) -> list[ray.ObjectRef]:
+        return [ref for ref in (self.starting, self.asked, *self.jobs) if ref is not None]
+
+
+class ShardPool:
+    """Labels shards on actors; iterate over `run()` for the results, in the order in which they end.
+
+    Args:
+        make_actor: starts one; it may stay pending in Ray until there is room.
+    """
+
+    def __init__(
+        self, make_actor: Callable[[], ActorHandle], options: PoolOptions, shards: Sequence[Shard], urls: Sequence[str]
+    ) -> None:
+        self._make_actor, self._options = make_actor, options
+        self._queue = deque(_Job(shard, url) for shard, url in zip(shards, urls, strict=True))
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        self._ready_at = self._noticed_at = self._ticked_at = time.monotonic()
+        self._seconds_of_lost: defaultdict[str, float] = defaultdict(float)
+        self.replaced = 0  # workers that died or hung
+
+    @property
+    def num_ready(self) -> int:
+        """Workers that can label."""
+        return sum(worker.starting is None for worker in self._workers)
+
+    @property
+    def images_in_flight(self) -> int:
+        """Images labeled in shards that are not committed yet."""
+        return sum(max(0, worker.images - worker.images_committed) for worker in self._workers)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each part of the work, summed over workers and their threads."""
+        total = defaultdict(float, self._seconds_of_lost)
+        for worker in self._workers:
+            for part, seconds in worker.seconds.items():
+                total[part] += seconds
+        return dict(total)
+
+    def run(self) -> Iterator[LabeledShard | None]:
+        """Results as they come; None at least twice a second, so that the caller can show progress.
+
+        Raises:
+            StageError: no worker could be started, or a shard killed one after another; a worker's own StageError, and
+                any other ValueError or OSError that it raised, as it is.
+            WorkerError: an error in the code, once, with its traceback.
+        """
+        try:
+            while self._queue or any(worker.jobs for worker in self._workers):
+                self._resize()
+                self._assign()
+                yield from self._collect()
+                self._replace_stalled()
+                self._check_start()
+                yield None
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.actor)
+
+    def _resize(self) -> None:
+        waiting = len(self._queue) + sum(len(worker.jobs) for worker in self._workers)
+        least, most = (min(number, waiting) for number in (self._options.min_workers, self._options.max_workers))
+        while len(self._workers) < least or (len(self._workers) < most and self._has_room()):
+            actor = self._make_actor()
+            self._workers.append(_Worker(actor, actor.prepare.remote()))
+        if not self._queue:
+            for worker in [worker for worker in self._workers if not worker.jobs]:
+                self._drop(worker)
+
+    def _has_room(self) -> bool:
+        """Whether the cluster could place one more worker now, beside those that wait to be placed."""
+        if any(worker.starting is not None for worker in self._workers):
+            return False  # one at a time: what is free is known only once it runs
+        free = ray.available_resources()
+        return all(free.get(name, 0) >= amount for name, amount in self._options.resources.items())
+
+    def _assign(self) -> None:
+        ready = [worker for worker in self._workers if worker.starting is None]
+        for worker in ready:
+            if self._queue and not worker.jobs:
+                self._give(worker)
+        for worker in ready:
+            alone = any(job.suspect for job in worker.jobs.values())
+            # the last shards wait for a worker that is free
+            if len(self._queue) >= len(ready) and len(worker.jobs) < _IN_FLIGHT and not alone:
+                if self._queue[0].suspect:
+                    break
+                self._give(worker)
+
+    def _give(self, worker: _Worker) -> None:
+        job = self._queue.popleft()
+        if not worker.jobs:
+            worker.moved_at = time.monotonic()
+        worker.jobs[worker.actor.label.remote(job.shard, job.url)] = job
+
+    def _collect(self) -> Iterator[LabeledShard]:
+        self._ask_for_progress()
+        refs = [ref for worker in self._workers for ref in worker.refs()]
+        ready, _ = ray.wait(refs, timeout=_TICK_S) if refs else ([], [])
+        if ready:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        by_ref = {ref: worker for worker in self._workers for ref in worker.refs()}
+        for ref in ready:
+            worker = by_ref[ref]
+            if worker not in self._workers:
+                continue  # it died a moment ago, by another of its answers
+            try:
+                answer = ray.get(ref)
+            except RayActorError as error:
+                self._lose(worker, f"died: {_first_line(error)}")
+            except RayTaskError as error:
+                raise _cause(error) from None
+            else:
+                if (result := self._accept(worker, ref, answer)) is not None:
+                    yield result
+
+    def _ask_for_progress(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.starting is None and worker.asked is None and now - worker.asked_at > _PROGRESS_S:
+                worker.asked, worker.asked_at = worker.actor.progress.remote(), now
+
+    def _accept(self, worker: _Worker, ref: ray.ObjectRef, answer: Any) -> LabeledShard | None:
+        now = time.monotonic()
+        if ref == worker.starting:
+            worker.starting, worker.moved_at, self._failed_starts = None, now, 0
+            return None
+        if ref == worker.asked:
+            images, worker.seconds = answer
+            if images != worker.images:
+                worker.images, worker.moved_at = images, now
+            worker.asked = None
+            return None
+        del worker.jobs[ref]
+        result: LabeledShard = answer
+        worker.images_committed += result.rows + result.quarantined
+        worker.moved_at = now
+        return result
+
+    def _replace_stalled(self) -> None:
+        now = time.monotonic()
+        if (pause := now - self._ticked_at - _TICK_S) > 5:  # this process slept, and did not hear the workers
+            for worker in self._workers:
+                worker.moved_at += pause
+        self._ticked_at = now
+        for worker in list(self._workers):
+            if worker.jobs and now - worker.moved_at > self._options.stall_timeout_s:
+                self._lose(worker, f"made no progress for {self._options.stall_timeout_s:g} s (label.stall_timeout_s)")
+
+    def _lose(self, worker: _Worker, why: str) -> None:
+        """Put its shards back. Which of two was at fault shows when they are tried alone."""
+        self._drop(worker)
+        self.replaced += 1
+        if worker.starting is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS:
+                raise StageError(f"{_STARTS} labeling workers in a row {why} before they had loaded the model")
+            return
+        alone = len(worker.jobs) == 1
+        for job in reversed(worker.jobs.values()):
+            job.suspect, job.attempts = True, job.attempts + alone
+            if job.attempts >= _ATTEMPTS:
+                raise StageError(
+                    f"{job.shard.url}: {job.attempts} labeling workers that had no other shard were lost at it; look for memory "
+                    "limits (label.batch_size, label.decode_threads) or an image that crashes its decoder. The last one "
+                    + why
+                )
+            self._queue.appendleft(job)
+        shards = " and ".join(job.shard.name for job in worker.jobs.values()) or "no shard"
+        print(f"label: a worker with {shards} {why}; its work goes to another", flush=True)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        for part, seconds in worker.seconds.items():
+            self._seconds_of_lost[part] += seconds
+        ray.kill(worker.actor)
+
+    def _check_start(self) -> None:
+        now = time.monotonic()
+        if self.num_ready:
+            self._ready_at = now
+        waited = now - self._ready_at
+        if waited > _NOTICE_S and now - self._noticed_at > _NOTICE_S:
+            self._noticed_at = now
+            print(f"label: waiting for a worker for {waited:.0f} s; {self._wants()}", flush=True)
+        if waited > self._options.start_timeout_s:
+            raise StageError(f"no labeling worker could be started in {waited:.0f} s; {self._wants()}")
+
+    def _wants(self) -> str:
+        there = {name: ray.cluster_resources().get(name, 0.0) for name in self._options.resources}
+        return f"one needs {self._options.resources}, the cluster has {there}"
+
+
+def _cause(error: RayTaskError) -> Exception:
+    cause = error.cause
+    return cause if isinstance(cause, ValueError | OSError) else WorkerError(str(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

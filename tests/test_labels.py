@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.labels import LabeledShard, describe_label_file, read_labels, read_quarantined, soft_targets
+from data.labels import LabeledShard, describe_label_file, read_labels, read_quarantined, soft_targets, top_k_of
 from data.manifest import Shard, open_split
 from pipeline.config import TrainConfig
 from pipeline.training.inference import Predictor
@@ -167,3 +167,12 @@ def test_views_average_mirrored_and_shifted_images(views: int) -> None:
     else:
         assert np.abs(several.probabilities(images) - both).max() > 1e-3
     np.testing.assert_allclose(several.probabilities(images).sum(axis=1), 1, atol=1e-5)
+
+
+def test_of_equal_probabilities_the_lower_class_comes_first() -> None:
+    probabilities = np.array([[0.1, 0.4, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25], [0, 0, 1, 0]], np.float32)
+    for top_k in (1, 2, 4):
+        found = top_k_of(probabilities, top_k)
+        assert found.index.tolist() == np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k].tolist()
+        np.testing.assert_array_equal(found.prob, np.take_along_axis(probabilities, found.index, 1))
+        np.testing.assert_allclose(found.rest, 1 - found.prob.sum(axis=1), atol=1e-7)

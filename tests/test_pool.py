@@ -1,16 +1,19 @@
-"""Labeling actors under Ray: a worker that dies costs nothing, an error in the code stops everything at once."""
+"""Labeling actors under Ray: a worker that dies or hangs costs nothing, an error in the code stops everything at once."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
+from data.labels import LabeledShard
 from data.manifest import Shard
 from pipeline.cluster import start_ray
 from pipeline.stage import StageError
-from teacher.pool import run_on_actors
+from teacher.pool import PoolOptions, ShardPool, WorkerError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,50 +23,119 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Worker:
-    """Counts the attempts at each shard in files; dies or fails where its shard's name says so."""
+    """Counts the attempts at each shard in files; dies, hangs or fails where its shard's name says so."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
+        self._images = 0
 
-    def label(self, shard: Shard, url: str) -> str:
-        attempts = self._folder / f"{shard.name}-{len(list(self._folder.glob(f'{shard.name}-*')))}"
-        attempts.touch()
-        if attempts.name == "dies-once-0":
+    def prepare(self) -> None:
+        if (self._folder / "no-start").exists():
             os._exit(1)
-        if shard.name.startswith("always-dies"):
+        (self._folder / f"worker-{os.getpid()}").touch()
+
+    @ray.method(concurrency_group="labeling")
+    def label(self, shard: Shard, url: str) -> LabeledShard:
+        attempt = len(list(self._folder.glob(f"{shard.name}-*")))
+        (self._folder / f"{shard.name}-{attempt}").touch()
+        if shard.name.startswith("always-dies") or (shard.name == "dies-once" and attempt == 0):
+            time.sleep(0.2)
             os._exit(1)
-        if shard.name.startswith("fails"):
+        if shard.name == "hangs-once" and attempt == 0:
+            threading.Event().wait()
+        if shard.name == "wrong":
             raise StageError(f"{shard.url} is wrong")
-        return url
+        if shard.name == "bug":
+            raise KeyError("a bug")
+        if shard.name.startswith("waits-for-two"):
+            while len(list(self._folder.glob("worker-*"))) < 2:
+                time.sleep(0.1)
+        if shard.name == "slow":
+            for _ in range(20):
+                time.sleep(0.2)
+                self._images += 1
+        self._images += 10
+        return LabeledShard(shard.name, 0, url, 10, 0, 0, "")
+
+    @ray.method(concurrency_group="asking")
+    def progress(self) -> tuple[int, dict[str, float]]:
+        return self._images, {"model": 1.0}
 
 
-def shards(*names: str) -> list[Shard]:
-    return [Shard(f"{name}.tar", 0, 0, "", "") for name in names]
+def pool(folder: Path, *names: str, least: int = 2, most: int = 2, stall: float = 60.0, cpus: float = 0) -> ShardPool:
+    options = PoolOptions(least, most, {"CPU": cpus}, stall_timeout_s=stall, start_timeout_s=300)
+    shards = [Shard(f"{name}.tar", 0, 10, "", "") for name in names]
+    make = Worker.options(num_cpus=cpus).remote  # type: ignore[attr-defined]
+    return ShardPool(lambda: make(str(folder)), options, shards, [f"{name}.parquet" for name in names])
 
 
-def results(folder: Path, *names: str) -> list[str]:
-    return sorted(run_on_actors(lambda: Worker.remote(str(folder)), 2, shards(*names), names))  # type: ignore[attr-defined]
+def results(some: ShardPool) -> list[str]:
+    return sorted(result.name for result in some.run() if result is not None)
+
+
+def attempts(folder: Path, name: str) -> int:
+    return len(list(folder.glob(f"{name}-*")))
 
 
 def test_every_shard_is_labeled_once(tmp_path: Path) -> None:
-    names = [f"s{number}" for number in range(7)]
-    assert results(tmp_path, *names) == names
-    assert len(list(tmp_path.iterdir())) == 7
+    names = [f"s{number}" for number in range(20)]
+    assert results(pool(tmp_path, *names)) == sorted(names)
+    assert all(attempts(tmp_path, name) == 1 for name in names)
 
 
-def test_a_dead_workers_shard_goes_to_another(tmp_path: Path) -> None:
-    assert results(tmp_path, "a", "dies-once", "b") == ["a", "b", "dies-once"]
-    assert len(list(tmp_path.glob("dies-once-*"))) == 2
+def test_a_dead_workers_shards_go_to_another(tmp_path: Path) -> None:
+    names = ["a", "dies-once", *(f"s{number}" for number in range(8))]
+    some = pool(tmp_path, *names)
+    assert results(some) == sorted(names)
+    assert attempts(tmp_path, "dies-once") == 2
+    assert some.replaced == 1
 
 
-def test_a_shard_that_kills_every_worker_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"always-dies\.tar: 4 labeling workers died"):
-        results(tmp_path, "a", "always-dies")
+def test_a_shard_that_kills_every_worker_is_named_and_not_the_ones_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"^always-dies\.tar: 5 labeling workers .* were lost at it"):
+        results(pool(tmp_path, "a", "always-dies", *(f"s{number}" for number in range(30))))
 
 
-def test_an_error_in_a_worker_stops_the_run_at_once_and_is_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"fails\.tar is wrong"):
-        results(tmp_path, "fails", "a")
-    assert len(list(tmp_path.glob("fails-*"))) == 1
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results(pool(tmp_path, "a", "hangs-once", stall=2)) == ["a", "hangs-once"]
+    assert attempts(tmp_path, "hangs-once") == 2
+    assert "made no progress for 2 s" in capsys.readouterr().out
+
+
+def test_a_slow_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+    assert results(pool(tmp_path, "slow", stall=2)) == ["slow"]
+    assert attempts(tmp_path, "slow") == 1
+
+
+def test_a_users_error_in_a_worker_stops_the_run_at_once_and_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"^wrong\.tar is wrong$"):
+        results(pool(tmp_path, "wrong", "a"))
+    assert attempts(tmp_path, "wrong") == 1
+
+
+def test_a_bug_stops_the_run_with_its_traceback_once(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        results(pool(tmp_path, "bug", "a"))
+    assert str(caught.value).count("KeyError: 'a bug'") == 1
+    assert "test_pool.py" in str(caught.value)
+
+
+def test_workers_that_never_start_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "no-start").touch()
+    with pytest.raises(StageError, match="3 labeling workers in a row died"):
+        results(pool(tmp_path, "a"))
+
+
+def test_a_pool_uses_the_room_there_is_and_no_more(tmp_path: Path) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    names = [f"waits-for-two-{number}" for number in range(6)]
+    some = pool(tmp_path, *names, least=1, most=9, cpus=cpus / 2)
+    assert results(some) == sorted(names)
+    assert len(list(tmp_path.glob("worker-*"))) == 2
+
+
+def test_more_workers_than_there_is_room_for_do_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    assert results(pool(tmp_path, *names, least=3, most=3, cpus=ray.cluster_resources()["CPU"])) == names

@@ -11,7 +11,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.stage import StageError, StageRefusedError
 from pipeline.training.published import load_predictor, read_info
-from teacher.label import check_teacher
+from teacher.check import check_teacher
 from teacher.train import train_teacher
 from tests.conftest import WriteDigits
 

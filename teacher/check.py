@@ -1,0 +1,58 @@
+"""Is the teacher what its weights say it is? Asked before it labels for days."""
+
+from __future__ import annotations
+
+import torch
+
+from data.manifest import Split, open_split
+from pipeline.config import Config
+from pipeline.layout import Layout
+from pipeline.models.weights import WeightsInfo
+from pipeline.stage import StageError
+from pipeline.training.inference import predict_split, top_k_accuracy
+from pipeline.training.published import load_predictor
+
+
+def check_teacher(config: Config, layout: Layout, info: WeightsInfo) -> dict[str, float] | None:
+    """Label the validation images and compare with what the weights say of themselves: a pass that runs with the wrong
+    weights or preprocessing is found before it costs days.
+
+    Returns:
+        Expected and found top-1, or None when there is nothing to compare.
+
+    Raises:
+        StageError: the accuracy is lower than expected, or the classes are not the labeled set's.
+    """
+    if not config.data.validation:
+        return None
+    split = open_split(config.data.validation, layout.indexes)
+    check_class_names(info, split, "data.validation")
+    elsewhere = layout.generation == 1 and config.teacher.weights is not None
+    # what we measured of weights from elsewhere came through the same preprocessing and would always agree
+    expected = config.teacher.expected_top1 if elsewhere else info.validation_top1
+    if expected is None:
+        return None
+    torch.set_num_threads(config.threads)
+    logits, labels = predict_split(
+        split, load_predictor(layout.teacher, config.resolved_device(), decoder=config.label.decoder)
+    )
+    found = top_k_accuracy(logits, labels)[0]
+    if found < expected - config.teacher.accuracy_tolerance:
+        raise StageError(
+            f"{layout.teacher}: top-1 {found:.3f} on data.validation, but {expected:.3f} was expected: wrong weights, classes or "
+            "preprocessing (teacher.image_size, crop_pct, mean, std). Mend that, or set teacher.expected_top1"
+        )
+    return {"expected_top1": expected, "found_top1": found}
+
+
+def check_class_names(info: WeightsInfo, split: Split, field: str) -> None:
+    """Raises StageError, naming the first difference, when a labeled split has other classes than the model."""
+    if not info.class_names or not split.class_names:
+        return
+    for position, (ours, theirs) in enumerate(zip(info.class_names, split.class_names, strict=False)):
+        if ours != theirs:
+            raise StageError(
+                f"class {position} is {ours!r} for the teacher and {theirs!r} in {field}; give both the same order"
+            )
+    if len(info.class_names) != len(split.class_names):
+        raise StageError(f"the teacher has {len(info.class_names)} classes, {field} {len(split.class_names)}")

@@ -1,0 +1,79 @@
+"""Which shards have labels: what a label stage knows when it continues, without opening a label file.
+
+`journal.json` in the labels folder is a cache. It is written now and then; files that it does not know, or knows with another
+size, are opened and describe themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from data import storage
+from data.labels import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
+from data.manifest import Shard, Split
+
+JOURNAL_NAME = "journal.json"
+_EVERY_S = 30.0
+
+
+class Journal:
+    """The finished shards of a labels folder, by name, and what the check of the teacher found."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._written_at = folder, time.monotonic()
+        self.shards: dict[str, LabeledShard] = {}
+        self.teacher_check: dict[str, Any] | None = None
+
+    @staticmethod
+    def open(folder: str, corpus: Split) -> Journal:
+        """What of `corpus` is finished: label files that are there, whole, and theirs."""
+        journal, known = Journal(folder), {}
+        if storage.exists(storage.join(folder, LABELS_MANIFEST)):
+            known = {entry.name: entry for entry in read_manifest(folder)}
+        if (content := _read(folder)) is not None:
+            journal.teacher_check = content["teacher_check"]
+            known |= {row["name"]: LabeledShard(**row) for row in content["shards"]}
+        journal.shards = _finished(folder, corpus, known)
+        return journal
+
+    def add(self, entry: LabeledShard) -> None:
+        """Note a shard whose file has been committed; the journal itself is written every half minute."""
+        self.shards[entry.name] = entry
+        if time.monotonic() - self._written_at > _EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write the journal now."""
+        content = {"teacher_check": self.teacher_check, "shards": [asdict(entry) for entry in self.shards.values()]}
+        storage.write_text(storage.join(self._folder, JOURNAL_NAME), json.dumps(content) + "\n")
+        self._written_at = time.monotonic()
+
+
+def _read(folder: str) -> dict[str, Any] | None:
+    url = storage.join(folder, JOURNAL_NAME)
+    try:
+        return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None
+    except ValueError:
+        return None  # a cache: the label files tell the same
+
+
+def _finished(folder: str, corpus: Split, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:
+    sizes = storage.list_sizes(folder)
+
+    def describe(shard: Shard) -> LabeledShard | None:
+        entry, size = known.get(shard.name), sizes[f"{shard.name}.parquet"]
+        if entry is None or entry.bytes != size:
+            entry = describe_label_file(storage.join(folder, f"{shard.name}.parquet"))
+        if entry is None:
+            print(f"label: {folder}/{shard.name}.parquet is cut short or damaged; its shard is labeled again")
+        same = entry and (entry.source_bytes, entry.index_sha256) == (shard.bytes, shard.index_sha256)
+        return entry if same else None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(describe, [shard for shard in corpus.shards if f"{shard.name}.parquet" in sizes])
+        return {entry.name: entry for entry in found if entry is not None}

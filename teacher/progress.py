@@ -1,0 +1,107 @@
+"""What people see of a label stage while it runs: a bar, `progress.json` for stage=status, `timing.jsonl` for later."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from data import storage
+
+PROGRESS_NAME, TIMING_NAME = "progress.json", "timing.jsonl"
+_WINDOW_S = 120.0  # the rate is the one of the last two minutes: workers come and go
+_WRITE_S = 5.0
+_MAX_LINES = 500  # of timing.jsonl; beyond, every second one goes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a label stage is; `seconds` are spent in read, decode, model and write, summed over threads."""
+
+    images_done: int
+    images_total: int
+    shards_done: int
+    shards_total: int
+    quarantined: int
+    workers: int
+    images_per_s: float
+    eta_s: float | None  # None: nothing is known of the rate
+    seconds: dict[str, float] = field(default_factory=dict)
+    written_at: float = 0.0  # Unix time
+
+    def describe(self) -> str:
+        """Rate, time left, workers and quarantined images in a few words."""
+        eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
+        return f"{self.images_per_s:,.0f} img/s, {eta} left, {self.workers} workers, {self.quarantined} quarantined"
+
+
+def read_progress(folder: str) -> Progress | None:
+    """The last figures of a label stage that runs or was stopped; None when there are none."""
+    url = storage.join(folder, PROGRESS_NAME)
+    try:
+        return Progress(**json.loads(storage.read_text(url)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None  # written by others, read at any moment
+
+
+class ProgressDisplay:
+    """Draws and writes progress; use as a context manager."""
+
+    def __init__(self, folder: str, images_total: int, images_done: int) -> None:
+        self._folder = folder
+        self._bar: tqdm[Any] = tqdm(
+            total=images_total, initial=images_done, desc="label", unit="img", mininterval=1,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {postfix}",
+        )  # fmt: skip
+        self._seen = deque([(time.monotonic(), images_done)])
+        timing = storage.join(folder, TIMING_NAME)
+        self._lines = storage.read_text(timing).splitlines() if storage.exists(timing) else []
+        self._every_s = self._write_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
+        self._line_at = self._written_at = 0.0
+        self.last: Progress | None = None
+
+    def rate(self, images_done: int) -> float:
+        """Images per second of the last two minutes."""
+        now = time.monotonic()
+        self._seen.append((now, images_done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
+            self._seen.popleft()
+        start, before = self._seen[0]
+        return max(0.0, (images_done - before) / max(now - start, 1e-9))
+
+    def show(self, progress: Progress) -> None:
+        """Draw, and write when it is time to."""
+        self.last = progress
+        self._bar.n = progress.images_done
+        self._bar.set_postfix_str(progress.describe(), refresh=False)
+        self._bar.update(0)
+        now = time.monotonic()
+        if now - self._written_at >= self._write_s:
+            self._written_at = now
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        now = time.monotonic()
+        text = json.dumps(asdict(progress) | {"written_at": time.time()})
+        storage.write_text(storage.join(self._folder, PROGRESS_NAME), text + "\n")
+        if now - self._line_at >= self._every_s:
+            self._line_at = now
+            self._lines.append(text)
+            if len(self._lines) > _MAX_LINES:
+                self._lines, self._every_s = self._lines[::2], 2 * self._every_s
+            storage.write_text(storage.join(self._folder, TIMING_NAME), "\n".join(self._lines) + "\n")
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.last is not None:
+            self._bar.refresh()
+            with suppress(OSError):  # figures for people must not hide why the stage stopped
+                self._write(self.last)
+        self._bar.close()

@@ -1,0 +1,41 @@
+"""The labeling actor: a model, loaded once, that labels shards."""
+
+from __future__ import annotations
+
+import ray
+import torch
+
+from data.labels import LabeledShard
+from data.manifest import Shard
+from pipeline.config import LabelConfig
+from pipeline.training.published import load_predictor, read_info
+from teacher.label_shard import ShardLabeler
+
+
+@ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
+class Labeler:
+    """See `teacher.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
+
+    def __init__(self, teacher: str, config: LabelConfig, device: str) -> None:
+        self._teacher, self._config, self._device = teacher, config, device
+
+    @ray.method(concurrency_group="labeling")
+    def prepare(self) -> None:
+        """Load the model."""
+        config = self._config
+        torch.set_num_threads(config.threads)
+        predictor = load_predictor(self._teacher, self._device, config.batch_size, config.views, config.decoder)
+        self._labeler = ShardLabeler(
+            predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads
+        )
+
+    @ray.method(concurrency_group="labeling")
+    def label(self, shard: Shard, url: str) -> LabeledShard:
+        """Label a shard and commit its file."""
+        torch.set_num_threads(self._config.threads)  # a setting of each thread
+        return self._labeler.label(shard, url)
+
+    @ray.method(concurrency_group="asking")
+    def progress(self) -> tuple[int, dict[str, float]]:
+        """Images so far, and seconds by part of the work."""
+        return self._labeler.meter.read()
