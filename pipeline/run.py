@@ -14,6 +14,7 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
     force=true    move a stage's output aside and start it over
+    verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from pipeline.report import write_report
 from pipeline.stage import add_seconds, done_record, refuse_other_config
 from student.train import train_student
 from teacher.label import label
+from teacher.pool import WorkerError
 from teacher.select_stage import select
 from teacher.train import train_teacher
+from teacher.verify import verify_labels
 
-OPTIONS = ("stage", "config", "plan", "force")
+OPTIONS = ("stage", "config", "plan", "force", "verify")
 STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "teacher": train_teacher,
     "label": label,
@@ -70,6 +73,9 @@ def main(words: Sequence[str]) -> int:
     except interrupt.Interrupted as stop:
         print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
         return stop.exit_code
+    except WorkerError as error:  # a bug, elsewhere: its traceback says where, this process's does not
+        print(error, file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:  # of the user's or the machine's making; others are bugs: traceback
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,6 +97,9 @@ def run(words: Sequence[str]) -> None:
     if _flag(options, "plan"):
         print_plan(config, layouts, stages)
         return
+    if _flag(options, "verify"):
+        _verify(config, layouts, options.get("stage"))
+        return
     if any(stage in STAGES for stage in stages):
         with run_lock(config.run_dir, _command(words)):
             if not force:
@@ -100,6 +109,15 @@ def run(words: Sequence[str]) -> None:
     for stage in stages:
         if stage in READERS:
             READERS[stage](config, layouts)
+
+
+def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> None:
+    if stage != "label":
+        raise UsageError("verify=true goes with stage=label alone")
+    with run_lock(config.run_dir, "verify"):
+        for layout in layouts:
+            if done_record(layout.labels) is not None or layout.generation == 1:
+                verify_labels(config, layout)
 
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], force: bool) -> None:

@@ -107,7 +107,7 @@ def _pool_options(config: LabelConfig, device: str) -> PoolOptions:
 
 def _progress(pool: ShardPool, display: ProgressDisplay, corpus: Split, journal: Journal, committed: int) -> Progress:
     images = committed + pool.images_in_flight
-    rate = display.rate(images)
+    rate = display.rate(images, pool.num_ready)
     return Progress(
         images_done=images,
         images_total=corpus.num_samples,

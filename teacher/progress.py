@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -55,19 +56,21 @@ class ProgressDisplay:
     def __init__(self, folder: str, images_total: int, images_done: int) -> None:
         self._folder = folder
         self._bar: tqdm[Any] = tqdm(
-            total=images_total, initial=images_done, desc="label", unit="img", mininterval=1,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {postfix}",
+            total=images_total, initial=images_done, desc="label", mininterval=1 if sys.stderr.isatty() else 10,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:,}/{total:,} images{postfix}",
         )  # fmt: skip
-        self._seen = deque([(time.monotonic(), images_done)])
+        self._seen: deque[tuple[float, int]] = deque()
         timing = storage.join(folder, TIMING_NAME)
         self._lines = storage.read_text(timing).splitlines() if storage.exists(timing) else []
         self._every_s = self._write_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
         self._line_at = self._written_at = 0.0
         self.last: Progress | None = None
 
-    def rate(self, images_done: int) -> float:
-        """Images per second of the last two minutes."""
+    def rate(self, images_done: int, workers: int) -> float:
+        """Images per second of the last two minutes; 0 until there are workers."""
         now = time.monotonic()
+        if not self._seen and not workers:
+            return 0.0
         self._seen.append((now, images_done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
             self._seen.popleft()

@@ -92,5 +92,6 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 def label_and_selection_bytes(run_dir: Path) -> dict[str, bytes]:
     """Every file that labels and selections consist of, but for clocks."""
+    clocks = {"seconds.json", "progress.json", "timing.jsonl"}
     files = [*(run_dir / "gen-1/labels").rglob("*"), *(run_dir / "gen-1/selections").rglob("*")]
-    return {str(f.relative_to(run_dir)): f.read_bytes() for f in files if f.is_file() and f.name != "seconds.json"}
+    return {str(f.relative_to(run_dir)): f.read_bytes() for f in files if f.is_file() and f.name not in clocks}

@@ -1,0 +1,195 @@
+"""stage=label: each image once, whatever happened before; and verify=true, which finds every way in which labels can be wrong."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+
+from data import storage
+from data.labels import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
+from data.manifest import Split, open_split
+from pipeline.cluster import start_ray
+from pipeline.config import Config, load_config
+from pipeline.layout import Layout
+from pipeline.models.factory import build_model
+from pipeline.stage import StageError
+from teacher import journal as journal_module
+from teacher.label import label
+from teacher.train import train_teacher
+from teacher.verify import verify_labels
+from tests.conftest import make_writer
+from tests.digits_run import Digits, label_and_selection_bytes
+
+MODEL = {"width": 0.125, "blocks": [1, 1, 1, 1]}
+NUM_SHARDS, PER_SHARD = 4, 30
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Iterator[Path]:
+    """A folder with shards and a finished run of teacher and label; the teacher's weights are random."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_writer(digits)(folder / "unlabeled", 0, NUM_SHARDS * PER_SHARD, labeled=False, per_shard=PER_SHARD)
+    torch.manual_seed(0)
+    torch.save(build_model("resnetrs26", 10, MODEL).state_dict(), folder / "elsewhere.pth")
+    start_ray(None)
+    config, layout = configure(folder, folder / "run")
+    train_teacher(config, layout)
+    label(config, layout)
+    yield folder
+    ray.shutdown()
+
+
+def configure(folder: Path, run_dir: Path, *words: str) -> tuple[Config, Layout]:
+    fixed = [
+        f"run_dir={run_dir}", f"data.unlabeled=[{folder}/unlabeled/*.tar]", "data.num_classes=10", "teacher.model=resnetrs26",
+        "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}", f"teacher.weights={folder}/elsewhere.pth",
+        "teacher.image_size=32", "label.batch_size=16", "label.threads=1", "label.workers=2",
+    ]  # fmt: skip
+    return load_config(None, [*fixed, *words]), Layout(str(run_dir))
+
+
+Run = tuple[Config, Layout, Path]
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    """A copy of the finished run, to be damaged; and its labels folder."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    config, layout = configure(finished, tmp_path / "run")
+    return config, layout, Path(layout.labels)
+
+
+def name(number: int) -> str:
+    return f"unlabeled-{number:06d}"
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_a_whole_run_verifies(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    verify_labels(*run[:2])
+    assert f"{NUM_SHARDS} shards verified: {NUM_SHARDS * PER_SHARD} labels and 0 quarantined" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(Path.unlink, "missing"), (cut, "damaged"), (flip_a_byte, "damaged")],
+    ids=["gone", "cut", "flip"],
+)
+def test_verify_names_the_shard_whose_file_is_wrong(run: Run, damage: Callable[[Path], None], message: str) -> None:
+    config, layout, folder = run
+    damage(folder / f"{name(2)}.parquet")
+    with pytest.raises(StageError, match=rf"1 of {NUM_SHARDS} shards .*\n  {name(2)}: .*{message}"):
+        verify_labels(config, layout)
+    assert not (folder / f"{name(2)}.parquet").exists()
+
+
+def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
+    """Other rows in a label file, and a manifest that believes in them: only looking at every sample tells."""
+    path = folder / f"{name(1)}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(change(list(range(table.num_rows)))), path, compression="zstd")
+    described = describe_label_file(str(path))
+    assert described is not None
+    manifest = storage.read_text(str(folder / LABELS_MANIFEST))
+    old = next(entry for entry in read_manifest(str(folder)) if entry.name == name(1))
+    for field in ("rows", "bytes", "sha256"):
+        before, after = (
+            f'"{field}": {value!r}'.replace("'", '"') for value in (getattr(old, field), getattr(described, field))
+        )
+        head, tail = manifest.split(f'"{name(1)}"')
+        manifest = head + f'"{name(1)}"' + tail.replace(before, after, 1)
+    storage.write_text(str(folder / LABELS_MANIFEST), manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-1], "30 samples, but 29 labels"),
+        (lambda rows: [*rows[:-1], 3], "not in the shard's order"),
+        (lambda rows: [*rows[:4], 3, *rows[5:]], "sample 3 is not the shard's, or is there twice"),
+        (lambda rows: rows[::-1], "not in the shard's order"),
+    ],
+    ids=["one lost", "one twice at the end", "one twice", "reversed"],
+)
+def test_verify_counts_every_sample_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, change: Callable[[list[int]], list[int]], message: str
+) -> None:
+    config, layout, folder = run
+    rewrite(folder, change)
+    monkeypatch.setattr("teacher.verify._check_outputs", lambda *_: None)  # the manifest has been tampered with, too
+    with pytest.raises(StageError, match=rf"{name(1)}: .*{message}"):
+        verify_labels(config, layout)
+
+
+def test_verify_refuses_labels_of_another_configuration(run: Run) -> None:
+    config, layout, _ = run
+    other = config.model_copy(update={"label": config.label.model_copy(update={"top_k": 3})})
+    with pytest.raises(StageError, match=r"label\.top_k: 10 there, 3 now"):
+        verify_labels(other, layout)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("unlabeled-*.parquet")}
+
+
+def test_only_lost_damaged_and_cut_label_files_are_made_again_and_are_the_same_bytes(run: Run, finished: Path) -> None:
+    config, layout, folder = run
+    before = times(folder)
+    (folder / f"{name(0)}.parquet").unlink()
+    cut(folder / f"{name(1)}.parquet")
+    flip_a_byte(folder / f"{name(2)}.parquet")
+    with pytest.raises(StageError):
+        verify_labels(config, layout)
+    label(config, layout)
+    verify_labels(config, layout)
+    assert [before[key] == value for key, value in sorted(times(folder).items())] == [False, False, False, True]
+    assert label_and_selection_bytes(folder.parents[1]) == label_and_selection_bytes(finished / "run") | {
+        f"gen-1/labels/damaged/{path.name}": path.read_bytes() for path in (folder / "damaged").iterdir()
+    }
+
+
+def test_new_shards_of_a_grown_corpus_are_labeled_and_old_labels_kept(run: Run, finished: Path, digits: Digits) -> None:
+    _, layout, folder = run
+    more = Path(layout.run_dir).parent / "more"
+    make_writer(digits)(more, 200, 220, labeled=False)
+    config, _ = configure(finished, Path(layout.run_dir), f"data.unlabeled=[{finished}/unlabeled/*.tar,{more}/*.tar]")
+    before = times(folder)
+    record = label(config, layout)
+    assert record["summary"]["labels"] == NUM_SHARDS * PER_SHARD + 20
+    assert times(folder) == before
+    assert read_labels(str(folder / "more-000000.parquet")).num_rows == 20
+    verify_labels(config, layout)
+
+
+def test_continuing_opens_no_label_file_that_the_journal_knows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, layout, folder = run
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    whole = journal_module.Journal.open(str(folder), corpus)
+    whole.write()
+    (folder / LABELS_MANIFEST).unlink()
+    monkeypatch.setattr(journal_module, "describe_label_file", lambda url: pytest.fail(f"opened {url}"))
+    assert journal_module.Journal.open(str(folder), corpus).shards == whole.shards
+    changed = Split(tuple(replace(shard, index_sha256="other") for shard in corpus.shards))
+    assert journal_module.Journal.open(str(folder), changed).shards == {}
+
+
+def test_five_workers_give_the_same_bytes_as_two(finished: Path, tmp_path: Path) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    config, layout = configure(finished, tmp_path / "run", "label.workers=5", f"label.cpus_per_worker={cpus / 5}")
+    shutil.copytree(finished / "run/gen-1/teacher", tmp_path / "run/gen-1/teacher")
+    label(config, layout)
+    assert label_and_selection_bytes(tmp_path / "run") == label_and_selection_bytes(finished / "run")
+    assert not Path(layout.labels, "journal.json").exists()
