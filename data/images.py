@@ -27,6 +27,9 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 64 * 1024 * 1024
 """Larger images are refused as decompression bombs (192 MiB as RGB); below Pillow's own warning at 89 million."""
 
+MAX_SIDE = 65_535
+"""Longer sides are refused: JPEG's own limit. What is made per row or column (a resized strip, the hash's cosines) stays small."""
+
 _WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -59,13 +62,15 @@ def decode(content: bytes) -> Pixels:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS.
+        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS or MAX_SIDE.
     """
     try:
         image = _open(content)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
+        if max(width, height) > MAX_SIDE:
+            raise DecodeError(f"{width}×{height} pixels, a side longer than the {MAX_SIDE} allowed")
         image.load()
         return _to_rgb(image)
     except (DecodeError, MemoryError):
@@ -164,9 +169,19 @@ def eval_transform(
     # Whole numbers as in timm and torchvision; `resize(box=…)` is faster but is off by one level here and there.
     short, shorter = math.floor(image_size / crop_pct), min(height, width)
     new_height, new_width = short * height // shorter, short * width // shorter
+    if new_height * new_width > MAX_PIXELS:
+        return _centre_of_strip(image, image_size, image_size * shorter / short, interpolation)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
     top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
     return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def _centre_of_strip(image: Pixels, image_size: int, side: float, interpolation: str) -> Pixels:
+    """The central square of `side` source pixels, resized alone: all of a 20,000 × 1 image would take 4 GB."""
+    left, top = (image.shape[1] - side) / 2, (image.shape[0] - side) / 2
+    box = (left, top, left + side, top + side)
+    picture = Image.fromarray(image).resize((image_size, image_size), Image.Resampling[interpolation.upper()], box)
+    return np.array(picture)
 
 
 def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
