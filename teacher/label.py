@@ -6,12 +6,14 @@ A shard's labels are one file and one commit. Whatever happens, running the stag
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from tqdm import tqdm
@@ -39,6 +41,9 @@ from pipeline.training.published import load_predictor, read_info
 from teacher.label_shard import label_shard
 from teacher.pool import run_on_actors
 
+_EXAMPLES = 3  # in a message
+_DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
+
 
 def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
     """Run or continue the stage; returns its done-record.
@@ -57,6 +62,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         if record["summary"]["corpus"] == corpus.digest() and not todo:
             return record
         stage.reopen(f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels")
+    report_odd_keys(corpus)
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
@@ -130,6 +136,18 @@ def check_class_names(info: WeightsInfo, split: Split, field: str) -> None:
         raise StageError(f"the teacher has {len(info.class_names)} classes, {field} {len(split.class_names)}")
 
 
+def report_odd_keys(corpus: Split) -> None:
+    """One line about keys that do not tell images apart or could not be written; silent where all are well."""
+    odd = [shard for shard in corpus.shards if shard.odd_keys]
+    if odd:
+        examples = ", ".join(f"{shard.odd_key!r} in {shard.name}.tar" for shard in odd[:_EXAMPLES])
+        count = sum(shard.odd_keys for shard in odd)
+        print(
+            f"label: {count} samples in {len(odd)} shards have keys that occur twice there, name several images or could not be "
+            f"written ({examples}); they are labeled by shard and ordinal, several images by the first"
+        )
+
+
 def _finished_shards(stage: Stage, corpus: Split) -> dict[str, LabeledShard]:
     """Shards of the corpus whose label files are there, whole and theirs."""
     files = set(storage.list_names(stage.folder))
@@ -198,8 +216,8 @@ def _commit(
     finished: dict[str, LabeledShard],
 ) -> dict[str, Any]:
     shards = [finished[shard.name] for shard in corpus.shards]
-    tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
-    quarantined = [row for table in tables for row in read_quarantined(table)]
+    quarantined = _quarantine(stage, shards)
+    odd_keys = {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys}
     manifest = {
         "schema_version": 1,
         "generation": info.generation + 1,
@@ -214,20 +232,28 @@ def _commit(
         },
         "teacher_check": accuracy or "skipped: no validation images or no expected accuracy",
         "shards": [asdict(entry) for entry in shards],
+        "odd_keys": odd_keys,
     }
-    write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))
+    write_table(stage.path(QUARANTINE_NAME), quarantined)
     storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
     summary: dict[str, Any] = {
         "corpus": corpus.digest(),
         "images": corpus.num_samples,
         "labels": sum(entry.rows for entry in shards),
-        "quarantined": dict(Counter(row.reason for row in quarantined)),
+        "quarantined": dict(Counter(_DETAILS.sub("…", reason) for reason in quarantined.column("reason").to_pylist())),
+        "odd_keys": sum(odd_keys.values()),
         "class_names": info.class_names,
         "num_classes": info.num_classes,
     }
-    if summary["images"] != summary["labels"] + len(quarantined):
+    if summary["images"] != summary["labels"] + quarantined.num_rows:
         raise StageError(
-            f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {len(quarantined)} quarantined"
+            f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {quarantined.num_rows} quarantined"
         )
     stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
     return require_done(stage.folder, "label")
+
+
+def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:
+    """The quarantined samples of all shards as one table."""
+    tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
+    return pa.concat_tables([quarantine_table([]), *(quarantine_table(read_quarantined(table)) for table in tables)])
