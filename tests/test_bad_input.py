@@ -29,6 +29,7 @@ from tests import bad_corpus
 LEDGER = Path(__file__).with_name("bad_corpus_ledger.csv")
 MODEL = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 MEGABYTE = 1 << 20
+pytestmark = pytest.mark.timeout(240)  # what hangs on a damaged header also fills the memory
 
 
 @pytest.fixture(scope="module")
