@@ -27,6 +27,9 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 64 * 1024 * 1024
 """Larger images are refused as decompression bombs (192 MiB as RGB); below Pillow's own warning at 89 million."""
 
+MAX_SIDE = 65_535
+"""Longer sides are refused: JPEG's own limit. What is made per row or column (a resized strip, the hash's cosines) stays small."""
+
 _WHITE = (255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -60,13 +63,15 @@ def decode(content: bytes) -> Pixels:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS.
+        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS or MAX_SIDE.
     """
     try:
         image = _open(content)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
+        if max(width, height) > MAX_SIDE:
+            raise DecodeError(f"{width}×{height} pixels, a side longer than the {MAX_SIDE} allowed")
         image.load()
         return _to_rgb(image)
     except (DecodeError, MemoryError):

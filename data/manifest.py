@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
-from data.sample import iterate_samples
+from data.sample import Sample, has_odd_key, iterate_samples
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
@@ -66,6 +66,8 @@ class Shard:
     num_samples: int
     index_url: str
     index_sha256: str
+    odd_keys: int = 0  # usable samples whose keys tell little: see build_index
+    odd_key: str = ""  # the first of them
 
     @property
     def name(self) -> str:
@@ -104,13 +106,26 @@ class Split:
 
 
 def build_index(url: str) -> pa.Table:
-    """Index a shard in one pass over its headers. Problems become rows, not exceptions."""
+    """Index a shard in one pass over its headers. Problems become rows, not exceptions.
+
+    The table's metadata counts the usable samples whose key occurs before in this shard, names several images (the first is the
+    sample's), or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them.
+    """
+    seen: set[str] = set()
+    odd: list[str] = []
+    rows = []
     with storage.open_read(url) as file:
-        rows = [
-            {"key": s.key, "extension": s.extension, "offset": s.offset, "size": s.size, "label": s.label, "problem": s.problem}
-            for s in iterate_samples(file)
-        ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+        for sample in iterate_samples(file):
+            rows.append({name: getattr(sample, name) for name in INDEX_SCHEMA.names})
+            if _is_odd(sample, seen):
+                odd.append(sample.key)
+            seen.add(sample.key)
+    metadata = {"odd_keys": str(len(odd)), "odd_key": odd[0] if odd else ""}
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata(metadata))
+
+
+def _is_odd(sample: Sample, seen: set[str]) -> bool:
+    return not sample.problem and (sample.key in seen or has_odd_key(sample))
 
 
 def index_digest(table: pa.Table) -> str:
@@ -205,7 +220,13 @@ def _index_foreign(url: str, size: int, index_url: str) -> Shard:
     table: pa.Table | None = None
     if storage.exists(index_url):
         table = pq.read_table(io.BytesIO(storage.read_bytes(index_url)))
-    if table is None or (table.schema.metadata or {}).get(b"shard_bytes") != str(size).encode():
-        table = build_index(url).replace_schema_metadata({"shard_bytes": str(size)})
+    if table is None or _metadata(table, "shard_bytes") != str(size) or not _metadata(table, "odd_keys"):
+        table = build_index(url)
+        table = table.replace_schema_metadata({**table.schema.metadata, "shard_bytes": str(size)})
         write_table(index_url, table)
-    return Shard(url, size, table.num_rows, index_url, index_digest(table))
+    odd = int(_metadata(table, "odd_keys")), _metadata(table, "odd_key")
+    return Shard(url, size, table.num_rows, index_url, index_digest(table), *odd)
+
+
+def _metadata(table: pa.Table, name: str) -> str:
+    return (table.schema.metadata or {}).get(name.encode(), b"").decode()

@@ -6,10 +6,13 @@ A shard's labels are one file and one commit. Whatever happens, running the stag
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import pyarrow as pa
 
 from data import storage
 from data.labels import (
@@ -36,6 +39,9 @@ from teacher.worker import Labeler
 
 _SKIPPED = {"skipped": "no validation images or no expected accuracy"}
 
+_EXAMPLES = 3  # in a message
+_DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
+
 
 def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
     """Run or continue the stage; returns its done-record.
@@ -57,6 +63,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         stage.reopen(f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels")
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
+    report_odd_keys(corpus)
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
@@ -71,6 +78,18 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     """What labels depend on. The corpus may grow: each shard's identity is in the manifest."""
     return Fingerprint(config.stage_fields("label"), {"teacher": teacher_digest})
+
+
+def report_odd_keys(corpus: Split) -> None:
+    """One line about keys that do not tell images apart or could not be written; silent where all are well."""
+    odd = [shard for shard in corpus.shards if shard.odd_keys]
+    if odd:
+        examples = ", ".join(f"{shard.odd_key!r} in {shard.name}.tar" for shard in odd[:_EXAMPLES])
+        count = sum(shard.odd_keys for shard in odd)
+        print(
+            f"label: {count} samples in {len(odd)} shards have keys that occur twice there, name several images or could not be "
+            f"written ({examples}); they are labeled by shard and ordinal, several images by the first"
+        )
 
 
 def _label_shards(
@@ -140,8 +159,8 @@ def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], co
 
 def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
     shards = [journal.shards[shard.name] for shard in corpus.shards]
-    tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
-    quarantined = [row for table in tables for row in read_quarantined(table)]
+    quarantined = _quarantine(stage, shards)
+    odd_keys = {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys}
     manifest = {
         "schema_version": 1,
         "generation": info.generation + 1,
@@ -156,20 +175,22 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
         },
         "teacher_check": journal.teacher_check,
         "shards": [asdict(entry) for entry in shards],
+        "odd_keys": odd_keys,
     }
-    write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))
+    write_table(stage.path(QUARANTINE_NAME), quarantined)
     storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
     summary: dict[str, Any] = {
         "corpus": corpus.digest(),
         "images": corpus.num_samples,
         "labels": sum(entry.rows for entry in shards),
-        "quarantined": dict(Counter(row.reason for row in quarantined)),
+        "quarantined": dict(Counter(_DETAILS.sub("…", reason) for reason in quarantined.column("reason").to_pylist())),
+        "odd_keys": sum(odd_keys.values()),
         "class_names": info.class_names,
         "num_classes": info.num_classes,
     }
-    if summary["images"] != summary["labels"] + len(quarantined):
+    if summary["images"] != summary["labels"] + quarantined.num_rows:
         raise StageError(
-            f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {len(quarantined)} quarantined"
+            f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {quarantined.num_rows} quarantined"
         )
     stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
     storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now
@@ -183,3 +204,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     )
     bad = sum(summary["quarantined"].values())
     print(f"label: {summary['images']:,} images, {summary['labels']:,} labels, {bad:,} quarantined{reasons}")
+
+
+def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:
+    """The quarantined samples of all shards as one table."""
+    tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
+    return pa.concat_tables([quarantine_table([]), *(quarantine_table(read_quarantined(table)) for table in tables)])

@@ -6,9 +6,9 @@ from typing import Any
 
 from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
-from pipeline.config import Config, redacted
+from pipeline.config import Config, TrainConfig, redacted
 from pipeline.layout import Layout
-from pipeline.models.weights import load_external, weights_digest
+from pipeline.models.weights import load_external, other_preprocessing, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
@@ -43,6 +43,7 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     if validation is not None:
         check_labeled(validation, num_classes)
     if section.weights:
+        _note_preprocessing(section)
         state = load_external(section.model, section.model_args, num_classes, section.weights)
         publish(
             stage,
@@ -78,6 +79,15 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         {"steps": job.total_steps},
     )
     return require_done(layout.teacher, "teacher")
+
+
+def _note_preprocessing(section: TrainConfig) -> None:
+    """Weights under other preprocessing label badly without any error, and without labeled images nothing else tells."""
+    given = {"mean": section.mean, "std": section.std}
+    for field, recorded in other_preprocessing(section.model, section.model_args, given).items():
+        print(
+            f"teacher: teacher.{field}={given[field]}, but timm's weights of {section.model} have {recorded}: check which yours need"
+        )
 
 
 def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:

@@ -121,6 +121,13 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     )
 
 
+def other_preprocessing(name: str, args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm records of its own weights of a model, for those of the `given` fields (mean, std, …) where it differs."""
+    known = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
+    recorded = {field: getattr(known, field, value) for field, value in given.items()}
+    return {field: value for field, value in recorded.items() if value != given[field]}
+
+
 def weights_digest(source: str) -> str:
     """Identity of weights trained elsewhere: a digest of the file's content, or `pretrained`.
 
