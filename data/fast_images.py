@@ -17,15 +17,15 @@ from data.images import MAX_PIXELS, Pixels, decode, resized_shape, trim
 
 _JPEG = b"\xff\xd8\xff"
 _EXIF_WITHIN = 1 << 16  # bytes; the EXIF block is among the first segments of a file
-_KEEP = 1.5  # a scaled image is this many times as large as it must be: the resize after it then hides most of the difference
+_KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
 _REACH = 3  # of the resize's kernel, in resized pixels, or source pixels where those are larger
 
 
 def decode_fast(content: bytes, shorter_side: int = 0) -> Pixels:
-    """As `data.images.decode`; JPEGs three times too large are scaled while they are decoded.
+    """As `data.images.decode`; JPEGs four times too large are scaled while they are decoded.
 
     Args:
-        shorter_side: pixels that are wanted of the shorter side; a scaled image has half as many again. 0: never scale.
+        shorter_side: pixels that are wanted of the shorter side; a scaled image has at least twice as many. 0: never scale.
 
     Returns:
         uint8 (H, W, 3) RGB, writable and contiguous.

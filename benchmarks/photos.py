@@ -1,0 +1,46 @@
+"""Photos to measure with: JPEGs of 500 × 375 pixels and 50 kB, random crops of scikit-image's photos, in WebDataset shards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import skimage
+from PIL import Image
+
+from data.shards import Members, labeled_members, write_shards
+
+PHOTOS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg",
+    "rocket.jpg",
+)  # fmt: skip
+WIDTH, HEIGHT = 500, 375
+
+
+def make_photos(folder: str, num_shards: int, per_shard: int, seed: int = 0) -> str:
+    """Shards of photos in `folder`, made once; returns their pattern."""
+    if not (Path(folder) / "manifest.json").exists():
+        write_shards(_samples(num_shards * per_shard, seed), folder, "photos", per_shard)
+    return f"{folder}/*.tar"
+
+
+def _samples(number: int, seed: int) -> Iterator[tuple[str, Members]]:
+    photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
+    generator = np.random.default_rng(seed)
+    for position in range(number):
+        content = photo_jpeg(photos[position % len(photos)], WIDTH, HEIGHT, generator)
+        yield f"{position:07d}", labeled_members("jpg", content, None)
+
+
+def photo_jpeg(photo: np.ndarray, width: int, height: int, generator: np.random.Generator) -> bytes:
+    """A random crop of at least 70 % of the sides that fit, resized, as JPEG of quality 88 to 95."""
+    share = min(photo.shape[1], photo.shape[0] * width / height) * generator.uniform(0.7, 1)
+    crop_width, crop_height = int(share), int(share * height / width)
+    left = int(generator.integers(0, photo.shape[1] - crop_width + 1))
+    top = int(generator.integers(0, photo.shape[0] - crop_height + 1))
+    crop = Image.fromarray(photo[top : top + crop_height, left : left + crop_width])
+    buffer = io.BytesIO()
+    crop.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=int(generator.integers(88, 96)))
+    return buffer.getvalue()
