@@ -67,14 +67,14 @@ class RemoteFile(io.RawIOBase):
     A read gives all that it is asked for, or what is left of the file.
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises FileNotFoundError or StorageError."""
+    def __init__(self, url: str, most_ahead: int = _MOST_AHEAD) -> None:
+        """Raises FileNotFoundError or StorageError. `most_ahead`: bytes; 0 fetches exactly what is asked for."""
         self._file: Any = None  # for `close`, when opening fails
         fs, path = filesystem(url)
         self._url = url
         self._file = attempt("open", url, fs.open, path, "rb", cache_type="none")
         self._size, self.tag = int(self._file.size), str((getattr(self._file, "details", None) or {}).get("ETag", ""))
-        self._position, self._ahead = 0, 0
+        self._position, self._ahead, self._most_ahead = 0, 0, most_ahead
         self._block, self._start = b"", 0
 
     def readable(self) -> bool:
@@ -124,7 +124,7 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch(self, wanted: int) -> None:
         forward = 0 <= self._position - (self._start + len(self._block)) <= _GAP
-        self._ahead = min(max(2 * self._ahead, _FIRST_AHEAD), _MOST_AHEAD) if forward else 0
+        self._ahead = min(max(2 * self._ahead, _FIRST_AHEAD), self._most_ahead) if forward else 0
         length = min(max(wanted, self._ahead), _PIECE_BYTES, self._size - self._position)
         self._block = attempt("read", self._url, self._read_range, self._position, length)
         self._start = self._position
@@ -170,11 +170,11 @@ def _whole(url: str, use: Callable[[RemoteFile], _Result]) -> _Result:
     """Open, read and close; from the beginning again when the file was replaced in between."""
     for _ in range(2):
         try:
-            with RemoteFile(url) as file:
+            with RemoteFile(url, most_ahead=0) as file:
                 return use(file)
         except ChangedError:
             continue
-    with RemoteFile(url) as file:
+    with RemoteFile(url, most_ahead=0) as file:
         return use(file)
 
 
