@@ -242,7 +242,7 @@ def _remove(fs: Any, path: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Copy all files, then delete; not by fsspec's `mv`, which nests folders when it is tried again."""
+    """Copy all files, then delete; not by fsspec's `mv`, which cannot be tried again once a part of the target is there."""
     (fs, start), (_, end) = filesystem(source), filesystem(target)
     files = attempt("list", source, fs.find, start)
 
