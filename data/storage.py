@@ -1,11 +1,13 @@
 """Where bytes live: local paths and fsspec URLs (`s3://`, `gs://`, `memory://`, …). The only module that opens URLs.
 
 A file under its final name is whole: local files are written beside their place, fsynced and renamed; object stores
-publish an object when its upload completes.
+publish an object when its upload completes. Remote operations are tried again while a failure may pass (`data.retry`), and end
+in a StorageError that says so; what happens on a local disk is raised as it is.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -15,16 +17,17 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-import fsspec
+from data import remote
+from data.retry import ChangedError as ChangedError
+from data.retry import StorageError as StorageError
 
 _TEMPORARY = ".tmp-"
 _RANGE = re.compile(r"\{([^{}]*)\}")
 
 
-class StorageError(ValueError):
-    """A path or URL that cannot be used; the message names it and says what to do."""
+_forbidden: dict[str, str] = {}  # URL of a folder → why this process must not write there any more
 
 
 def is_local(url: str) -> bool:
@@ -45,15 +48,6 @@ def local_path(url: str) -> Path:
     return Path(url.removeprefix("file://"))
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    _check(url)
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{url!r}: {error}") from error
-    return fs, path
-
-
 def join(base: str, *parts: str) -> str:
     """`base/part/…`, for paths and URLs alike."""
     return "/".join([base.rstrip("/") or "/", *[part.strip("/") for part in parts]])
@@ -68,28 +62,30 @@ def exists(url: str) -> bool:
     """True when a file or folder is there."""
     if is_local(url):
         return local_path(url).exists()
-    fs, path = _filesystem(url)
-    return bool(fs.exists(path))
+    return remote.info(url) is not None
 
 
 def size(url: str) -> int:
     """Bytes of a file. Raises FileNotFoundError, naming it."""
     if is_local(url):
         return local_path(url).stat().st_size
-    fs, path = _filesystem(url)
-    return int(fs.size(path))
+    found = remote.info(url)
+    if found is None or found["type"] != "file":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+    return int(found["size"])
 
 
 def open_read(url: str) -> BinaryIO:
-    """A seekable binary file, open for reading. Raises FileNotFoundError."""
-    if is_local(url):
-        return local_path(url).open("rb")
-    fs, path = _filesystem(url)
-    return cast(BinaryIO, fs.open(path, "rb"))
+    """A seekable binary file, open for reading. Raises FileNotFoundError; for a URL, StorageError too, also when it is read."""
+    _check(url)
+    return local_path(url).open("rb") if is_local(url) else cast(BinaryIO, remote.RemoteFile(url))
 
 
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes from `offset` (all to the end by default); fewer when the file ends before."""
+    """`size` bytes from `offset` (all to the end by default); fewer when the file ends before. Raises as `open_read`."""
+    _check(url)
+    if not is_local(url):
+        return remote.read(url, offset, size)
     with open_read(url) as file:
         if offset:
             file.seek(offset)
@@ -105,16 +101,17 @@ def read_text(url: str) -> str:
 def writing(url: str) -> Iterator[BinaryIO]:
     """A binary file that appears under `url` when the block ends, and not at all when it raises.
 
-    Folders are made as needed. Locally: temporary name, fsync, rename, fsync of the folder.
+    Folders are made as needed. Locally: temporary name, fsync, rename, fsync of the folder. Raises StorageError for a URL that
+    cannot be written.
     """
+    _check_may_write(url)
     if not is_local(url):
-        # a local copy first: an upload that ends early must not be published, and fsspec's transactions are not for threads
-        with tempfile.TemporaryFile() as local:
+        # a local copy first: an upload that ends early must not be published, and one that fails can be done again
+        with tempfile.NamedTemporaryFile() as local:
             yield cast(BinaryIO, local)
-            local.seek(0)
-            fs, path = _filesystem(url)
-            with fs.open(path, "wb") as file:
-                shutil.copyfileobj(local, file, 1 << 22)
+            local.flush()
+            _check_may_write(url)
+            remote.upload(local.name, url)
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,14 +147,46 @@ def write_text(url: str, text: str) -> None:
     write_bytes(url, text.encode("utf-8"))
 
 
+def read_version(url: str) -> tuple[bytes, str]:
+    """A remote file's content, and the tag by which `write_if` knows this version. Raises FileNotFoundError, StorageError."""
+    return remote.read_version(url)
+
+
+def write_if(url: str, content: bytes, tag: str | None) -> None:
+    """Write a remote file if it is still the version with `tag`; None: if there is none. Of two writers at once, one succeeds.
+
+    Raises:
+        ChangedError: another version is there. It may be our own, when an answer was lost and the write was tried again.
+        StorageError: as `writing`.
+    """
+    _check_may_write(url)
+    remote.write_if(url, content, tag)
+
+
+def forbid_writes(folder: str, reason: str) -> None:
+    """From now on, every write of this process below `folder` raises StorageError(reason)."""
+    _forbidden[folder] = reason
+
+
+def allow_writes(folder: str) -> None:
+    """Undo `forbid_writes`."""
+    _forbidden.pop(folder, None)
+
+
+def _check_may_write(url: str) -> None:
+    _check(url)
+    for folder, reason in _forbidden.items():
+        if f"{url}/".startswith(folder.rstrip("/") + "/"):
+            raise StorageError(reason)
+
+
 def list_names(url: str) -> list[str]:
     """Sorted names in a folder, without temporary files; empty when the folder is not there."""
     if is_local(url):
         folder = local_path(url)
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     else:
-        fs, path = _filesystem(url)
-        names = [base_name(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else []
+        names = remote.list_names(url)
     return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
 
@@ -168,24 +197,21 @@ def list_sizes(url: str) -> dict[str, int]:
         files = [entry for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
         sizes = {file.name: file.stat().st_size for file in files}
     else:
-        fs, path = _filesystem(url)
-        found = fs.ls(path, detail=True) if fs.isdir(path) else []
-        sizes = {base_name(entry["name"]): int(entry["size"]) for entry in found if entry["type"] == "file"}
+        sizes = remote.list_sizes(url)
     return {name: size for name, size in sizes.items() if not name.startswith(_TEMPORARY)}
 
 
 def remove(url: str) -> None:
     """Delete a file or a folder with all in it; nothing happens when it is not there."""
-    if is_local(url):
-        path = local_path(url)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    _check_may_write(url)
+    if not is_local(url):
+        remote.remove(url)
         return
-    fs, remote = _filesystem(url)
-    if fs.exists(remote):
-        fs.rm(remote, recursive=True)
+    path = local_path(url)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_temporary(url: str) -> None:
@@ -197,12 +223,12 @@ def remove_temporary(url: str) -> None:
 
 def move(source: str, target: str) -> None:
     """Rename a file or folder; on an object store, copy and delete."""
-    if is_local(source):
-        local_path(target).parent.mkdir(parents=True, exist_ok=True)
-        local_path(source).rename(local_path(target))
+    _check_may_write(source)
+    if not is_local(source):
+        remote.move(source, target)
         return
-    fs, path = _filesystem(source)
-    fs.mv(path, _filesystem(target)[1], recursive=True)
+    local_path(target).parent.mkdir(parents=True, exist_ok=True)
+    local_path(source).rename(local_path(target))
 
 
 def expand(patterns: str | Iterable[str]) -> list[str]:
@@ -239,11 +265,8 @@ def _expand_glob(item: str) -> list[str]:
     _check(item)
     if not any(sign in item for sign in "*?["):
         return [item]
-    if is_local(item):
-        matches = sorted(glob.glob(str(local_path(item)), recursive=True))
-    else:
-        fs, path = _filesystem(item)
-        matches = sorted(fs.unstrip_protocol(match) for match in fs.glob(path))
+    local = is_local(item)
+    matches = sorted(glob.glob(str(local_path(item)), recursive=True)) if local else remote.matches(item)
     if not matches:
         raise StorageError(f"{item!r} matches no file; check the path")
     return matches

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from data import storage
+from data.redact import redacted
 from data.settings import UsageError, nearest
 
 CONFIG_NAME = "config.yaml"
@@ -360,9 +361,3 @@ def _explain(error: ErrorDetails) -> str:
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
     return f"  {path}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def redacted(text: str) -> str:
-    """Passwords and signed parts of URLs do not reach a file."""
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
-    return re.sub(r"(?i)([?&](?:[\w-]*(?:token|secret|password|signature|credential|key))=)[^&\s'\"]+", r"\1***", text)

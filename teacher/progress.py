@@ -89,6 +89,10 @@ class ProgressDisplay:
             self._write(progress)
 
     def _write(self, progress: Progress) -> None:
+        with suppress(OSError, storage.StorageError):  # figures for people must not stop the work
+            self._write_files(progress)
+
+    def _write_files(self, progress: Progress) -> None:
         now = time.monotonic()
         text = json.dumps(asdict(progress) | {"written_at": time.time()})
         storage.write_text(storage.join(self._folder, PROGRESS_NAME), text + "\n")
@@ -105,6 +109,5 @@ class ProgressDisplay:
     def __exit__(self, *error: object) -> None:
         if self.last is not None:
             self._bar.refresh()
-            with suppress(OSError):  # figures for people must not hide why the stage stopped
-                self._write(self.last)
+            self._write(self.last)
         self._bar.close()

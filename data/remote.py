@@ -1,0 +1,280 @@
+"""Object stores and whatever else fsspec reaches by URL; for `data.storage` alone. Each operation is tried again (`data.retry`).
+
+fsspec's conveniences are avoided where they would lie: its listings cache does not see what another process wrote, its glob takes a
+listing that failed for an empty one, and its bulk delete ignores what it could not delete.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from data.redact import redacted
+from data.retry import ChangedError, StorageError, attempt
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte; then the connection counts as broken
+PART_BYTES = 50 << 20  # of an upload; twice as much is sent in one piece
+UPLOAD_BYTES_PER_S = 256 << 10  # slower than this, an upload counts as stalled: no other timeout covers its way there
+_PIECE_BYTES = 32 << 20  # of a large read
+_FIRST_AHEAD, _MOST_AHEAD, _GAP = 64 << 10, 8 << 20, 256 << 10
+_S3 = ("s3", "s3a")
+_MAGIC = re.compile(r"[*?[]")
+_THREADS = 8
+
+_Result = TypeVar("_Result")
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system behind a URL, and the path in it. Raises StorageError: a package is missing, or an unknown protocol."""
+    protocol = _protocol(url)
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **_options(protocol))
+    except ImportError as error:
+        cure = "pip install 'noisy-student-pipeline[s3]'" if protocol in _S3 else str(error)
+        raise StorageError(f"{redacted(url)}: a package for {protocol}:// is missing: {cure}") from error
+    except ValueError as error:
+        raise StorageError(f"{redacted(url)}: {redacted(str(error))}") from error
+    if protocol in _S3:
+        fs.retries = 1  # ours are the only ones: nested, they would multiply
+    return fs, path
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in _S3:
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "tcp_keepalive": True}
+        options["config_kwargs"] = timeouts | {"retries": {"total_max_attempts": 1}}
+    return options
+
+
+class RemoteFile(io.RawIOBase):
+    """A file open for reading, in pieces that are checked for their length and tried again one by one.
+
+    It reads ahead while the reads go forward (a shard from end to end), and exactly what is asked for after a jump (one image).
+    A read gives all that it is asked for, or what is left of the file.
+    """
+
+    def __init__(self, url: str, most_ahead: int = _MOST_AHEAD) -> None:
+        """Raises FileNotFoundError or StorageError. `most_ahead`: bytes; 0 fetches exactly what is asked for."""
+        self._file: Any = None  # for `close`, when opening fails
+        fs, path = filesystem(url)
+        self._url = url
+        self._file = attempt("open", url, fs.open, path, "rb", cache_type="none")
+        self._size, self.tag = int(self._file.size), str((getattr(self._file, "details", None) or {}).get("ETag", ""))
+        self._position, self._ahead, self._most_ahead = 0, 0, most_ahead
+        self._block, self._start = b"", 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position; nothing is read."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readall(self) -> bytes:
+        """The rest of the file."""
+        return self.read(max(0, self._size - self._position)) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, or as much of it as is left of the file.
+
+        Raises:
+            ChangedError: the file is not the one that was opened.
+            StorageError: reading failed to the end.
+        """
+        view = memoryview(buffer).cast("B")
+        wanted, done = min(len(view), max(0, self._size - self._position)), 0
+        while done < wanted:
+            part = self._next(wanted - done)
+            view[done : done + len(part)] = part
+            done += len(part)
+            self._position += len(part)
+        return done
+
+    def _next(self, wanted: int) -> memoryview:
+        """Bytes at the position, one at least and `wanted` at most."""
+        if not 0 <= self._position - self._start < len(self._block):
+            self._fetch(wanted)
+        within = self._position - self._start
+        return memoryview(self._block)[within : within + wanted]
+
+    def _fetch(self, wanted: int) -> None:
+        forward = 0 <= self._position - (self._start + len(self._block)) <= _GAP
+        self._ahead = min(max(2 * self._ahead, _FIRST_AHEAD), self._most_ahead) if forward else 0
+        length = min(max(wanted, self._ahead), _PIECE_BYTES, self._size - self._position)
+        self._block = attempt("read", self._url, self._read_range, self._position, length)
+        self._start = self._position
+
+    def _read_range(self, start: int, length: int) -> bytes:
+        self._file.seek(start)
+        try:
+            content = bytes(self._file.read(length))
+        except IndexError as error:  # s3fs looks at the first argument of any OSError, and a timeout has none
+            raise TimeoutError(f"no byte came for {READ_TIMEOUT_S:.0f} s, or the connection broke") from error
+        if len(content) != length:  # a connection that ended early must not look like the end of the file
+            raise ConnectionError(f"{len(content)} bytes came of {length} at byte {start}")
+        return content
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed and self._file is not None:
+            self._file.close()
+        super().close()
+
+
+def read(url: str, offset: int, size: int | None) -> bytes:
+    """As `storage.read_bytes`."""
+
+    def from_offset(file: RemoteFile) -> bytes:
+        file.seek(offset)
+        return (file.readall() if size is None else file.read(size)) or b""
+
+    return _whole(url, from_offset)
+
+
+def read_version(url: str) -> tuple[bytes, str]:
+    """As `storage.read_version`."""
+
+    def with_tag(file: RemoteFile) -> tuple[bytes, str]:
+        content = file.readall()
+        return content, file.tag or hashlib.sha256(content).hexdigest()
+
+    return _whole(url, with_tag)
+
+
+def _whole(url: str, use: Callable[[RemoteFile], _Result]) -> _Result:
+    """Open, read and close; from the beginning again when the file was replaced in between."""
+    for _ in range(2):
+        try:
+            with RemoteFile(url, most_ahead=0) as file:
+                return use(file)
+        except ChangedError:
+            continue
+    with RemoteFile(url, most_ahead=0) as file:
+        return use(file)
+
+
+def info(url: str) -> dict[str, Any] | None:
+    """`type` (file or directory) and `size`, or None when nothing is there."""
+    fs, path = filesystem(url)
+    try:
+        return dict(attempt("look-up", url, fs.info, path))
+    except FileNotFoundError:
+        return None
+
+
+def upload(local: str, url: str) -> None:
+    """Publish a local file under `url`; a failed upload leaves nothing visible."""
+    fs, path = filesystem(url)
+    parts = {"chunksize": PART_BYTES} if _protocol(url) in _S3 else {}
+    attempt("write", url, fs.put_file, local, path, **parts, **_upload_timeout(fs, Path(local).stat().st_size))
+
+
+def _upload_timeout(fs: Any, size: int) -> dict[str, float]:
+    """fsspec's own time limit, which its asynchronous file systems have."""
+    return {"timeout": CONNECT_TIMEOUT_S + READ_TIMEOUT_S + size / UPLOAD_BYTES_PER_S} if fs.async_impl else {}
+
+
+def write_if(url: str, content: bytes, tag: str | None) -> None:
+    """As `storage.write_if`; on stores other than S3 by looking first, which is not exclusive."""
+    fs, path = filesystem(url)
+    if _protocol(url) in _S3:
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        try:
+            attempt("write", url, fs.pipe_file, path, content, **condition, **_upload_timeout(fs, len(content)))
+        except FileNotFoundError as error:
+            raise ChangedError(f"{redacted(url)}: it was removed by another process meanwhile") from error
+        return
+    found = read_version(url)[1] if info(url) is not None else None
+    if found != tag:
+        raise ChangedError(f"{redacted(url)}: it was changed by another process meanwhile")
+    attempt("write", url, fs.pipe_file, path, content)
+
+
+def list_names(url: str) -> list[str]:
+    """Names in a folder, without an order; empty when it is not there."""
+    return [name for name, _ in _list(url)]
+
+
+def list_sizes(url: str) -> dict[str, int]:
+    """Name → bytes of the files in a folder; empty when it is not there."""
+    return {name: int(entry["size"]) for name, entry in _list(url) if entry["type"] == "file"}
+
+
+def _list(url: str) -> list[tuple[str, dict[str, Any]]]:
+    fs, path = filesystem(url)
+    try:
+        found = attempt("list", url, fs.ls, path, detail=True)
+    except FileNotFoundError:
+        return []
+    folder = path.strip("/")  # a file lists itself, and so does the marker that consoles make for a folder
+    return [(name.rpartition("/")[2], entry) for entry in found if (name := entry["name"].strip("/")) != folder]
+
+
+def remove(url: str) -> None:
+    """Delete a file or a folder with all in it."""
+    fs, path = filesystem(url)
+    attempt("remove", url, _remove, fs, path)
+
+
+def _remove(fs: Any, path: str) -> None:
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    if left := fs.find(path):
+        raise ConnectionError(f"{len(left)} files are still there")
+
+
+def move(source: str, target: str) -> None:
+    """Copy all files, then delete; not by fsspec's `mv`, which cannot be tried again once a part of the target is there."""
+    (fs, start), (_, end) = filesystem(source), filesystem(target)
+    files = attempt("list", source, fs.find, start)
+
+    def copy(path: str) -> None:
+        attempt("copy", source, fs.cp_file, path, end + path.removeprefix(start))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(copy, files))
+    remove(source)
+
+
+def matches(url: str) -> list[str]:
+    """Sorted URLs that match a glob; folder by folder, so that a listing that fails is an error."""
+    folder, _, pattern = url.rpartition("/")
+    if "**" in url.split("/"):
+        return _deep_matches(url)
+    folders = matches(folder) if _MAGIC.search(folder) else [folder]
+    names = {parent: fnmatch.filter(list_names(parent), pattern) for parent in folders}
+    return sorted(f"{parent}/{name}" for parent in folders for name in names[parent])
+
+
+def _deep_matches(url: str) -> list[str]:
+    fs, path = filesystem(url)
+    root = path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]  # there is a ** in it
+    pattern = re.compile(glob_translate(path))
+    return sorted(fs.unstrip_protocol(name) for name in attempt("list", url, fs.find, root) if pattern.match(name))

@@ -1,0 +1,522 @@
+"""An object store: a real S3 server that answers 503, cuts answers short, stalls; what passes is tried again, what does not is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data import remote, retry, storage
+from data.manifest import open_split
+from data.storage import ChangedError, StorageError
+from pipeline import lock
+from pipeline.config import load_config
+from pipeline.lock import LockedError, run_lock
+from pipeline.run import main
+from pipeline.training.published import load_predictor
+from teacher.label_shard import ShardLabeler
+from tests import digits_run
+from tests.conftest import make_writer
+from tests.s3_server import BUCKET, FaultyS3, hold_lease, replace_and_add, s3_server
+
+SECRET = "a-secret-that-nobody-sees"
+CONTENT = random.Random(0).randbytes(300_000)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyS3]:
+    with s3_server() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The server, without faults, and short waits."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-of-the-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+    server.faults.clear()
+    server.requests.clear()
+    yield server
+    server.faults.clear()
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 1.0)
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> str:
+    """A folder of the test's own."""
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']').replace(' ', '-')}"
+
+
+def put(url: str, content: bytes = CONTENT) -> str:
+    storage.write_bytes(url, content)
+    return url
+
+
+# what storage does
+
+
+def test_reading_listing_moving_and_removing_work_as_on_a_disk(s3: FaultyS3, folder: str) -> None:
+    url = put(f"{folder}/a/x.bin")
+    put(f"{folder}/a/deep/y.bin", b"")
+    assert storage.read_bytes(url, 3, 4) == CONTENT[3:7]
+    assert storage.read_bytes(url, 299_990, 100) == CONTENT[299_990:]
+    assert storage.size(url) == len(CONTENT)
+    assert storage.list_names(f"{folder}/a") == ["deep", "x.bin"]
+    assert storage.list_names(f"{folder}/nothing") == storage.list_names(url) == []
+    assert [storage.exists(f"{folder}/{name}") for name in ("a", "a/x.bin", "a/x", "b")] == [True, True, False, False]
+    storage.move(f"{folder}/a", f"{folder}/b")
+    assert not storage.exists(f"{folder}/a")
+    assert storage.read_bytes(f"{folder}/b/deep/y.bin") == b""
+    storage.remove(f"{folder}/b")
+    storage.remove(f"{folder}/b")
+    assert not storage.exists(f"{folder}/b")
+
+
+def test_what_is_not_there_is_named(s3: FaultyS3, folder: str) -> None:
+    put(f"{folder}/a/x.bin")
+    for call in (storage.size, storage.open_read, storage.read_bytes):
+        with pytest.raises(FileNotFoundError, match=f"No such file.*{folder}/missing.bin"):
+            call(f"{folder}/missing.bin")
+    with pytest.raises(FileNotFoundError, match=f"{folder}/a"):
+        storage.size(f"{folder}/a")
+
+
+def test_globs_find_what_is_there_in_order(s3: FaultyS3, folder: str) -> None:
+    names = ["a/1.tar", "a/2.tar", "b/1.tar", "b/deep/3.tar"]
+    for name in [*names, "a/x.txt"]:
+        put(f"{folder}/{name}", b"")
+    urls = [f"{folder}/{name}" for name in names]
+    assert storage.expand(f"{folder}/a/*.tar") == urls[:2]
+    assert storage.expand(f"{folder}/[ab]/1.tar") == [urls[0], urls[2]]
+    assert storage.expand(f"{folder}/**/*.tar") == urls
+    with pytest.raises(StorageError, match="matches no file"):
+        storage.expand(f"{folder}/c/*.tar")
+
+
+def test_files_that_another_process_wrote_removed_or_replaced_are_seen(s3: FaultyS3, folder: str) -> None:
+    url = put(f"{folder}/x.bin")
+    assert storage.list_names(folder) == ["x.bin"]
+    process = multiprocessing.get_context("spawn").Process(target=replace_and_add, args=(folder,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert storage.list_names(folder) == ["new.bin", "x.bin"]
+    assert storage.size(url) == 3
+    assert storage.read_bytes(url) == b"new"
+
+
+def test_a_file_replaced_while_it_is_read_is_not_mixed(s3: FaultyS3, folder: str) -> None:
+    url = put(f"{folder}/x.bin")
+    with storage.open_read(url) as file:
+        assert file.read(10) == CONTENT[:10]
+        put(url, CONTENT[::-1])
+        with pytest.raises(ChangedError, match=r"x\.bin.*changed by another process"):
+            file.read()
+
+
+def test_an_open_file_reads_as_one_on_a_disk(s3: FaultyS3, folder: str) -> None:
+    url, numbers = put(f"{folder}/x.bin"), random.Random(1)
+    with storage.open_read(url) as file, io.BytesIO(CONTENT) as like:
+        for _ in range(60):
+            offset, size = numbers.randrange(310_000), numbers.choice([0, 1, 512, 40_000])
+            assert file.seek(offset) == like.seek(offset)
+            assert file.read(size) == like.read(size)
+            assert file.tell() == like.tell()
+        file.seek(-5, io.SEEK_END)
+        assert file.read() == CONTENT[-5:]
+
+
+def test_an_image_is_one_request_and_a_pass_through_a_shard_few(s3: FaultyS3, folder: str) -> None:
+    with io.BytesIO() as tar:
+        with tarfile.open(fileobj=tar, mode="w") as file:
+            for number in range(300):
+                info = tarfile.TarInfo(f"{number}.png")
+                info.size = 1000
+                file.addfile(info, io.BytesIO(CONTENT[number : number + 1000]))
+        url = put(f"{folder}/x.tar", tar.getvalue())
+    s3.requests.clear()
+    with storage.open_read(url) as shard, tarfile.open(fileobj=shard) as file:
+        assert len(file.getmembers()) == 300
+    assert len(s3.requests) < 12  # 300 samples, half a megabyte
+    with storage.open_read(url) as shard:
+        s3.requests.clear()
+        shard.seek(300_000)
+        assert len(shard.read(1000)) == 1000
+    assert s3.requests == [f"GET /{url.removeprefix('s3://')}"]
+
+
+# faults that pass
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "cut", "short", "stall", "reset"])
+def test_a_read_recovers_from(kind: str, s3: FaultyS3, folder: str, short_timeouts: None) -> None:
+    url = put(f"{folder}/x.bin")
+    head = s3.add("503", "HEAD", "x.bin")
+    fault = s3.add(kind, "GET", "x.bin", times=2, keep=1000)  # type: ignore[arg-type]
+    assert storage.read_bytes(url, 100, 250_000) == CONTENT[100:250_100]
+    assert (head.done, fault.done) == (1, 2)
+
+
+def test_a_slow_answer_is_waited_for(s3: FaultyS3, folder: str) -> None:
+    url = put(f"{folder}/x.bin")
+    s3.add("slow", "GET", "x.bin", times=100, seconds=0.6)
+    assert storage.read_bytes(url) == CONTENT
+    assert sum("GET" in request for request in s3.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "stall", "reset", "lost answer"])
+def test_a_write_recovers_from(kind: str, s3: FaultyS3, folder: str, short_timeouts: None) -> None:
+    fault = s3.add(kind, "PUT", "x.bin", times=2)  # type: ignore[arg-type]
+    url = put(f"{folder}/x.bin")
+    assert fault.done == 2
+    assert storage.read_bytes(url) == CONTENT
+
+
+def test_an_upload_to_a_server_that_stopped_reading_ends_and_is_tried_again(
+    s3: FaultyS3, folder: str, short_timeouts: None
+) -> None:
+    s3.add("deaf", "PUT", "x.bin")
+    put(f"{folder}/x.bin", b"old")  # answered; the connection is used again for the next
+    started = time.monotonic()
+    put(f"{folder}/x.bin")
+    assert time.monotonic() - started < 20
+    assert storage.read_bytes(f"{folder}/x.bin") == CONTENT
+
+
+def test_every_other_operation_recovers_too(s3: FaultyS3, folder: str) -> None:
+    for name in ("1.tar", "2.tar"):
+        put(f"{folder}/a/{name}")
+
+    def after_faults(call: object, *arguments: str) -> object:
+        faults = [s3.add("503", method, BUCKET) for method in ("GET", "HEAD", "POST", "PUT")]
+        result = call(*arguments)  # type: ignore[operator]
+        assert sum(fault.done for fault in faults) > 0
+        s3.faults.clear()
+        return result
+
+    assert after_faults(storage.list_names, f"{folder}/a") == ["1.tar", "2.tar"]
+    assert after_faults(storage.expand, f"{folder}/*/*.tar") == [f"{folder}/a/1.tar", f"{folder}/a/2.tar"]
+    assert after_faults(storage.expand, f"{folder}/**/*.tar") == [f"{folder}/a/1.tar", f"{folder}/a/2.tar"]
+    assert after_faults(storage.size, f"{folder}/a/1.tar") == len(CONTENT)
+    assert after_faults(storage.exists, f"{folder}/a/1.tar") is True
+    after_faults(storage.move, f"{folder}/a", f"{folder}/b")
+    assert storage.list_names(f"{folder}/b") == ["1.tar", "2.tar"]
+    after_faults(storage.remove, f"{folder}/b")
+    assert storage.list_names(f"{folder}/b") == []
+
+
+# faults that do not pass
+
+
+@pytest.mark.parametrize("kind", ["503", "cut", "short", "reset"])
+def test_a_read_that_keeps_failing_ends_in_an_error_that_says_all(kind: str, s3: FaultyS3, folder: str) -> None:
+    url = put(f"{folder}/x.bin")
+    s3.add(kind, "GET", "x.bin", times=100, keep=10)  # type: ignore[arg-type]
+    with pytest.raises(StorageError) as caught:
+        storage.read_bytes(url, 5, 1000)
+    words = {"503": "503 SlowDown", "cut": "not completed", "short": "10 bytes came of 1000", "reset": "closed"}
+    for part in (url, words[kind], f"tried {retry.TRIES} times in", "the same command again"):
+        assert part in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it comes from Ray's workers
+    if kind == "503":
+        assert sum("GET" in request for request in s3.requests) == retry.TRIES  # s3fs and botocore add none
+
+
+def test_the_waits_grow_and_end(s3: FaultyS3, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    s3.add("503", "GET", "list-type", times=100)
+    with pytest.raises(StorageError, match="list failed"):
+        storage.list_names(folder)
+    assert len(waits) == retry.TRIES - 1
+    assert 15 <= sum(waits) <= 31
+    assert all(2**n / 2 <= wait <= 2**n for n, wait in enumerate(waits))
+
+
+def test_a_listing_that_fails_is_not_an_empty_one(s3: FaultyS3, folder: str) -> None:
+    put(f"{folder}/a/1.tar")
+    s3.add("500", "GET", f"{folder.rpartition('/')[2]}%2Fa%2F", times=100)
+    with pytest.raises(StorageError, match="list failed: 500"):
+        storage.expand(f"{folder}/*/*.tar")
+
+
+@pytest.mark.parametrize("call", [storage.exists, storage.read_bytes, storage.list_names, storage.remove])
+def test_without_permission_it_is_asked_once(call: object, s3: FaultyS3, folder: str) -> None:
+    fault = s3.add("403", times=100)
+    with pytest.raises(StorageError, match=r"refused: 403.*AWS_ACCESS_KEY_ID"):
+        call(f"{folder}/x.bin")  # type: ignore[operator]
+    assert fault.done == 1
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: FaultyS3) -> None:
+    for call in (storage.read_bytes, storage.exists, storage.list_names, lambda url: put(url)):
+        with pytest.raises(StorageError, match=r"s3://no-bucket/x\.bin: there is no such bucket"):
+            call("s3://no-bucket/x.bin")
+
+
+def test_without_credentials_it_says_which(s3: FaultyS3, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 5.0)  # another session: this one has its credentials already
+    with pytest.raises(StorageError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(f"{folder}/x.bin")
+
+
+def test_without_s3fs_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(url: str, **options: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(remote.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(StorageError, match=r"s3://b/x: .*pip install 'noisy-student-pipeline\[s3\]'"):
+        storage.read_bytes("s3://b/x")
+
+
+def test_credentials_are_in_no_error(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ConnectionError(
+            f"https://user:word@host/x?X-Amz-Signature=abc refused {os.environ['AWS_SECRET_ACCESS_KEY']}"
+        )
+
+    with pytest.raises(StorageError) as caught:
+        retry.attempt("read", "s3://user:word@bucket/x", fail)
+    assert not any(secret in str(caught.value) for secret in (SECRET, "word", "abc"))
+
+
+def test_errors_in_our_own_code_are_not_tried_again() -> None:
+    calls: list[int] = []
+
+    def wrong() -> None:
+        calls.append(1)
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        retry.attempt("read", "s3://b/x", wrong)
+    assert len(calls) == 1
+
+
+# writes are whole or not there
+
+
+def test_a_block_that_fails_and_an_upload_that_fails_leave_the_old_file(
+    s3: FaultyS3, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(f"{folder}/x.bin", b"old")
+
+    def fail() -> None:
+        with storage.writing(url) as file:
+            file.write(b"half")
+            raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        fail()
+    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    s3.add("503", "PUT", "partNumber=3", times=100)
+    with pytest.raises(StorageError, match=r"x\.bin: write failed: 503 SlowDown"):
+        put(url, bytes(11 << 20))
+    assert storage.read_bytes(url) == b"old"
+    assert storage.list_names(folder) == ["x.bin"]
+    assert sum("DELETE" in request for request in s3.requests) == retry.TRIES  # its parts, each time
+
+
+def test_a_large_upload_recovers(s3: FaultyS3, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    fault = s3.add("503", "PUT", "partNumber=2")
+    content = CONTENT * 40
+    assert storage.read_bytes(put(f"{folder}/x.bin", content)) == content
+    assert fault.done == 1
+
+
+def test_of_two_conditional_writes_one_succeeds(s3: FaultyS3, folder: str) -> None:
+    url = f"{folder}/x.bin"
+    storage.write_if(url, b"first", None)
+    with pytest.raises(ChangedError, match=r"x\.bin"):
+        storage.write_if(url, b"second", None)
+    content, tag = storage.read_version(url)
+    assert content == b"first"
+    storage.write_if(url, b"third", tag)
+    with pytest.raises(ChangedError, match=r"x\.bin"):
+        storage.write_if(url, b"fourth", tag)
+    storage.remove(url)
+    with pytest.raises(ChangedError, match=r"x\.bin"):
+        storage.write_if(url, b"fifth", tag)
+    assert not storage.exists(url)
+
+
+# one writer
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LEASE_S", 3.0)
+    monkeypatch.setattr(lock, "BEAT_S", 0.3)
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while not storage.exists(url):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_second_driver_is_refused_and_a_dead_ones_lease_lapses(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=hold_lease, args=(folder, lock.LEASE_S, lock.BEAT_S))
+    process.start()
+    try:
+        wait_for(f"{folder}/lock.json")
+        time.sleep(1.3 * lock.LEASE_S)  # it is renewed
+        with (
+            pytest.raises(LockedError, match=rf"process {process.pid} on .*the first command"),
+            run_lock(folder, "x"),
+        ):
+            pass
+    finally:
+        process.kill()
+        process.join()
+    time.sleep(lock.LEASE_S)
+    with run_lock(folder, "the second command"):
+        assert json.loads(storage.read_text(f"{folder}/lock.json"))["command"] == "the second command"
+    assert not storage.exists(f"{folder}/lock.json")
+
+
+def test_a_holder_whose_clock_is_behind_keeps_its_lease(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    url = f"{folder}/lock.json"
+    put(url, json.dumps({"command": "behind", "beat": time.time() - 1000}).encode())
+    timer = threading.Timer(0.1, put, (url, json.dumps({"command": "behind", "beat": time.time() - 999}).encode()))
+    timer.start()
+    with pytest.raises(LockedError, match="behind"), run_lock(folder, "second"):
+        pass
+    timer.join()
+
+
+def test_of_two_starters_at_once_one_is_refused(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    outcomes: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def start() -> None:
+        barrier.wait()
+        try:
+            with run_lock(folder, "x"):
+                time.sleep(1)
+            outcomes.append("ran")
+        except LockedError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["ran", "refused"]
+
+
+def test_our_own_write_whose_answer_was_lost_is_no_other_driver(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    fault = s3.add("lost answer", "PUT", "lock.json", times=2)
+    with run_lock(folder, "first"):
+        assert fault.done == 2
+
+
+def run_until_stopped(folder: str, taken_over: bool = False) -> None:
+    with run_lock(folder, "first"):
+        if taken_over:
+            put(f"{folder}/lock.json", json.dumps({"command": "second", "token": "other"}).encode())
+        deadline = time.monotonic() + 60
+        try:
+            while time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            with pytest.raises(StorageError, match="lost its lock"):
+                put(f"{folder}/late.bin")
+    raise AssertionError("never stopped")
+
+
+def test_a_lease_taken_over_stops_the_run_and_its_writes(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    with pytest.raises(LockedError, match=r"lost its lock and stopped: .*\(second\) has taken it over"):
+        run_until_stopped(folder, taken_over=True)
+    assert json.loads(storage.read_text(f"{folder}/lock.json"))["command"] == "second"
+    assert not storage.exists(f"{folder}/late.bin")
+    put(f"{folder}/late.bin")
+
+
+def test_a_lease_that_cannot_be_renewed_stops_the_run(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    fault = s3.add("503", "PUT", "lock.json", times=10_000, skip=2)
+    started = time.monotonic()
+    with pytest.raises(LockedError, match=r"could not be renewed for 3 s \(.*503 SlowDown"):
+        run_until_stopped(folder)
+    assert 3 < time.monotonic() - started < 15
+    assert fault.done > retry.TRIES  # it kept trying
+
+
+def test_a_lease_survives_a_renewal_that_fails(s3: FaultyS3, folder: str, short_lease: None) -> None:
+    fault = s3.add("503", "PUT", "lock.json", times=retry.TRIES + 2, skip=1)
+    with run_lock(folder, "first"):
+        time.sleep(1.3 * lock.LEASE_S)
+        assert fault.done == retry.TRIES + 2
+        put(f"{folder}/x.bin")
+
+
+# the whole pipeline
+
+
+def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
+    s3: FaultyS3, folder: str, tmp_path: Path, digits: digits_run.Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits_run.write_digits_data(tmp_path, digits[1], make_writer(digits))
+    for path in sorted((tmp_path / "unlabeled").rglob("*.*")):
+        put(f"{folder}/unlabeled/{path.relative_to(tmp_path / 'unlabeled')}", path.read_bytes())
+    small = [f"config={tmp_path}/config.yaml", "teacher.epochs=4", "teacher.warmup_epochs=1", "label.workers=1"]
+    words = ["stage=teacher,label", *small, f"run_dir={folder}/run", f"data.unlabeled=[{folder}/unlabeled/*.tar]"]
+    faults = [
+        s3.add("503", "GET", "unlabeled-000000.tar", times=2),
+        s3.add("cut", "GET", "unlabeled-000001.tar", keep=5000),
+        s3.add("short", "GET", "unlabeled-000002.tar", keep=5000),
+        s3.add("slow", "GET", "unlabeled-000003.tar", seconds=1),
+        s3.add("503", "PUT", "unlabeled-000004.parquet"),
+        s3.add("lost answer", "PUT", "unlabeled-000005.parquet"),
+        s3.add("500", "GET", "list-type"),
+    ]
+    result = digits_run.run(*words)
+    assert result.returncode == 0, result.stderr
+    assert [fault.done for fault in faults] == [2, 1, 1, 1, 1, 1, 1]
+    assert SECRET not in result.stderr + storage.read_text(f"{folder}/run/config.yaml")
+    assert main(["stage=teacher", *small, f"run_dir={tmp_path}/run"]) == 0
+    for name, content in local_labels(tmp_path).items():
+        assert storage.read_bytes(f"{folder}/run/gen-1/labels/{name}.parquet") == content, name
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"label: done ({folder}/run/gen-1/labels)" in capsys.readouterr().out
+    assert main(["stage=status", f"run_dir={folder}/run"]) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()[:3]] == ["done"] * 3
+
+
+def local_labels(data: Path) -> dict[str, bytes]:
+    """Label files of the shards on disk, by the teacher of `run`."""
+    config = load_config(None, [f"run_dir={data}/run"])
+    predictor = load_predictor(f"{data}/run/gen-1/teacher", "cpu", config.label.batch_size, config.label.views)
+    labeler = ShardLabeler(predictor, 10, config.label.top_k, decode_threads=1)
+    files = {}
+    for shard in open_split(config.data.unlabeled, f"{data}/index").shards:
+        url = str(data / f"{shard.name}.parquet")
+        labeler.label(shard, url)
+        files[shard.name] = storage.read_bytes(url)
+    assert len(files) == 6
+    return files
