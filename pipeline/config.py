@@ -227,6 +227,10 @@ class Config(Section):
             "student": self.student,
         }.get(stage)
         own = section.fingerprint(stage) if section else {}
+        if (
+            stage == "teacher" and self.data.num_classes is not None
+        ):  # where it is not given, the labeled set's digest tells
+            own["data.num_classes"] = self.data.num_classes
         return own if stage == "select" else own | self.numerics()
 
     def numerics(self) -> dict[str, Any]:

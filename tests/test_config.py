@@ -81,6 +81,8 @@ def test_fingerprints_hold_what_changes_the_output_and_nothing_else() -> None:
     assert "seed" in fields
     assert not any("loader_workers" in name or "run_dir" in name for name in fields)
     assert "label.workers" not in Config().stage_fields("label")
+    assert "data.num_classes" not in fields, "runs that never set it keep their fingerprints"
+    assert load_config(None, ["data.num_classes=7"]).stage_fields("teacher")["data.num_classes"] == 7
 
 
 def test_every_field_can_be_described_and_every_packaged_configuration_loads() -> None:
