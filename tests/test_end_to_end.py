@@ -120,7 +120,8 @@ def test_another_selection_touches_no_label_and_is_what_the_student_would_use(
     assert (run_dir / "gen-1/selections/current").read_text() != first
     refused = digits_run.run("stage=student", f"run_dir={run_dir}")
     assert refused.returncode == 2
-    assert "selection: changed upstream" in refused.stderr
+    assert "select.per_class: 60 there, 20 now" in refused.stderr
+    assert "stage=select select.per_class=60" in refused.stderr
     back = digits_run.run("stage=select", f"run_dir={run_dir}", "select.per_class=60")
     assert back.returncode == 0
     assert (run_dir / "gen-1/selections/current").read_text() == first
