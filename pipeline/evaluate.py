@@ -33,8 +33,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     Raises:
         StageError: no test shards are configured, or teacher and student are both missing.
     """
-    if not config.data.test:
-        raise StageError("data.test is empty; give labeled test shards to evaluate on")
+    require_test(config)
     folders = {"teacher": layout.teacher, "student": layout.student}
     test = open_split(config.data.test, layout.indexes)
     stage = _open(layout, fingerprint(config, layout, test), force)
@@ -54,6 +53,12 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
     stage.commit([PREDICTIONS_NAME], summary)
     return require_done(stage.folder, "evaluate")
+
+
+def require_test(config: Config) -> None:
+    """Raises StageError without test shards."""
+    if not config.data.test:
+        raise StageError("data.test is empty; give labeled test shards to evaluate on")
 
 
 def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:

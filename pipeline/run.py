@@ -27,15 +27,16 @@ from typing import Any
 
 import ray
 
+from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import Config, config_names, describe_fields, load_config, write_config
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
-from pipeline.plan import print_plan, print_status, stage_folders
+from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
-from pipeline.stage import StageRefusedError, add_seconds, done_record, is_begun, refuse_other_config
+from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
 from student.train import train_student
 from teacher.label import label
 from teacher.select_stage import select
@@ -87,10 +88,12 @@ def run(words: Sequence[str]) -> None:
     config = load_config(options.get("config"), overrides)
     if not config.run_dir:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
+    if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
+        raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
     layouts = [Layout(config.run_dir, number + 1) for number in range(config.generations)]
     forced = _forced_stage(options)
     if _flag(options, "plan"):
-        print_plan(config, layouts, stages)
+        print_plan(config, layouts, stages, forced)
         return
     if any(stage in STAGES for stage in stages):
         with run_lock(config.run_dir, _command(words)):
@@ -105,7 +108,7 @@ def run(words: Sequence[str]) -> None:
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
     """`forced` names a stage to start over, in one generation."""
-    last = _last_begun(layouts, forced) if forced else None
+    last = last_begun(layouts, forced) if forced else None
     for layout in layouts:
         if layout.generation > 1 and done_record(layout.teacher) is None:
             print(
@@ -118,11 +121,6 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
             elif stage in STAGES:
                 _run_stage(config, layout, stage, False)
         write_summary(config, layout)
-
-
-def _last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
-    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
-    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
 
 
 def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> bool:

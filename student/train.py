@@ -30,8 +30,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
         StageError: the stage refuses, an earlier one is not done or not of the ones before it, or there are no labeled images.
         DataError: labeled shards that are not right.
     """
-    if not config.data.labeled:
-        raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
+    require_labeled(config)
     labeled = open_split(config.data.labeled, layout.indexes)
     validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
     labels = require_labels(config, layout)
@@ -58,6 +57,18 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     return require_done(layout.student, "student")
 
 
+def require_labeled(config: Config) -> None:
+    """Raises StageError without labeled shards."""
+    if not config.data.labeled:
+        raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
+
+
+def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
+    """Raises StageError when the labels (their done-record) are not those of the unlabeled shards."""
+    if corpus.digest() != labels["summary"]["corpus"]:
+        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
+
+
 def fingerprint(
     config: Config, labeled: Split, validation: Split | None, labels: Mapping[str, Any], selection: Mapping[str, Any]
 ) -> Fingerprint:
@@ -80,8 +91,7 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
         return streams
     rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    if corpus.digest() != require_done(layout.labels, "label")["summary"]["corpus"]:
-        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
+    require_labeled_corpus(corpus, require_done(layout.labels, "label"))
     names = [shard.name for shard in corpus.shards]
     pseudo_labeled = StreamSpec(
         name="pseudo_labeled",
