@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, open_stage
+from tests.conftest import WriteDigits
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -111,6 +112,31 @@ def test_force_goes_to_the_first_generation_that_refuses(
     message = error_of(capsys, "stage=label", f"run_dir={tmp_path}/run", "generations=2", "force=true")
     assert calls == [("label", 1, True), ("select", 1, False)]
     assert "label of generation 2 refuses" in message
+
+
+@pytest.mark.parametrize("stage", ["teacher", "status", "report", "evaluate"])
+def test_a_run_dir_that_is_a_file_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    (tmp_path / "run").touch()
+    assert f"run_dir={tmp_path}/run: a file is there" in error_of(capsys, f"stage={stage}", f"run_dir={tmp_path}/run")
+
+
+def test_a_configuration_in_a_folder_without_ending_or_mistyped_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("confg.yaml", "folder.yaml"):
+        assert f"config={tmp_path}/{name}: " in error_of(capsys, "stage=all", f"config={tmp_path}/{name}", "run_dir=x")
+
+
+def test_a_gpu_that_is_not_there_is_named(
+    tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    write_digits(tmp_path / "labeled", 0, 10)
+    words = [f"run_dir={tmp_path}/run", f"data.labeled=[{tmp_path}/labeled/*.tar]", "device=cuda"]
+    assert "device=cuda: torch finds no GPU" in error_of(capsys, "stage=teacher", *words)
 
 
 def test_a_file_that_cannot_be_written_is_named_without_a_traceback(
