@@ -36,16 +36,18 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     require_test(config)
     folders = {"teacher": layout.teacher, "student": layout.student}
     test = open_split(config.data.test, layout.indexes)
-    stage = _open(layout, fingerprint(config, layout, test), force)
+    expected = fingerprint(config, layout, test)
+    infos = {role: read_info(folder) for role, folder in folders.items() if role in expected.inputs}
+    for info in infos.values():  # before the old figures are moved aside
+        check_class_names(info, test, "data.test")
+        check_labeled(test, info.num_classes)
+    stage = _open(layout, expected, force)
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
     torch.set_num_threads(config.threads)
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
-    for role in (role for role in folders if role in stage.fingerprint.inputs):
-        info = read_info(folders[role])
-        check_class_names(info, test, "data.test")
-        check_labeled(test, info.num_classes)
+    for role in infos:
         figures, predicted = _measure(test, load_predictor(folders[role], config.resolved_device()))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data import storage
@@ -28,7 +28,7 @@ REFUSES = "would refuse"
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a stage would do. `changes`: what is done there would be followed by another output."""
+    """What a stage would do. `changes`: the stages after it will find another output than is there now, or the first one."""
 
     state: str
     reason: str = ""
@@ -66,8 +66,8 @@ class Command:
         self.seen[stage] = found
         return found
 
-    def _works(self, *stages: str) -> list[str]:
-        return [stage for stage in stages if stage in self.seen and self.seen[stage].works]
+    def _changing(self, *stages: str) -> list[str]:
+        return [stage for stage in stages if stage in self.seen and self.seen[stage].changes]
 
     def _teacher(self) -> Outlook:
         if "teacher" in self.seen:
@@ -78,22 +78,24 @@ class Command:
         labeled, validation = self._splits.get("labeled"), self._splits.get("validation")
         expected = teacher_fingerprint(self._config, labeled, validation)
         classes_of(self._config, labeled or validation)
-        return _of(look(self._layout.teacher, "teacher", expected))
+        return _of(look(self._layout.teacher, "teacher", expected), self._layout.teacher)
 
     def _label(self) -> Outlook:
         folder = self._layout.labels
-        if self._works("teacher"):
-            return self._of_config("label", folder)
+        if changing := self._changing("teacher"):
+            return self._after(changing[0], "label", folder)
         teacher = require_done(self._layout.teacher, "teacher" if self._layout.generation == 1 else "student")
         expected = label_fingerprint(self._config, teacher["digest"])
-        found = _of(look(folder, "label", expected, explain_inputs(self._layout)))
+        found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = _without_labels(folder, corpus)
         if found.state != "done":
-            return Outlook(found.state, found.reason or f"{todo:,} of {len(corpus.shards):,} shards are without labels")
-        if todo or require_done(folder, "label")["summary"]["corpus"] != corpus.digest():
+            reason = found.reason or f"{todo:,} of {len(corpus.shards):,} shards are without labels"
+            return replace(found, reason=reason)
+        grown = require_done(folder, "label")["summary"]["corpus"] != corpus.digest()
+        if todo or grown:  # lost labels are made again as they were
             reason = f"{todo:,} of {len(corpus.shards):,} shards are new, changed or without labels"
-            return Outlook("would continue", reason, changes=True)
+            return Outlook("would continue", reason, changes=grown)
         return found
 
     def _corpus(self) -> Split:
@@ -102,8 +104,8 @@ class Command:
         return self._splits["unlabeled"]
 
     def _select(self) -> Outlook:
-        if self._works("label"):
-            return Outlook("would run", changes=self.seen["label"].changes)
+        if self._changing("label"):
+            return Outlook("would run", changes=True)
         folder = self._selection_folder()
         expected = select_fingerprint(self._config, require_labels(self._config, self._layout))
         state, reason = look(folder, "select", expected)
@@ -119,17 +121,13 @@ class Command:
     def _student(self) -> Outlook:
         require_labeled(self._config)
         folder = self._layout.student
-        if before := self._works("label", "select"):
-            changed = [stage for stage in before if self.seen[stage].changes]
-            if changed and is_begun(folder):
-                reason = f"{folder} was made from what is there before stage={changed[0]} makes another; stage=student force=true then"
-                return Outlook(REFUSES, reason)
-            return self._of_config("student", folder)
+        if changing := self._changing("label", "select"):
+            return self._after(changing[0], "student", folder)
         labels = require_labels(self._config, self._layout)
         expected = student_fingerprint(
             self._config, self._splits["labeled"], self._splits.get("validation"), labels, self._selection(labels)
         )
-        found = _of(look(folder, "student", expected, explain_inputs(self._layout)))
+        found = _of(look(folder, "student", expected, explain_inputs(self._layout)), folder)
         if found.works and self._config.student.unlabeled_ratio:
             require_labeled_corpus(self._corpus(), labels)
         return found
@@ -142,21 +140,26 @@ class Command:
 
     def _evaluate(self) -> Outlook:
         require_test(self._config)
-        if self._works("teacher", "student"):
+        if self._changing("teacher", "student"):
             return Outlook("would run")
         expected = evaluate_fingerprint(self._config, self._layout, self._splits["test"])
         if is_outdated(self._layout, expected):
             return Outlook("would run", "the figures there are of other models or test images, and are moved aside")
-        return _of(look(self._layout.evaluation, "evaluate", expected))
+        return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
 
-    def _of_config(self, stage: str, folder: str) -> Outlook:
-        """While the inputs are not known."""
+    def _after(self, earlier: str, stage: str, folder: str) -> Outlook:
+        """Of a stage whose inputs are not known before an earlier one of the command has run."""
         refuse_other_config(folder, stage, self._config.stage_fields(stage))
-        return Outlook("would continue" if is_begun(folder) else "would run")
+        if not is_begun(folder):
+            return Outlook("would run", changes=True)
+        return Outlook(
+            REFUSES,
+            f"{folder} was made from what is there before stage={earlier} makes another; stage={stage} force=true then",
+        )
 
 
-def _of(found: tuple[str, str]) -> Outlook:
-    return Outlook(_STATES[found[0]], found[1])
+def _of(found: tuple[str, str], folder: str) -> Outlook:
+    return Outlook(_STATES[found[0]], found[1], changes=done_record(folder) is None)
 
 
 def _without_labels(folder: str, corpus: Split) -> int:

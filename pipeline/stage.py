@@ -248,4 +248,4 @@ def _move_aside(folder: str, name: str) -> None:
     while storage.exists(f"{folder}.old-{number}"):
         number += 1
     storage.move(folder, f"{folder}.old-{number}")
-    print(f"{name}: force=true moved the old output to {folder}.old-{number}")
+    print(f"{name}: moved the old output to {folder}.old-{number}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
@@ -74,7 +75,7 @@ def _exclusions(config: Config) -> Exclusions:
     missing = [url for url in urls if not storage.exists(url)]
     if missing:
         raise StageError(f"data.held_out_hashes: {missing[0]} is not there; data.pack writes it beside labeled shards")
-    hashes = [read_labels(url, ["image_hash"]).column("image_hash").to_numpy() for url in urls]
+    hashes = [_read_hashes(url) for url in urls]
     keys: frozenset[str] = frozenset()
     if config.select.exclude:
         if not storage.exists(config.select.exclude):
@@ -83,6 +84,16 @@ def _exclusions(config: Config) -> Exclusions:
             )
         keys = frozenset(storage.read_text(config.select.exclude).splitlines())
     return Exclusions(held_out_hashes=np.concatenate([*hashes, np.empty(0, np.uint64)]), keys=keys)
+
+
+def _read_hashes(url: str) -> np.ndarray:
+    try:
+        return np.asarray(read_labels(url, ["image_hash"]).column("image_hash").to_numpy())
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"data.held_out_hashes: {url}: expected a hashes.parquet with a column image_hash, as data.pack writes it ({reason})"
+        ) from error
 
 
 def _progress() -> Progress:

@@ -146,7 +146,7 @@ def test_status_and_plan_answer_and_run_nothing(
     [
         ("stage=all", "done done done done done", ""),
         ("stage=all teacher.lr=3", "refuse done done done done", "teacher.lr: 4.0 there, 3.0 now"),
-        ("stage=all select.per_class=20", "done done run refuse done", "before stage=select makes another"),
+        ("stage=all select.per_class=25", "done done run refuse done", "before stage=select makes another"),
         ("stage=student select.per_class=20", "refuse", "Run stage=select first"),
         ("stage=all MORE", "done continue run refuse done", "1 of 7 shards are new"),
         ("stage=label force=true", "over run", "moves the output that is there aside"),
@@ -186,8 +186,24 @@ def test_the_plan_says_what_a_lost_output_or_a_first_run_needs(
     lost = capsys.readouterr().out
     assert "student   would continue" in lost
     assert "metrics.jsonl is missing or cut short" in lost
+    (run_dir / "gen-1/labels/unlabeled-000002.parquet").unlink()
+    assert main(["stage=label,student,evaluate", f"run_dir={run_dir}", "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 6 shards are new, changed or without labels" in printed
+    assert "select    done" in printed
+    assert "refuse" not in printed, "the same labels are made again"
     assert main(["stage=label", f"config={data}/config.yaml", f"run_dir={data}/fresh", "plan=true"]) == 0
     assert "stage teacher is not done; run stage=teacher first" in capsys.readouterr().out
+
+
+def test_test_shards_without_labels_leave_the_figures_that_are_there(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = data / "mistaken"
+    shutil.copytree(finished[0], run_dir)
+    assert main(["stage=evaluate", f"run_dir={run_dir}", f"data.test=[{data}/unlabeled/*.tar]"]) == 2
+    assert "no .cls member" in capsys.readouterr().err
+    assert (run_dir / "gen-1/evaluation/done.json").exists()
 
 
 def test_new_shards_are_labeled_and_old_labels_kept(

@@ -79,6 +79,15 @@ def test_while_a_teacher_is_made_anew_nothing_uses_the_old_ones_labels(layout: L
         select(config, layout)
 
 
+def test_held_out_hashes_that_are_something_else_are_named(layout: Layout, tmp_path: Path) -> None:
+    make_teacher(layout)
+    make_labels(layout)
+    (tmp_path / "hashes.parquet").write_bytes(b"not Parquet")
+    config = load_config(None, [f"data.held_out_hashes=[{tmp_path}/hashes.parquet]"])
+    with pytest.raises(StageError, match=r"hashes\.parquet: expected a hashes\.parquet with a column image_hash"):
+        select(config, layout)
+
+
 def test_labels_without_any_teacher_can_be_used(layout: Layout) -> None:
     make_teacher(layout)
     labels = make_labels(layout)
