@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
-from data.manifest import Shard
+from data.manifest import DataError, Shard
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
@@ -197,6 +197,10 @@ def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
 
 
 def read_manifest(folder: str) -> list[LabeledShard]:
-    """The shards in a labels folder's manifest."""
-    content = json.loads(storage.read_text(storage.join(folder, LABELS_MANIFEST)))
+    """The shards in a labels folder's manifest. Raises DataError for a damaged one."""
+    url = storage.join(folder, LABELS_MANIFEST)
+    try:
+        content = json.loads(storage.read_text(url))
+    except ValueError as error:
+        raise DataError(f"{url}: damaged ({error}); remove it and run stage=label, which keeps the labels") from error
     return [LabeledShard(**entry) for entry in content["shards"]]

@@ -145,10 +145,10 @@ def write_table(url: str, table: pa.Table) -> None:
 def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
     """The shards behind paths, globs, braces or URLs, in order, each with its index.
 
-    Shards listed in a manifest beside them use it; others are indexed once, and the index is kept in `index_folder`.
+    Shards with a manifest beside them use it; others are indexed once, and the index is kept in `index_folder`.
 
     Raises:
-        DataError: no shard, a missing or changed one, or two with the same name.
+        DataError: no shard, a missing or changed one, one that the manifest beside it doesn't list, or two with the same name.
         StorageError: a pattern that matches nothing.
     """
     urls = storage.expand(patterns)
@@ -156,7 +156,7 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
         raise DataError(f"no shards given (patterns: {patterns!r})")
     _check_names(urls)
     manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
-    records = {folder: {s.name: s for s in m.shards} if m else {} for folder, m in manifests.items()}
+    records = {folder: {s.name: s for s in m.shards} if m else None for folder, m in manifests.items()}
     with ThreadPoolExecutor(8) as pool:
         opened = pool.map(lambda url: _open_shard(url, records[_folder(url)], index_folder), urls)
         shards = tuple(tqdm(opened, total=len(urls), desc="shards", unit="shard", delay=5, leave=False))
@@ -193,15 +193,20 @@ def _read_manifest(folder: str) -> Manifest | None:
         ) from error
 
 
-def _open_shard(url: str, records: Mapping[str, ShardRecord], index_folder: str) -> Shard:
+def _open_shard(url: str, records: Mapping[str, ShardRecord] | None, index_folder: str) -> Shard:
+    """`records` by name, or None without a manifest. What a manifest does not list is a leftover more often than new data."""
     try:
         size = storage.size(url)
     except FileNotFoundError as error:
         raise DataError(f"{url}: no such shard; check the path, or remove it from the list") from error
     name = storage.base_name(url)
-    record = records.get(name)
-    if record is None:
+    if records is None:
         return _index_foreign(url, size, storage.join(index_folder, _foreign_index_name(url)))
+    if (record := records.get(name)) is None:
+        raise DataError(
+            f"{url}: not in {storage.join(_folder(url), MANIFEST_NAME)}, which lists the shards of its folder; put it into "
+            "a folder of its own and name that too (it is indexed then), or remove it"
+        )
     if record.bytes != size:
         raise DataError(
             f"{url}: {size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"

@@ -10,13 +10,12 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from data import storage
@@ -28,13 +27,21 @@ _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the
 RUNTIME: dict[str, Any] = {"runtime": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 Patterns = list[str]
+
+
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("expected two numbers, the smaller first")
+    return value
 
 
 class Section(BaseModel):
     """A group of fields; unknown names are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def fingerprint(self, prefix: str) -> dict[str, Any]:
         """`{prefix.field: value}` of every field that can change the output, nested sections flattened."""
@@ -72,8 +79,12 @@ class AugmentConfig(Section):
     crop: Literal["random_resized_crop", "pad_crop"] = Field(
         "random_resized_crop", description="how an image becomes image_size"
     )
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized_crop")
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect range of random_resized_crop")
+    crop_scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = Field(
+        (0.08, 1.0), description="area range of random_resized_crop"
+    )
+    crop_ratio: Annotated[tuple[Positive, Positive], AfterValidator(_check_range)] = Field(
+        (3 / 4, 4 / 3), description="aspect range of random_resized_crop"
+    )
     pad: int = Field(4, ge=0, description="pixels of padding for pad_crop")
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
     num_ops: int = Field(2, ge=0, description="RandAugment: operations per image (0: none)")
@@ -98,7 +109,7 @@ class TrainConfig(Section):
     crop_pct: float = Field(0.875, gt=0, le=1, description="evaluation: centre crop as a fraction of the resized side")
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the pixels, in 0 to 1")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="of the pixels, in 0 to 1")
+    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="of the pixels, in 0 to 1")
     augment: AugmentConfig = Field(AugmentConfig(), description="input noise")
     epochs: float = Field(350, gt=0, description="passes over the labeled images")
     batch_size: int = Field(4096, ge=1, description="images per step over all workers, pseudo-labeled ones included")
@@ -258,11 +269,21 @@ class Config(Section):
             "student": self.student,
         }.get(stage)
         own = section.fingerprint(stage) if section else {}
+        if (
+            stage == "teacher" and self.data.num_classes is not None
+        ):  # where it is not given, the labeled set's digest tells
+            own["data.num_classes"] = self.data.num_classes
         return own if stage == "select" else own | self.numerics()
 
     def numerics(self) -> dict[str, Any]:
         """What every trained or predicted number depends on besides a stage's own fields."""
         return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
+
+
+def require_device(device: str) -> None:
+    """Raises UsageError for a GPU that this process does not have."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: torch finds no GPU here; check the driver, or give device=cpu")
 
 
 def config_names() -> list[str]:
@@ -280,13 +301,15 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
     Raises:
         UsageError: one message with every bad field.
     """
-    given = _parse_overrides(overrides)
     layers: list[Any] = [_read_yaml(config)] if config else []
-    run_dir = OmegaConf.select(OmegaConf.merge(*layers, given), "run_dir")
+    run_dir = OmegaConf.select(_merge(layers, overrides), "run_dir")
     earlier = _read_run_config(str(run_dir)) if run_dir else None
     if earlier is not None:
         layers.append(_parse_overrides(earlier.get(_COMMAND_LINE, [])) if config else _without_command_line(earlier))
-    merged = OmegaConf.to_container(OmegaConf.merge(*layers, given), resolve=True)
+    try:
+        merged = OmegaConf.to_container(_merge(layers, overrides), resolve=True)
+    except OmegaConfBaseException as error:  # ${…} of something that is not there
+        raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg}") from None
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -315,14 +338,29 @@ def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterat
             yield f"{prefix}{name}={info.get_default()}".ljust(44) + f" {info.description or ''}".rstrip()
 
 
+def _merge(layers: Sequence[Any], overrides: Sequence[str]) -> DictConfig:
+    """Later ones win. Raises UsageError for the first override that cannot be laid over what is there."""
+    merged = OmegaConf.merge(*layers, {})
+    for word in overrides:
+        try:
+            merged = OmegaConf.merge(merged, _parse_overrides([word]))
+        except (OmegaConfBaseException, TypeError) as error:
+            raise UsageError(f"{word}: does not fit the field ({str(error).splitlines()[0]})") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def _parse_overrides(words: Sequence[str]) -> DictConfig:
     bad = [word for word in words if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
     if bad:
         raise UsageError(f"{bad[0]!r}: expected key=value, as in teacher.epochs=10")
     try:
         return OmegaConf.from_dotlist(list(words))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UsageError(f"cannot read {' '.join(words)}: {error}") from None
+    except Exception as error:  # a YAML error has its own types, none of them exported by omegaconf
+        raise UsageError(
+            f"{' '.join(words)}: not readable as a value: {error}\n"
+            "Text with braces needs quotes of its own, as in 'data.labeled=[\"x-{0..9}.tar\"]'"
+        ) from None
 
 
 def _read_run_config(run_dir: str) -> DictConfig | None:
@@ -337,11 +375,15 @@ def _without_command_line(config: DictConfig) -> DictConfig:
 def _read_yaml(config: str) -> DictConfig:
     if config in config_names():
         return _load_yaml_text(config, (resources.files("pipeline") / "configs" / f"{config}.yaml").read_text())
-    if not Path(config).suffix or not storage.exists(config):
+    if not (storage.local_path(config).is_file() if storage.is_local(config) else storage.exists(config)):
         raise UsageError(
             f"config={config}: no such file, and not one of {', '.join(config_names())}{nearest(config, config_names())}"
         )
-    return _without_command_line(_load_yaml_text(config, storage.read_text(config)))
+    try:
+        text = storage.read_text(config)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config={config}: not a text file ({error})") from None
+    return _without_command_line(_load_yaml_text(config, text))
 
 
 def _load_yaml_text(name: str, text: str) -> DictConfig:
@@ -360,4 +402,5 @@ def _explain(error: ErrorDetails) -> str:
         return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}"
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
-    return f"  {path}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"  {path}={error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -33,24 +33,21 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     Raises:
         StageError: no test shards are configured, or teacher and student are both missing.
     """
-    if not config.data.test:
-        raise StageError("data.test is empty; give labeled test shards to evaluate on")
+    require_test(config)
     folders = {"teacher": layout.teacher, "student": layout.student}
-    records = {role: record for role, folder in folders.items() if (record := done_record(folder))}
-    if not records:
-        require_done(layout.teacher, "teacher")
     test = open_split(config.data.test, layout.indexes)
-    inputs = {"test": test.digest()} | {role: record["digest"] for role, record in records.items()}
-    stage = _open(config, layout, inputs, force)
+    expected = fingerprint(config, layout, test)
+    infos = {role: read_info(folder) for role, folder in folders.items() if role in expected.inputs}
+    for info in infos.values():  # before the old figures are moved aside
+        check_class_names(info, test, "data.test")
+        check_labeled(test, info.num_classes)
+    stage = _open(layout, expected, force)
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
     torch.set_num_threads(config.threads)
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
-    for role in records:
-        info = read_info(folders[role])
-        check_class_names(info, test, "data.test")
-        check_labeled(test, info.num_classes)
+    for role in infos:
         figures, predicted = _measure(test, load_predictor(folders[role], config.resolved_device()))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
@@ -60,12 +57,29 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     return require_done(stage.folder, "evaluate")
 
 
-def _open(config: Config, layout: Layout, inputs: dict[str, str], force: bool) -> Stage:
+def require_test(config: Config) -> None:
+    """Raises StageError without test shards."""
+    if not config.data.test:
+        raise StageError("data.test is empty; give labeled test shards to evaluate on")
+
+
+def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
+    """What the figures depend on: the test images and the models that are done. Raises StageError when none is."""
+    folders = {"teacher": layout.teacher, "student": layout.student}
+    digests = {role: record["digest"] for role, folder in folders.items() if (record := done_record(folder))}
+    if not digests:
+        require_done(layout.teacher, "teacher")
+    return Fingerprint(config.stage_fields("evaluate"), {"test": test.digest()} | digests)
+
+
+def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
     """Evaluating again after a model changed is no change of mind: the old figures are of other models, and are moved aside."""
     record = done_record(layout.evaluation)
-    if record and record["fingerprint"]["inputs"] != inputs:
-        force = True
-    return open_stage(layout.evaluation, "evaluate", Fingerprint(config.stage_fields("evaluate"), inputs), force)
+    return record is not None and record["fingerprint"]["inputs"] != expected.inputs
+
+
+def _open(layout: Layout, expected: Fingerprint, force: bool) -> Stage:
+    return open_stage(layout.evaluation, "evaluate", expected, force or is_outdated(layout, expected))
 
 
 def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -11,7 +11,9 @@ from data.manifest import Split, open_split
 from pipeline.config import Config, TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
-from pipeline.stage import done_record, recorded_seconds
+from pipeline.models.resnet_rs import ModelError
+from pipeline.outlook import REFUSES, Command, Outlook
+from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
 from teacher.train import classes_of
 
 
@@ -23,6 +25,12 @@ def stage_folders(layout: Layout) -> dict[str, str]:
         "select": layout.current_selection() or layout.selections,
     }
     return folders | {"student": layout.student, "evaluate": layout.evaluation}
+
+
+def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
+    """The last generation in which a stage was begun; the first when it was in none."""
+    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
+    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
 
 
 def print_status(config: Config, layouts: Sequence[Layout]) -> None:
@@ -48,8 +56,9 @@ def _progress(config: Config, layout: Layout, stage: str) -> str:
     return ""
 
 
-def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
-    """For each stage: its input, its work and what is done. Nothing is run or written, but for indexes of foreign shards.
+def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:
+    """For each stage: whether it would run, continue or refuse, why, and its work. Nothing is run or written, but for indexes of
+    foreign shards.
 
     Raises:
         DataError, StorageError: shards that are missing or changed.
@@ -60,13 +69,28 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str])
     }
     for name, split in splits.items():
         print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
-    labeled = splits.get("labeled")
-    num_classes, _ = classes_of(config, labeled or splits.get("validation"))
-    for generation in layouts:
-        for stage in stages:
-            work = _work(config, stage, splits, num_classes, generation.generation)
-            folder = stage_folders(generation).get(stage, "")
-            print(f"generation {generation.generation}  {stage:10}{_state(folder) if folder else '':12}{work}")
+    student: Outlook | None = None
+    for layout in layouts:
+        command = Command(config, layout, splits, student)
+        for stage in (stage for stage in stages if stage in stage_folders(layout)):
+            found = command.outlook(stage)
+            if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
+                found, forced = command.outlook(stage, forced=is_begun(stage_folders(layout)[stage])), None
+            _print_outlook(config, layout, stage, found, splits)
+        student = command.seen.get("student")
+
+
+def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, splits: dict[str, Split]) -> None:
+    try:
+        num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
+        work = _work(config, stage, splits, num_classes, layout.generation)
+    except (StageError, ModelError) as error:
+        work = ""
+        if found.works:
+            found = Outlook(REFUSES, str(error))
+    print(f"generation {layout.generation}  {stage:10}{found.state:18}{work}".rstrip())
+    for line in found.reason.splitlines():
+        print(f"    {line}")
 
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")

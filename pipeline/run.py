@@ -13,7 +13,8 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
-    force=true    move a stage's output aside and start it over
+    force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
+                  else the last
     verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
 """
 
@@ -27,15 +28,16 @@ from typing import Any
 
 import ray
 
+from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import Config, config_names, describe_fields, load_config, write_config
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
-from pipeline.plan import print_plan, print_status
+from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
-from pipeline.stage import add_seconds, done_record, refuse_other_config
+from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
 from student.train import train_student
 from teacher.label import label
 from teacher.pool import WorkerError
@@ -92,20 +94,22 @@ def run(words: Sequence[str]) -> None:
     config = load_config(options.get("config"), overrides)
     if not config.run_dir:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
+    if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
+        raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
     layouts = [Layout(config.run_dir, number + 1) for number in range(config.generations)]
-    force = _flag(options, "force")
+    forced = _forced_stage(options)
     if _flag(options, "plan"):
-        print_plan(config, layouts, stages)
+        print_plan(config, layouts, stages, forced)
         return
     if _flag(options, "verify"):
         _verify(config, layouts, options.get("stage"))
         return
     if any(stage in STAGES for stage in stages):
         with run_lock(config.run_dir, _command(words)):
-            if not force:
+            if not forced:
                 _refuse_early(config, layouts, stages)
             write_config(config, overrides)
-            _run_stages(config, layouts, stages, force)
+            _run_stages(config, layouts, stages, forced)
     for stage in stages:
         if stage in READERS:
             READERS[stage](config, layouts)
@@ -120,7 +124,9 @@ def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> Non
                 verify_labels(config, layout)
 
 
-def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], force: bool) -> None:
+def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
+    """`forced` names a stage to start over, in one generation."""
+    last = last_begun(layouts, forced) if forced else None
     for layout in layouts:
         if layout.generation > 1 and done_record(layout.teacher) is None:
             print(
@@ -128,9 +134,23 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
             )
             return
         for stage in stages:
-            if stage in STAGES:
-                _run_stage(config, layout, stage, force)
+            if stage == forced:
+                forced = None if _run_or_force(config, layout, stage, layout == last) else forced
+            elif stage in STAGES:
+                _run_stage(config, layout, stage, False)
         write_summary(config, layout)
+
+
+def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> bool:
+    """Start a stage over, here or where it refuses; returns whether that was done."""
+    if not here:
+        try:
+            _run_stage(config, layout, stage, False)
+            return False
+        except StageRefusedError as refusal:
+            print(refusal)
+    _run_stage(config, layout, stage, True)
+    return True
 
 
 def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
@@ -170,6 +190,18 @@ def _flag(options: dict[str, str], name: str) -> bool:
     if value not in ("true", "false"):
         raise UsageError(f"{name}={options[name]}: expected true or false")
     return value == "true"
+
+
+def _forced_stage(options: dict[str, str]) -> str | None:
+    """The stage that force=true starts over: one, named, so that a word too many does not move days of work aside."""
+    if not _flag(options, "force"):
+        return None
+    if options["stage"] not in STAGES:
+        raise UsageError(
+            f"force=true with stage={options['stage']}: name the one stage to start over, as in stage=teacher force=true; "
+            "the stages after it then say what they need"
+        )
+    return options["stage"]
 
 
 def _parse_stages(text: str | None) -> list[str]:

@@ -18,6 +18,9 @@ from data import storage
 SCHEMA_VERSION = 1
 _STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
 State = Literal["new", "continue", "done"]
+Explain = Callable[
+    [str, str | None, str | None], Iterable[str]
+]  # input, its digest there and now → lines for a refusal
 
 
 class StageError(ValueError):
@@ -85,24 +88,29 @@ class Stage:
         self.state = "done"
 
 
-def open_stage(folder: str, name: str, fingerprint: Fingerprint, force: bool = False) -> Stage:
+def open_stage(
+    folder: str, name: str, fingerprint: Fingerprint, force: bool = False, explain: Explain | None = None
+) -> Stage:
     """Decide what to do with a stage's directory.
 
     Same fingerprint: `done` or `continue`. An output that is missing or has another size than recorded: `continue`.
+    Another fingerprint, but nothing was made yet: `new`.
 
     Args:
         force: move output of another configuration aside and start over.
+        explain: lines for the refusal that say how an input differs.
 
     Raises:
         StageRefusedError: the directory belongs to another configuration or other inputs.
     """
-    recorded = _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
     state: State = "new"
-    if force and recorded is not None:
+    if force and is_begun(folder):
         _move_aside(folder, name)
-    elif recorded is not None:
-        _refuse_difference(folder, name, recorded["fingerprint"], fingerprint.as_json())
-        state = _check_outputs(folder, name)
+    else:
+        state, reason = look(folder, name, fingerprint, explain)
+        if reason:
+            print(f"{name}: {reason}; it is made again")
+            storage.remove(storage.join(folder, _DONE))
     if state == "done":
         print(f"{name}: done ({folder})")
     if state != "done":
@@ -112,12 +120,36 @@ def open_stage(folder: str, name: str, fingerprint: Fingerprint, force: bool = F
     return Stage(folder, name, fingerprint, state)
 
 
+def look(folder: str, name: str, fingerprint: Fingerprint, explain: Explain | None = None) -> tuple[State, str]:
+    """What `open_stage` would decide, and why a stage that was done is not; changes nothing. Raises as `open_stage`."""
+    recorded = _recorded(folder)
+    if recorded is None:
+        return "new", ""
+    refusal = _difference(folder, name, recorded["fingerprint"], fingerprint.as_json(), explain)
+    if refusal and not _has_output(folder):
+        return "new", ""  # a typing mistake that was found before anything was made
+    if refusal:
+        raise StageRefusedError(refusal)
+    return _check_outputs(folder)
+
+
 def refuse_other_config(folder: str, name: str, config: Mapping[str, Any]) -> None:
     """Refuse early, before any stage of a command runs: as `open_stage`, for the config fields alone."""
-    recorded = _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
+    recorded = _recorded(folder)
     if recorded is not None:
-        inputs = recorded["fingerprint"]["inputs"]
-        _refuse_difference(folder, name, recorded["fingerprint"], Fingerprint(config, inputs).as_json())
+        look(folder, name, Fingerprint(config, recorded["fingerprint"]["inputs"]))
+
+
+def is_begun(folder: str) -> bool:
+    """True when a stage was opened there, done or not."""
+    return _recorded(folder) is not None
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """`{field: (before, after)}` of the fields whose values differ as JSON (there a tuple is a list); None where there is none."""
+    before, after = (json.loads(json.dumps(dict(fields), default=str)) for fields in (before, after))
+    fields = sorted({*before, *after})
+    return {f: (before.get(f), after.get(f)) for f in fields if before.get(f) != after.get(f)}
 
 
 def done_record(folder: str) -> dict[str, Any] | None:
@@ -165,41 +197,50 @@ def _read_json(url: str) -> dict[str, Any] | None:
         raise StageError(f"{url}: damaged ({error}); delete it and run the stage again") from error
 
 
-def _check_outputs(folder: str, name: str) -> State:
+def _recorded(folder: str) -> dict[str, Any] | None:
+    return _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
+
+
+def _has_output(folder: str) -> bool:
+    return any(name not in (_STARTED, _SECONDS) for name in storage.list_names(folder))
+
+
+def _check_outputs(folder: str) -> tuple[State, str]:
     record = done_record(folder)
     if record is None:
-        return "continue"
+        return "continue", ""
     for output, expected in record["outputs"].items():
         url = storage.join(folder, output)
         if not storage.exists(url) or storage.size(url) != expected["bytes"]:
-            print(f"{name}: {url} is missing or cut short; it is made again")
-            storage.remove(storage.join(folder, _DONE))
-            return "continue"
-    return "done"
+            return "continue", f"{url} is missing or cut short"
+    return "done", ""
 
 
-def _refuse_difference(folder: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    problems = []
-    for group, describe in _GROUPS.items():
-        before, after = old.get(group, {}), new[group]
-        for field in sorted({*before, *after}):
-            if before.get(field) != after.get(field):
-                problems.append("  " + describe(field, before.get(field), after.get(field)))
+def _difference(
+    folder: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], explain: Explain | None
+) -> str | None:
+    """The refusal, or None when the fingerprints are equal."""
+    config, inputs = (differences(old.get(group, {}), new[group]) for group in ("config", "inputs"))
+    lines = [f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in config.items()]
     if old.get("schema_version") != new["schema_version"]:
-        problems.append(f"  schema_version: {old.get('schema_version')} there, {new['schema_version']} now")
-    if problems:
-        raise StageRefusedError(
-            f"stage {name}: {folder} was made with other settings:\n"
-            + "\n".join(problems)
-            + "\nGive the old values to continue, another run_dir= to start anew, "
+        lines.append(f"  schema_version: {old.get('schema_version')} there, {new['schema_version']} now")
+    for field, (before, after) in inputs.items():
+        lines.append(f"  {field}: changed upstream (digest {before} there, {after} now)")
+        lines += explain(field, before, after) if explain else ()
+    if not lines:
+        return None
+    if list(inputs) and not config:
+        head = f"stage {name}: {folder} was made from other inputs:"
+        advice = (
+            f"stage={name} force=true moves this stage's output aside and makes it again; another run_dir= starts anew."
+        )
+    else:
+        head = f"stage {name}: {folder} was made with other settings:"
+        advice = (
+            "Give the old values to continue, another run_dir= to start anew, "
             f"or stage={name} force=true to move this stage's output aside."
         )
-
-
-_GROUPS: dict[str, Callable[[str, Any, Any], str]] = {
-    "config": lambda field, before, after: f"{field}: {before!r} there, {after!r} now",
-    "inputs": lambda field, before, after: f"{field}: changed upstream (digest {before} there, {after} now)",
-}
+    return "\n".join([head, *lines, advice])
 
 
 def _move_aside(folder: str, name: str) -> None:
@@ -207,4 +248,4 @@ def _move_aside(folder: str, name: str) -> None:
     while storage.exists(f"{folder}.old-{number}"):
         number += 1
     storage.move(folder, f"{folder}.old-{number}")
-    print(f"{name}: force=true moved the old output to {folder}.old-{number}")
+    print(f"{name}: moved the old output to {folder}.old-{number}")

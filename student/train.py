@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from data import storage
@@ -17,6 +18,7 @@ from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import StreamSpec, labeled_stream
 from pipeline.training.launch import run_training
 from pipeline.training.published import publish, read_info
+from pipeline.upstream import explain_inputs, require_labels, require_selection
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +27,16 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     """Run or continue the stage; returns its done-record.
 
     Raises:
-        StageError: the stage refuses, an earlier one is not done, or there are no labeled images.
+        StageError: the stage refuses, an earlier one is not done or not of the ones before it, or there are no labeled images.
         DataError: labeled shards that are not right.
     """
-    if not config.data.labeled:
-        raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
+    require_labeled(config)
     labeled = open_split(config.data.labeled, layout.indexes)
     validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
-    labels, selection_folder = require_done(layout.labels, "label"), layout.current_selection()
-    if selection_folder is None:
-        raise StageError(f"{layout.selections}: nothing is selected yet; run stage=select first")
-    selection = require_done(selection_folder, "select")
-    inputs = {
-        "labeled": labeled.digest(),
-        "validation": validation.digest() if validation else "none",
-        "labels": labels["digest"],
-        "selection": selection["digest"],
-    }
-    stage = open_stage(layout.student, "student", Fingerprint(config.stage_fields("student"), inputs), force)
+    labels = require_labels(config, layout)
+    selection_folder, selection = require_selection(config, layout, labels)
+    expected = fingerprint(config, labeled, validation, labels, selection)
+    stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout))
     if stage.is_done:
         return require_done(layout.student, "student")
     num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
@@ -63,6 +57,31 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     return require_done(layout.student, "student")
 
 
+def require_labeled(config: Config) -> None:
+    """Raises StageError without labeled shards."""
+    if not config.data.labeled:
+        raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
+
+
+def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
+    """Raises StageError when the labels (their done-record) are not those of the unlabeled shards."""
+    if corpus.digest() != labels["summary"]["corpus"]:
+        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
+
+
+def fingerprint(
+    config: Config, labeled: Split, validation: Split | None, labels: Mapping[str, Any], selection: Mapping[str, Any]
+) -> Fingerprint:
+    """What the student depends on: its fields, the labeled images, and the labels and the selection (their done-records)."""
+    inputs = {
+        "labeled": labeled.digest(),
+        "validation": validation.digest() if validation else "none",
+        "labels": labels["digest"],
+        "selection": selection["digest"],
+    }
+    return Fingerprint(config.stage_fields("student"), inputs)
+
+
 def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: str) -> tuple[StreamSpec, ...]:
     """Both streams, with their exact share of every batch."""
     student = config.student
@@ -72,8 +91,7 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
         return streams
     rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    if corpus.digest() != require_done(layout.labels, "label")["summary"]["corpus"]:
-        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
+    require_labeled_corpus(corpus, require_done(layout.labels, "label"))
     names = [shard.name for shard in corpus.shards]
     pseudo_labeled = StreamSpec(
         name="pseudo_labeled",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
@@ -13,6 +15,7 @@ from data.labels import read_labels, read_manifest
 from pipeline.config import Config
 from pipeline.layout import CURRENT_NAME, Layout
 from pipeline.stage import Fingerprint, StageError, digest_of, open_stage, require_done
+from pipeline.upstream import require_labels
 from teacher.cutoffs import SelectRule
 from teacher.label_rows import Exclusions
 from teacher.select import select_shards
@@ -28,14 +31,12 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     """Run the stage; returns its done-record. Each setting has a folder of its own, and `current` names the last one chosen.
 
     Raises:
-        StageError: labels are missing, or nothing is left to train on.
+        StageError: labels are missing or of another teacher, or nothing is left to train on.
     """
-    labels = require_done(layout.labels, "label")
-    exclusions = _exclusions(config)
-    inputs = {"labels": labels["digest"], "exclusions": exclusions.digest()[:16]}
-    fingerprint = Fingerprint(config.stage_fields("select"), inputs)
-    digest = digest_of(fingerprint.as_json())
-    stage = open_stage(storage.join(layout.selections, digest), "select", fingerprint, force)
+    labels = require_labels(config, layout)
+    expected = fingerprint(config, labels)
+    digest = digest_of(expected.as_json())
+    stage = open_stage(storage.join(layout.selections, digest), "select", expected, force)
     if not stage.is_done:
         summary = labels["summary"]
         rule = SelectRule(
@@ -45,6 +46,7 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
             max_copies=config.select.max_copies,
         )
         shards = [entry.name for entry in read_manifest(layout.labels)]
+        exclusions = _exclusions(config)
         selection = select_shards(layout.labels, shards, rule, exclusions, num_workers=_THREADS, progress=_progress())
         counts = write_all_copies(selection, layout.labels, shards, stage.folder, num_workers=_THREADS)
         content = selection_json(selection, counts, summary["class_names"])
@@ -62,12 +64,18 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     return require_done(stage.folder, "select")
 
 
+def fingerprint(config: Config, labels: Mapping[str, Any]) -> Fingerprint:
+    """What a selection depends on: its settings, the labels (their done-record) and what is excluded. Raises as `select`."""
+    inputs = {"labels": labels["digest"], "exclusions": _exclusions(config).digest()[:16]}
+    return Fingerprint(config.stage_fields("select"), inputs)
+
+
 def _exclusions(config: Config) -> Exclusions:
     urls = storage.expand(config.data.held_out_hashes)
     missing = [url for url in urls if not storage.exists(url)]
     if missing:
         raise StageError(f"data.held_out_hashes: {missing[0]} is not there; data.pack writes it beside labeled shards")
-    hashes = [read_labels(url, ["image_hash"]).column("image_hash").to_numpy() for url in urls]
+    hashes = [_read_hashes(url) for url in urls]
     keys: frozenset[str] = frozenset()
     if config.select.exclude:
         if not storage.exists(config.select.exclude):
@@ -76,6 +84,16 @@ def _exclusions(config: Config) -> Exclusions:
             )
         keys = frozenset(storage.read_text(config.select.exclude).splitlines())
     return Exclusions(held_out_hashes=np.concatenate([*hashes, np.empty(0, np.uint64)]), keys=keys)
+
+
+def _read_hashes(url: str) -> np.ndarray:
+    try:
+        return np.asarray(read_labels(url, ["image_hash"]).column("image_hash").to_numpy())
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"data.held_out_hashes: {url}: expected a hashes.parquet with a column image_hash, as data.pack writes it ({reason})"
+        ) from error
 
 
 def _progress() -> Progress:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
 from pipeline.config import Config, TrainConfig, redacted
@@ -26,6 +28,32 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     if layout.generation > 1:
         return require_done(layout.teacher, "student")
     labeled, validation = open_labeled(config, layout)
+    stage = open_stage(layout.teacher, "teacher", fingerprint(config, labeled, validation), force)
+    if stage.is_done:
+        return require_done(layout.teacher, "teacher")
+    num_classes, class_names = classes_of(config, labeled or validation)
+    if validation is not None:
+        check_labeled(validation, num_classes)
+    if config.teacher.weights:
+        section = config.teacher
+        _note_preprocessing(section)
+        state = load_external(section.model, section.model_args, num_classes, config.teacher.weights)
+        made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(config.teacher.weights)}}
+    else:
+        assert labeled is not None, "fingerprint() asks for it"
+        state, steps = _train(config, layout, labeled, validation, num_classes)
+        made = {"outputs": ("metrics.jsonl",), "extra": {"steps": steps}}
+    publish(stage, config.teacher, config, state, class_names, num_classes, 0, validation, **made)
+    return require_done(layout.teacher, "teacher")
+
+
+def fingerprint(config: Config, labeled: Split | None, validation: Split | None) -> Fingerprint:
+    """What the teacher depends on.
+
+    Raises:
+        StageError: there are neither labeled images nor weights.
+        ModelError: no such weights.
+    """
     inputs = {"validation": validation.digest() if validation else "none"}
     if config.teacher.weights:
         inputs["weights"] = weights_digest(config.teacher.weights)
@@ -35,50 +63,21 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         raise StageError(
             "data.labeled is empty; give labeled shards, or a teacher trained elsewhere as teacher.weights=FILE"
         )
-    stage = open_stage(layout.teacher, "teacher", Fingerprint(config.stage_fields("teacher"), inputs), force)
-    if stage.is_done:
-        return require_done(layout.teacher, "teacher")
-    num_classes, class_names = classes_of(config, labeled or validation)
-    section = config.teacher
-    if validation is not None:
-        check_labeled(validation, num_classes)
-    if section.weights:
-        _note_preprocessing(section)
-        state = load_external(section.model, section.model_args, num_classes, section.weights)
-        publish(
-            stage,
-            section,
-            config,
-            state,
-            class_names,
-            num_classes,
-            0,
-            validation,
-            extra={"trained_elsewhere": redacted(section.weights)},
-        )
-        return require_done(layout.teacher, "teacher")
-    assert labeled is not None
+    return Fingerprint(config.stage_fields("teacher"), inputs)
+
+
+def _train(
+    config: Config, layout: Layout, labeled: Split, validation: Split | None, num_classes: int
+) -> tuple[dict[str, Tensor], int]:
+    """EMA weights and the number of steps."""
     check_labeled(labeled, num_classes)
-    streams = (labeled_stream(labeled, section.batch_size),)
+    streams = (labeled_stream(labeled, config.teacher.batch_size),)
     job = TrainJob(
-        "teacher", layout.teacher, section, streams, num_classes, labeled.num_samples, config.seed, config.threads,
+        "teacher", layout.teacher, config.teacher, streams, num_classes, labeled.num_samples, config.seed, config.threads,
         config.resolved_device(), validation,
     )  # fmt: skip
     run_training(job, config.ray_address)
-    state, _ = load_trained(layout.teacher, job.total_steps)
-    publish(
-        stage,
-        section,
-        config,
-        state,
-        class_names,
-        num_classes,
-        0,
-        validation,
-        ("metrics.jsonl",),
-        {"steps": job.total_steps},
-    )
-    return require_done(layout.teacher, "teacher")
+    return load_trained(layout.teacher, job.total_steps)[0], job.total_steps
 
 
 def _note_preprocessing(section: TrainConfig) -> None:

@@ -1,10 +1,16 @@
 """The command line explains itself, and a user's mistake gets a sentence, not a traceback."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pipeline import run
+from pipeline.config import Config
+from pipeline.layout import Layout
 from pipeline.run import main
+from pipeline.stage import Fingerprint, StageRefusedError, open_stage
+from tests.conftest import WriteDigits
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -48,6 +54,89 @@ def test_a_stage_whose_input_is_not_done_names_the_stage_to_run(
 
 def test_a_flag_that_is_neither_true_nor_false_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "plan=yes: expected true or false" in error_of(capsys, "stage=all", f"run_dir={tmp_path}", "plan=yes")
+
+
+@pytest.mark.parametrize("stages", ["all", "teacher,label", "status"])
+def test_force_needs_one_stage_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], stages: str) -> None:
+    message = error_of(capsys, f"stage={stages}", f"run_dir={tmp_path}/run", "force=true")
+    assert "name the one stage to start over" in message
+    assert "stage=teacher force=true" in message
+    assert not (tmp_path / "run").exists()
+
+
+def record_forced(
+    monkeypatch: pytest.MonkeyPatch, refusing: tuple[tuple[str, int], ...] = ()
+) -> list[tuple[str, int, bool]]:
+    """Stages that do nothing but note (stage, generation, force), and refuse where they are told to."""
+    calls: list[tuple[str, int, bool]] = []
+
+    def stage(name: str, config: Config, layout: Layout, force: bool) -> None:
+        if (name, layout.generation) in refusing and not force:
+            raise StageRefusedError(f"{name} of generation {layout.generation} refuses")
+        calls.append((name, layout.generation, force))
+
+    monkeypatch.setattr(run, "write_summary", lambda config, layout: None)
+    monkeypatch.setattr(run, "STAGES", {name: partial(stage, name) for name in run.STAGES})
+    return calls
+
+
+def begin(layout: Layout, *folders: str) -> None:
+    for folder in folders:
+        open_stage(folder, "any", Fingerprint({}, {})).commit([], {})
+
+
+def test_force_starts_the_named_stage_over_and_not_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = record_forced(monkeypatch)
+    assert main(["stage=label", f"run_dir={tmp_path}/run", "force=true"]) == 0
+    assert calls == [("label", 1, True), ("select", 1, False)]
+
+
+def test_force_moves_one_generations_output_the_last_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts = [Layout(f"{tmp_path}/run", generation) for generation in (1, 2, 3)]
+    begin(layouts[0], layouts[0].labels, layouts[0].student, layouts[1].labels)
+    calls = record_forced(monkeypatch)
+    assert main(["stage=label", f"run_dir={tmp_path}/run", "generations=3", "force=true"]) == 0
+    assert [call for call in calls if call[0] == "label"] == [("label", 1, False), ("label", 2, True)]
+
+
+def test_force_goes_to_the_first_generation_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layouts = [Layout(f"{tmp_path}/run", generation) for generation in (1, 2)]
+    begin(layouts[0], layouts[0].labels, layouts[0].student, layouts[1].labels)
+    calls = record_forced(monkeypatch, refusing=(("label", 1), ("label", 2)))
+    message = error_of(capsys, "stage=label", f"run_dir={tmp_path}/run", "generations=2", "force=true")
+    assert calls == [("label", 1, True), ("select", 1, False)]
+    assert "label of generation 2 refuses" in message
+
+
+@pytest.mark.parametrize("stage", ["teacher", "status", "report", "evaluate"])
+def test_a_run_dir_that_is_a_file_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    (tmp_path / "run").touch()
+    assert f"run_dir={tmp_path}/run: a file is there" in error_of(capsys, f"stage={stage}", f"run_dir={tmp_path}/run")
+
+
+def test_a_configuration_in_a_folder_without_ending_or_mistyped_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("confg.yaml", "folder.yaml"):
+        assert f"config={tmp_path}/{name}: " in error_of(capsys, "stage=all", f"config={tmp_path}/{name}", "run_dir=x")
+
+
+def test_a_gpu_that_is_not_there_is_named(
+    tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    write_digits(tmp_path / "labeled", 0, 10)
+    words = [f"run_dir={tmp_path}/run", f"data.labeled=[{tmp_path}/labeled/*.tar]", "device=cuda"]
+    assert "device=cuda: torch finds no GPU" in error_of(capsys, "stage=teacher", *words)
 
 
 def test_a_file_that_cannot_be_written_is_named_without_a_traceback(

@@ -59,9 +59,30 @@ def test_an_unknown_configuration_names_the_nearest() -> None:
         load_config("fashion_mnits", [])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["teacher.model_args={width: 0.1"], r"teacher\.model_args=\{width: 0\.1: not readable as a value"),
+        (["data.labeled=[shards-{0..9}.tar]"], "Text with braces needs quotes of its own"),
+        (["seed=${x}"], "Interpolation key 'x' not found"),
+        (["data.labeled.x=3", "config=c"], "data.labeled.x"),
+        (["run_dir="], "run_dir"),
+        (["teacher.epochs=inf"], "teacher.epochs"),
+        (["teacher.augment.crop_scale=[1,0.5]"], r"teacher\.augment\.crop_scale.*the smaller first"),
+        (["teacher.augment.crop_ratio=[2,1]"], r"teacher\.augment\.crop_ratio.*the smaller first"),
+        (["teacher.std=[0,1,1]"], r"teacher\.std\.0=0: input should be greater than 0"),
+    ],
+)
+def test_values_that_cannot_be_read_or_used_are_named(tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "c.yaml").write_text("data: {labeled: [x.tar]}\n")
+    config = str(tmp_path / "c.yaml") if "config=c" in words else None
+    with pytest.raises(UsageError, match=message):
+        load_config(config, [word for word in words if word != "config=c"])
+
+
 def test_a_yaml_file_that_is_no_mapping_or_not_yaml_is_refused(tmp_path: Path) -> None:
-    for content in ("- 1\n", "a: [\n"):
-        (tmp_path / "bad.yaml").write_text(content)
+    for content in (b"- 1\n", b"a: [\n", b"\xff\xfe\x00", b"seed: ${nothing}\n"):
+        (tmp_path / "bad.yaml").write_bytes(content)
         with pytest.raises(UsageError, match=r"bad\.yaml"):
             load_config(str(tmp_path / "bad.yaml"), [])
 
@@ -81,6 +102,8 @@ def test_fingerprints_hold_what_changes_the_output_and_nothing_else() -> None:
     assert "seed" in fields
     assert not any("loader_workers" in name or "run_dir" in name for name in fields)
     assert "label.workers" not in Config().stage_fields("label")
+    assert "data.num_classes" not in fields, "runs that never set it keep their fingerprints"
+    assert load_config(None, ["data.num_classes=7"]).stage_fields("teacher")["data.num_classes"] == 7
 
 
 def test_every_field_can_be_described_and_every_packaged_configuration_loads() -> None:

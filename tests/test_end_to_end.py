@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
+from pipeline.run import main
 from tests import digits_run
 from tests.conftest import WriteDigits, make_writer
 
@@ -120,7 +121,8 @@ def test_another_selection_touches_no_label_and_is_what_the_student_would_use(
     assert (run_dir / "gen-1/selections/current").read_text() != first
     refused = digits_run.run("stage=student", f"run_dir={run_dir}")
     assert refused.returncode == 2
-    assert "selection: changed upstream" in refused.stderr
+    assert "select.per_class: 60 there, 20 now" in refused.stderr
+    assert "stage=select select.per_class=60" in refused.stderr
     back = digits_run.run("stage=select", f"run_dir={run_dir}", "select.per_class=60")
     assert back.returncode == 0
     assert (run_dir / "gen-1/selections/current").read_text() == first
@@ -137,6 +139,71 @@ def test_status_and_plan_answer_and_run_nothing(
     assert plan.returncode == 0, plan.stderr
     assert "900 images" in plan.stdout
     assert not storage.exists(f"{data}/other/gen-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "states", "reason"),
+    [
+        ("stage=all", "done done done done done", ""),
+        ("stage=all teacher.lr=3", "refuse done done done done", "teacher.lr: 4.0 there, 3.0 now"),
+        ("stage=all select.per_class=25", "done done run refuse done", "before stage=select makes another"),
+        ("stage=student select.per_class=20", "refuse", "Run stage=select first"),
+        ("stage=all MORE", "done continue run refuse done", "1 of 7 shards are new"),
+        ("stage=label force=true", "over run", "moves the output that is there aside"),
+        ("stage=all generations=2", "done done done done done done run run run run", ""),
+    ],
+)
+def test_the_plan_of_a_finished_run_says_what_each_stage_would_do(
+    data: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    write_digits: WriteDigits,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    states: str,
+    reason: str,
+) -> None:
+    run_dir, _ = finished
+    if not (data / "plan").exists():
+        write_digits(data / "plan", 1100, 1180, labeled=False)
+    grown = f"data.unlabeled=[{data}/unlabeled/*.tar,{data}/plan/*.tar]"
+    before = {f: f.stat().st_mtime_ns for f in run_dir.rglob("*")}
+    assert main([*words.replace("MORE", grown).split(), f"run_dir={run_dir}", "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    found = [line[24:42].split()[-1] for line in printed.splitlines() if line.startswith("generation")]
+    assert found == states.split()
+    assert reason in printed
+    assert {f: f.stat().st_mtime_ns for f in run_dir.rglob("*")} == before
+
+
+def test_the_plan_says_what_a_lost_output_or_a_first_run_needs(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = finished
+    run_dir = data / "lost"
+    shutil.copytree(first, run_dir)
+    (run_dir / "gen-1/student/metrics.jsonl").unlink()
+    assert main(["stage=student,evaluate", f"run_dir={run_dir}", "plan=true"]) == 0
+    lost = capsys.readouterr().out
+    assert "student   would continue" in lost
+    assert "metrics.jsonl is missing or cut short" in lost
+    (run_dir / "gen-1/labels/unlabeled-000002.parquet").unlink()
+    assert main(["stage=label,student,evaluate", f"run_dir={run_dir}", "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 6 shards are new, changed or without labels" in printed
+    assert "select    done" in printed
+    assert "refuse" not in printed, "the same labels are made again"
+    assert main(["stage=label", f"config={data}/config.yaml", f"run_dir={data}/fresh", "plan=true"]) == 0
+    assert "stage teacher is not done; run stage=teacher first" in capsys.readouterr().out
+
+
+def test_test_shards_without_labels_leave_the_figures_that_are_there(
+    data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = data / "mistaken"
+    shutil.copytree(finished[0], run_dir)
+    assert main(["stage=evaluate", f"run_dir={run_dir}", f"data.test=[{data}/unlabeled/*.tar]"]) == 2
+    assert "no .cls member" in capsys.readouterr().err
+    assert (run_dir / "gen-1/evaluation/done.json").exists()
 
 
 def test_new_shards_are_labeled_and_old_labels_kept(

@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from data.labels import LabeledShard, describe_label_file, read_labels, read_quarantined, soft_targets, top_k_of
-from data.manifest import Shard, open_split
+from data.labels import (
+    LabeledShard,
+    describe_label_file,
+    read_labels,
+    read_manifest,
+    read_quarantined,
+    soft_targets,
+    top_k_of,
+)
+from data.manifest import DataError, Shard, open_split
 from pipeline.config import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
@@ -154,6 +162,12 @@ def test_a_label_file_describes_itself_and_a_damaged_one_does_not(tmp_path: Path
     assert describe_label_file(str(url)) == result
     url.write_bytes(url.read_bytes()[:-100])
     assert describe_label_file(str(url)) is None
+
+
+def test_a_damaged_manifest_of_labels_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json: damaged .* remove it and run stage=label"):
+        read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("views", [2, 10])

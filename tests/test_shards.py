@@ -122,6 +122,22 @@ def test_a_packed_shard_that_is_missing_or_cut_short_is_an_error_that_names_it(
         open_split(f"{tmp_path}/labeled/labeled-000009.tar", str(tmp_path / "index"))
 
 
+def test_a_shard_that_the_manifest_beside_it_does_not_list_is_refused(
+    tmp_path: Path, write_digits: WriteDigits
+) -> None:
+    write_digits(tmp_path / "unlabeled", 0, 50, labeled=False)
+    write_raw_tar(tmp_path / "unlabeled/more.tar", [("a.jpg", b"1")])
+    with pytest.raises(DataError, match=r"more\.tar: not in \S+unlabeled/manifest\.json.*a folder of its own"):
+        open_split(f"{tmp_path}/unlabeled/*.tar", str(tmp_path / "index"))
+
+
+def test_foreign_shards_in_a_folder_of_their_own_join_packed_ones(tmp_path: Path, write_digits: WriteDigits) -> None:
+    write_digits(tmp_path / "unlabeled", 0, 50, labeled=False)
+    write_raw_tar(tmp_path / "more/more.tar", [("a.jpg", b"1")])
+    split = open_split([f"{tmp_path}/unlabeled/*.tar", f"{tmp_path}/more/*.tar"], str(tmp_path / "index"))
+    assert split.num_samples == 51
+
+
 def test_two_shards_with_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_raw_tar(tmp_path / folder / "x.tar", [("a.jpg", b"1")])

@@ -14,6 +14,7 @@ from pipeline.stage import (
     StageError,
     StageRefusedError,
     done_record,
+    look,
     open_stage,
     refuse_other_config,
     require_done,
@@ -60,9 +61,39 @@ def test_other_settings_are_refused_with_each_field_and_both_values(folder: str)
 
 
 def test_unfinished_work_of_other_settings_is_refused_too(folder: str) -> None:
-    open_stage(folder, "teacher", FINGERPRINT)
+    storage.write_bytes(open_stage(folder, "teacher", FINGERPRINT).path("checkpoints/step-1.pt"), b"work")
     with pytest.raises(StageRefusedError, match=r"teacher\.lr: 0\.1 there, 0\.2 now"):
         refuse_other_config(folder, "teacher", {"teacher.epochs": 3, "teacher.lr": 0.2})
+
+
+def test_a_stage_that_ended_before_it_made_anything_takes_mended_settings(folder: str) -> None:
+    open_stage(folder, "teacher", Fingerprint({"teacher.model": "resnetrs51"}, {"labeled": "abc"}))
+    mended = Fingerprint({"teacher.model": "resnetrs50"}, {"labeled": "abc"})
+    refuse_other_config(folder, "teacher", mended.config)
+    assert open_stage(folder, "teacher", mended).state == "new"
+    assert open_stage(folder, "teacher", mended).state == "continue"
+
+
+def test_other_inputs_alone_are_refused_with_what_to_do(folder: str) -> None:
+    finished(folder)
+    with pytest.raises(StageRefusedError) as caught:
+        open_stage(folder, "teacher", Fingerprint(FINGERPRINT.config, {"labeled": "xyz"}))
+    message = str(caught.value)
+    assert "was made from other inputs" in message
+    assert "stage=teacher force=true moves this stage's output aside and makes it again" in message
+    assert "old values" not in message
+
+
+def test_looking_says_what_opening_would_do_and_changes_nothing(folder: str) -> None:
+    assert look(folder, "teacher", FINGERPRINT) == ("new", "")
+    assert not storage.exists(folder)
+    finished(folder)
+    assert look(folder, "teacher", FINGERPRINT) == ("done", "")
+    storage.remove(storage.join(folder, "weights/model.bin"))
+    state, reason = look(folder, "teacher", FINGERPRINT)
+    assert state == "continue"
+    assert "model.bin is missing" in reason
+    assert done_record(folder) is not None
 
 
 def test_force_moves_the_old_output_aside_and_starts_over(folder: str, capsys: pytest.CaptureFixture[str]) -> None:

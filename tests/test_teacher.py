@@ -96,6 +96,14 @@ def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) ->
     assert check_teacher(config, layout(config), read_info(layout(config).teacher)) is None
 
 
+def test_another_number_of_classes_is_refused_where_it_was_given(make_config: MakeConfig) -> None:
+    config = make_config("data.validation=[]", "data.num_classes=10")
+    train_teacher(config, layout(config))
+    other = make_config("data.validation=[]", "data.num_classes=12")
+    with pytest.raises(StageRefusedError, match=r"data\.num_classes: 10 there, 12 now"):
+        train_teacher(other, layout(other))
+
+
 def test_classes_in_another_order_are_refused_with_the_first_difference(make_config: MakeConfig) -> None:
     config = make_config()
     train_teacher(config, layout(config))

@@ -1,5 +1,6 @@
 """Weights out to timm and in from elsewhere; never pickled code."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_what_is_saved_comes_back_and_the_same_weights_are_the_same_bytes(tmp_pa
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_tied_weights_are_saved_under_both_names(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0)
+    save_weights(str(tmp_path), {"head.weight": tensor, "embedding.weight": tensor}, info("resnetrs26"))
+    _, tensors = load_weights(str(tmp_path))
+    assert all(torch.equal(tensors[name], tensor) for name in ("head.weight", "embedding.weight"))
+
+
 def small_state() -> dict[str, torch.Tensor]:
     return {
         name: tensor.clone() for name, tensor in build_model("resnetrs26", 3, {"width": 0.125}).state_dict().items()
@@ -65,6 +73,16 @@ def test_torch_files_load_bare_or_wrapped_and_from_parallel_training(tmp_path: P
     named = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({wrapper: named} if wrapper else named, tmp_path / "w.pth")
     loaded = external(tmp_path / "w.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_timms_training_checkpoint_loads_with_its_averaged_weights(tmp_path: Path) -> None:
+    state = small_state()
+    raw = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    arguments = Namespace(model="resnetrs26", lr=0.1, mean=None, opt_betas=(0.9, 0.99), model_kwargs={"width": 0.125})
+    content = {"epoch": 1, "arch": "resnetrs26", "state_dict": raw, "optimizer": {"state": {}}, "version": 2}
+    torch.save(content | {"args": arguments, "state_dict_ema": state, "metric": 77.1}, tmp_path / "last.pth.tar")
+    loaded = external(tmp_path / "last.pth.tar")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
@@ -129,9 +147,24 @@ class Runs:
 
 def test_pickled_code_is_refused_and_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Runs()}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="pickled code, which is never run"):
+    with pytest.raises(ModelError, match=r"pickled code \(\S*print\), which is never run") as caught:
         external(tmp_path / "w.pth")
+    assert "safetensors.torch.save_file" in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"version https://git-lfs", b"x" * 100, b""])
+def test_what_is_no_torch_file_is_called_that(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"w\.pth: not a file of torch\.save"):
+        external(tmp_path / "w.pth")
+
+
+def test_a_torch_file_that_was_cut_short_is_called_damaged(tmp_path: Path) -> None:
+    torch.save(small_state(), tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:500])
+    with pytest.raises(ModelError, match=r"w\.pth: damaged"):
+        external(tmp_path / "w.pth")
 
 
 def test_files_that_are_missing_damaged_or_of_another_kind_are_named(tmp_path: Path) -> None:

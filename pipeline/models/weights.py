@@ -10,6 +10,8 @@ import io
 import json
 import logging
 import pickle
+import re
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,6 +29,8 @@ from pipeline.models.resnet_rs import ModelError
 
 MODEL_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 _OURS = "noisy_student"
+_TORCH = (".pth", ".pt", ".bin", ".pth.tar")  # timm's training script writes the last
+_ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _SHOWN = 4  # names in an error
 
@@ -56,7 +60,8 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
 
 def save_weights(folder: str, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
     """Write a weights folder; the same weights give the same bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
     storage.write_bytes(storage.join(folder, MODEL_NAME), safetensors.torch.save(tensors, {"format": "pt"}))
     storage.write_text(storage.join(folder, CONFIG_NAME), json.dumps(_timm_config(info), indent=1) + "\n")
 
@@ -102,7 +107,7 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     """The state dict of a model that was trained elsewhere, checked against the model.
 
     Args:
-        source: a .safetensors, .pth or .pt file, a weights folder, or `pretrained` for timm's own.
+        source: a .safetensors, .pth, .pt or .pth.tar file, a weights folder, or `pretrained` for timm's own.
 
     Raises:
         ModelError: a file that cannot be read, holds pickled code, or does not fit the model.
@@ -113,7 +118,7 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     state = _read_state(source)
     wanted = dict(model.state_dict())
     # safetensors files do not keep the order of their tensors
-    in_order = source.endswith((".pth", ".pt", ".bin"))
+    in_order = source.endswith(_TORCH)
     return (
         _by_order(source, state, wanted)
         if in_order and _same_in_order(state, wanted)
@@ -140,11 +145,14 @@ def weights_digest(source: str) -> str:
 
 
 def _weights_file(source: str) -> str:
-    if not storage.exists(source):
+    is_file = source.endswith((*_TORCH, ".safetensors"))
+    url = source if is_file else storage.join(source, MODEL_NAME)
+    if not storage.exists(url):
+        found = "no such file" if is_file or not storage.exists(source) else f"has no {MODEL_NAME}"
         raise ModelError(
-            f"weights {source!r}: no such file; expected a .safetensors, .pth or .pt file, a weights folder or 'pretrained'"
+            f"weights {source!r}: {found}; expected a .safetensors, .pth, .pt or .pth.tar file, a weights folder or 'pretrained'"
         )
-    return source if source.endswith((".pth", ".pt", ".bin", ".safetensors")) else storage.join(source, MODEL_NAME)
+    return url
 
 
 def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
@@ -176,12 +184,12 @@ def _read_safetensors(url: str) -> dict[str, Tensor]:
 
 
 def _read_torch(url: str) -> dict[str, Tensor]:
+    file = storage.read_bytes(url)
     try:
-        content = torch.load(io.BytesIO(storage.read_bytes(url)), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{url}: holds pickled code, which is never run; save its state_dict() alone") from error
-    except (RuntimeError, EOFError) as error:
-        raise ModelError(f"{url}: damaged ({error})") from error
+        with torch.serialization.safe_globals([Namespace]):  # plain data: the arguments of timm's training script
+            content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{url}: {_why_unreadable(file, error)}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -190,6 +198,19 @@ def _read_torch(url: str) -> dict[str, Tensor]:
         raise ModelError(f"{url}: expected a state dict, or one under {', '.join(_WRAPPERS)}")
     # n_averaged: torch's AveragedModel counts its updates beside the weights
     return {key.removeprefix("module."): value for key, value in content.items() if key != "n_averaged"}
+
+
+def _why_unreadable(file: bytes, error: Exception) -> str:
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code or (isinstance(error, pickle.UnpicklingError) and file.startswith(_ZIP)):
+        return (
+            f"holds pickled code{f' ({code[1]})' if code else ''}, which is never run. Whoever trusts its maker can convert it, once:\n"
+            "  import safetensors.torch, torch; content = torch.load('FILE', map_location='cpu', weights_only=False)\n"
+            "  safetensors.torch.save_file(content.get('state_dict_ema') or content['state_dict'], 'FILE.safetensors')"
+        )
+    if file.startswith(_ZIP):
+        return f"damaged ({error})"
+    return f"not a file of torch.save (it begins with {file[:20]!r}); expected a state dict, or a training checkpoint with one"
 
 
 def _same_in_order(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data import storage
 from data.manifest import Split
 from pipeline import interrupt
-from pipeline.config import TrainConfig
+from pipeline.config import TrainConfig, require_device
 from pipeline.models.factory import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.augment import normalize
@@ -100,10 +100,12 @@ def fit(job: TrainJob) -> None:
     """Train to the end, or continue to it. The final checkpoint (see `load_trained`) is the result.
 
     Raises:
+        UsageError: there is no GPU, and one is asked for.
         TrainingError: the loss is not finite.
         DataError: an image that cannot be read.
         Interrupted: a signal came; the state is saved.
     """
+    require_device(job.device)
     torch.set_num_threads(job.threads)
     rank, world = _rank_and_world()
     state = _new_state(job)

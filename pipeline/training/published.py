@@ -9,7 +9,7 @@ from torch import Tensor
 from data import storage
 from data.manifest import Split
 from data.view import Decoder
-from pipeline.config import Config, TrainConfig
+from pipeline.config import Config, TrainConfig, require_device
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, load_weights, save_weights
 from pipeline.stage import Stage
@@ -39,6 +39,7 @@ def publish(
         outputs: further files of the stage, committed with the weights.
         extra: for the stage's summary.
     """
+    require_device(config.resolved_device())
     model = build_model(section.model, num_classes, section.model_args, 0.0, 0.0)
     model.load_state_dict(state)
     quality: dict[str, Any] = {}
@@ -83,7 +84,8 @@ def read_info(folder: str) -> WeightsInfo:
 def load_predictor(
     folder: str, device: str, batch_size: int = 256, views: int = 1, decoder: Decoder = "pillow"
 ) -> Predictor:
-    """The calibrated model of a stage's folder, ready to label."""
+    """The calibrated model of a stage's folder, ready to label. Raises UsageError for a GPU that is not there."""
+    require_device(device)
     info, state = load_weights(storage.join(folder, WEIGHTS_FOLDER))
     model = build_model(info.model, info.num_classes, info.model_args, 0.0, 0.0)
     model.load_state_dict(state)

@@ -1,0 +1,175 @@
+"""What each stage of a command would do (done, run, continue, start over, refuse) and why, found out without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data import storage
+from data.labels import LABELS_MANIFEST, read_manifest
+from data.manifest import Split
+from pipeline.config import Config
+from pipeline.evaluate import fingerprint as evaluate_fingerprint
+from pipeline.evaluate import is_outdated, require_test
+from pipeline.layout import Layout
+from pipeline.stage import StageError, digest_of, done_record, is_begun, look, refuse_other_config, require_done
+from pipeline.upstream import explain_inputs, require_labels, require_selection
+from student.train import fingerprint as student_fingerprint
+from student.train import require_labeled, require_labeled_corpus
+from teacher.label import fingerprint as label_fingerprint
+from teacher.select_stage import fingerprint as select_fingerprint
+from teacher.train import classes_of
+from teacher.train import fingerprint as teacher_fingerprint
+
+_STATES = {"new": "would run", "continue": "would continue", "done": "done"}
+REFUSES = "would refuse"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a stage would do. `changes`: the stages after it will find another output than is there now, or the first one."""
+
+    state: str
+    reason: str = ""
+    changes: bool = False
+
+    @property
+    def works(self) -> bool:
+        """True when the stage makes something, so that its digest is not known yet."""
+        return self.state not in ("done", REFUSES)
+
+
+class Command:
+    """A command's view of one generation: its stages in order, and what is known of those before."""
+
+    def __init__(self, config: Config, layout: Layout, splits: Mapping[str, Split], teacher: Outlook | None) -> None:
+        """`teacher`: of a later generation, the outlook of the student that will be its teacher, if that is in the command."""
+        self._config, self._layout, self._splits = config, layout, splits
+        self.seen: dict[str, Outlook] = {"teacher": teacher} if teacher else {}
+
+    def outlook(self, stage: str, forced: bool = False) -> Outlook:
+        """Of the next stage; `forced` when force=true would start it over."""
+        find = {
+            "teacher": self._teacher,
+            "label": self._label,
+            "select": self._select,
+            "student": self._student,
+            "evaluate": self._evaluate,
+        }
+        try:
+            found = find[stage]()
+        except StageError as refusal:
+            found = Outlook(REFUSES, str(refusal))
+        if forced:
+            found = Outlook("would start over", "force=true moves the output that is there aside", changes=True)
+        self.seen[stage] = found
+        return found
+
+    def _changing(self, *stages: str) -> list[str]:
+        return [stage for stage in stages if stage in self.seen and self.seen[stage].changes]
+
+    def _teacher(self) -> Outlook:
+        if "teacher" in self.seen:
+            return self.seen["teacher"]
+        if self._layout.generation > 1:
+            require_done(self._layout.teacher, "student")
+            return Outlook("done")
+        labeled, validation = self._splits.get("labeled"), self._splits.get("validation")
+        expected = teacher_fingerprint(self._config, labeled, validation)
+        classes_of(self._config, labeled or validation)
+        return _of(look(self._layout.teacher, "teacher", expected), self._layout.teacher)
+
+    def _label(self) -> Outlook:
+        folder = self._layout.labels
+        if changing := self._changing("teacher"):
+            return self._after(changing[0], "label", folder)
+        teacher = require_done(self._layout.teacher, "teacher" if self._layout.generation == 1 else "student")
+        expected = label_fingerprint(self._config, teacher["digest"])
+        found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
+        corpus = self._corpus()
+        todo = _without_labels(folder, corpus)
+        if found.state != "done":
+            reason = found.reason or f"{todo:,} of {len(corpus.shards):,} shards are without labels"
+            return replace(found, reason=reason)
+        grown = require_done(folder, "label")["summary"]["corpus"] != corpus.digest()
+        if todo or grown:  # lost labels are made again as they were
+            reason = f"{todo:,} of {len(corpus.shards):,} shards are new, changed or without labels"
+            return Outlook("would continue", reason, changes=grown)
+        return found
+
+    def _corpus(self) -> Split:
+        if "unlabeled" not in self._splits:
+            raise StageError("data.unlabeled is empty; give unlabeled shards")
+        return self._splits["unlabeled"]
+
+    def _select(self) -> Outlook:
+        if self._changing("label"):
+            return Outlook("would run", changes=True)
+        folder = self._selection_folder()
+        expected = select_fingerprint(self._config, require_labels(self._config, self._layout))
+        state, reason = look(folder, "select", expected)
+        if state == "done" and folder != self._layout.current_selection():
+            reason = "made before; it becomes the current one"
+        return Outlook(_STATES[state], reason, changes=state == "new")
+
+    def _selection_folder(self) -> str:
+        labels = require_labels(self._config, self._layout)
+        digest = digest_of(select_fingerprint(self._config, labels).as_json())
+        return storage.join(self._layout.selections, digest)
+
+    def _student(self) -> Outlook:
+        require_labeled(self._config)
+        folder = self._layout.student
+        if changing := self._changing("label", "select"):
+            return self._after(changing[0], "student", folder)
+        labels = require_labels(self._config, self._layout)
+        expected = student_fingerprint(
+            self._config, self._splits["labeled"], self._splits.get("validation"), labels, self._selection(labels)
+        )
+        found = _of(look(folder, "student", expected, explain_inputs(self._layout)), folder)
+        if found.works and self._config.student.unlabeled_ratio:
+            require_labeled_corpus(self._corpus(), labels)
+        return found
+
+    def _selection(self, labels: Mapping[str, Any]) -> dict[str, Any]:
+        """The selection that will be current when the student's turn comes."""
+        if "select" in self.seen and (record := done_record(self._selection_folder())) is not None:
+            return record
+        return require_selection(self._config, self._layout, labels)[1]
+
+    def _evaluate(self) -> Outlook:
+        require_test(self._config)
+        if self._changing("teacher", "student"):
+            return Outlook("would run")
+        expected = evaluate_fingerprint(self._config, self._layout, self._splits["test"])
+        if is_outdated(self._layout, expected):
+            return Outlook("would run", "the figures there are of other models or test images, and are moved aside")
+        return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
+
+    def _after(self, earlier: str, stage: str, folder: str) -> Outlook:
+        """Of a stage whose inputs are not known before an earlier one of the command has run."""
+        refuse_other_config(folder, stage, self._config.stage_fields(stage))
+        if not is_begun(folder):
+            return Outlook("would run", changes=True)
+        return Outlook(
+            REFUSES,
+            f"{folder} was made from what is there before stage={earlier} makes another; stage={stage} force=true then",
+        )
+
+
+def _of(found: tuple[str, str], folder: str) -> Outlook:
+    return Outlook(_STATES[found[0]], found[1], changes=done_record(folder) is None)
+
+
+def _without_labels(folder: str, corpus: Split) -> int:
+    """Shards that have no label file, or one of other content (as far as the labels' manifest tells)."""
+    files: Sequence[str] = storage.list_names(folder)
+    listed = {e.name: e for e in read_manifest(folder)} if LABELS_MANIFEST in files else {}
+
+    def same(name: str, identity: tuple[int, str]) -> bool:
+        entry = listed.get(name)
+        return entry is None or (entry.source_bytes, entry.index_sha256) == identity
+
+    there = {name.removesuffix(".parquet") for name in files}
+    return sum(s.name not in there or not same(s.name, (s.bytes, s.index_sha256)) for s in corpus.shards)

@@ -1,0 +1,91 @@
+"""What a stage takes from earlier ones: done, and made of each other. A mixture of old and new outputs is refused here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data import storage
+from pipeline.config import Config
+from pipeline.layout import Layout
+from pipeline.stage import Explain, StageError, differences, done_record, is_begun, require_done
+
+
+def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
+    """The done-record of the labels.
+
+    Raises:
+        StageError: they are not done, or of another teacher than the run's, or of another number of classes than configured.
+            No teacher at all is fine: labels can travel alone.
+    """
+    labels = require_done(layout.labels, "label")
+    if config.data.num_classes not in (None, labels["summary"]["num_classes"]):
+        raise StageError(
+            f"data.num_classes={config.data.num_classes}, but {layout.labels} has {labels['summary']['num_classes']} classes; "
+            "give that number, or train a teacher for yours in another run_dir="
+        )
+    name = "teacher" if layout.generation == 1 else "student"
+    if is_begun(layout.teacher):
+        teacher = require_done(layout.teacher, name)["digest"]
+        if labels["fingerprint"]["inputs"]["teacher"] != teacher:
+            raise StageError(
+                f"{layout.labels}: the labels are of another teacher than {layout.teacher}, which was made anew; "
+                "run stage=label force=true (the old labels are moved aside)"
+            )
+    return labels
+
+
+def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Folder and done-record of the current selection.
+
+    Raises:
+        StageError: there is none, or it is of other labels or with other settings than the configuration's.
+    """
+    folder = layout.current_selection()
+    if folder is None:
+        raise StageError(f"{layout.selections}: nothing is selected yet; run stage=select first")
+    selection = require_done(folder, "select")
+    if selection["fingerprint"]["inputs"]["labels"] != labels["digest"]:
+        raise StageError(f"{folder}: selected from other labels than {layout.labels} has now; run stage=select first")
+    if changed := differences(selection["fingerprint"]["config"], config.stage_fields("select")):
+        lines = (f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in changed.items())
+        raise StageError(
+            "\n".join(
+                [f"{folder}: the current selection was made with other settings:", *lines, "Run stage=select first."]
+            )
+        )
+    return folder, selection
+
+
+def explain_inputs(layout: Layout) -> Explain:
+    """For a refusal: in which fields and inputs the old and the new output of an earlier stage differ, where both are still there."""
+
+    def explain(name: str, before: str | None, after: str | None) -> Iterator[str]:
+        records = list(_records(layout, name))
+        old, new = (next((r for r in records if r["digest"] == digest), None) for digest in (before, after))
+        if old is None or new is None:
+            return
+        fields = differences(old["fingerprint"]["config"], new["fingerprint"]["config"])
+        for field, (there, now) in fields.items():
+            yield f"    {field}: {there!r} there, {now!r} now"
+        for upstream in differences(old["fingerprint"]["inputs"], new["fingerprint"]["inputs"]):
+            yield f"    {upstream}: another one"
+        if name == "selection" and fields:
+            words = [f"{field}={json.dumps(there)}" for field, (there, _) in fields.items()]
+            yield f"    To go back to it: {shlex.join(['stage=select', *words])}"
+
+    return explain
+
+
+def _records(layout: Layout, name: str) -> Iterator[dict[str, Any]]:
+    """Done-records of an input's present output and of those that force=true moved aside."""
+    if name == "selection":
+        folders = [storage.join(layout.selections, entry) for entry in storage.list_names(layout.selections)]
+    else:
+        folder = {"teacher": layout.teacher, "labels": layout.labels}.get(name)
+        parent, _, base = (folder or "").rpartition("/")
+        names = storage.list_names(parent) if folder else []
+        folders = [storage.join(parent, entry) for entry in names if entry == base or entry.startswith(f"{base}.old-")]
+    yield from (record for folder in folders if (record := done_record(folder)) is not None)
