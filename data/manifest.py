@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ from data.sample import Sample, has_odd_key, iterate_samples
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
+_KNOWN_NAME = "shards.json"
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -157,13 +161,30 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
     _check_names(urls)
     manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
     records = {folder: {s.name: s for s in m.shards} if m else None for folder, m in manifests.items()}
+    sizes, foreign = _sizes(urls), _ForeignShards(index_folder)
+
+    def open_one(url: str) -> Shard:
+        listed = records[_folder(url)]
+        return foreign.open(url, sizes[url]) if listed is None else _open_packed(url, sizes[url], listed)
+
     with ThreadPoolExecutor(8) as pool:
-        opened = pool.map(lambda url: _open_shard(url, records[_folder(url)], index_folder), urls)
-        shards = tuple(tqdm(opened, total=len(urls), desc="shards", unit="shard", delay=5, leave=False))
+        shards = tuple(
+            tqdm(pool.map(open_one, urls), total=len(urls), desc="shards", unit="shard", delay=5, leave=False)
+        )
+    foreign.write()
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
     if len(set(names)) > 1:
         raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
     return Split(shards, names[0] if names else None)
+
+
+def _sizes(urls: Sequence[str]) -> dict[str, int]:
+    """Bytes of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes."""
+    listings = {folder: storage.list_sizes(folder) for folder in dict.fromkeys(map(_folder, urls))}
+    sizes = {url: listings[_folder(url)].get(storage.base_name(url)) for url in urls}
+    if missing := [url for url, size in sizes.items() if size is None]:
+        raise DataError(f"{missing[0]}: no such shard; check the path, or remove it from the list")
+    return {url: size for url, size in sizes.items() if size is not None}
 
 
 def _check_names(urls: list[str]) -> None:
@@ -193,15 +214,9 @@ def _read_manifest(folder: str) -> Manifest | None:
         ) from error
 
 
-def _open_shard(url: str, records: Mapping[str, ShardRecord] | None, index_folder: str) -> Shard:
-    """`records` by name, or None without a manifest. What a manifest does not list is a leftover more often than new data."""
-    try:
-        size = storage.size(url)
-    except FileNotFoundError as error:
-        raise DataError(f"{url}: no such shard; check the path, or remove it from the list") from error
+def _open_packed(url: str, size: int, records: Mapping[str, ShardRecord]) -> Shard:
+    """A shard that should be in its folder's manifest: one that is not is a leftover more often than new data."""
     name = storage.base_name(url)
-    if records is None:
-        return _index_foreign(url, size, storage.join(index_folder, _foreign_index_name(url)))
     if (record := records.get(name)) is None:
         raise DataError(
             f"{url}: not in {storage.join(_folder(url), MANIFEST_NAME)}, which lists the shards of its folder; put it into "
@@ -215,8 +230,44 @@ def _open_shard(url: str, records: Mapping[str, ShardRecord] | None, index_folde
     return Shard(url, size, record.num_samples, index_url, record.index_sha256)
 
 
-def _foreign_index_name(url: str) -> str:
-    """Splits may have shards of the same name; their indexes lie in one folder."""
+class _ForeignShards:
+    """Shards that we did not pack. Each one's index is made once and kept, and what it says is kept in one file for all."""
+
+    def __init__(self, index_folder: str) -> None:
+        self._folder, self._url = index_folder, storage.join(index_folder, _KNOWN_NAME)
+        self._known: dict[str, list[Any]] = {}
+        self._there: set[str] = set()
+        self._asked = self._changed = False
+        self._lock = threading.Lock()
+
+    def open(self, url: str, size: int) -> Shard:
+        """The shard, indexed unless it is known with this size."""
+        with self._lock:
+            if not self._asked:
+                self._known, self._there, self._asked = self._read(), set(storage.list_names(self._folder)), True
+        name, known = foreign_index_name(url), self._known.get(url)
+        index_url = storage.join(self._folder, name)
+        if known is None or known[0] != size or name not in self._there:
+            shard = _index_foreign(url, size, index_url)
+            self._known[url] = [size, shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key]
+            self._changed = True
+            return shard
+        return Shard(url, size, known[1], index_url, *known[2:])
+
+    def write(self) -> None:
+        """Keep what has been learned."""
+        if self._changed:
+            storage.write_text(self._url, json.dumps({"schema_version": 1, "shards": self._known}) + "\n")
+
+    def _read(self) -> dict[str, list[Any]]:
+        try:
+            return dict(json.loads(storage.read_text(self._url))["shards"]) if storage.exists(self._url) else {}
+        except (ValueError, KeyError):
+            return {}  # the indexes tell the same
+
+
+def foreign_index_name(url: str) -> str:
+    """Name of a foreign shard's index. Splits may have shards of the same name; their indexes lie in one folder."""
     return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from data import storage
-from data.labels import QUARANTINE_NAME
 from data.manifest import Split, open_split
 from pipeline.config import Config, TrainConfig
 from pipeline.layout import Layout
@@ -14,7 +16,10 @@ from pipeline.models.factory import build_model, count_flops, count_parameters, 
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
 from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
+from teacher.progress import read_progress
 from teacher.train import classes_of
+
+_FRESH_S = 60.0
 
 
 def stage_folders(layout: Layout) -> dict[str, str]:
@@ -33,11 +38,11 @@ def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
     return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
 
 
-def print_status(config: Config, layouts: Sequence[Layout]) -> None:
+def print_status(config: Config, layouts: Sequence[Layout]) -> None:  # noqa: ARG001 (as all readers)
     """One line per stage: done, with its time; begun; or not begun."""
     for layout in layouts:
         for stage, folder in stage_folders(layout).items():
-            print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(config, layout, stage)}")
+            print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(layout, stage)}")
 
 
 def _state(folder: str) -> str:
@@ -46,14 +51,18 @@ def _state(folder: str) -> str:
     return "begun" if storage.exists(storage.join(folder, "started.json")) else "not begun"
 
 
-def _progress(config: Config, layout: Layout, stage: str) -> str:
+def _progress(layout: Layout, stage: str) -> str:
     folder = stage_folders(layout)[stage]
     if done_record(folder) is not None:
         return f"{recorded_seconds(folder):9.1f} s  {folder}"
-    if stage == "label" and storage.exists(folder):
-        files = [name for name in storage.list_names(folder) if name.endswith(".parquet") and name != QUARANTINE_NAME]
-        return f"{len(files)} of {len(storage.expand(config.data.unlabeled))} shards labeled"
-    return ""
+    if stage != "label":
+        return ""
+    if (progress := read_progress(folder)) is None:
+        return ""
+    age = time.time() - progress.written_at
+    when = "" if age < _FRESH_S else f"; as of {tqdm.format_interval(age)} ago"
+    shards = f"{progress.shards_done:,} of {progress.shards_total:,} shards"
+    return f"{shards}, {progress.images_done:,} of {progress.images_total:,} images{when}: {progress.describe()}"
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:

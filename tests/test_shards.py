@@ -74,6 +74,25 @@ def test_foreign_shards_are_indexed_once_and_the_index_is_kept(tmp_path: Path, m
     assert open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index")) == split
 
 
+def test_known_foreign_shards_are_opened_without_reading_their_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_raw_tar(tmp_path / f"foreign-{number}.tar", [("a.jpg", b"1"), ("a.jpg", b"2")])
+    before = open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index"))
+    monkeypatch.setattr("data.manifest.pq.read_table", lambda _: pytest.fail("an index was read"))
+    assert open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index")) == before
+
+
+def test_a_lost_index_of_a_foreign_shard_is_made_again(tmp_path: Path) -> None:
+    write_raw_tar(tmp_path / "foreign.tar", [("a.jpg", b"1")])
+    before = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
+    Path(before.shards[0].index_url).unlink()
+    after = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
+    assert after == before
+    assert after.shards[0].index().num_rows == 1
+
+
 def test_a_foreign_shard_that_changed_is_indexed_again(tmp_path: Path) -> None:
     write_raw_tar(tmp_path / "foreign.tar", [("a.jpg", b"1")])
     before = open_split(f"{tmp_path}/foreign.tar", str(tmp_path / "index"))
