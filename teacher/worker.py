@@ -24,7 +24,9 @@ class Labeler:
         """Load the model."""
         config = self._config
         torch.set_num_threads(config.threads)
-        predictor = load_predictor(self._teacher, self._device, config.batch_size, config.views, config.decoder)
+        predictor = load_predictor(
+            self._teacher, self._device, config.batch_size, config.views, config.decoder, fast=True
+        )
         self._labeler = ShardLabeler(
             predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads
         )

@@ -511,7 +511,8 @@ def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
 def local_labels(data: Path) -> dict[str, bytes]:
     """Label files of the shards on disk, by the teacher of `run`."""
     config = load_config(None, [f"run_dir={data}/run"])
-    predictor = load_predictor(f"{data}/run/gen-1/teacher", "cpu", config.label.batch_size, config.label.views)
+    teacher, options = f"{data}/run/gen-1/teacher", config.label
+    predictor = load_predictor(teacher, "cpu", options.batch_size, options.views, options.decoder, fast=True)
     labeler = ShardLabeler(predictor, 10, config.label.top_k, decode_threads=1)
     files = {}
     for shard in open_split(config.data.unlabeled, f"{data}/index").shards:

@@ -11,6 +11,7 @@ from data.manifest import Split
 from data.view import Decoder
 from pipeline.config import Config, TrainConfig, require_device
 from pipeline.models.factory import build_model
+from pipeline.models.folding import fold_batch_norm
 from pipeline.models.weights import WeightsInfo, load_weights, save_weights
 from pipeline.stage import Stage
 from pipeline.training.calibration import calibration_error, fit_temperature, softmax
@@ -82,14 +83,24 @@ def read_info(folder: str) -> WeightsInfo:
 
 
 def load_predictor(
-    folder: str, device: str, batch_size: int = 256, views: int = 1, decoder: Decoder = "pillow"
+    folder: str, device: str, batch_size: int = 256, views: int = 1, decoder: Decoder = "pillow", fast: bool = False
 ) -> Predictor:
-    """The calibrated model of a stage's folder, ready to label. Raises UsageError for a GPU that is not there."""
+    """The calibrated model of a stage's folder.
+
+    Args:
+        fast: fold batch norms and use channels_last: the same but for rounding, in less than half the time on CPUs.
+
+    Raises:
+        UsageError: a GPU that is not there.
+    """
     require_device(device)
     info, state = load_weights(storage.join(folder, WEIGHTS_FOLDER))
     model = build_model(info.model, info.num_classes, info.model_args, 0.0, 0.0)
     model.load_state_dict(state)
-    return Predictor(model, preprocessing(info), device, batch_size, info.temperature, views, decoder)
+    config = preprocessing(info).model_copy(update={"channels_last": fast})
+    if fast:
+        model = fold_batch_norm(model, info.image_size)
+    return Predictor(model, config, device, batch_size, info.temperature, views, decoder)
 
 
 def preprocessing(info: WeightsInfo) -> TrainConfig:

@@ -1,0 +1,113 @@
+"""A real model end to end: how much of what the model and the host path allow together does a labeling worker reach?
+
+    python -m benchmarks.bench_label_model [images=1000] [rounds=3] [threads=2]
+
+EfficientNet-Lite0 with its ImageNet weights on JPEG photos of 500 × 375, as `stage=label` runs it: batch norms folded, channels_last.
+On a CPU, model and host path share the cores: together they allow 1 / (1/model + 1/host) images per second. The model as
+timm builds it is measured beside.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks.bench_label import StubPredictor
+from benchmarks.photos import make_photos
+from data.manifest import Shard, open_split
+from data.settings import run_command
+from pipeline.config import TrainConfig
+from pipeline.models.factory import build_model
+from pipeline.models.folding import fold_batch_norm
+from pipeline.training.inference import Predictor
+from teacher.label_shard import ShardLabeler
+from tests.test_real_model import timms_names
+
+MODEL, SIZE, BATCH, PER_SHARD = "tf_efficientnet_lite0", 224, 64, 250
+
+
+def bench(images: int = 1000, rounds: int = 3, threads: int = 2, out: str = "runs/bench_label") -> None:
+    """Print the rates of model, host path and both, in turn; medians."""
+    torch.set_num_threads(threads)
+    shards = open_split(make_photos(f"{out}/model-{images}", images // PER_SHARD, PER_SHARD), "/nonexistent").shards
+    plain, fast = _predictor(False), _predictor(True)
+    contenders: dict[str, Callable[[], float]] = {
+        "timm's model": lambda: _model_rate(plain, images // 4),
+        "model": lambda: _model_rate(fast, images // 2),
+        "host": lambda: _label_rate(StubPredictor(), shards, threads),
+        "together": lambda: _label_rate(fast, shards, threads),
+    }
+    rates = {name: [] for name in contenders}  # type: dict[str, list[float]]
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            rates[name].append(run())
+            print(f"{name:14} {rates[name][-1]:8,.1f} img/s", flush=True)
+    _print_results({name: median(found) for name, found in rates.items()}, rounds)
+
+
+def _predictor(fast: bool) -> Predictor:
+    model = build_model(MODEL, 1000, {})
+    model.load_state_dict(timms_names())
+    config = TrainConfig(model=MODEL, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=fast)
+    return Predictor(fold_batch_norm(model, SIZE) if fast else model, config, "cpu", BATCH, decoder="fast")
+
+
+def _model_rate(predictor: Predictor, images: int) -> float:
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)).permute(
+        0, 3, 1, 2
+    )
+    predictor.probabilities(batch)
+    started = time.perf_counter()
+    for _ in range(max(1, images // BATCH)):
+        predictor.probabilities(batch)
+    return max(1, images // BATCH) * BATCH / (time.perf_counter() - started)
+
+
+def _label_rate(predictor: Predictor, shards: tuple[Shard, ...], threads: int) -> float:
+    labeler = ShardLabeler(predictor, 1000, 10, threads)
+
+    def label(shard: Shard) -> int:
+        torch.set_num_threads(threads)
+        return labeler.label(shard, f"{out}/{shard.name}.parquet").rows
+
+    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(2) as in_flight:
+        started = time.perf_counter()
+        rows = sum(in_flight.map(label, shards))
+        return rows / (time.perf_counter() - started)
+
+
+def _print_results(rates: dict[str, float], rounds: int) -> None:
+    allowed = 1 / (1 / rates["model"] + 1 / rates["host"])
+    print(
+        f"\nmedians of {rounds} rounds: together {rates['together']:.1f} img/s, {rates['together'] / allowed:.3f} of the {allowed:.1f}"
+    )
+    print(
+        f"that model and host path allow on shared cores; the model is {rates['model'] / rates[_TIMM]:.2f} times as fast as timm's"
+    )
+    record = {
+        "bench": "label_model", "unit": "img/s up", "ours": round(rates["together"], 1), "floor": round(allowed, 1),
+        "peers": {"timm model alone": round(rates[_TIMM], 1)}, "seeds": 1,
+        "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }  # fmt: skip
+    print(json.dumps(record))
+
+
+_TIMM = "timm's model"
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

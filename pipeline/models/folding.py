@@ -1,0 +1,73 @@
+"""Batch norm folded into the convolution before it: the same function with fewer passes over memory, for inference alone."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+_TOLERANCE = 1e-3  # of the outputs' largest value; folding itself rounds at about 1e-6
+
+
+def fold_batch_norm(model: nn.Module, image_size: int) -> nn.Module:
+    """A copy of `model` in eval mode, in which every batch norm that follows a convolution is part of it.
+
+    What follows what is seen in one forward pass of noise, (1, 3, image_size, image_size). A copy that then gives another
+    output is thrown away and `model` itself returned: it uses a convolution's output in two places, say.
+    """
+    model = model.eval()
+    folded = copy.deepcopy(model)
+    example = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(example)
+    for convolution, norm in _pairs(folded, example):
+        _fold(convolution, norm)
+        _replace(folded, norm)
+    with torch.inference_mode():
+        difference = (folded(example) - expected).abs().max()
+    return folded if difference <= _TOLERANCE * expected.abs().max() else model
+
+
+def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each batch norm whose input is a convolution's output; modules that are used more than once are left alone."""
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors, so that no id comes twice
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    uses: Counter[nn.Module] = Counter()
+
+    def after_convolution(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        uses[module] += 1
+        outputs[id(output)] = module, output
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        uses[module] += 1
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], module))
+
+    hooks = [m.register_forward_hook(after_convolution) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.inference_mode():
+        model(example)
+    for hook in hooks:
+        hook.remove()
+    return [(convolution, norm) for convolution, norm in pairs if uses[convolution] == uses[norm] == 1]
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _replace(model: nn.Module, norm: nn.BatchNorm2d) -> None:
+    """By what remains of it: timm's batch norms have an activation inside."""
+    name = next(name for name, module in model.named_modules() if module is norm)
+    parent, _, leaf = name.rpartition(".")
+    rest = [module for part in ("drop", "act") if isinstance(module := getattr(norm, part, None), nn.Module)]
+    setattr(model.get_submodule(parent), leaf, nn.Sequential(*rest) if rest else nn.Identity())
