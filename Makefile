@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy
+.PHONY: help demo test check format clean bench-accuracy bench-label
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -35,6 +35,14 @@ format: $(VENV)/.installed  ## apply the formatter and the linter's fixes
 
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
 	$(BIN)/python -m benchmarks.bench_accuracy labels_per_class=$(or $(labels_per_class),50)
+
+bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decoder, real model, memory, scheduling, resume (20 minutes)
+	$(BIN)/python -m benchmarks.bench_label
+	$(BIN)/python -m benchmarks.bench_decoder
+	$(BIN)/python -m benchmarks.bench_label_model
+	$(BIN)/python -m benchmarks.bench_label_flow
+	$(BIN)/python -m benchmarks.bench_pool
+	$(BIN)/python -m benchmarks.bench_resume
 
 clean:  ## remove the environment, runs and data
 	rm -rf $(VENV) runs datasets

@@ -1,9 +1,11 @@
 """What pseudo-labels buy on Fashion-MNIST: teacher, student, and what the student would be without them, over several seeds.
 
     python -m benchmarks.bench_accuracy [labels_per_class=50] [seeds=0,1,2] [arms=all|teacher,student] [split=test|development]
+        [words="teacher.lr=0.1 …" out=DIR]
 
 A seed chooses the labeled images and everything random in training. Recipes are chosen with split=development, and reported with
-split=test. Every arm is a run directory of the pipeline, so the benchmark continues where it stopped.
+split=test; `words` changes the recipe of teacher and student. Every arm is a run directory of the pipeline, so the benchmark
+continues where it stopped.
 
     teacher         trained on the labels
     student         trained on labels and pseudo-labels, noised
@@ -53,6 +55,7 @@ def bench(
     seeds: str = "0,1,2",
     arms: str = "all",
     split: str = "test",
+    words: str = "",
     out: str = "runs/bench_accuracy",
 ) -> None:
     """Run all arms of all seeds and print their accuracies; see the module's text."""
@@ -66,18 +69,22 @@ def bench(
     for seed in map(int, seeds.split(",")):
         data = f"datasets/fashion_mnist-{labels_per_class}-{seed}"
         fashion_mnist.prepare(data, labels_per_class, seed)
-        folders = {arm: _run_arm(arm, data, Path(out) / f"{labels_per_class}-{seed}", seed) for arm in wanted}
+        folder = Path(out) / f"{labels_per_class}-{seed}"
+        folders = {arm: _run_arm(arm, data, folder, seed, words.split()) for arm in wanted}
         rows.append({arm: _accuracy(folder, f"{data}/{split}/*.tar", data) for arm, folder in folders.items()})
         print(f"seed {seed}: " + "  ".join(f"{arm} {value:.2%}" for arm, value in rows[-1].items()), flush=True)
     _print_results(rows, labels_per_class, split, time.monotonic() - started)
 
 
-def _run_arm(arm: str, data: str, out: Path, seed: int) -> str:
+def _run_arm(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str]) -> str:
     """The folder with an arm's weights; trained if it is not yet."""
     run = f"{out}/run"
-    if arm in ("teacher", "student"):
-        _pipeline("stage=teacher,label,select,student", run, data, seed)
-        return f"{run}/gen-1/{arm}"
+    if arm == "teacher":
+        _pipeline("stage=teacher", run, data, seed, *recipe)
+        return f"{run}/gen-1/teacher"
+    if arm == "student":
+        _pipeline("stage=teacher,label,select,student", run, data, seed, *recipe)
+        return f"{run}/gen-1/student"
     if arm == "without_noise":
         for part in ("teacher", "labels", "selections"):
             if not (out / arm / "gen-1" / part).exists():

@@ -1,0 +1,100 @@
+"""Does a labeling worker keep its model busy across the ends of shards, and its memory flat?
+
+    python -m benchmarks.bench_label_flow [rate=500]
+
+Utilization: a model that takes 1/rate s an image and no CPU, as a GPU does; the share of the time in which it works, with one shard in
+flight and with two (as in a labeling actor), for shards of one, two and eight batches of 256. Memory: the peak of a process that labels
+10 and 100 shards of 100 photos, and 1 shard of 10,000.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from benchmarks.bench_label import BATCH, NUM_CLASSES, THREADS, StubPredictor
+from benchmarks.photos import make_photos
+from data.manifest import Shard, open_split
+from data.settings import run_command
+from teacher.label_shard import ShardLabeler
+
+SHAPES = ((10, 100), (100, 100), (1, 10_000))  # shards, images in each
+
+
+class SleepingPredictor(StubPredictor):
+    """A model that takes time and no CPU."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self._seconds = 1 / rate
+
+    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+        """As the stub's, after a sleep."""
+        time.sleep(self._seconds * len(images))
+        return super().probabilities(images)
+
+
+def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "") -> None:
+    """Print utilization and memory; with `memory_of`, label those shards in this process and print its peak."""
+    if memory_of:
+        _label(ShardLabeler(StubPredictor(), NUM_CLASSES, 10, THREADS), open_split(memory_of, "/nonexistent").shards, 2)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+    utilization = {}
+    for batches in (1, 2, 8):
+        pattern = make_photos(f"{out}/flow-{batches}", max(2, 8 // batches), batches * BATCH)
+        shards = open_split(pattern, "/nonexistent").shards
+        one, two = (_utilization(rate, shards, in_flight) for in_flight in (1, 2))
+        utilization[batches] = two
+        print(
+            f"shards of {batches} batches: the model works {one:.1%} of the time with one in flight, {two:.1%} with two",
+            flush=True,
+        )
+    peaks = {f"{shards} shards of {size:,}": _memory(out, shards, size) for shards, size in SHAPES}
+    print("peak memory, MB: " + ", ".join(f"{name}: {peak}" for name, peak in peaks.items()))
+    record = {
+        "bench": "label_flow",
+        "unit": "share of time up",
+        "ours": round(min(utilization.values()), 3),
+        "floor": 1.0,
+    }
+    print(json.dumps(record | {"peers": peaks, "memory_mb": max(peaks.values()), "seeds": 1}))
+
+
+def _utilization(rate: float, shards: tuple[Shard, ...], in_flight: int) -> float:
+    """From the first batch on, which no pipeline can have ready at once."""
+    labeler = ShardLabeler(SleepingPredictor(rate), NUM_CLASSES, 10, THREADS)
+    _label(labeler, shards[:1], 1)
+    before, started = labeler.meter.read()[1]["model"], time.perf_counter()
+    _label(labeler, (*shards, *shards), in_flight)
+    return (labeler.meter.read()[1]["model"] - before) / (time.perf_counter() - started)
+
+
+def _label(labeler: ShardLabeler, shards: tuple[Shard, ...], in_flight: int) -> None:
+    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(in_flight) as threads:
+        list(
+            threads.map(lambda numbered: labeler.label(numbered[1], f"{out}/{numbered[0]}.parquet"), enumerate(shards))
+        )
+
+
+def _memory(out: str, num_shards: int, size: int) -> int:
+    pattern = make_photos(f"{out}/memory-{num_shards}-{size}", num_shards, size)
+    command = [sys.executable, "-m", "benchmarks.bench_label_flow", f"memory_of={pattern}"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

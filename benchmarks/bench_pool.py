@@ -1,0 +1,88 @@
+"""What scheduling a shard costs: shards per second through the pool with simulated workers that do nothing.
+
+python -m benchmarks.bench_pool [workers=1,8,64] [shards=2000]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import ray
+
+from data.labels import LabeledShard
+from data.manifest import Shard
+from data.settings import run_command
+from pipeline.cluster import start_ray
+from teacher.pool import PoolOptions, ShardPool
+
+
+@ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
+class Simulated:
+    """A worker that labels in no time."""
+
+    def prepare(self) -> None:
+        """Nothing to load."""
+
+    @ray.method(concurrency_group="labeling")
+    def label(self, shard: Shard, url: str) -> LabeledShard:
+        """At once."""
+        return LabeledShard(shard.name, 0, url, 10_000, 0, 0, "")
+
+    @ray.method(concurrency_group="asking")
+    def progress(self) -> tuple[int, dict[str, float]]:
+        """None."""
+        return 0, {}
+
+
+def bench(workers: str = "1,8,64", shards: int = 2000) -> None:
+    """Print milliseconds per shard, from the first result to the last."""
+    start_ray(None)
+    found = {int(number): _seconds_per_shard(int(number), shards) for number in workers.split(",")}
+    ray.shutdown()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    ours = {f"{number} workers": round(1000 * seconds, 2) for number, seconds in found.items()}
+    print(
+        json.dumps(
+            {
+                "bench": "pool",
+                "unit": "ms per shard down",
+                "ours": ours,
+                "peers": {},
+                "floor": None,
+                "memory_mb": memory,
+                "seeds": 1,
+            }
+        )
+    )
+
+
+def _seconds_per_shard(workers: int, shards: int) -> float:
+    some = [Shard(f"{number}.tar", 0, 10_000, "", "") for number in range(shards)]
+    options = PoolOptions(workers, workers, {"CPU": 0})
+    pool = ShardPool(Simulated.remote, options, some, [""] * shards)  # type: ignore[attr-defined]
+    times = []
+    for result in pool.run():
+        if result is not None and pool.num_ready == workers:
+            times.append(time.perf_counter())
+    if len(times) < shards / 4:
+        raise ValueError(
+            f"{workers} workers took too long to start: {len(times)} of {shards} shards were left; give more shards="
+        )
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    print(
+        f"{workers:3} workers: {1000 * seconds:6.2f} ms a shard, {1 / seconds:8,.0f} shards/s ({len(times)} shards)",
+        flush=True,
+    )
+    return seconds
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
