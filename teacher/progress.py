@@ -37,6 +37,8 @@ class Progress:
 
     def describe(self) -> str:
         """Rate, time left, workers and quarantined images in a few words."""
+        if not self.workers and not self.images_per_s:
+            return f"waiting for workers, {self.quarantined} quarantined"
         eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
         return f"{self.images_per_s:,.0f} img/s, {eta} left, {self.workers} workers, {self.quarantined} quarantined"
 
