@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeGuard, cast
 
 from data import remote
+from data.failpoint import reach
 from data.retry import ChangedError as ChangedError
 from data.retry import StorageError as StorageError
 
@@ -116,16 +117,27 @@ def writing(url: str) -> Iterator[BinaryIO]:
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    reach(f"before-write/{target.name}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
+            reach(f"after-write/{target.name}")
             os.fsync(file.fileno())
+        reach(f"before-rename/{target.name}")
         temporary.replace(target)
-    except BaseException:
+        reach(f"after-rename/{target.name}")
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if is_out_of_room(error) and error.filename is None:  # a write that fails does not say where
+            error.filename = str(target)
         raise
     _sync_folder(target.parent)
+
+
+def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
+    """True when a disk is full or a quota used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync_folder(folder: Path) -> None:

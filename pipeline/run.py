@@ -24,6 +24,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -79,7 +80,8 @@ def main(words: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:  # of the user's or the machine's making; others are bugs: traceback
-        print(f"error: {error}", file=sys.stderr)
+        advice = "; make room, then the same command continues" if storage.is_out_of_room(error) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 2
     finally:
         if ray.is_initialized():
@@ -160,7 +162,8 @@ def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
         STAGES[stage](config, layout, force)
     except BaseException:
         if (folder := _long_stages(layout).get(stage)) is not None:
-            add_seconds(folder, time.monotonic() - started)
+            with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
+                add_seconds(folder, time.monotonic() - started)
         raise
 
 

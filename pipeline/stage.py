@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data import storage
+from data.failpoint import reach
 
 SCHEMA_VERSION = 1
 _STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
@@ -83,8 +84,10 @@ class Stage:
         files = {name: _describe(self.path(name)) for name in sorted(outputs)}
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
+        reach(f"before-done/{self.name}")
         _write_seconds(self.folder, recorded_seconds(self.folder) + time.monotonic() - self._opened)
         storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        reach(f"after-done/{self.name}")
         self.state = "done"
 
 

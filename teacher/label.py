@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -114,7 +115,8 @@ def _label_shards(
                     _check_quarantined(config.label, journal.shards.values(), corpus)
                 display.show(_progress(pool, display, corpus, journal, done))
     finally:
-        journal.write()
+        with suppress(OSError, storage.StorageError):  # a cache; what stopped the stage is what matters
+            journal.write()
     _print_times(pool)
 
 
@@ -192,8 +194,8 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
         raise StageError(
             f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {quarantined.num_rows} quarantined"
         )
+    storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now; after the marker nobody would remove it
     stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
-    storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now
     _print_summary(summary)
     return require_done(stage.folder, "label")
 

@@ -1,20 +1,25 @@
 """A pool of Ray actors that work through shards.
 
 Workers come and go: one that dies or hangs is replaced, and its shards go to others; new ones are started as the cluster finds
-room. An actor has `prepare()`, `label(shard, url)`, two of which may run at once, and `progress()`, which answers while they do.
+room. An actor has `prepare()`, which answers with its node and process; `label(shard, url)`, two of which may run at once; and
+`progress()`, which answers while they do.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.labels import LabeledShard
 from data.manifest import Shard
@@ -63,6 +68,7 @@ class _Job:
 class _Worker:
     actor: ActorHandle
     starting: ray.ObjectRef | None
+    place: tuple[str, int] | None = None  # Ray's id of its node, process id there
     jobs: dict[ray.ObjectRef, _Job] = field(default_factory=dict)
     asked: ray.ObjectRef | None = None  # for its progress
     asked_at: float = 0.0
@@ -198,6 +204,7 @@ class ShardPool:
         now = time.monotonic()
         if ref == worker.starting:
             worker.starting, worker.moved_at, self._failed_starts = None, now, 0
+            worker.place = answer
             return None
         if ref == worker.asked:
             images, worker.seconds = answer
@@ -219,6 +226,7 @@ class ShardPool:
         self._ticked_at = now
         for worker in list(self._workers):
             if worker.jobs and now - worker.moved_at > self._options.stall_timeout_s:
+                _end_process(worker)
                 self._lose(worker, f"made no progress for {self._options.stall_timeout_s:g} s (label.stall_timeout_s)")
 
     def _lose(self, worker: _Worker, why: str) -> None:
@@ -263,6 +271,25 @@ class ShardPool:
     def _wants(self) -> str:
         there = {name: ray.cluster_resources().get(name, 0.0) for name in self._options.resources}
         return f"one needs {self._options.resources}, the cluster has {there}"
+
+
+def here() -> tuple[str, int]:
+    """Ray's id of this node, and this process's id: what an actor's `prepare` answers with."""
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def _end_process(worker: _Worker) -> None:
+    """Ray asks an actor to end; one that is stopped or stuck in the kernel does not hear it and would keep its cores forever."""
+    if worker.place is not None:
+        node, pid = worker.place
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        _kill.options(scheduling_strategy=there).remote(pid)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _cause(error: RayTaskError) -> Exception:

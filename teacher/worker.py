@@ -10,6 +10,7 @@ from data.manifest import Shard
 from pipeline.config import LabelConfig
 from pipeline.training.published import load_predictor, read_info
 from teacher.label_shard import ShardLabeler
+from teacher.pool import here
 
 
 @ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
@@ -20,8 +21,8 @@ class Labeler:
         self._teacher, self._config, self._device = teacher, config, device
 
     @ray.method(concurrency_group="labeling")
-    def prepare(self) -> None:
-        """Load the model."""
+    def prepare(self) -> tuple[str, int]:
+        """Load the model; answers with the node and the process."""
         config = self._config
         torch.set_num_threads(config.threads)
         predictor = load_predictor(
@@ -30,6 +31,7 @@ class Labeler:
         self._labeler = ShardLabeler(
             predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads
         )
+        return here()
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str) -> LabeledShard:

@@ -1,6 +1,7 @@
 """Labeling actors under Ray: a worker that dies or hangs costs nothing, an error in the code stops everything at once."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,14 +14,20 @@ from data.labels import LabeledShard
 from data.manifest import Shard
 from pipeline.cluster import start_ray
 from pipeline.stage import StageError
-from teacher.pool import PoolOptions, ShardPool, WorkerError
+from teacher.pool import PoolOptions, ShardPool, WorkerError, here
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
+def ray_here() -> Iterator[object]:
+    """Yields what handled SIGTERM before Ray started."""
+    handler = signal.getsignal(signal.SIGTERM)
     start_ray(None)
-    yield
+    yield handler
     ray.shutdown()
+
+
+def test_ray_does_not_take_sigterm_away(ray_here: object) -> None:
+    assert signal.getsignal(signal.SIGTERM) == ray_here
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
@@ -31,10 +38,11 @@ class Worker:
         self._folder = Path(folder)
         self._images = 0
 
-    def prepare(self) -> None:
+    def prepare(self) -> tuple[str, int]:
         if (self._folder / "no-start").exists():
             os._exit(1)
         (self._folder / f"worker-{os.getpid()}").touch()
+        return here()
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str) -> LabeledShard:
@@ -45,6 +53,8 @@ class Worker:
             os._exit(1)
         if shard.name == "hangs-once" and attempt == 0:
             threading.Event().wait()
+        if shard.name == "stops-once" and attempt == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if shard.name == "wrong":
             raise StageError(f"{shard.url} is wrong")
         if shard.name == "bug":
@@ -102,6 +112,12 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     assert results(pool(tmp_path, "a", "hangs-once", stall=2)) == ["a", "hangs-once"]
     assert attempts(tmp_path, "hangs-once") == 2
     assert "made no progress for 2 s" in capsys.readouterr().out
+
+
+def test_a_stopped_worker_is_ended_and_its_room_is_another_ones(tmp_path: Path) -> None:
+    some = pool(tmp_path, "stops-once", "a", least=1, most=1, stall=2, cpus=ray.cluster_resources()["CPU"])
+    assert results(some) == ["a", "stops-once"]
+    assert attempts(tmp_path, "stops-once") == 2
 
 
 def test_a_slow_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Paths, patterns, and files that are whole or not there."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,14 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Pa
     assert storage.list_names(str(tmp_path)) == ["file.bin"]
     storage.remove_temporary(str(tmp_path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("data.storage.os.fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*/file\.bin") as caught:
+        storage.write_bytes(str(tmp_path / "file.bin"), b"content")
+    assert storage.is_out_of_room(caught.value)
+    assert not list(tmp_path.iterdir())
