@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-label
+.PHONY: help demo test check format clean bench-accuracy bench-label chaos
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ check: $(VENV)/.installed  ## format, lint, types, import rules
 format: $(VENV)/.installed  ## apply the formatter and the linter's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: $(VENV)/.installed  ## kill, stop and starve the label stage, and count its labels (10 to 30 minutes); faults=NAME,NAME picks
+	$(BIN)/python -m tests.chaos $(if $(faults),faults=$(faults))
 
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
 	$(BIN)/python -m benchmarks.bench_accuracy labels_per_class=$(or $(labels_per_class),50)

@@ -7,8 +7,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
+
+_show = getattr(ray_worker, "print_to_stdstream", None)
 
 
 def start_ray(address: str | None) -> None:
@@ -20,11 +24,20 @@ def start_ray(address: str | None) -> None:
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # the behaviour to come; else ray warns at every start
+    if _show is not None:
+        ray_worker.print_to_stdstream = _show_first_lines
     with _own_sigterm():
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _show_first_lines(data: dict[str, Any], *args: Any, **options: Any) -> None:
+    """Of a node that died Ray prints the last twenty lines of a log, among which ours would be lost; the first one says it."""
+    lines = [str(line).strip().partition("\n")[0] for line in data.get("lines", ())]
+    assert _show is not None, "only called in its place"
+    _show({**data, "lines": lines}, *args, **options)
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
         stage.commit(
             outputs, {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
         )
+    storage.remove_temporary(layout.selections)  # of a process that was killed as it wrote `current`
     storage.write_text(storage.join(layout.selections, CURRENT_NAME), digest + "\n")
     return require_done(stage.folder, "select")
 

@@ -1,0 +1,168 @@
+"""Faults that end a process: at a step of a commit, or at a random moment."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from tests.chaos.driver import Driver, left_over
+from tests.chaos.ledger import Outcome, check_whole, count
+from tests.chaos.world import World
+
+STEPS = ("before-write", "after-write", "before-rename", "after-rename")
+# In the order in which the driver comes by: a run that is killed at one goes on to the next. tests/test_failpoints.py has all.
+_DRIVERS = [
+    *(
+        f"before-rename/{file}"
+        for file in ("lock.json", "config.yaml", "started.json", "journal.json", "quarantine.parquet")
+    ),
+    *(f"{step}/manifest.json" for step in STEPS),
+    "before-done/label",
+    *(f"{step}/done.json" for step in STEPS),
+    "before-rename/selection.json",
+    "before-done/select",
+    "before-rename/done.json",
+    "after-done/select",
+    "before-rename/current",
+]
+TIMES = 10  # of random faults
+
+
+def failpoints_driver(world: World) -> Outcome:
+    """The driver is killed at steps of its commits, and started again."""
+    outcome, run_dir = Outcome(), world.new_run("failpoints-driver")
+    for failpoint in _DRIVERS:
+        _kill_at(world, run_dir, failpoint, outcome)
+    _finish(world, run_dir, outcome)
+    _before_the_done_marker(world.reference, again := world.folder / "failpoints-after-done")
+    _kill_at(world, again, "after-done/label", outcome)
+    _finish(world, again, outcome)
+    return outcome
+
+
+def _before_the_done_marker(finished: Path, run_dir: Path) -> None:
+    shutil.copytree(finished, run_dir)
+    (run_dir / "gen-1/labels/done.json").unlink()
+
+
+def _kill_at(world: World, run_dir: Path, failpoint: str, outcome: Outcome) -> None:
+    code = world.start(run_dir, failpoint=failpoint).wait()
+    outcome.expect(code == -signal.SIGKILL, f"{failpoint}: exit code {code}, not killed there")
+    outcome.times += code == -signal.SIGKILL
+    check_whole(world, run_dir, outcome)
+
+
+def failpoints_worker(world: World) -> Outcome:
+    """Each worker is killed at each step of its sixth commit; then each at its first, until the stage gives up."""
+    outcome = Outcome()
+    for step in STEPS:
+        run_dir = world.new_run(f"failpoints-worker-{step}")
+        driver = world.start(run_dir, failpoint=f"{step}/unlabeled-*.parquet:6")
+        outcome.expect(driver.wait() == 0, f"{step}: {driver.output()[-500:]}")
+        outcome.times += _workers_lost(driver)
+        count(world, run_dir, outcome)
+    run_dir = world.new_run("failpoints-worker-first")
+    driver = world.start(run_dir, failpoint=f"{STEPS[0]}/unlabeled-*.parquet")
+    outcome.expect(driver.wait() == 2, "every worker was killed at its first commit, but the exit code is not 2")
+    outcome.expect(
+        "labeling workers that had no other shard were lost at it" in driver.output(), "no word of the shard"
+    )
+    outcome.times += _workers_lost(driver)
+    check_whole(world, run_dir, outcome)
+    _finish(world, run_dir, outcome)
+    return outcome
+
+
+def _workers_lost(driver: Driver) -> int:
+    return driver.output().count("its work goes to another")
+
+
+def worker_kill(world: World) -> Outcome:
+    """A random labeling worker is killed every few seconds, ten times in all."""
+    outcome, dice = Outcome(), random.Random(0)
+    for number in range(TIMES):
+        driver = world.start(run_dir := world.new_run(f"worker-kill-{number}"))
+        while driver.is_running:
+            outcome.times += _kill_one(driver, dice)
+            with suppress(psutil.TimeoutExpired):
+                driver.process.wait(dice.uniform(2, 5))
+        outcome.expect(driver.wait() == 0, f"{run_dir.name}: {driver.output()[-500:]}")
+        outcome.expect("Traceback" not in driver.output(), f"{run_dir.name}: a traceback of a worker's death")
+        count(world, run_dir, outcome)
+        if outcome.times >= TIMES:
+            break
+    return outcome
+
+
+def _kill_one(driver: Driver, dice: random.Random) -> bool:
+    workers = driver.workers()
+    with suppress(psutil.Error):
+        if workers:
+            dice.choice(workers).kill()
+            return True
+    return False
+
+
+def driver_term(world: World) -> Outcome:
+    """The driver gets SIGTERM at a random moment, ten times, and the same command is given again."""
+    return _stop_driver(world, signal.SIGTERM, TIMES)
+
+
+def driver_kill(world: World) -> Outcome:
+    """The driver gets SIGKILL at a random moment, five times, and the same command is given again at once."""
+    return _stop_driver(world, signal.SIGKILL, TIMES // 2)
+
+
+def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
+    outcome, name, dice, slowest = Outcome(), number.name, random.Random(1), _seconds(world)
+    run_dir, family = world.new_run(f"{name}-0"), list[psutil.Process]()
+    while outcome.times < times:
+        driver, wait = world.start(run_dir), dice.uniform(1, slowest)
+        left = left_over(family)  # of the one before, beside which this one has begun
+        outcome.expect(not left, f"left running after {number.name}: {[process.pid for process in left]}")
+        with suppress(psutil.TimeoutExpired):
+            driver.process.wait(wait)
+        if driver.is_running:
+            outcome.times += 1
+            family = _check_stop(driver, number, outcome)
+            check_whole(world, run_dir, outcome)
+        else:
+            outcome.expect(driver.wait() == 0, driver.output()[-500:])
+            count(world, run_dir, outcome)
+            run_dir = world.new_run(f"{name}-{outcome.times}")
+    _finish(world, run_dir, outcome)
+    return outcome
+
+
+def _seconds(world: World) -> float:
+    """How long a whole run takes about now."""
+    started = time.monotonic()
+    world.start(world.new_run(f"how-long-{started}")).wait()
+    return time.monotonic() - started
+
+
+def _check_stop(driver: Driver, number: signal.Signals, outcome: Outcome) -> list[psutil.Process]:
+    """Returns what the driver had started."""
+    code, seconds, family = driver.stop(number)
+    if number == signal.SIGKILL:
+        outcome.expect(code == -number, f"exit code {code} after {number.name}")
+    elif code != -number:  # that soon after its start, the command has not asked for signals yet
+        outcome.expect(code == 128 + number, f"exit code {code} after {number.name}")
+        outcome.expect(
+            "the same command again" in driver.output(), f"not a word of how to continue: {driver.output()[-300:]}"
+        )
+    outcome.expect(seconds < 10, f"{seconds:.0f} s from {number.name} to the end")
+    outcome.expect("Traceback" not in driver.output(), f"a traceback after {number.name}: {driver.output()[-1500:]}")
+    return family
+
+
+def _finish(world: World, run_dir: Path, outcome: Outcome) -> None:
+    driver = world.start(run_dir)
+    outcome.expect(driver.wait() == 0, f"{run_dir.name} does not continue: {driver.output()[-500:]}")
+    count(world, run_dir, outcome)

@@ -1,0 +1,82 @@
+"""What the faults are let loose on: a small corpus with some damaged images, a teacher with random weights, and a run of the
+label stage that nothing disturbed, against which all others are compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from data.shards import Members, write_shards
+from pipeline.models.factory import build_model
+from tests.chaos.driver import Driver
+from tests.conftest import png
+from tests.digits_run import label_and_selection_bytes
+
+NUM_SHARDS, PER_SHARD = 40, 25
+DAMAGED = range(3, NUM_SHARDS * PER_SHARD, 111)  # one in 111 images is cut short
+_MODEL = {"width": 0.25, "blocks": [1, 1, 1, 1]}
+# ten views of a larger image: slow enough for faults to hit in the middle
+_CONFIG = """
+threads: 1
+data: {{unlabeled: ["{folder}/unlabeled/*.tar"], num_classes: 10}}
+teacher:
+  model: resnetrs26
+  model_args: {{width: 0.25, blocks: [1, 1, 1, 1]}}
+  weights: "{folder}/random.pth"
+  image_size: 96
+label: {{workers: 2, batch_size: 8, views: 10, threads: 1, decode_threads: 1, max_quarantined: 0.1, cpus_per_worker: 0.5}}
+select: {{confidence_threshold: 0.0, per_class: 20}}
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with corpus, configuration and the undisturbed run."""
+
+    folder: Path
+
+    @property
+    def reference(self) -> Path:
+        """The run that nothing disturbed."""
+        return self.folder / "undisturbed"
+
+    def new_run(self, name: str) -> Path:
+        """A run directory with the teacher alone."""
+        run_dir = self.folder / name
+        shutil.copytree(self.reference / "gen-1/teacher", run_dir / "gen-1/teacher")
+        return run_dir
+
+    def start(self, run_dir: Path, *words: str, failpoint: str = "") -> Driver:
+        """`stage=label` in a run directory; further words override the configuration."""
+        command = ["stage=teacher,label", f"config={self.folder}/config.yaml", f"run_dir={run_dir}", *words]
+        return Driver(command, run_dir.with_suffix(".log"), failpoint)
+
+    def expected(self) -> dict[str, bytes]:
+        """The files of labels and selection as they ought to be."""
+        return label_and_selection_bytes(self.reference)
+
+
+def make_world(folder: Path) -> World:
+    """Corpus, weights, configuration, and the undisturbed run."""
+    world = World(folder)
+    write_shards(_samples(), str(folder / "unlabeled"), "unlabeled", PER_SHARD)
+    torch.manual_seed(0)
+    torch.save(build_model("resnetrs26", 10, _MODEL).state_dict(), folder / "random.pth")
+    (folder / "config.yaml").write_text(_CONFIG.format(folder=folder))
+    driver = world.start(world.reference)
+    if driver.wait() != 0:
+        raise SystemExit(f"the undisturbed run failed:\n{driver.output()}")
+    return world
+
+
+def _samples() -> Iterator[tuple[str, Members]]:
+    images = (load_digits().images * 15.9).astype(np.uint8)
+    for number in range(NUM_SHARDS * PER_SHARD):
+        content = png(images[number])
+        yield f"{number:05d}", {"png": content[:40] if number in DAMAGED else content}
