@@ -16,15 +16,16 @@ from data.labels import LabeledShard
 from data.manifest import Shard
 from data.settings import run_command
 from pipeline.cluster import start_ray
-from teacher.pool import PoolOptions, ShardPool
+from teacher.pool import PoolOptions, ShardPool, here
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Simulated:
     """A worker that labels in no time."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> tuple[str, int]:
         """Nothing to load."""
+        return here()
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str) -> LabeledShard:

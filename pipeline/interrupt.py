@@ -35,6 +35,10 @@ def handled() -> Iterator[None]:
     before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Interrupted):  # what Ray's compiled calls make of it
+            raise error.__cause__ from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

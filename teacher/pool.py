@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.labels import LabeledShard
 from data.manifest import Shard
+from pipeline import interrupt
 from pipeline.stage import StageError
 
 _ATTEMPTS = 5  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
@@ -127,15 +128,24 @@ class ShardPool:
         """
         try:
             while self._queue or any(worker.jobs for worker in self._workers):
-                self._resize()
-                self._assign()
-                yield from self._collect()
-                self._replace_stalled()
-                self._check_start()
+                with (
+                    interrupt.deferred()
+                ):  # an exception in the middle of Ray's compiled calls comes out as a SystemError
+                    results = self._step()
+                yield from results
                 yield None
         finally:
-            for worker in self._workers:
-                ray.kill(worker.actor)
+            with interrupt.deferred():
+                for worker in self._workers:
+                    ray.kill(worker.actor)
+
+    def _step(self) -> list[LabeledShard]:
+        self._resize()
+        self._assign()
+        results = list(self._collect())
+        self._replace_stalled()
+        self._check_start()
+        return results
 
     def _resize(self) -> None:
         waiting = len(self._queue) + sum(len(worker.jobs) for worker in self._workers)

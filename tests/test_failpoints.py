@@ -64,7 +64,7 @@ def run(folder: Path, run_dir: Path, name: str) -> None:
     os.environ[failpoint.VARIABLE] = name
     torch.set_num_threads(1)
     label.ShardPool = Loop  # type: ignore[misc, assignment]
-    label.start_ray = lambda address: None  # type: ignore[attr-defined]
+    label.start_ray = lambda address: None
     journal._EVERY_S = 0.0
     words = [
         f"run_dir={run_dir}", f"data.unlabeled=[{folder}/unlabeled/*.tar]", "data.num_classes=10", "teacher.model=resnetrs26",

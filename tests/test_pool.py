@@ -12,6 +12,7 @@ import ray
 
 from data.labels import LabeledShard
 from data.manifest import Shard
+from pipeline import interrupt
 from pipeline.cluster import start_ray
 from pipeline.stage import StageError
 from teacher.pool import PoolOptions, ShardPool, WorkerError, here
@@ -123,6 +124,31 @@ def test_a_stopped_worker_is_ended_and_its_room_is_another_ones(tmp_path: Path) 
 def test_a_slow_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
     assert results(pool(tmp_path, "slow", stall=2)) == ["slow"]
     assert attempts(tmp_path, "slow") == 1
+
+
+def signalled(some: ShardPool, folder: Path, number: signal.Signals) -> None:
+    """Run, and send this process a signal while it waits for the first shard."""
+    for _ in some.run():
+        if attempts(folder, "slow") == 1:
+            threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+            (folder / "slow-signalled").touch()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_at_once_and_as_what_it_is(tmp_path: Path, number: signal.Signals) -> None:
+    with interrupt.handled(), pytest.raises(interrupt.Interrupted, match=number.name):
+        signalled(pool(tmp_path, "slow"), tmp_path, number)
+
+
+def wrapped() -> None:
+    """What Ray's compiled calls make of a signal that comes while they run."""
+    with interrupt.handled():
+        raise SystemError("returned a result with an exception set") from interrupt.Interrupted(signal.SIGTERM)
+
+
+def test_a_signal_inside_of_rays_compiled_calls_is_still_a_signal() -> None:
+    with pytest.raises(interrupt.Interrupted, match="SIGTERM"):
+        wrapped()
 
 
 def test_a_users_error_in_a_worker_stops_the_run_at_once_and_is_not_tried_again(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,11 +58,11 @@ def _kill_at(world: World, run_dir: Path, failpoint: str, outcome: Outcome) -> N
 
 
 def failpoints_worker(world: World) -> Outcome:
-    """Each worker is killed at each step of its sixth commit; then each at its first, until the stage gives up."""
+    """Each worker is killed at each step of its eighth commit; then each at its first, until the stage gives up."""
     outcome = Outcome()
     for step in STEPS:
         run_dir = world.new_run(f"failpoints-worker-{step}")
-        driver = world.start(run_dir, failpoint=f"{step}/unlabeled-*.parquet:6")
+        driver = world.start(run_dir, failpoint=f"{step}/unlabeled-*.parquet:8")
         outcome.expect(driver.wait() == 0, f"{step}: {driver.output()[-500:]}")
         outcome.times += _workers_lost(driver)
         count(world, run_dir, outcome)
@@ -120,10 +119,10 @@ def driver_kill(world: World) -> Outcome:
 
 
 def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
-    outcome, name, dice, slowest = Outcome(), number.name, random.Random(1), _seconds(world)
+    outcome, name, dice = Outcome(), number.name, random.Random(1)
     run_dir, family = world.new_run(f"{name}-0"), list[psutil.Process]()
     while outcome.times < times:
-        driver, wait = world.start(run_dir), dice.uniform(1, slowest)
+        driver, wait = world.start(run_dir), dice.uniform(1, world.seconds)
         left = left_over(family)  # of the one before, beside which this one has begun
         outcome.expect(not left, f"left running after {number.name}: {[process.pid for process in left]}")
         with suppress(psutil.TimeoutExpired):
@@ -138,13 +137,6 @@ def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
             run_dir = world.new_run(f"{name}-{outcome.times}")
     _finish(world, run_dir, outcome)
     return outcome
-
-
-def _seconds(world: World) -> float:
-    """How long a whole run takes about now."""
-    started = time.monotonic()
-    world.start(world.new_run(f"how-long-{started}")).wait()
-    return time.monotonic() - started
 
 
 def _check_stop(driver: Driver, number: signal.Signals, outcome: Outcome) -> list[psutil.Process]:

@@ -4,8 +4,9 @@ label stage that nothing disturbed, against which all others are compared."""
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ teacher:
   model: resnetrs26
   model_args: {{width: 0.25, blocks: [1, 1, 1, 1]}}
   weights: "{folder}/random.pth"
-  image_size: 96
+  image_size: 64
 label: {{workers: 2, batch_size: 8, views: 10, threads: 1, decode_threads: 1, max_quarantined: 0.1, cpus_per_worker: 0.5}}
 select: {{confidence_threshold: 0.0, per_class: 20}}
 """
@@ -37,9 +38,10 @@ select: {{confidence_threshold: 0.0, per_class: 20}}
 
 @dataclass(frozen=True)
 class World:
-    """A folder with corpus, configuration and the undisturbed run."""
+    """A folder with corpus, configuration and the undisturbed run, and how long that took."""
 
     folder: Path
+    seconds: float = 0.0
 
     @property
     def reference(self) -> Path:
@@ -69,10 +71,10 @@ def make_world(folder: Path) -> World:
     torch.manual_seed(0)
     torch.save(build_model("resnetrs26", 10, _MODEL).state_dict(), folder / "random.pth")
     (folder / "config.yaml").write_text(_CONFIG.format(folder=folder))
-    driver = world.start(world.reference)
+    started, driver = time.monotonic(), world.start(world.reference)
     if driver.wait() != 0:
         raise SystemExit(f"the undisturbed run failed:\n{driver.output()}")
-    return world
+    return replace(world, seconds=time.monotonic() - started)
 
 
 def _samples() -> Iterator[tuple[str, Members]]:
