@@ -1,5 +1,6 @@
 """Training in two processes under Ray Train."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.conftest import WriteDigits
 from tests.test_training import CONFIG
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     start_ray(None)
     yield
@@ -35,7 +36,9 @@ def test_two_workers_train_one_model_on_halves_of_each_batch(
     config = CONFIG.model_copy(update={"workers": 2, "epochs": 4})
     streams = (labeled_stream(split, config.batch_size),)
     job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu", split)
+    handler = signal.getsignal(signal.SIGINT)
     run_training(job, None)
+    assert signal.getsignal(signal.SIGINT) is handler, "Ctrl-C no longer stops the command"
     weights, metrics = load_trained(job.folder, job.total_steps)
     checkpoint = load_newest(f"{job.folder}/checkpoints")
     assert checkpoint is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,13 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
             name=job.name, storage_path=_ray_folder(job), failure_config=FailureConfig(max_failures=0)
         ),
     )
+    handler = signal.getsignal(signal.SIGINT)  # Ray Train puts its own in its place, and leaves it there
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _check_room(job: TrainJob, resource: str) -> None:
