@@ -117,9 +117,9 @@ def writing(url: str) -> Iterator[BinaryIO]:
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
-    reach(f"before-write/{target.name}")
     try:
         with temporary.open("wb") as file:
+            reach(f"before-write/{target.name}")
             yield file
             file.flush()
             reach(f"after-write/{target.name}")
