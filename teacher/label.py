@@ -160,6 +160,7 @@ def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], co
 
 
 def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
+    storage.remove_temporary(stage.folder)  # of workers that died while others went on
     shards = [journal.shards[shard.name] for shard in corpus.shards]
     quarantined = _quarantine(stage, shards)
     odd_keys = {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys}

@@ -193,3 +193,17 @@ def test_five_workers_give_the_same_bytes_as_two(finished: Path, tmp_path: Path)
     label(config, layout)
     assert label_and_selection_bytes(tmp_path / "run") == label_and_selection_bytes(finished / "run")
     assert not Path(layout.labels, "journal.json").exists()
+
+
+def test_what_a_killed_worker_had_begun_to_write_is_gone_when_the_others_are_done(run: Run, finished: Path) -> None:
+    config, layout, folder = run
+    (folder / f"{name(0)}.parquet").unlink()
+    (folder / "done.json").unlink()
+
+    def die_on_another_node(*args: object) -> None:
+        (folder / ".tmp-0-of-a-worker").write_text("half")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("teacher.label._print_times", die_on_another_node)
+        label(config, layout)
+    assert label_and_selection_bytes(folder.parents[1]) == label_and_selection_bytes(finished / "run")

@@ -41,6 +41,10 @@ class Driver:
             file.seek(self._start)
             return file.read().decode(errors="replace")
 
+    def last_words(self) -> str:
+        """The last of it, in one line."""
+        return " | ".join(self.output().replace("\r", "\n").strip().splitlines()[-3:])[-600:]
+
     @property
     def is_running(self) -> bool:
         """Whether the command has not ended."""

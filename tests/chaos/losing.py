@@ -34,9 +34,9 @@ def node_loss(world: World) -> Outcome:
             cluster.remove_node(nodes.pop(dice.randrange(len(nodes))), allow_graceful=False)
             outcome.times += 1
             nodes.append(cluster.add_node(num_cpus=1, object_store_memory=_MEMORY))
-        outcome.expect(driver.wait() == 0, driver.output()[-1000:])
+        outcome.expect(driver.wait() == 0, driver.last_words())
         noise = "Traceback" in driver.output() or "[state-dump]" in driver.output()
-        outcome.expect(not noise, f"a lost node's traceback or logs: {driver.output()[-1500:]}")
+        outcome.expect(not noise, f"a lost node's traceback or logs: {driver.last_words()}")
     finally:
         cluster.shutdown()
     count(world, run_dir, outcome)
@@ -56,7 +56,7 @@ def disk_full(world: World) -> Outcome:
             _fill_up(world, run_dir, outcome)
             _mount(labels, f"remount,{size}")
         driver = world.start(run_dir)
-        outcome.expect(driver.wait() == 0, f"it does not continue: {driver.output()[-500:]}")
+        outcome.expect(driver.wait() == 0, f"it does not continue: {driver.last_words()}")
         count(world, run_dir, outcome)
     finally:
         subprocess.run(["umount", str(labels)], check=False)
@@ -95,8 +95,8 @@ def two_drivers(world: World) -> Outcome:
         outcome.times += first.is_running
         outcome.expect(second.wait() == 2, f"the second driver's exit code is {second.wait()}")
         named = f"in use by process {first.process.pid} on " in second.output()
-        outcome.expect(named, f"the second driver does not name the first: {second.output()[-300:]}")
-    outcome.expect(first.wait() == 0, first.output()[-500:])
+        outcome.expect(named, f"the second driver does not name the first: {second.last_words()}")
+    outcome.expect(first.wait() == 0, first.last_words())
     count(world, run_dir, outcome)
     return outcome
 
@@ -120,7 +120,7 @@ def worker_stop(world: World) -> Outcome:
             replaced = driver.wait_for(lambda: driver.output().count("made no progress for 5 s") >= outcome.times)
             outcome.expect(replaced, "a stopped worker was not replaced before the end")
     family = driver.family()
-    outcome.expect(driver.wait() == 0, driver.output()[-500:])
+    outcome.expect(driver.wait() == 0, driver.last_words())
     outcome.expect(not left_over(family), "processes are left after the end of a run with stopped workers")
     count(world, run_dir, outcome)
     return outcome
