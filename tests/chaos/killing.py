@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import signal
@@ -121,14 +122,14 @@ def driver_kill(world: World) -> Outcome:
 
 
 def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
-    outcome, name, dice = Outcome(), number.name, random.Random(1)
-    run_dir, family = world.new_run(f"{name}-0"), list[psutil.Process]()
+    outcome, dice = Outcome(), random.Random(1)
+    run_dirs = (world.new_run(f"{number.name}-{which}") for which in itertools.count())
+    run_dir, family = next(run_dirs), list[psutil.Process]()
     while outcome.times < times:
-        driver, wait = world.start(run_dir), dice.uniform(1, world.seconds)
-        left = left_over(family)  # of the one before, beside which this one has begun
-        outcome.expect(not left, f"left running after {number.name}: {[process.pid for process in left]}")
+        driver = world.start(run_dir)
+        _expect_gone(family, number, outcome)  # of the one before, beside which this one has begun
         with suppress(psutil.TimeoutExpired):
-            driver.process.wait(wait)
+            driver.process.wait(dice.uniform(1, 0.8 * world.seconds))
         if driver.is_running:
             outcome.times += 1
             family = _check_stop(driver, number, outcome)
@@ -136,9 +137,15 @@ def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
         else:
             outcome.expect(driver.wait() == 0, driver.last_words())
             count(world, run_dir, outcome)
-            run_dir = world.new_run(f"{name}-{outcome.times}")
+            run_dir = next(run_dirs)
+    _expect_gone(family, number, outcome)
     _finish(world, run_dir, outcome)
     return outcome
+
+
+def _expect_gone(family: list[psutil.Process], number: signal.Signals, outcome: Outcome) -> None:
+    left = left_over(family)
+    outcome.expect(not left, f"left running after {number.name}: {[process.pid for process in left]}")
 
 
 def _check_stop(driver: Driver, number: signal.Signals, outcome: Outcome) -> list[psutil.Process]:

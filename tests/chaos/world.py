@@ -30,7 +30,7 @@ teacher:
   model: resnetrs26
   model_args: {{width: 0.25, blocks: [1, 1, 1, 1]}}
   weights: "{folder}/random.pth"
-  image_size: 64
+  image_size: 96
 label: {{workers: 2, batch_size: 8, views: 10, threads: 1, decode_threads: 1, max_quarantined: 0.1, cpus_per_worker: 0.5}}
 select: {{confidence_threshold: 0.0, per_class: 20}}
 """
