@@ -13,7 +13,7 @@ import simplejpeg
 import torch
 from torch.nn import functional
 
-from data.images import MAX_PIXELS, Pixels, decode, resized_shape, trim
+from data.images import MAX_PIXELS, Pixels, decode, orientation, resized_shape, trim
 
 _JPEG = b"\xff\xd8\xff"
 _EXIF_WITHIN = 1 << 16  # bytes; the EXIF block is among the first segments of a file
@@ -33,7 +33,7 @@ def decode_fast(content: bytes, shorter_side: int = 0) -> Pixels:
     Raises:
         DecodeError: see `data.images.decode`.
     """
-    if not content.startswith(_JPEG) or b"Exif\0\0" in content[:_EXIF_WITHIN]:
+    if not content.startswith(_JPEG) or _is_turned(content):
         return decode(content)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
@@ -43,6 +43,11 @@ def decode_fast(content: bytes, shorter_side: int = 0) -> Pixels:
     except ValueError:
         return decode(content)
     return pixels
+
+
+def _is_turned(content: bytes) -> bool:
+    start = content.find(b"Exif\0\0", 0, _EXIF_WITHIN)
+    return start >= 0 and orientation(content[start : start + _EXIF_WITHIN]) != 1
 
 
 def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:

@@ -101,10 +101,10 @@ def _open_png(content: bytes) -> ImageFile:
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    orientation = _orientation(image.info.get("exif", b""))
-    if orientation in _TRANSPOSITIONS:
+    turned = _TRANSPOSITIONS.get(orientation(image.info.get("exif", b"")))
+    if turned is not None:
         info = image.info
-        image = image.transpose(_TRANSPOSITIONS[orientation])
+        image = image.transpose(turned)
         image.info = info
     if image.mode.startswith("I"):
         return _from_16_bit(image)
@@ -123,7 +123,7 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _orientation(exif: bytes) -> int:
+def orientation(exif: bytes) -> int:
     """The orientation (1 to 8) in an EXIF block; 1 when there is none or the block is damaged.
 
     Read here, since Pillow's parser warns on damaged blocks and Python's warning filters are not per thread.

@@ -39,6 +39,13 @@ def test_an_exif_orientation_is_applied(photo: np.ndarray) -> None:
     assert np.array_equal(decode_fast(content), decode(content))
 
 
+def test_a_camera_photo_that_is_upright_is_scaled_while_it_is_decoded(photo: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    exif[0x010F] = "a camera"
+    assert decode_fast(jpeg(photo, exif=exif), 53).shape == (107, 160, 3)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"\xff\xd8\xffno jpeg", b"GIF89a"])
 def test_what_is_no_image_raises_decode_error(content: bytes) -> None:
     with pytest.raises(DecodeError):
