@@ -95,7 +95,7 @@ def test_a_bad_exif_block_is_ignored(exif: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=80))
 def test_no_exif_bytes_can_break_the_parser(tail: bytes) -> None:
-    assert 1 <= images._orientation(b"Exif\0\0II*\0" + tail) <= 8
+    assert 1 <= images.orientation(b"Exif\0\0II*\0" + tail) <= 8
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
