@@ -12,10 +12,11 @@ import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeGuard, cast
 
@@ -204,13 +205,15 @@ def list_names(url: str) -> list[str]:
 
 def list_sizes(url: str) -> dict[str, int]:
     """Name → bytes of the files in a folder, in one listing; without temporary files, empty when the folder is not there."""
-    if is_local(url):
-        folder = local_path(url)
-        files = [entry for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
-        sizes = {file.name: file.stat().st_size for file in files}
-    else:
-        sizes = remote.list_sizes(url)
-    return {name: size for name, size in sizes.items() if not name.startswith(_TEMPORARY)}
+    if not is_local(url):
+        return {name: size for name, size in remote.list_sizes(url).items() if not name.startswith(_TEMPORARY)}
+    sizes = {}
+    for name in list_names(url):
+        with suppress(FileNotFoundError):  # gone since the listing
+            found = (local_path(url) / name).stat()
+            if stat.S_ISREG(found.st_mode):
+                sizes[name] = found.st_size
+    return sizes
 
 
 def remove(url: str) -> None:

@@ -35,7 +35,7 @@ def stop_when(condition: Callable[[], bool], number: signal.Signals, command: li
     ) as process:
         deadline = time.monotonic() + 300
         while not condition():
-            assert process.poll() is None, "the command ended before it could be stopped"
+            assert process.poll() is None, f"the command ended before it could be stopped: {process.communicate()[1]}"
             assert time.monotonic() < deadline, "what should have stopped the command never came"
             time.sleep(0.005)
         process.send_signal(number)

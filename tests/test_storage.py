@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,22 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch
         storage.write_bytes(str(tmp_path / "file.bin"), b"content")
     assert storage.is_out_of_room(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_others_rename_while_a_folder_is_listed_do_no_harm(tmp_path: Path) -> None:
+    """A worker that outlives its driver commits label files while the next driver lists them."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            storage.write_bytes(str(tmp_path / "a.parquet"), b"some")
+
+    storage.write_bytes(str(tmp_path / "a.parquet"), b"some")
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(2000):
+            assert storage.list_sizes(str(tmp_path)) == {"a.parquet": 4}
+    finally:
+        stop.set()
+        writer.join()
