@@ -89,11 +89,14 @@ def two_drivers(world: World) -> Outcome:
     """While one driver labels, another begins on the same run directory."""
     outcome, run_dir = Outcome(), world.new_run("two-drivers")
     first = world.start(run_dir)
-    for _ in range(2):
-        first.wait_for(lambda: _labeled(run_dir) > outcome.times)
+    first.wait_for((run_dir / "lock.json").exists)
+    while outcome.times < 2:
         second = _second(run_dir, world)
-        outcome.times += first.is_running
-        outcome.expect(second.wait() == 2, f"the second driver's exit code is {second.wait()}")
+        code = second.wait()
+        if not first.is_running:
+            break
+        outcome.times += 1
+        outcome.expect(code == 2, f"the second driver's exit code is {code}")
         named = f"in use by process {first.process.pid} on " in second.output()
         outcome.expect(named, f"the second driver does not name the first: {second.last_words()}")
     outcome.expect(first.wait() == 0, first.last_words())
