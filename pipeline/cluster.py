@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ def start_ray(address: str | None) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # the behaviour to come; else ray warns at every start
     if _show is not None:
-        ray_worker.print_to_stdstream = _show_first_lines
+        ray_worker.print_to_stdstream = _show_in_short
     with _own_sigterm():
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
@@ -33,9 +34,10 @@ def start_ray(address: str | None) -> None:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
-def _show_first_lines(data: dict[str, Any], *args: Any, **options: Any) -> None:
-    """Of a node that died Ray prints the last twenty lines of a log, among which ours would be lost; the first one says it."""
-    lines = [str(line).strip().partition("\n")[0] for line in data.get("lines", ())]
+def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:
+    """Of a node that died Ray prints the last twenty lines of a log, of a worker a long paragraph, among which our one line would
+    be lost; their beginning says it."""
+    lines = [textwrap.shorten(str(line).strip().partition("\n")[0], 160) for line in data.get("lines", ())]
     assert _show is not None, "only called in its place"
     _show({**data, "lines": lines}, *args, **options)
 

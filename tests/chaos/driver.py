@@ -89,7 +89,7 @@ class Driver:
 
 def labeling_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that Ray has named after the labeling actor."""
-    return [process for process in processes if _title(process).startswith("ray::Labeler")]
+    return [process for process in processes if title(process).startswith("ray::Labeler")]
 
 
 def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -101,7 +101,8 @@ def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
     return list(alive)
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Its command line, by which Ray tells what a worker does; empty when it is gone."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""

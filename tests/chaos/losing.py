@@ -8,9 +8,10 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 from ray.cluster_utils import Cluster
 
-from tests.chaos.driver import Driver, labeling_workers, left_over
+from tests.chaos.driver import Driver, left_over, title
 from tests.chaos.ledger import Outcome, check_whole, count
 from tests.chaos.world import NUM_SHARDS, World
 
@@ -115,10 +116,8 @@ def worker_stop(world: World) -> Outcome:
     driver = world.start(run_dir, "label.stall_timeout_s=5", "label.cpus_per_worker=1")
     for share in (1, 2):
         driver.wait_for(lambda share=share: _labeled(run_dir) >= share * NUM_SHARDS // 4)  # type: ignore[misc]
-        driver.wait_for(lambda: any("Labeler.label" in " ".join(w.cmdline()) for w in driver.workers()))
-        workers = labeling_workers(driver.family())
-        if driver.is_running and workers:
-            workers[0].send_signal(signal.SIGSTOP)
+        if driver.wait_for(lambda: _labeling(driver)):
+            _labeling(driver)[0].send_signal(signal.SIGSTOP)
             outcome.times += 1
             replaced = driver.wait_for(lambda: driver.output().count("made no progress for 5 s") >= outcome.times)
             outcome.expect(replaced, "a stopped worker was not replaced before the end")
@@ -127,3 +126,9 @@ def worker_stop(world: World) -> Outcome:
     outcome.expect(not left_over(family), "processes are left after the end of a run with stopped workers")
     count(world, run_dir, outcome)
     return outcome
+
+
+def _labeling(driver: Driver) -> list[psutil.Process]:
+    """Workers that have shards and are not stopped yet."""
+    busy = [worker for worker in driver.workers() if title(worker).startswith("ray::Labeler.label")]
+    return [worker for worker in busy if worker.is_running() and worker.status() != psutil.STATUS_STOPPED]
