@@ -17,6 +17,8 @@ from data.failpoint import VARIABLE
 
 _LIMIT_S = 400.0
 _GONE_S = 20.0  # for what a driver leaves behind to end by itself
+# After a raylet that was killed, Ray's own agents try for minutes to report that to its head; they hold and write nothing of ours.
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Driver:
@@ -93,8 +95,9 @@ def labeling_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end by themselves in a while; they are ended then."""
-    _, alive = psutil.wait_procs(processes, timeout=_GONE_S)
+    """Those that do not end by themselves in a while, Ray's agents aside; they are ended then."""
+    ours = [process for process in processes if not title(process).startswith(_AGENTS)]
+    _, alive = psutil.wait_procs(ours, timeout=_GONE_S)
     for process in alive:
         with suppress(psutil.Error):
             process.kill()
