@@ -33,7 +33,7 @@ format: $(VENV)/.installed  ## apply the formatter and the linter's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chaos: $(VENV)/.installed  ## kill, stop and starve the label stage, and count its labels (10 to 30 minutes); faults=NAME,NAME picks
+chaos: $(VENV)/.installed  ## kill, stop and starve the label stage, and count its labels (half an hour); faults=NAME,NAME picks
 	$(BIN)/python -m tests.chaos $(if $(faults),faults=$(faults))
 
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
