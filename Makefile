@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## environment, data, and the whole pipeline on Fashio
 	$(BIN)/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 
 test: $(VENV)/.installed  ## the test suite (under 10 minutes)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
