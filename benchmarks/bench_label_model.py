@@ -73,7 +73,7 @@ def _model_rate(predictor: Predictor, images: int) -> float:
 
 
 def _label_rate(predictor: Predictor, shards: tuple[Shard, ...], threads: int) -> float:
-    labeler = ShardLabeler(predictor, 1000, 10, threads)
+    labeler = ShardLabeler(predictor, 1000, 10, threads, "stub")
 
     def label(shard: Shard) -> int:
         torch.set_num_threads(threads)

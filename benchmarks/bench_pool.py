@@ -30,7 +30,7 @@ class Simulated:
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str) -> LabeledShard:
         """At once."""
-        return LabeledShard(shard.name, 0, url, 10_000, 0, 0, "")
+        return LabeledShard(shard.name, 0, url, 10_000, 0, 0, "", "")
 
     @ray.method(concurrency_group="asking")
     def progress(self) -> tuple[int, dict[str, float]]:

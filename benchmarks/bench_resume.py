@@ -22,6 +22,7 @@ from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, foreign_index_na
 from data.settings import run_command
 from teacher.journal import JOURNAL_NAME, Journal
 
+_MADE_BY = "a teacher"
 SHARD_BYTES, LABEL_BYTES, PER_SHARD = 500_000_000, 1_000_000, 10_000
 
 
@@ -48,7 +49,7 @@ def _resume(folder: Path, kind: str) -> float:
     started = time.perf_counter()
     corpus = open_split(f"{folder}/corpus/*.tar", f"{folder}/index")
     opened = time.perf_counter() - started
-    journal = Journal.open(f"{folder}/labels", corpus)
+    journal = Journal.open(f"{folder}/labels", corpus, _MADE_BY)
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
     seconds = time.perf_counter() - started
     print(
@@ -77,7 +78,9 @@ def _write(folder: Path, names: list[str], labeled: int, kind: str) -> None:
         (folder / "index" / "shards.json").write_text(json.dumps({"shards": known}))
         for url in known:
             _empty(folder / "index" / foreign_index_name(url), 0)
-    entries = [LabeledShard(name, SHARD_BYTES, name, PER_SHARD, 0, LABEL_BYTES, "0" * 64) for name in names[:labeled]]
+    entries = [
+        LabeledShard(name, SHARD_BYTES, name, PER_SHARD, 0, LABEL_BYTES, "0" * 64, _MADE_BY) for name in names[:labeled]
+    ]
     journal = {"teacher_check": None, "shards": [asdict(entry) for entry in entries]}
     (folder / "labels" / JOURNAL_NAME).write_text(json.dumps(journal))
 

@@ -128,11 +128,18 @@ class LabeledShard:
     quarantined: int
     bytes: int
     sha256: str
+    made_by: str  # digest of what the labels depend on besides the shard: teacher and configuration
+
+    def is_of(self, shard: Shard, made_by: str) -> bool:
+        """True for labels of this shard as it is now, by this teacher and configuration."""
+        return (self.source_bytes, self.index_sha256, self.made_by) == (shard.bytes, shard.index_sha256, made_by)
 
 
-def write_labels(url: str, shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined]) -> LabeledShard:
-    """Commit a shard's labels and its quarantined samples as one file."""
-    source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256}
+def write_labels(
+    url: str, shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined], made_by: str
+) -> LabeledShard:
+    """Commit a shard's labels and its quarantined samples as one file, which says whose they are."""
+    source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256, "made_by": made_by}
     ledger = [asdict(row) for row in quarantined]
     metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
     buffer = io.BytesIO()
@@ -156,7 +163,8 @@ def describe_label_file(url: str) -> LabeledShard | None:
 def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: bytes) -> LabeledShard:
     source, ledger = json.loads(metadata[_SOURCE_KEY]), json.loads(metadata[_QUARANTINE_KEY])
     sha256 = hashlib.sha256(content).hexdigest()
-    return LabeledShard(name, source["bytes"], source["index_sha256"], rows, len(ledger), len(content), sha256)
+    identity = source["bytes"], source["index_sha256"]
+    return LabeledShard(name, *identity, rows, len(ledger), len(content), sha256, source["made_by"])
 
 
 def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from data import storage
-from data.labels import LABELS_MANIFEST, read_manifest
 from data.manifest import Split
 from pipeline.config import Config
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
 from pipeline.evaluate import is_outdated, require_test
 from pipeline.layout import Layout
-from pipeline.stage import StageError, digest_of, done_record, is_begun, look, refuse_other_config, require_done
+from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
 from pipeline.upstream import explain_inputs, require_labels, require_selection
 from student.train import fingerprint as student_fingerprint
 from student.train import require_labeled, require_labeled_corpus
+from teacher.journal import Journal
 from teacher.label import fingerprint as label_fingerprint
 from teacher.select_stage import fingerprint as select_fingerprint
 from teacher.train import classes_of
@@ -88,7 +88,7 @@ class Command:
         expected = label_fingerprint(self._config, teacher["digest"])
         found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
-        todo = _without_labels(folder, corpus)
+        todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)
         if found.state != "done":
             reason = found.reason or f"{todo:,} of {len(corpus.shards):,} shards are without labels"
             return replace(found, reason=reason)
@@ -115,7 +115,7 @@ class Command:
 
     def _selection_folder(self) -> str:
         labels = require_labels(self._config, self._layout)
-        digest = digest_of(select_fingerprint(self._config, labels).as_json())
+        digest = select_fingerprint(self._config, labels).digest()
         return storage.join(self._layout.selections, digest)
 
     def _student(self) -> Outlook:
@@ -160,16 +160,3 @@ class Command:
 
 def _of(found: tuple[str, str], folder: str) -> Outlook:
     return Outlook(_STATES[found[0]], found[1], changes=done_record(folder) is None)
-
-
-def _without_labels(folder: str, corpus: Split) -> int:
-    """Shards that have no label file, or one of other content (as far as the labels' manifest tells)."""
-    files: Sequence[str] = storage.list_names(folder)
-    listed = {e.name: e for e in read_manifest(folder)} if LABELS_MANIFEST in files else {}
-
-    def same(name: str, identity: tuple[int, str]) -> bool:
-        entry = listed.get(name)
-        return entry is None or (entry.source_bytes, entry.index_sha256) == identity
-
-    there = {name.removesuffix(".parquet") for name in files}
-    return sum(s.name not in there or not same(s.name, (s.bytes, s.index_sha256)) for s in corpus.shards)

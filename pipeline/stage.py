@@ -44,6 +44,10 @@ class Fingerprint:
         fields = {"schema_version": SCHEMA_VERSION, "config": dict(self.config), "inputs": dict(self.inputs)}
         return dict(json.loads(json.dumps(fields, sort_keys=True, default=str)))
 
+    def digest(self) -> str:
+        """Short name of all of it."""
+        return digest_of(self.as_json())
+
 
 def digest_of(value: Any) -> str:
     """Short digest of a JSON-able value."""

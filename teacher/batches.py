@@ -80,7 +80,7 @@ class Batch:
             future.result()
 
 
-def prepared_batches(
+def submitted_batches(
     shard: Shard,
     index: pa.Table,
     view: EvalView,
@@ -89,7 +89,7 @@ def prepared_batches(
     turn: threading.Lock,
     meter: Meter,
 ) -> Iterator[Batch]:
-    """The shard's batches, in order; the next ones are read and decoded meanwhile.
+    """The shard's batches, in order, each read and on its way through `pool`.
 
     Args:
         index: the shard's.
@@ -99,20 +99,6 @@ def prepared_batches(
     Raises:
         DataError: the shard is shorter than its index says.
     """
-    for batch in _ahead(_submitted(shard, index, view, batch_size, pool, turn, meter), _AHEAD):
-        batch.wait()
-        yield batch
-
-
-def _submitted(
-    shard: Shard,
-    index: pa.Table,
-    view: EvalView,
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-    turn: threading.Lock,
-    meter: Meter,
-) -> Iterator[Batch]:
     columns = [index.column(name) for name in ("offset", "size", "problem")]
     with turn, ImageReader([shard.url]) as reader:
         for start in range(0, index.num_rows, batch_size):
@@ -141,7 +127,7 @@ def _decode(batch: Batch, rows: range, contents: list[bytes], view: EvalView, me
                 batch.problems[row] = str(error)
 
 
-def _ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int = _AHEAD) -> Iterator[Item]:
     """The same items, made `depth` ahead in another thread."""
     with ThreadPoolExecutor(1) as maker:
         made: deque[Future[Item | object]] = deque(maker.submit(next, items, _END) for _ in range(depth))

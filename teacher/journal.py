@@ -30,15 +30,15 @@ class Journal:
         self.teacher_check: dict[str, Any] | None = None
 
     @staticmethod
-    def open(folder: str, corpus: Split) -> Journal:
-        """What of `corpus` is finished: label files that are there, whole, and theirs."""
+    def open(folder: str, corpus: Split, made_by: str) -> Journal:
+        """What of `corpus` is finished: label files that are there, whole, and theirs (see `LabeledShard.is_of`)."""
         journal, known = Journal(folder), {}
         if storage.exists(storage.join(folder, LABELS_MANIFEST)):
             known = {entry.name: entry for entry in read_manifest(folder)}
         if (content := _read(folder)) is not None:
             journal.teacher_check = content["teacher_check"]
             known |= {row["name"]: LabeledShard(**row) for row in content["shards"]}
-        journal.shards = _finished(folder, corpus, known)
+        journal.shards = _finished(folder, corpus, made_by, known)
         return journal
 
     def add(self, entry: LabeledShard) -> None:
@@ -62,7 +62,7 @@ def _read(folder: str) -> dict[str, Any] | None:
         return None  # a cache: the label files tell the same
 
 
-def _finished(folder: str, corpus: Split, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:
+def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:
     sizes = storage.list_sizes(folder)
 
     def describe(shard: Shard) -> LabeledShard | None:
@@ -71,8 +71,7 @@ def _finished(folder: str, corpus: Split, known: Mapping[str, LabeledShard]) -> 
             entry = describe_label_file(storage.join(folder, f"{shard.name}.parquet"))
         if entry is None:
             print(f"label: {folder}/{shard.name}.parquet is cut short or damaged; its shard is labeled again")
-        same = entry and (entry.source_bytes, entry.index_sha256) == (shard.bytes, shard.index_sha256)
-        return entry if same else None
+        return entry if entry and entry.is_of(shard, made_by) else None
 
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(describe, [shard for shard in corpus.shards if f"{shard.name}.parquet" in sizes])

@@ -55,7 +55,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
     stage = open_stage(layout.labels, "label", fingerprint(config, teacher["digest"]), force)
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    journal = Journal.open(stage.folder, corpus)
+    journal = Journal.open(stage.folder, corpus, stage.fingerprint.digest())
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
     if stage.is_done:
         record = require_done(stage.folder, "label")
@@ -104,7 +104,9 @@ def _label_shards(
         num_cpus=options.resources["CPU"], num_gpus=options.resources.get("GPU", 0)
     ).remote
     urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
-    pool = ShardPool(lambda: make(layout.teacher, config.label, device), options, todo, urls)
+    pool = ShardPool(
+        lambda: make(layout.teacher, config.label, device, stage.fingerprint.digest()), options, todo, urls
+    )
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
     try:
         with ProgressDisplay(stage.folder, corpus.num_samples, done) as display:

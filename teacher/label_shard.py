@@ -14,7 +14,7 @@ from data.labels import LabeledShard, Quarantined, TopK, label_table, top_k_of, 
 from data.manifest import Shard
 from pipeline.stage import StageError
 from pipeline.training.inference import Predictor
-from teacher.batches import Batch, Meter, prepared_batches
+from teacher.batches import Batch, Meter, ahead, submitted_batches
 
 
 @dataclass
@@ -34,10 +34,11 @@ class ShardLabeler:
     Args:
         num_classes: of the predictor's model.
         top_k: probabilities to keep; at most num_classes are.
+        made_by: see `LabeledShard`.
     """
 
-    def __init__(self, predictor: Predictor, num_classes: int, top_k: int, decode_threads: int) -> None:
-        self.meter = Meter()
+    def __init__(self, predictor: Predictor, num_classes: int, top_k: int, decode_threads: int, made_by: str) -> None:
+        self.meter, self._made_by = Meter(), made_by
         self._predictor, self._top_k = predictor, min(top_k, num_classes)
         self._pool = ThreadPoolExecutor(decode_threads, initializer=torch.set_num_threads, initargs=(1,))
         self._reading, self._model = threading.Lock(), threading.Lock()
@@ -50,12 +51,14 @@ class ShardLabeler:
             StageError: the model's output is not finite.
         """
         index, rows, predictor = shard.index(), _Rows(), self._predictor
-        for batch in prepared_batches(
+        submitted = submitted_batches(
             shard, index, predictor.view, predictor.batch_size, self._pool, self._reading, self.meter
-        ):
+        )
+        for batch in ahead(submitted):
+            batch.wait()
             self._label_batch(shard, index, batch, rows)
         with self.meter.timing("write"):
-            return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined)
+            return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
     def _label_batch(self, shard: Shard, index: pa.Table, batch: Batch, rows: _Rows) -> None:
         good = np.array([not problem for problem in batch.problems])

@@ -14,7 +14,7 @@ from data import storage
 from data.labels import read_labels, read_manifest
 from pipeline.config import Config
 from pipeline.layout import CURRENT_NAME, Layout
-from pipeline.stage import Fingerprint, StageError, digest_of, open_stage, require_done
+from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.upstream import require_labels
 from teacher.cutoffs import SelectRule
 from teacher.label_rows import Exclusions
@@ -35,7 +35,7 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     """
     labels = require_labels(config, layout)
     expected = fingerprint(config, labels)
-    digest = digest_of(expected.as_json())
+    digest = expected.digest()
     stage = open_stage(storage.join(layout.selections, digest), "select", expected, force)
     if not stage.is_done:
         summary = labels["summary"]

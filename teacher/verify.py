@@ -17,6 +17,7 @@ from data.manifest import Shard, Split, open_split
 from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, refuse_other_config, require_done
+from teacher.label import fingerprint
 
 DAMAGED_FOLDER = "damaged"
 _THREADS = 4
@@ -40,8 +41,9 @@ def verify_labels(config: Config, layout: Layout) -> None:
     _check_outputs(layout.labels, record["outputs"])
     corpus = open_split(config.data.unlabeled, layout.indexes)
     entries = {entry.name: entry for entry in read_manifest(layout.labels)}
+    made_by = fingerprint(config, teacher["digest"]).digest()
     top_k = min(config.label.top_k, record["summary"]["num_classes"])
-    problems = list(_problems(layout.labels, corpus, entries, label_schema(top_k)))
+    problems = list(_problems(layout.labels, corpus, entries, label_schema(top_k), made_by))
     if problems:
         raise StageError(_report(layout.labels, problems, len(corpus.shards)))
     labels, bad = (sum(getattr(entry, name) for entry in entries.values()) for name in ("rows", "quarantined"))
@@ -56,7 +58,7 @@ def _check_outputs(folder: str, outputs: dict[str, dict[str, object]]) -> None:
 
 
 def _problems(
-    folder: str, corpus: Split, entries: dict[str, LabeledShard], schema: pa.Schema
+    folder: str, corpus: Split, entries: dict[str, LabeledShard], schema: pa.Schema, made_by: str
 ) -> Iterator[tuple[str, str]]:
     """(shard, what is wrong), after a wrong file has been moved away."""
     for name in sorted(entries.keys() - {shard.name for shard in corpus.shards}):
@@ -64,7 +66,7 @@ def _problems(
 
     def check(shard: Shard) -> str:
         entry = entries.get(shard.name)
-        return _problem(folder, shard, entry, schema) if entry else "has no labels: it is new; run stage=label"
+        return _problem(folder, shard, entry, schema, made_by) if entry else "has no labels: it is new; run stage=label"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = tqdm(pool.map(check, corpus.shards), total=len(corpus.shards), desc="verify", unit="shard", delay=5)
@@ -74,7 +76,7 @@ def _problems(
                 yield shard.name, problem
 
 
-def _problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema) -> str:
+def _problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema, made_by: str) -> str:
     """What is wrong with a shard's label file; empty when nothing is."""
     url = storage.join(folder, f"{shard.name}.parquet")
     if not storage.exists(url):
@@ -82,8 +84,8 @@ def _problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema) 
     content = storage.read_bytes(url)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         return f"its label file is damaged (digest differs; {len(content)} bytes, {entry.bytes} were written)"
-    if (entry.source_bytes, entry.index_sha256) != (shard.bytes, shard.index_sha256):
-        return "the shard has changed since it was labeled"
+    if not entry.is_of(shard, made_by):
+        return "the shard has changed since it was labeled, or these are labels by another teacher or configuration"
     table = pq.read_table(io.BytesIO(content))
     if not table.schema.equals(schema):
         return f"its label file has another schema: {table.schema.remove_metadata()}"

@@ -17,8 +17,8 @@ from teacher.pool import here
 class Labeler:
     """See `teacher.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
 
-    def __init__(self, teacher: str, config: LabelConfig, device: str) -> None:
-        self._teacher, self._config, self._device = teacher, config, device
+    def __init__(self, teacher: str, config: LabelConfig, device: str, made_by: str) -> None:
+        self._teacher, self._config, self._device, self._made_by = teacher, config, device, made_by
 
     @ray.method(concurrency_group="labeling")
     def prepare(self) -> tuple[str, int]:
@@ -29,7 +29,7 @@ class Labeler:
             self._teacher, self._device, config.batch_size, config.views, config.decoder, fast=True
         )
         self._labeler = ShardLabeler(
-            predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads
+            predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads, self._made_by
         )
         return here()
 

@@ -3,6 +3,7 @@
 Without Ray, whose worker pool is replaced by a loop: `make chaos` kills drivers and workers of whole runs.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from data.manifest import Shard
 from pipeline.config import load_config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
+from pipeline.stage import digest_of
 from pipeline.training.published import load_predictor
 from teacher import journal, label
 from teacher.label_shard import ShardLabeler
@@ -49,10 +51,12 @@ class Loop:
     num_ready, images_in_flight, replaced = 1, 0, 0
 
     def __init__(self, make: object, options: object, shards: Sequence[Shard], urls: Sequence[str]) -> None:
-        self._work, self._teacher = list(zip(shards, urls, strict=True)), str(Path(urls[0]).parents[1] / "teacher")
+        self._work, folder = list(zip(shards, urls, strict=True)), Path(urls[0]).parent
+        self._teacher = str(folder.parent / "teacher")
+        self._made_by = digest_of(json.loads((folder / "started.json").read_text())["fingerprint"])
 
     def run(self) -> Iterator[LabeledShard]:
-        labeler = ShardLabeler(load_predictor(self._teacher, "cpu", 8), 10, 10, 1)
+        labeler = ShardLabeler(load_predictor(self._teacher, "cpu", 8), 10, 10, 1, self._made_by)
         return (labeler.label(shard, url) for shard, url in self._work)
 
     def seconds(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pipeline.cluster import start_ray
 from pipeline.config import Config, load_config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
-from pipeline.stage import StageError
+from pipeline.stage import StageError, digest_of, require_done
 from teacher import journal as journal_module
 from teacher.label import label
 from teacher.train import train_teacher
@@ -177,13 +177,31 @@ def test_new_shards_of_a_grown_corpus_are_labeled_and_old_labels_kept(run: Run, 
 def test_continuing_opens_no_label_file_that_the_journal_knows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config, layout, folder = run
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    whole = journal_module.Journal.open(str(folder), corpus)
+    made_by = require_done(str(folder), "label")["fingerprint"]
+    whole = journal_module.Journal.open(str(folder), corpus, digest_of(made_by))
     whole.write()
     (folder / LABELS_MANIFEST).unlink()
     monkeypatch.setattr(journal_module, "describe_label_file", lambda url: pytest.fail(f"opened {url}"))
-    assert journal_module.Journal.open(str(folder), corpus).shards == whole.shards
+    assert journal_module.Journal.open(str(folder), corpus, digest_of(made_by)).shards == whole.shards
     changed = Split(tuple(replace(shard, index_sha256="other") for shard in corpus.shards))
-    assert journal_module.Journal.open(str(folder), changed).shards == {}
+    assert journal_module.Journal.open(str(folder), changed, digest_of(made_by)).shards == {}
+
+
+def test_a_label_file_of_another_teacher_is_not_taken_for_this_ones(run: Run) -> None:
+    """A worker that outlives its driver may commit one after force=true began the folder anew."""
+    config, layout, folder = run
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    (folder / LABELS_MANIFEST).unlink()
+    made_by = digest_of(require_done(str(folder), "label")["fingerprint"])
+    assert len(journal_module.Journal.open(str(folder), corpus, made_by).shards) == NUM_SHARDS
+    path, stray = folder / f"{name(2)}.parquet", "another teacher's"
+    table = pq.read_table(path)
+    metadata = {
+        **table.schema.metadata,
+        b"source": table.schema.metadata[b"source"].replace(made_by.encode(), stray.encode()),
+    }
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    assert name(2) not in journal_module.Journal.open(str(folder), corpus, made_by).shards
 
 
 def test_five_workers_give_the_same_bytes_as_two(finished: Path, tmp_path: Path) -> None:

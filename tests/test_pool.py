@@ -68,7 +68,7 @@ class Worker:
                 time.sleep(0.2)
                 self._images += 1
         self._images += 10
-        return LabeledShard(shard.name, 0, url, 10, 0, 0, "")
+        return LabeledShard(shard.name, 0, url, 10, 0, 0, "", "")
 
     @ray.method(concurrency_group="asking")
     def progress(self) -> tuple[int, dict[str, float]]:

@@ -93,7 +93,9 @@ class SmallRun:
             count = shard.num_samples - 1
             table = self._label_table(shard.index(), labels[start : start + count])
             bad = Quarantined(shard.name, count, "bad", 0, REASON)
-            entries.append(write_labels(stage.path(f"{shard.name}.parquet"), shard, table, [bad]))
+            entries.append(
+                write_labels(stage.path(f"{shard.name}.parquet"), shard, table, [bad], stage.fingerprint.digest())
+            )
             quarantined.append(bad)
             start += shard.num_samples
         write_table(stage.path(QUARANTINE_NAME), quarantine_table(quarantined))

@@ -23,7 +23,9 @@ from pipeline import lock
 from pipeline.config import load_config
 from pipeline.lock import LockedError, run_lock
 from pipeline.run import main
+from pipeline.stage import require_done
 from pipeline.training.published import load_predictor
+from teacher.label import fingerprint
 from teacher.label_shard import ShardLabeler
 from tests import digits_run
 from tests.conftest import make_writer
@@ -513,7 +515,8 @@ def local_labels(data: Path) -> dict[str, bytes]:
     config = load_config(None, [f"run_dir={data}/run"])
     teacher, options = f"{data}/run/gen-1/teacher", config.label
     predictor = load_predictor(teacher, "cpu", options.batch_size, options.views, options.decoder, fast=True)
-    labeler = ShardLabeler(predictor, 10, config.label.top_k, decode_threads=1)
+    made_by = fingerprint(config, require_done(teacher, "teacher")["digest"]).digest()
+    labeler = ShardLabeler(predictor, 10, config.label.top_k, 1, made_by)
     files = {}
     for shard in open_split(config.data.unlabeled, f"{data}/index").shards:
         url = str(data / f"{shard.name}.parquet")

@@ -8,7 +8,7 @@ import pytest
 from data import storage
 from pipeline.config import Config, load_config
 from pipeline.layout import CURRENT_NAME, Layout
-from pipeline.stage import Fingerprint, StageError, StageRefusedError, digest_of, open_stage, require_done
+from pipeline.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
 from pipeline.upstream import explain_inputs, require_labels, require_selection
 from teacher.select_stage import select
 
@@ -41,7 +41,7 @@ def make_selection(layout: Layout, config: Config) -> dict[str, Any]:
     fingerprint = Fingerprint(
         config.stage_fields("select"), {"labels": require_done(layout.labels, "label")["digest"], "exclusions": "none"}
     )
-    name = digest_of(fingerprint.as_json())
+    name = fingerprint.digest()
     record = make(f"{layout.selections}/{name}", "select", dict(fingerprint.config), dict(fingerprint.inputs))
     storage.write_text(f"{layout.selections}/{CURRENT_NAME}", name)
     return record
