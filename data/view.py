@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from data.fast_images import decode_fast, eval_transform_fast
 from data.images import Pixels, decode, eval_transform, image_hash
+
+_BUFFER_BYTES = 3 << 21  # two megapixels
+_thread = threading.local()
 
 Decoder = Literal["fast", "pillow"]
 
@@ -42,9 +48,18 @@ class EvalView:
     def _decode(self, content: bytes) -> Pixels:
         if self.decoder == "pillow":
             return decode(content)
-        return decode_fast(content, math.floor(self.image_size / self.crop_pct) if self.mode == "crop" else 0)
+        if self.mode == "pad":  # returns the image itself where it fits: not to be put into memory that is used again
+            return decode_fast(content)
+        return decode_fast(content, math.floor(self.image_size / self.crop_pct), _buffer())
 
     def _fit(self, image: Pixels) -> Pixels:
         if self.mode == "crop" and self.decoder == "fast":
             return eval_transform_fast(image, self.image_size, self.crop_pct, self.interpolation)
         return eval_transform(image, self.image_size, self.crop_pct, self.interpolation, self.mode)
+
+
+def _buffer() -> Pixels:
+    """This thread's, for one image at a time."""
+    if not hasattr(_thread, "buffer"):
+        _thread.buffer = np.empty(_BUFFER_BYTES, np.uint8)
+    return _thread.buffer  # type: ignore[no-any-return]

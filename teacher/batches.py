@@ -23,7 +23,7 @@ from data.reader import ImageReader
 from data.view import EvalView
 
 Item = TypeVar("Item")
-_CHUNK = 16  # images per task of a decoding thread: little to schedule, little to wait for at the end of a batch
+_CHUNK = 32  # images per task of a decoding thread: little to schedule, little to wait for at the end of a batch
 _AHEAD = 2  # batches that are read and being decoded while the model works on another
 _END = object()
 
