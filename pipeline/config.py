@@ -210,7 +210,13 @@ class LabelConfig(Section):
 class SelectConfig(Section):
     """Which pseudo-labels the student sees, and how often."""
 
-    confidence_threshold: Fraction = 0.3
+    confidence_threshold: Fraction = Field(0.3, description="labels below it are left out")
+    target_precision: float | None = Field(
+        None, gt=0, lt=1, description="raise the threshold until so many of the labels above it are right"
+    )
+    precision_by_class: bool = Field(
+        False, description="with target_precision: a threshold for each class with enough validation images"
+    )
     per_class: int | None = Field(
         130_000, ge=1, description="images per class, the most confident first; null: no balancing"
     )

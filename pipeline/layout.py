@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from data import storage
 
 CURRENT_NAME = "current"  # a file that names the selection in use
+PREVIOUS_NAME = "previous"  # and the one that was in use before
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     evaluate   teacher and student on the test images
     report     write RUN/report.html
     status     what is done
+    diff       what changed between two generations or selections (before=… after=…; by default the last two)
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
     force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
                   else the last
     verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
+    before=1 after=2   with stage=diff: generations, or selections as in before=1/9f3a
 """
 
 from __future__ import annotations
@@ -40,13 +42,14 @@ from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
 from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
 from student.train import train_student
+from teacher.diff import diff
 from teacher.label import label
 from teacher.pool import WorkerError
 from teacher.select_stage import select
 from teacher.train import train_teacher
 from teacher.verify import verify_labels
 
-OPTIONS = ("stage", "config", "plan", "force", "verify")
+OPTIONS = ("stage", "config", "plan", "force", "verify", "before", "after")
 STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "teacher": train_teacher,
     "label": label,
@@ -115,6 +118,8 @@ def run(words: Sequence[str]) -> None:
     for stage in stages:
         if stage in READERS:
             READERS[stage](config, layouts)
+        elif stage == "diff":
+            diff(config, layouts, options.get("before"), options.get("after"))
 
 
 def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> None:
@@ -209,7 +214,7 @@ def _forced_stage(options: dict[str, str]) -> str | None:
 
 def _parse_stages(text: str | None) -> list[str]:
     """Stage names in the order in which they run."""
-    known = [*STAGES, *READERS]
+    known = [*STAGES, *READERS, "diff"]
     if text is None:
         raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
     names = [*STAGES, "report"] if text == "all" else text.split(",")

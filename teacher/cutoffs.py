@@ -40,14 +40,25 @@ class SelectRule:
         confidence_threshold: rows below it get no copies; compared as float32, as confidences are stored.
         per_class: images per class, repeats included; None keeps every row above the threshold once.
         max_copies: most copies of one image.
+        class_thresholds: for each class, instead of `confidence_threshold`; empty: the same for all.
     """
 
     num_classes: int
     confidence_threshold: float
     per_class: int | None
     max_copies: int
+    class_thresholds: tuple[float, ...] = ()
+
+    @property
+    def thresholds(self) -> Float32:
+        """Of every class, float32 [num_classes]."""
+        return np.array(self.class_thresholds or [self.confidence_threshold] * self.num_classes, np.float32)
 
     def __post_init__(self) -> None:
+        if self.class_thresholds and len(self.class_thresholds) != self.num_classes:
+            raise SelectError(f"class_thresholds: expected {self.num_classes} but got {len(self.class_thresholds)}")
+        for threshold in self.class_thresholds:
+            _check_range("class_thresholds", threshold, 0, 1)
         _check_range("num_classes", self.num_classes, 1, _MAX_CLASSES)
         _check_range("confidence_threshold", self.confidence_threshold, 0, 1)
         _check_range("max_copies", self.max_copies, 1, _MAX_UINT16)

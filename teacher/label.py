@@ -32,7 +32,7 @@ from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
 from pipeline.training.published import read_info
-from teacher.check import check_teacher
+from teacher.check import VALIDATION_NAME, check_teacher
 from teacher.journal import JOURNAL_NAME, Journal
 from teacher.pool import PoolOptions, ShardPool
 from teacher.progress import Progress, ProgressDisplay
@@ -65,11 +65,12 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
     report_odd_keys(corpus)
+    _check_names(corpus)
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
-    if journal.teacher_check is None:
-        journal.teacher_check = check_teacher(config, layout, info) or _SKIPPED
+    if journal.teacher_check is None or not storage.exists(stage.path(VALIDATION_NAME)):
+        journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
     _check_quarantined(config.label, journal.shards.values(), corpus)
     if todo:
         _label_shards(config, layout, stage, corpus, todo, journal)
@@ -79,6 +80,13 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     """What labels depend on. The corpus may grow: each shard's identity is in the manifest."""
     return Fingerprint(config.stage_fields("label"), {"teacher": teacher_digest})
+
+
+def _check_names(corpus: Split) -> None:
+    """Label files are named after their shards and lie beside two other tables."""
+    for shard in corpus.shards:
+        if f"{shard.name}.parquet" in (QUARANTINE_NAME, VALIDATION_NAME):
+            raise StageError(f"{shard.url}: a file of the labels has this name; rename the shard")
 
 
 def report_odd_keys(corpus: Split) -> None:
@@ -198,7 +206,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
             f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {quarantined.num_rows} quarantined"
         )
     storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now; after the marker nobody would remove it
-    stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
+    stage.commit([LABELS_MANIFEST, QUARANTINE_NAME, VALIDATION_NAME], summary)
     _print_summary(summary)
     return require_done(stage.folder, "label")
 

@@ -155,7 +155,9 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, source: LabelSource) 
         _has_key(batch, exclusions.keys) if exclusions.keys else None,
         _is_one_of(ordinal, exclusions.samples.get(shard)),
     )
-    above = confidence >= np.float32(rule.confidence_threshold)
+    above = confidence >= (
+        rule.thresholds.take(label) if rule.class_thresholds else np.float32(rule.confidence_threshold)
+    )
     return LabelRows(label, confidence, ordinal, above, held_out, by_user)
 
 

@@ -63,7 +63,7 @@ def load_selection(url: str, exclusions: Exclusions | None = None) -> Selection:
         version, digest = content["schema_version"], content["exclusions"]["digest"]
         if version != SCHEMA_VERSION:
             raise SelectError(f"{url}: schema_version must be {SCHEMA_VERSION} but is {version}; select again")
-        selection = Selection(SelectRule(**content["rule"]), _cutoffs(content["classes"]), exclusions)
+        selection = Selection(_rule(content["rule"]), _cutoffs(content["classes"]), exclusions)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise SelectError(f"{url}: not a selection.json ({error!r}); select again") from error
     if digest != exclusions.digest():
@@ -75,7 +75,7 @@ def _class_json(selection: Selection, index: int) -> dict[str, Any]:
     rule, cutoffs = selection.rule, selection.cutoffs
     copies, base = int(cutoffs.copies[index]), int(cutoffs.base_copies[index])
     one_more_from = _position(cutoffs, index)
-    threshold = {"confidence": float(np.float32(rule.confidence_threshold)), "hash": f"{0:#018x}"}
+    threshold = {"confidence": float(rule.thresholds[index]), "hash": f"{0:#018x}"}
     return {
         "class": index,
         "available": int(cutoffs.available[index]),
@@ -88,6 +88,10 @@ def _class_json(selection: Selection, index: int) -> dict[str, Any]:
         "max_copies": base + (one_more_from is not None),
         "shortfall": 0 if rule.per_class is None else rule.per_class - copies,
     }
+
+
+def _rule(content: dict[str, Any]) -> SelectRule:
+    return SelectRule(**content | {"class_thresholds": tuple(content["class_thresholds"])})
 
 
 def _position(cutoffs: Cutoffs, index: int) -> dict[str, Any] | None:

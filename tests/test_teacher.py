@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 import torch
 
+from data.labels import read_labels
 from pipeline.config import Config, load_config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
+from pipeline.models.weights import WeightsInfo
 from pipeline.stage import StageError, StageRefusedError
 from pipeline.training.published import load_predictor, read_info
 from teacher.check import check_teacher
@@ -55,6 +58,11 @@ def test_weights_from_elsewhere_skip_training_and_are_calibrated(make_config: Ma
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
+def check(config: Config, info: WeightsInfo | None = None) -> dict[str, float] | None:
+    url = f"{config.run_dir}/validation.parquet"
+    return check_teacher(config, layout(config), info or read_info(layout(config).teacher), url)
+
+
 def test_other_weights_under_the_same_name_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
     train_teacher(config, layout(config))
@@ -68,7 +76,7 @@ def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: M
     config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
     with pytest.raises(StageError, match=r"but 0\.900 was expected"):
-        check_teacher(config, layout(config), read_info(layout(config).teacher))
+        check(config)
 
 
 def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(make_config: MakeConfig) -> None:
@@ -77,9 +85,12 @@ def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(
     info = read_info(layout(config).teacher)
     mended = make_config(f"teacher.expected_top1={info.validation_top1}")
     train_teacher(mended, layout(mended))
-    found = check_teacher(mended, layout(mended), info)
+    found = check(mended)
     assert found is not None
     assert found["found_top1"] == pytest.approx(info.validation_top1)
+    rows = read_labels(f"{mended.run_dir}/validation.parquet")
+    right = pc.sum(pc.equal(rows.column("label"), rows.column("predicted"))).as_py()
+    assert (right / len(rows), len(rows)) == (pytest.approx(info.validation_top1), 60)
 
 
 def test_without_an_expected_accuracy_weights_from_elsewhere_are_not_checked_against_themselves(
@@ -87,13 +98,13 @@ def test_without_an_expected_accuracy_weights_from_elsewhere_are_not_checked_aga
 ) -> None:
     config = make_config()
     train_teacher(config, layout(config))
-    assert check_teacher(config, layout(config), read_info(layout(config).teacher)) is None
+    assert check(config) is None
 
 
 def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) -> None:
     config = make_config("data.validation=[]", "data.num_classes=10")
     train_teacher(config, layout(config))
-    assert check_teacher(config, layout(config), read_info(layout(config).teacher)) is None
+    assert check(config) is None
 
 
 def test_another_number_of_classes_is_refused_where_it_was_given(make_config: MakeConfig) -> None:
@@ -109,4 +120,4 @@ def test_classes_in_another_order_are_refused_with_the_first_difference(make_con
     train_teacher(config, layout(config))
     info = read_info(layout(config).teacher).model_copy(update={"class_names": ["digit_1", "digit_0"]})
     with pytest.raises(StageError, match=r"class 0 is 'digit_1' for the teacher and 'digit_0' in data\.validation"):
-        check_teacher(config, layout(config), info)
+        check(config, info)

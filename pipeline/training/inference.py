@@ -94,14 +94,20 @@ def _view(batch: torch.Tensor, number: int) -> torch.Tensor:
     return batch
 
 
-def predict_split(split: Split, predictor: Predictor, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def predict_split(
+    split: Split, predictor: Predictor, threads: int = 2, as_labeling: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order; one batch in memory at a time.
+
+    Args:
+        as_labeling: instead of logits, the calibrated probabilities, averaged over the predictor's views.
 
     Raises:
         DataError: an image that cannot be decoded, naming shard and key.
     """
-    logits: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
+    predict = predictor.probabilities if as_labeling else predictor.logits
 
     def prepare(item: tuple[str, bytes]) -> torch.Tensor:
         try:
@@ -119,8 +125,8 @@ def predict_split(split: Split, predictor: Predictor, threads: int = 2) -> tuple
                     (f"{shard.url}, key {key!r}", reader.read(position, offset, size))
                     for key, offset, size in rows[start : start + predictor.batch_size]
                 ]
-                logits.append(predictor.logits(torch.stack(list(pool.map(prepare, items)))))
-    return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
+                scores.append(predict(torch.stack(list(pool.map(prepare, items)))))
+    return np.concatenate(scores), np.concatenate(labels).astype(np.int64)
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> list[float]:

@@ -1,0 +1,250 @@
+"""stage=diff: what changed between two generations' labels, or between two selections of the same labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data import storage
+from data.labels import COPIES_COLUMN, read_labels, read_manifest
+from pipeline.config import Config
+from pipeline.layout import PREVIOUS_NAME, Layout
+from pipeline.stage import StageError, require_done
+from teacher.cutoffs import Int64
+from teacher.threads import in_threads
+
+_SHOWN = 10  # lines on the screen
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """Labels and a selection of them."""
+
+    name: str
+    labels: str
+    selection: str
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Images by class before and after; those that only one side has labels of are `gone` or `new`.
+
+    Attributes:
+        flips: int64 (C, C), images on both sides by label before and label after.
+        gone, new: int64 (C,).
+        kept: int64 (2, 2, C) kept before, kept after, by the label after (before, for images that are gone).
+        copies: int64 (2,), before and after.
+    """
+
+    flips: Int64
+    gone: Int64
+    new: Int64
+    kept: Int64
+    copies: Int64
+
+    @staticmethod
+    def zeros(num_classes: int) -> Counts:
+        """Of nothing."""
+        shapes = [(num_classes, num_classes), (num_classes,), (num_classes,), (2, 2, num_classes), (2,)]
+        return Counts(*(np.zeros(shape, np.int64) for shape in shapes))
+
+    def add(self, other: Counts) -> None:
+        """Add other images. In place."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine += theirs
+
+
+def diff(
+    config: Config, layouts: Iterable[Layout], before: str | None = None, after: str | None = None
+) -> dict[str, Any]:
+    """Compare, print, and write `RUN/diff.json`; returns what is in it.
+
+    Args:
+        before, after: a generation (`2`), or one of its selections (`1/9f3a…`). By default `after` is the last generation that
+            has a selection, and `before` the generation before it, or in the first one the selection before the current one.
+
+    Raises:
+        StageError: there is no such generation or selection, or nothing to compare.
+    """
+    by_generation = {str(layout.generation): layout for layout in layouts}
+    one, two = _choose_sides(by_generation, before, after)
+    if one.num_classes != two.num_classes:
+        raise StageError(
+            f"{one.labels} has {one.num_classes} classes, {two.labels} {two.num_classes}: nothing to compare"
+        )
+    result = as_json(one, two, compare(one, two))
+    url = storage.join(config.run_dir, "diff.json")
+    storage.write_text(url, json.dumps(result, indent=1) + "\n")
+    print_changes(result)
+    print(f"diff: {url}")
+    return result
+
+
+def compare(before: Side, after: Side) -> Counts:
+    """Count what changed, shard by shard, images joined by shard and ordinal."""
+    names = {entry.name for side in (before, after) for entry in read_manifest(side.labels)}
+
+    def count(shards: Iterable[str]) -> Counts:
+        part = Counts.zeros(after.num_classes)
+        for shard in shards:
+            part.add(_compare_shard(before, after, shard))
+        return part
+
+    total = Counts.zeros(after.num_classes)
+    for part in in_threads(count, sorted(names), _THREADS, "compare"):
+        total.add(part)
+    return total
+
+
+def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
+    """What diff.json holds."""
+    common, num_classes = int(counts.flips.sum()), after.num_classes
+    flipped = common - int(np.trace(counts.flips))
+    off_diagonal = counts.flips.copy()
+    np.fill_diagonal(off_diagonal, 0)
+    order = np.argsort(-off_diagonal, axis=None, kind="stable")[: 10 * num_classes]
+    pairs = [(*divmod(int(cell), num_classes), int(off_diagonal.flat[cell])) for cell in order]
+    kept = counts.kept.sum(axis=2)
+    return {
+        "before": before.name,
+        "after": after.name,
+        "images": {"both": common, "gone": int(counts.gone.sum()), "new": int(counts.new.sum())},
+        "flipped": flipped,
+        "flip_rate": flipped / common if common else None,
+        "kept": {"both": int(kept[1, 1]), "only_before": int(kept[1, 0]), "only_after": int(kept[0, 1])},
+        "copies": dict(zip(("before", "after"), counts.copies.tolist(), strict=True)),
+        "classes": [_class_json(after, counts, index) for index in range(num_classes)],
+        "flips": [
+            {"before": _name(after, one), "after": _name(after, two), "images": number}
+            for one, two, number in pairs
+            if number
+        ],
+    }
+
+
+def print_changes(result: dict[str, Any]) -> None:
+    """The changes in a few lines."""
+    images, kept = result["images"], result["kept"]
+    print(f"diff: {result['before']} → {result['after']}")
+    if result["flip_rate"] is not None:
+        print(f"  {result['flipped']:,} of {images['both']:,} labels flipped ({result['flip_rate']:.2%})")
+    if images["gone"] or images["new"]:
+        print(f"  images without a label now: {images['gone']:,}; without one before: {images['new']:,}")
+    print(
+        f"  kept: {kept['both']:,} still, {kept['only_before']:,} no more, {kept['only_after']:,} newly; "
+        f"copies {result['copies']['before']:,} → {result['copies']['after']:,}"
+    )
+    moved = [entry for entry in result["classes"] if entry["labels_before"] != entry["labels_after"]]
+    changed = moved or [entry for entry in result["classes"] if entry["kept_before"] != entry["kept_after"]]
+    for entry in sorted(changed, key=lambda entry: -_drift(entry))[:_SHOWN]:
+        print(
+            f"  {entry['class']}: labels {entry['labels_before']:,} → {entry['labels_after']:,}, "
+            f"kept {entry['kept_before']:,} → {entry['kept_after']:,}"
+        )
+    for flip in result["flips"][:_SHOWN]:
+        print(f"  {flip['before']} → {flip['after']}: {flip['images']:,} labels")
+
+
+def _drift(entry: dict[str, Any]) -> int:
+    return abs(entry["labels_after"] - entry["labels_before"]) + abs(entry["kept_after"] - entry["kept_before"])
+
+
+def _compare_shard(before: Side, after: Side, shard: str) -> Counts:
+    part = Counts.zeros(after.num_classes)
+    (ordinal_1, label_1, copies_1), (ordinal_2, label_2, copies_2) = (_read(side, shard) for side in (before, after))
+    _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
+    np.add.at(part.flips, (label_1[rows_1], label_2[rows_2]), 1)
+    kept_1, kept_2 = copies_1 > 0, copies_2 > 0
+    np.add.at(part.kept, (kept_1[rows_1].astype(int), kept_2[rows_2].astype(int), label_2[rows_2]), 1)
+    alone_1, alone_2 = (np.delete(np.arange(len(o)), rows) for o, rows in ((ordinal_1, rows_1), (ordinal_2, rows_2)))
+    np.add.at(part.gone, label_1[alone_1], 1)
+    np.add.at(part.new, label_2[alone_2], 1)
+    np.add.at(part.kept[:, 0], (kept_1[alone_1].astype(int), label_1[alone_1]), 1)
+    np.add.at(part.kept[0], (kept_2[alone_2].astype(int), label_2[alone_2]), 1)
+    part.copies[:] = copies_1.sum(dtype=np.int64), copies_2.sum(dtype=np.int64)
+    return part
+
+
+def _read(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ordinal, label and copies of a shard's rows; none where the side does not have the shard."""
+    url = storage.join(side.labels, f"{shard}.parquet")
+    if not storage.exists(url):
+        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16)
+    table = read_labels(url, ["ordinal", "label"])
+    copies = read_labels(storage.join(side.selection, f"{shard}.parquet"), [COPIES_COLUMN]).column(COPIES_COLUMN)
+    if len(copies) != len(table):
+        raise StageError(f"{side.selection}/{shard}.parquet is of other labels than {url}; run stage=select again")
+    return table.column("ordinal").to_numpy(), table.column("label").to_numpy(), copies.to_numpy()
+
+
+def _class_json(side: Side, counts: Counts, index: int) -> dict[str, Any]:
+    return {
+        "class": _name(side, index),
+        "labels_before": int(counts.flips[index].sum() + counts.gone[index]),
+        "labels_after": int(counts.flips[:, index].sum() + counts.new[index]),
+        "flipped_away": int(counts.flips[index].sum() - counts.flips[index, index]),
+        "kept_before": int(counts.kept[1, :, index].sum()),
+        "kept_after": int(counts.kept[:, 1, index].sum()),
+    }
+
+
+def _name(side: Side, index: int) -> str:
+    return side.class_names[index] if side.class_names else str(index)
+
+
+def _choose_sides(layouts: dict[str, Layout], before: str | None, after: str | None) -> tuple[Side, Side]:
+    if after is None:
+        selected = [number for number, layout in layouts.items() if layout.current_selection()]
+        if not selected:
+            raise StageError("stage=diff: nothing is selected yet; run stage=label first")
+        after = selected[-1]
+    generation = int(after.partition("/")[0]) if after.partition("/")[0].isdigit() else 0
+    if before is None and generation > 1:
+        before = str(generation - 1)
+    if before is None and str(generation) in layouts:
+        before = f"{generation}/{_previous(layouts[str(generation)])}"
+    return side(layouts, before or ""), side(layouts, after)
+
+
+def _previous(layout: Layout) -> str:
+    pointer = storage.join(layout.selections, PREVIOUS_NAME)
+    if not storage.exists(pointer):
+        raise StageError(
+            "stage=diff: there is one selection of one generation; try another setting (stage=select select.per_class=…), "
+            "or name two, as in before=1 after=2"
+        )
+    return storage.read_text(pointer).strip()
+
+
+def side(layouts: dict[str, Layout], name: str) -> Side:
+    """The labels and the selection that `1` or `1/9f3a…` names. Raises StageError when they are not there."""
+    number, _, digest = name.partition("/")
+    layout = layouts.get(number)
+    if layout is None:
+        raise StageError(
+            f"stage=diff: {name!r} is none of the generations {', '.join(layouts)}; as in before=1 after=2, or after=1/9f3a…"
+        )
+    current = layout.current_selection()
+    found = [entry for entry in storage.list_names(layout.selections) if digest and entry.startswith(digest)]
+    if digest and len(found) != 1:
+        raise StageError(f"stage=diff: {name!r}: {len(found)} selections in {layout.selections} begin so; expected one")
+    folder = storage.join(layout.selections, found[0]) if found else current
+    if folder is None:
+        raise StageError(f"stage=diff: generation {number} has no selection; run stage=select first")
+    require_done(folder, "select")
+    labels = require_done(layout.labels, "label")["summary"]
+    names = labels["class_names"]
+    return Side(
+        f"{number}/{storage.base_name(folder)}",
+        layout.labels,
+        folder,
+        labels["num_classes"],
+        tuple(names) if names else None,
+    )
