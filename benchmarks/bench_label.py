@@ -64,7 +64,7 @@ class StubPredictor(Predictor):
 def ours(pattern: str) -> float:
     """Images per second through ShardLabeler, two shards in flight as in a labeling actor."""
     shards = open_split(pattern, "/nonexistent").shards
-    labeler = ShardLabeler(StubPredictor(), NUM_CLASSES, 10, THREADS, "stub")
+    labeler = ShardLabeler(StubPredictor(), NUM_CLASSES, 10, 1, THREADS, "stub")
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(2) as in_flight:
         labeler.label(shards[0], f"{out}/warm-up.parquet")
         started = time.perf_counter()

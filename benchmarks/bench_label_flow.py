@@ -46,7 +46,7 @@ def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "
     """Print utilization and memory; with `memory_of`, label those shards in this process and print its peak."""
     if memory_of:
         _label(
-            ShardLabeler(StubPredictor(), NUM_CLASSES, 10, THREADS, "stub"),
+            ShardLabeler(StubPredictor(), NUM_CLASSES, 10, 1, THREADS, "stub"),
             open_split(memory_of, "/nonexistent").shards,
             2,
         )
@@ -75,7 +75,7 @@ def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "
 
 def _utilization(rate: float, shards: tuple[Shard, ...], in_flight: int) -> float:
     """From the first batch on, which no pipeline can have ready at once."""
-    labeler = ShardLabeler(SleepingPredictor(rate), NUM_CLASSES, 10, THREADS, "stub")
+    labeler = ShardLabeler(SleepingPredictor(rate), NUM_CLASSES, 10, 1, THREADS, "stub")
     _label(labeler, shards[:1], 1)
     before, started = labeler.meter.read()[1]["model"], time.perf_counter()
     _label(labeler, (*shards, *shards), in_flight)

@@ -1,6 +1,6 @@
 """A real model end to end: how much of what the model and the host path allow together does a labeling worker reach?
 
-    python -m benchmarks.bench_label_model [images=1000] [rounds=3] [threads=2]
+    python -m benchmarks.bench_label_model [images=1024] [rounds=3] [threads=2]
 
 EfficientNet-Lite0 with its ImageNet weights on JPEG photos of 500 × 375, as `stage=label` runs it: batch norms folded, channels_last.
 On a CPU, model and host path share the cores: together they allow 1 / (1/model + 1/host) images per second. The model as
@@ -32,10 +32,10 @@ from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
 from tests.test_real_model import timms_names
 
-MODEL, SIZE, BATCH, PER_SHARD = "tf_efficientnet_lite0", 224, 64, 250
+MODEL, SIZE, BATCH, PER_SHARD = "tf_efficientnet_lite0", 224, 64, 256
 
 
-def bench(images: int = 1000, rounds: int = 3, threads: int = 2, out: str = "runs/bench_label") -> None:
+def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "runs/bench_label") -> None:
     """Print the rates of model, host path and both, in turn; medians."""
     torch.set_num_threads(threads)
     shards = open_split(make_photos(f"{out}/model-{images}", images // PER_SHARD, PER_SHARD), "/nonexistent").shards
@@ -43,6 +43,7 @@ def bench(images: int = 1000, rounds: int = 3, threads: int = 2, out: str = "run
     contenders: dict[str, Callable[[], float]] = {
         "timm's model": lambda: _model_rate(plain, images // 4),
         "model": lambda: _model_rate(fast, images // 2),
+        _AT_ONCE: lambda: _two_at_once(fast, images // 2, threads),
         "host": lambda: _label_rate(StubPredictor(), shards, threads),
         "together": lambda: _label_rate(fast, shards, threads),
     }
@@ -50,7 +51,7 @@ def bench(images: int = 1000, rounds: int = 3, threads: int = 2, out: str = "run
     for _ in range(rounds):
         for name, run in contenders.items():
             rates[name].append(run())
-            print(f"{name:14} {rates[name][-1]:8,.1f} img/s", flush=True)
+            print(f"{name:16} {rates[name][-1]:8,.1f} img/s", flush=True)
     _print_results({name: median(found) for name, found in rates.items()}, rounds)
 
 
@@ -72,11 +73,16 @@ def _model_rate(predictor: Predictor, images: int) -> float:
     return max(1, images // BATCH) * BATCH / (time.perf_counter() - started)
 
 
+def _two_at_once(predictor: Predictor, images: int, threads: int) -> float:
+    """Two batches at once, each on half the threads."""
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(max(1, threads // 2),)) as pool:
+        return sum(pool.map(lambda _: _model_rate(predictor, images // 2), range(2)))
+
+
 def _label_rate(predictor: Predictor, shards: tuple[Shard, ...], threads: int) -> float:
-    labeler = ShardLabeler(predictor, 1000, 10, threads, "stub")
+    labeler = ShardLabeler(predictor, 1000, 10, threads, threads, "stub")
 
     def label(shard: Shard) -> int:
-        torch.set_num_threads(threads)
         return labeler.label(shard, f"{out}/{shard.name}.parquet").rows
 
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(2) as in_flight:
@@ -86,12 +92,13 @@ def _label_rate(predictor: Predictor, shards: tuple[Shard, ...], threads: int) -
 
 
 def _print_results(rates: dict[str, float], rounds: int) -> None:
-    allowed = 1 / (1 / rates["model"] + 1 / rates["host"])
+    allowed = 1 / (1 / max(rates["model"], rates[_AT_ONCE]) + 1 / rates["host"])
     print(
         f"\nmedians of {rounds} rounds: together {rates['together']:.1f} img/s, {rates['together'] / allowed:.3f} of the {allowed:.1f}"
     )
     print(
-        f"that model and host path allow on shared cores; the model is {rates['model'] / rates[_TIMM]:.2f} times as fast as timm's"
+        "that the model at its best and the host path allow on shared cores; "
+        f"the model is {rates['model'] / rates[_TIMM]:.2f} times as fast as timm's"
     )
     record = {
         "bench": "label_model", "unit": "img/s up", "ours": round(rates["together"], 1), "floor": round(allowed, 1),
@@ -101,7 +108,7 @@ def _print_results(rates: dict[str, float], rounds: int) -> None:
     print(json.dumps(record))
 
 
-_TIMM = "timm's model"
+_TIMM, _AT_ONCE = "timm's model", "model, 2 at once"
 
 
 def main(arguments: list[str]) -> int:

@@ -74,6 +74,11 @@ class Batch:
     problems: list[str]
     pending: list[Future[None]] = field(default_factory=list)
 
+    @property
+    def is_good(self) -> np.ndarray:
+        """Images without a problem, once they are decoded: bool (N,)."""
+        return np.array([not problem for problem in self.problems])
+
     def wait(self) -> None:
         """Until every image is decoded; raises what decoding raised, other than DecodeError."""
         for future in self.pending:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,14 +35,22 @@ class ShardLabeler:
     Args:
         num_classes: of the predictor's model.
         top_k: probabilities to keep; at most num_classes are.
+        threads: of the model on a CPU. Two batches share them, each with half: threads that wait for each other within a batch
+            lose a quarter of the time where decoding takes their cores away.
         made_by: see `LabeledShard`.
     """
 
-    def __init__(self, predictor: Predictor, num_classes: int, top_k: int, decode_threads: int, made_by: str) -> None:
+    def __init__(
+        self, predictor: Predictor, num_classes: int, top_k: int, threads: int, decode_threads: int, made_by: str
+    ) -> None:
         self.meter, self._made_by = Meter(), made_by
         self._predictor, self._top_k = predictor, min(top_k, num_classes)
-        self._pool = ThreadPoolExecutor(decode_threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._reading, self._model = threading.Lock(), threading.Lock()
+        self._decoding = ThreadPoolExecutor(decode_threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._at_once = 2 if predictor.device == "cpu" and threads > 1 else 1
+        self._model = ThreadPoolExecutor(
+            self._at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // self._at_once),)
+        )
+        self._reading = threading.Lock()
 
     def label(self, shard: Shard, url: str) -> LabeledShard:
         """Label a shard and commit its label file `url`.
@@ -52,26 +61,39 @@ class ShardLabeler:
         """
         index, rows, predictor = shard.index(), _Rows(), self._predictor
         submitted = submitted_batches(
-            shard, index, predictor.view, predictor.batch_size, self._pool, self._reading, self.meter
+            shard, index, predictor.view, predictor.batch_size, self._decoding, self._reading, self.meter
         )
+        asked: deque[tuple[Batch, Future[np.ndarray]]] = deque()
         for batch in ahead(submitted):
-            batch.wait()
-            self._label_batch(shard, index, batch, rows)
+            asked.append((batch, self._model.submit(self._predict, batch)))
+            if len(asked) > self._at_once:
+                self._take_answer(shard, index, *asked.popleft(), rows)
+        while asked:
+            self._take_answer(shard, index, *asked.popleft(), rows)
         with self.meter.timing("write"):
             return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
-    def _label_batch(self, shard: Shard, index: pa.Table, batch: Batch, rows: _Rows) -> None:
-        good = np.array([not problem for problem in batch.problems])
+    def _predict(self, batch: Batch) -> np.ndarray:
+        """Probabilities of the batch's good images, float32 (N, C)."""
+        batch.wait()
+        good = batch.is_good
+        if not good.any():
+            return np.empty((0, 0), np.float32)
+        images = batch.images if good.all() else batch.images[good]
+        with self.meter.timing("model"):
+            return self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+    def _take_answer(
+        self, shard: Shard, index: pa.Table, batch: Batch, answer: Future[np.ndarray], rows: _Rows
+    ) -> None:
+        probabilities, good = answer.result(), batch.is_good
+        if not np.isfinite(probabilities).all():
+            raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
         for position in np.flatnonzero(~good).tolist():
             ordinal = batch.start + position
             key, offset = (index.column(name)[ordinal].as_py() for name in ("key", "offset"))
             rows.quarantined.append(Quarantined(shard.name, ordinal, key, offset, batch.problems[position]))
         if good.any():
-            images = batch.images if good.all() else batch.images[good]
-            with self._model, self.meter.timing("model"):
-                probabilities = self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
-            if not np.isfinite(probabilities).all():
-                raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
             rows.top_k.append(top_k_of(probabilities, self._top_k))
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])

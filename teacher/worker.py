@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ray
-import torch
 
 from data.labels import LabeledShard
 from data.manifest import Shard
@@ -24,19 +23,22 @@ class Labeler:
     def prepare(self) -> tuple[str, int]:
         """Load the model; answers with the node and the process."""
         config = self._config
-        torch.set_num_threads(config.threads)
         predictor = load_predictor(
             self._teacher, self._device, config.batch_size, config.views, config.decoder, fast=True
         )
         self._labeler = ShardLabeler(
-            predictor, read_info(self._teacher).num_classes, config.top_k, config.decode_threads, self._made_by
+            predictor,
+            read_info(self._teacher).num_classes,
+            config.top_k,
+            config.threads,
+            config.decode_threads,
+            self._made_by,
         )
         return here()
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str) -> LabeledShard:
         """Label a shard and commit its file."""
-        torch.set_num_threads(self._config.threads)  # a setting of each thread
         return self._labeler.label(shard, url)
 
     @ray.method(concurrency_group="asking")

@@ -187,7 +187,7 @@ def peak():
 torch.set_num_threads(1)
 model = build_model("resnetrs26", 3, {"width": 0.125, "blocks": [1, 1, 1, 1]})
 predictor = Predictor(model, TrainConfig(image_size=96), "cpu", 8, decoder="fast")
-labeler = ShardLabeler(predictor, 3, 10, 1, "test")
+labeler = ShardLabeler(predictor, 3, 10, 1, 1, "test")
 predictor.probabilities(torch.zeros(8, 3, 96, 96, dtype=torch.uint8))
 peaks = [peak()]
 for pattern in sys.argv[2:]:

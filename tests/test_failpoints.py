@@ -56,7 +56,7 @@ class Loop:
         self._made_by = digest_of(json.loads((folder / "started.json").read_text())["fingerprint"])
 
     def run(self) -> Iterator[LabeledShard]:
-        labeler = ShardLabeler(load_predictor(self._teacher, "cpu", 8), 10, 10, 1, self._made_by)
+        labeler = ShardLabeler(load_predictor(self._teacher, "cpu", 8), 10, 10, 1, 1, self._made_by)
         return (labeler.label(shard, url) for shard, url in self._work)
 
     def seconds(self) -> dict[str, float]:

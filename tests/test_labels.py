@@ -45,7 +45,7 @@ def predictor(batch_size: int = 32, views: int = 1) -> Predictor:
 
 
 def label_shard(shard: Shard, url: str, model: Predictor, top_k: int, decode_threads: int) -> LabeledShard:
-    return ShardLabeler(model, 10, top_k, decode_threads, "test").label(shard, url)
+    return ShardLabeler(model, 10, top_k, 1, decode_threads, "test").label(shard, url)
 
 
 def only_shard(folder: Path) -> Shard:

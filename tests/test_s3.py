@@ -516,7 +516,7 @@ def local_labels(data: Path) -> dict[str, bytes]:
     teacher, options = f"{data}/run/gen-1/teacher", config.label
     predictor = load_predictor(teacher, "cpu", options.batch_size, options.views, options.decoder, fast=True)
     made_by = fingerprint(config, require_done(teacher, "teacher")["digest"]).digest()
-    labeler = ShardLabeler(predictor, 10, config.label.top_k, 1, made_by)
+    labeler = ShardLabeler(predictor, 10, config.label.top_k, 1, 1, made_by)
     files = {}
     for shard in open_split(config.data.unlabeled, f"{data}/index").shards:
         url = str(data / f"{shard.name}.parquet")
