@@ -30,7 +30,7 @@ class Simulated:
         return here()
 
     @ray.method(concurrency_group="labeling")
-    def label(self, shard: Shard, url: str) -> LabeledShard:
+    def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:  # noqa: ARG002 (the pool's interface)
         """At once, as soon as all workers are there, which the file `url` tells."""
         while not Path(url).exists():
             time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -52,14 +53,17 @@ class ShardLabeler:
         )
         self._reading = threading.Lock()
 
-    def label(self, shard: Shard, url: str) -> LabeledShard:
+    def label(self, shard: Shard, url: str, problems: Mapping[int, str] | None = None) -> LabeledShard:
         """Label a shard and commit its label file `url`.
+
+        Args:
+            problems: ordinals that are not to be decoded, and why; they are quarantined.
 
         Raises:
             DataError: the shard or its index is not what it was.
             StageError: the model's output is not finite.
         """
-        index, rows, predictor = shard.index(), _Rows(), self._predictor
+        index, rows, predictor = _with_problems(shard.index(), problems or {}), _Rows(), self._predictor
         submitted = submitted_batches(
             shard, index, predictor.view, predictor.batch_size, self._decoding, self._reading, self.meter
         )
@@ -98,6 +102,16 @@ class ShardLabeler:
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
         self.meter.add_images(len(good))
+
+
+def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:
+    if not problems:
+        return index
+    column = index.column("problem").to_pylist()
+    for ordinal, problem in problems.items():
+        column[ordinal] = column[ordinal] or problem
+    position = index.column_names.index("problem")
+    return index.set_column(position, index.field(position), pa.array(column, index.field(position).type))
 
 
 def _table(index: pa.Table, rows: _Rows, top_k: int) -> pa.Table:

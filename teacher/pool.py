@@ -1,8 +1,8 @@
 """A pool of Ray actors that work through shards.
 
 Workers come and go: one that dies or hangs is replaced, and its shards go to others; new ones are started as the cluster finds
-room. An actor has `prepare()`, which answers with its node and process; `label(shard, url)`, two of which may run at once; and
-`progress()`, which answers while they do.
+room. An actor has `prepare()`, which answers with its node and process; `label(shard, url, careful)`, two of which may run at once
+(careful: workers were lost at this shard); and `progress()`, which answers while they do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline import interrupt
 from pipeline.stage import StageError
 
 _ATTEMPTS = 5  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
+_CAREFUL_FROM = 2  # such attempts
 _STARTS = 3  # workers in a row that die before they are ready
 _TICK_S = 0.5  # so that a signal is noticed
 _PROGRESS_S = 1.0
@@ -181,7 +182,7 @@ class ShardPool:
         job = self._queue.popleft()
         if not worker.jobs:
             worker.moved_at = time.monotonic()
-        worker.jobs[worker.actor.label.remote(job.shard, job.url)] = job
+        worker.jobs[worker.actor.label.remote(job.shard, job.url, job.attempts >= _CAREFUL_FROM)] = job
 
     def _collect(self) -> Iterator[LabeledShard]:
         self._ask_for_progress()
@@ -217,9 +218,9 @@ class ShardPool:
             worker.place = answer
             return None
         if ref == worker.asked:
-            images, worker.seconds = answer
-            if images != worker.images:
-                worker.images, worker.moved_at = images, now
+            if answer != (worker.images, worker.seconds):
+                worker.moved_at = now
+            worker.images, worker.seconds = answer
             worker.asked = None
             return None
         del worker.jobs[ref]
@@ -254,7 +255,7 @@ class ShardPool:
             if job.attempts >= _ATTEMPTS:
                 raise StageError(
                     f"{job.shard.url}: {job.attempts} labeling workers that had no other shard were lost at it; look for memory "
-                    "limits (label.batch_size, label.decode_threads) or an image that crashes its decoder. The last one "
+                    "limits (label.batch_size, label.decode_threads); no single image crashes its decoder. The last one "
                     + why
                 )
             self._queue.appendleft(job)

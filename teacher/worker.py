@@ -8,6 +8,7 @@ from data.labels import LabeledShard
 from data.manifest import Shard
 from pipeline.config import LabelConfig
 from pipeline.training.published import load_predictor, read_info
+from teacher.crashes import crashing_images
 from teacher.label_shard import ShardLabeler
 from teacher.pool import here
 
@@ -23,7 +24,7 @@ class Labeler:
     def prepare(self) -> tuple[str, int]:
         """Load the model; answers with the node and the process."""
         config = self._config
-        predictor = load_predictor(
+        self._predictor = predictor = load_predictor(
             self._teacher, self._device, config.batch_size, config.views, config.decoder, fast=True
         )
         self._labeler = ShardLabeler(
@@ -37,9 +38,14 @@ class Labeler:
         return here()
 
     @ray.method(concurrency_group="labeling")
-    def label(self, shard: Shard, url: str) -> LabeledShard:
-        """Label a shard and commit its file."""
-        return self._labeler.label(shard, url)
+    def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:
+        """Label a shard and commit its file; `careful`: without the images that end or hang a process."""
+        problems = {}
+        if careful:
+            problems = crashing_images(
+                shard, self._predictor.view, self._config.stall_timeout_s / 4, self._labeler.meter
+            )
+        return self._labeler.label(shard, url, problems)
 
     @ray.method(concurrency_group="asking")
     def progress(self) -> tuple[int, dict[str, float]]:

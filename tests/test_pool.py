@@ -46,7 +46,11 @@ class Worker:
         return here()
 
     @ray.method(concurrency_group="labeling")
-    def label(self, shard: Shard, url: str) -> LabeledShard:
+    def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:
+        if careful:
+            (self._folder / f"careful-{shard.name}").touch()
+        if shard.name == "dies-unless-careful" and not careful:
+            os._exit(1)
         attempt = len(list(self._folder.glob(f"{shard.name}-*")))
         (self._folder / f"{shard.name}-{attempt}").touch()
         if shard.name.startswith("always-dies") or (shard.name == "dies-once" and attempt == 0):
@@ -107,6 +111,12 @@ def test_a_dead_workers_shards_go_to_another(tmp_path: Path) -> None:
 def test_a_shard_that_kills_every_worker_is_named_and_not_the_ones_beside_it(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"^always-dies\.tar: 5 labeling workers .* were lost at it"):
         results(pool(tmp_path, "a", "always-dies", *(f"s{number}" for number in range(30))))
+
+
+def test_a_shard_that_workers_were_lost_at_is_tried_with_care(tmp_path: Path) -> None:
+    names = ["a", "dies-once", "dies-unless-careful"]
+    assert results(pool(tmp_path, *names)) == names
+    assert [path.name for path in tmp_path.glob("careful-*")] == ["careful-dies-unless-careful"]
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

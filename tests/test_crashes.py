@@ -1,0 +1,77 @@
+"""An image that kills or hangs its decoder is found and quarantined; the shard's others are labeled."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.images import DecodeError, Pixels
+from data.labels import read_labels, read_quarantined
+from data.manifest import Shard, open_split
+from data.view import EvalView
+from pipeline.config import TrainConfig
+from pipeline.training.inference import Predictor
+from teacher.batches import Meter
+from teacher.crashes import crashing_images
+from teacher.label_shard import ShardLabeler
+from tests.conftest import WriteDigits
+
+CRASHES, HANGS, CANNOT = 3, 5, 7  # ordinals
+
+
+@dataclass(frozen=True)
+class Fragile(EvalView):
+    """Decodes all images but three, which it knows by their bytes."""
+
+    crashes: bytes = b""
+    hangs: bytes = b""
+    cannot: bytes = b""
+
+    def with_hash(self, content: bytes) -> tuple[Pixels, int]:
+        if content == self.crashes:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if content == self.hangs:
+            threading.Event().wait()
+        if content == self.cannot:
+            raise DecodeError("no image")
+        return super().with_hash(content)
+
+
+@pytest.fixture
+def shard(tmp_path: Path, write_digits: WriteDigits) -> Shard:
+    write_digits(tmp_path / "unlabeled", 0, 12, labeled=False)
+    return open_split(f"{tmp_path}/unlabeled/*.tar", str(tmp_path / "index")).shards[0]
+
+
+def content(shard: Shard, ordinal: int) -> bytes:
+    offset, size = (shard.index().column(name)[ordinal].as_py() for name in ("offset", "size"))
+    return Path(shard.url).read_bytes()[offset : offset + size]
+
+
+def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: Shard) -> None:
+    view = Fragile(32, 1.0, "bicubic", "pad", "fast", *(content(shard, n) for n in (CRASHES, HANGS, CANNOT)))
+    assert crashing_images(shard, view, 2.0, Meter()) == {
+        CRASHES: "decoding it ended the process (SIGSEGV)",
+        HANGS: "decoding it takes more than 2 s",
+    }
+
+
+def test_a_process_that_cannot_start_is_no_image_at_fault(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher.crashes._decode", os._exit)
+    with pytest.raises(RuntimeError, match="ended as it started"):
+        crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
+
+
+def test_their_shard_is_labeled_without_them(shard: Shard, tmp_path: Path) -> None:
+    config = TrainConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop"}})
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    labeler = ShardLabeler(Predictor(model, config, "cpu", 4), 4, 2, 1, 1, "test")
+    result = labeler.label(shard, f"{tmp_path}/labels.parquet", {CRASHES: "it crashes", 11: "it hangs"})
+    assert (result.rows, result.quarantined) == (10, 2)
+    table = read_labels(f"{tmp_path}/labels.parquet")
+    assert table.column("ordinal").to_pylist() == [n for n in range(12) if n not in (CRASHES, 11)]
+    assert [(row.ordinal, row.reason) for row in read_quarantined(table)] == [(CRASHES, "it crashes"), (11, "it hangs")]
