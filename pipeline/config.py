@@ -143,6 +143,11 @@ class TeacherConfig(TrainConfig):
     weights: str | None = Field(
         None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
     )
+    ensemble: list[str] = Field(
+        [],
+        description="folders of further teachers (runs' gen-N/teacher or gen-N/student): labels are the mean of all",
+        json_schema_extra=RUNTIME,  # of the labels' fingerprint, by digest
+    )
     expected_top1: Fraction | None = Field(
         None, description="of `weights` on the validation images; checked before labeling", json_schema_extra=RUNTIME
     )

@@ -21,7 +21,7 @@ from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_sta
 from pipeline.training.calibration import calibration_error, softmax
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor, read_info
-from teacher.check import check_class_names
+from pipeline.upstream import require_same_classes
 
 SUMMARY_NAME = "summary.json"
 PREDICTIONS_NAME = "predictions.parquet"
@@ -39,7 +39,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     expected = fingerprint(config, layout, test)
     infos = {role: read_info(folder) for role, folder in folders.items() if role in expected.inputs}
     for info in infos.values():  # before the old figures are moved aside
-        check_class_names(info, test, "data.test")
+        require_same_classes(info.class_names, "the teacher", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
     stage = _open(layout, expected, force)
     if stage.is_done:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from data import storage
 from data.manifest import Split, open_split
-from pipeline.config import Config, TrainConfig
+from data.settings import UsageError
+from pipeline.config import CONFIG_NAME, Config, TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
@@ -38,8 +39,10 @@ def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
     return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
 
 
-def print_status(config: Config, layouts: Sequence[Layout]) -> None:  # noqa: ARG001 (as all readers)
-    """One line per stage: done, with its time; begun; or not begun."""
+def print_status(config: Config, layouts: Sequence[Layout]) -> None:
+    """One line per stage: done, with its time; begun; or not begun. Raises UsageError when there is no such run."""
+    if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):
+        raise UsageError(f"run_dir={config.run_dir}: no run there ({CONFIG_NAME} is missing); check the path")
     for layout in layouts:
         for stage, folder in stage_folders(layout).items():
             print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(layout, stage)}")

@@ -100,9 +100,13 @@ def survey_labels(generation: Generation, truth: Truth, seed: int) -> Survey:
 
 
 def read_truth(url: str | None) -> Truth:
-    """The truth file by shard; empty without one."""
-    if url is None or not storage.exists(url):
+    """The truth file by shard; empty when none is configured. Raises StageError when it is not there."""
+    if url is None:
         return {}
+    if not storage.exists(url):
+        raise StageError(
+            f"data.truth={url}: no such file; expected Parquet of (shard, ordinal, label), or data.truth=null"
+        )
     table = read_labels(url, ["shard", "ordinal", "label"]).sort_by("shard")
     ordinals, labels = table.column("ordinal").to_numpy(), table.column("label").to_numpy()
     names, starts = np.unique(table.column("shard").to_numpy(zero_copy_only=False).astype(str), return_index=True)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data import storage
 from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.stage import Explain, StageError, differences, done_record, is_begun, require_done
+
+
+def require_same_classes(names: Sequence[str] | None, whose: str, other: Sequence[str] | None, field: str) -> None:
+    """Raises StageError, naming the first difference, when two lists of class names are not the same; None agrees with all."""
+    if not names or not other:
+        return
+    for position, (one, two) in enumerate(zip(names, other, strict=False)):
+        if one != two:
+            raise StageError(
+                f"class {position} is {one!r} for {whose} and {two!r} in {field}; give both the same order"
+            )
+    if len(names) != len(other):
+        raise StageError(f"{whose} has {len(names)} classes, {field} {len(other)}")
 
 
 def require_labels(config: Config, layout: Layout) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import StreamSpec, labeled_stream
 from pipeline.training.launch import run_training
 from pipeline.training.published import publish, read_info
-from pipeline.upstream import explain_inputs, require_labels, require_selection
+from pipeline.upstream import explain_inputs, require_labels, require_same_classes, require_selection
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     if stage.is_done:
         return require_done(layout.student, "student")
     num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
+    require_same_classes(class_names, "the teacher", labeled.class_names, "data.labeled")
     check_labeled(labeled, num_classes)
     if validation is not None:
         check_labeled(validation, num_classes)

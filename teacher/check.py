@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.manifest import Split, open_split, write_table
+from data.manifest import open_split, write_table
 from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import StageError
-from pipeline.training.inference import predict_split
-from pipeline.training.published import load_predictor
+from pipeline.training.inference import predict_all
+from pipeline.training.published import load_labeling_predictor
+from pipeline.upstream import require_same_classes
 
 VALIDATION_NAME = "validation.parquet"  # beside the label files
 _SCHEMA = pa.schema(
@@ -34,13 +35,12 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo, url: str) -
         write_table(url, _SCHEMA.empty_table())
         return None
     split = open_split(config.data.validation, layout.indexes)
-    check_class_names(info, split, "data.validation")
+    require_same_classes(info.class_names, "the teacher", split.class_names, "data.validation")
     torch.set_num_threads(config.threads)
-    label = config.label
-    predictor = load_predictor(
-        layout.teacher, config.resolved_device(), label.batch_size, label.views, label.decoder, fast=True
+    predictor = load_labeling_predictor(
+        [layout.teacher, *config.teacher.ensemble], config.label, config.resolved_device()
     )
-    probabilities, labels = predict_split(split, predictor, as_labeling=True)
+    probabilities, labels = predict_all(split, predictor.view, predictor.batch_size, predictor.probabilities)
     predicted = probabilities.argmax(axis=1)
     columns = [labels.astype(np.int32), predicted.astype(np.int32), probabilities.max(axis=1).astype(np.float32)]
     elsewhere = layout.generation == 1 and config.teacher.weights is not None
@@ -54,16 +54,3 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo, url: str) -
         )
     write_table(url, pa.table(columns, schema=_SCHEMA))
     return None if expected is None else {"expected_top1": expected, "found_top1": found}
-
-
-def check_class_names(info: WeightsInfo, split: Split, field: str) -> None:
-    """Raises StageError, naming the first difference, when a labeled split has other classes than the model."""
-    if not info.class_names or not split.class_names:
-        return
-    for position, (ours, theirs) in enumerate(zip(info.class_names, split.class_names, strict=False)):
-        if ours != theirs:
-            raise StageError(
-                f"class {position} is {ours!r} for the teacher and {theirs!r} in {field}; give both the same order"
-            )
-    if len(info.class_names) != len(split.class_names):
-        raise StageError(f"the teacher has {len(info.class_names)} classes, {field} {len(split.class_names)}")

@@ -31,7 +31,7 @@ from pipeline.config import Config, LabelConfig
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
-from pipeline.training.published import read_info
+from pipeline.training.published import ensemble_digest, read_info
 from teacher.check import VALIDATION_NAME, check_teacher
 from teacher.journal import JOURNAL_NAME, Journal
 from teacher.pool import PoolOptions, ShardPool
@@ -53,6 +53,10 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         WorkerError: an error in the code that a worker ran.
     """
     teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    if not config.data.unlabeled:
+        raise StageError(
+            "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
+        )
     stage = open_stage(layout.labels, "label", fingerprint(config, teacher["digest"]), force)
     corpus = open_split(config.data.unlabeled, layout.indexes)
     journal = Journal.open(stage.folder, corpus, stage.fingerprint.digest())
@@ -79,7 +83,10 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
 
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     """What labels depend on. The corpus may grow: each shard's identity is in the manifest."""
-    return Fingerprint(config.stage_fields("label"), {"teacher": teacher_digest})
+    inputs = {"teacher": teacher_digest}
+    if config.teacher.ensemble:
+        inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
+    return Fingerprint(config.stage_fields("label"), inputs)
 
 
 def _check_names(corpus: Split) -> None:
@@ -113,7 +120,10 @@ def _label_shards(
     ).remote
     urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
     pool = ShardPool(
-        lambda: make(layout.teacher, config.label, device, stage.fingerprint.digest()), options, todo, urls
+        lambda: make([layout.teacher, *config.teacher.ensemble], config.label, device, stage.fingerprint.digest()),
+        options,
+        todo,
+        urls,
     )
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
     try:

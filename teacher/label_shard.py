@@ -15,7 +15,7 @@ import torch
 from data.labels import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
 from data.manifest import Shard
 from pipeline.stage import StageError
-from pipeline.training.inference import Predictor
+from pipeline.training.inference import Ensemble, Predictor
 from teacher.batches import Batch, Meter, ahead, submitted_batches
 
 
@@ -42,7 +42,13 @@ class ShardLabeler:
     """
 
     def __init__(
-        self, predictor: Predictor, num_classes: int, top_k: int, threads: int, decode_threads: int, made_by: str
+        self,
+        predictor: Predictor | Ensemble,
+        num_classes: int,
+        top_k: int,
+        threads: int,
+        decode_threads: int,
+        made_by: str,
     ) -> None:
         self.meter, self._made_by = Meter(), made_by
         self._predictor, self._top_k = predictor, min(top_k, num_classes)

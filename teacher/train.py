@@ -10,12 +10,13 @@ from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
 from pipeline.config import Config, TrainConfig, redacted
 from pipeline.layout import Layout
-from pipeline.models.weights import load_external, other_preprocessing, weights_digest
+from pipeline.models.weights import class_names_in, load_external, other_preprocessing, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
 from pipeline.training.published import publish
+from pipeline.upstream import require_same_classes
 
 
 def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -36,6 +37,9 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         check_labeled(validation, num_classes)
     if config.teacher.weights:
         section = config.teacher
+        require_same_classes(
+            class_names_in(config.teacher.weights), "teacher.weights", class_names, "the labeled images"
+        )
         _note_preprocessing(section)
         state = load_external(section.model, section.model_args, num_classes, config.teacher.weights)
         made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(config.teacher.weights)}}

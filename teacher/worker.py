@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ray
 
 from data.labels import LabeledShard
 from data.manifest import Shard
 from pipeline.config import LabelConfig
-from pipeline.training.published import load_predictor, read_info
+from pipeline.training.published import load_labeling_predictor, read_info
 from teacher.crashes import crashing_images
 from teacher.label_shard import ShardLabeler
 from teacher.pool import here
@@ -17,19 +19,18 @@ from teacher.pool import here
 class Labeler:
     """See `teacher.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
 
-    def __init__(self, teacher: str, config: LabelConfig, device: str, made_by: str) -> None:
-        self._teacher, self._config, self._device, self._made_by = teacher, config, device, made_by
+    def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
+        self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by
 
     @ray.method(concurrency_group="labeling")
     def prepare(self) -> tuple[str, int]:
         """Load the model; answers with the node and the process."""
         config = self._config
-        self._predictor = predictor = load_predictor(
-            self._teacher, self._device, config.batch_size, config.views, config.decoder, fast=True
-        )
+        self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device)
+        num_classes = read_info(self._teachers[0]).num_classes
         self._labeler = ShardLabeler(
             predictor,
-            read_info(self._teacher).num_classes,
+            num_classes,
             config.top_k,
             config.threads,
             config.decode_threads,

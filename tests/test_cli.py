@@ -39,6 +39,11 @@ def test_a_missing_stage_or_run_dir_is_named(capsys: pytest.CaptureFixture[str])
     assert "run_dir=DIR is needed" in error_of(capsys, "stage=all")
 
 
+def test_the_status_of_a_run_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stage=status", f"run_dir={tmp_path}/mistyped"]) == 2
+    assert f"run_dir={tmp_path}/mistyped: no run there" in capsys.readouterr().err
+
+
 def test_shards_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "stage=teacher", f"run_dir={tmp_path}/run", f"data.labeled=[{tmp_path}/no-*.tar]")
     assert f"{tmp_path}/no-*.tar" in message

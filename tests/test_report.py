@@ -268,7 +268,7 @@ def test_a_page_stands_alone_and_describes_each_figure(run: SmallRun) -> None:
 
 
 def test_a_teacher_alone_has_a_report(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
-    config = run.config()
+    config = run.config(truth=False)
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
     html = report_of(config, [layout])
@@ -293,6 +293,13 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "right" not in printed
 
 
+def test_a_truth_file_that_is_not_there_is_named(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    (run.folder / "truth.parquet").unlink()
+    with pytest.raises(StageError, match=r"data\.truth=.*truth\.parquet: no such file"):
+        report_of(config, [layout])
+
+
 def test_where_the_truth_is_known_for_some_images_only_those_count(run: SmallRun) -> None:
     config, layout = whole_run(run)
     run.write_truth(40)
@@ -301,7 +308,7 @@ def test_where_the_truth_is_known_for_some_images_only_those_count(run: SmallRun
 
 def test_weights_trained_elsewhere_show_without_curves_and_without_secrets(run: SmallRun) -> None:
     weights = "https://store/teacher.pth?token=s3cret"
-    config = run.config(teacher={"weights": weights})
+    config = run.config(truth=False, teacher={"weights": weights})
     layout = Layout(config.run_dir)
     stage = open_stage(layout.teacher, "teacher", Fingerprint({"teacher.weights": weights}, {"weights": weights}))
     model = build_model("resnetrs26", 10, {"width": 0.125})

@@ -103,6 +103,14 @@ def load_weights(folder: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
     return info, _read_safetensors(storage.join(folder, MODEL_NAME))
 
 
+def class_names_in(source: str) -> list[str] | None:
+    """Class names of a weights folder of this pipeline; None for other weights."""
+    if source == "pretrained" or not storage.exists(storage.join(source, CONFIG_NAME)):
+        return None
+    content = json.loads(storage.read_text(storage.join(source, CONFIG_NAME)))
+    return WeightsInfo.model_validate(content[_OURS]).class_names if _OURS in content else None
+
+
 def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: str) -> dict[str, Tensor]:
     """The state dict of a model that was trained elsewhere, checked against the model.
 

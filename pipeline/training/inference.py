@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -80,6 +80,19 @@ class Predictor:
         return output.float().cpu()[:count]
 
 
+class Ensemble:
+    """Several predictors of the same classes, which see the same view of an image, as one: the mean of their probabilities."""
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        first = members[0]
+        self.view, self.batch_size, self.device = first.view, first.batch_size, first.device
+        self._members = members
+
+    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+        """(N, C) float32 of (N, 3, S, S) uint8."""
+        return np.stack([member.probabilities(images) for member in self._members]).mean(axis=0, dtype=np.float32)
+
+
 def _view(batch: torch.Tensor, number: int) -> torch.Tensor:
     """View `number` of a float batch: odd ones are mirrored; every two, the next shift."""
     if number % 2:
@@ -94,24 +107,28 @@ def _view(batch: torch.Tensor, number: int) -> torch.Tensor:
     return batch
 
 
-def predict_split(
-    split: Split, predictor: Predictor, threads: int = 2, as_labeling: bool = False
+def predict_split(split: Split, predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises as `predict_all`."""
+    return predict_all(split, predictor.view, predictor.batch_size, predictor.logits)
+
+
+def predict_all(
+    split: Split, view: EvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray], threads: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order; one batch in memory at a time.
+    """Predictions (N, C) float32 and labels (N,) int64 of a labeled split, in shard order; one batch in memory at a time.
 
     Args:
-        as_labeling: instead of logits, the calibrated probabilities, averaged over the predictor's views.
+        predict: (N, 3, S, S) uint8 to (N, C) float32.
 
     Raises:
         DataError: an image that cannot be decoded, naming shard and key.
     """
     scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    predict = predictor.probabilities if as_labeling else predictor.logits
 
     def prepare(item: tuple[str, bytes]) -> torch.Tensor:
         try:
-            return torch.from_numpy(predictor.view(item[1])).permute(2, 0, 1)
+            return torch.from_numpy(view(item[1])).permute(2, 0, 1)
         except DecodeError as error:
             raise DataError(f"{item[0]}: {error}; repair or remove the image") from error
 
@@ -120,10 +137,10 @@ def predict_split(
             index = shard.index()
             labels.append(index.column("label").to_numpy())
             rows = list(zip(*(index.column(name).to_pylist() for name in ("key", "offset", "size")), strict=True))
-            for start in range(0, len(rows), predictor.batch_size):
+            for start in range(0, len(rows), batch_size):
                 items = [
                     (f"{shard.url}, key {key!r}", reader.read(position, offset, size))
-                    for key, offset, size in rows[start : start + predictor.batch_size]
+                    for key, offset, size in rows[start : start + batch_size]
                 ]
                 scores.append(predict(torch.stack(list(pool.map(prepare, items)))))
     return np.concatenate(scores), np.concatenate(labels).astype(np.int64)

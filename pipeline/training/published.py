@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,13 +10,14 @@ from torch import Tensor
 from data import storage
 from data.manifest import Split
 from data.view import Decoder
-from pipeline.config import Config, TrainConfig, require_device
+from pipeline.config import Config, LabelConfig, TrainConfig, require_device
 from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
-from pipeline.models.weights import WeightsInfo, load_weights, save_weights
-from pipeline.stage import Stage
+from pipeline.models.weights import WeightsInfo, load_weights, save_weights, weights_digest
+from pipeline.stage import Stage, StageError, digest_of
 from pipeline.training.calibration import calibration_error, fit_temperature, softmax
-from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
+from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
+from pipeline.upstream import require_same_classes
 
 WEIGHTS_FOLDER = "weights"
 
@@ -79,7 +81,7 @@ def publish(
 
 def read_info(folder: str) -> WeightsInfo:
     """What the weights of a stage's folder say of themselves."""
-    return load_weights(storage.join(folder, WEIGHTS_FOLDER))[0]
+    return load_weights(_weights_folder(folder))[0]
 
 
 def load_predictor(
@@ -94,13 +96,51 @@ def load_predictor(
         UsageError: a GPU that is not there.
     """
     require_device(device)
-    info, state = load_weights(storage.join(folder, WEIGHTS_FOLDER))
+    info, state = load_weights(_weights_folder(folder))
     model = build_model(info.model, info.num_classes, info.model_args, 0.0, 0.0)
     model.load_state_dict(state)
     config = preprocessing(info).model_copy(update={"channels_last": fast})
     if fast:
         model = fold_batch_norm(model, info.image_size)
     return Predictor(model, config, device, batch_size, info.temperature, views, decoder)
+
+
+def load_labeling_predictor(folders: Sequence[str], config: LabelConfig, device: str) -> Predictor | Ensemble:
+    """The teacher as it labels; several are averaged.
+
+    Args:
+        folders: of stages or of weights, the teacher's first.
+
+    Raises:
+        UsageError: a GPU that is not there.
+        ModelError: no weights of this pipeline in a folder.
+        StageError: teachers of an ensemble with other classes, or that see images in another way.
+    """
+    infos = [read_info(folder) for folder in folders]
+    for folder, info in zip(folders[1:], infos[1:], strict=True):
+        require_same_classes(infos[0].class_names, "the teacher", info.class_names, f"teacher.ensemble: {folder}")
+        for field in ("num_classes", "image_size", "crop_pct", "interpolation", "resize"):
+            ours, theirs = getattr(infos[0], field), getattr(info, field)
+            if ours != theirs:
+                raise StageError(
+                    f"teacher.ensemble: {folder} has {field} {theirs!r}, the teacher {ours!r}; expected the same, as an "
+                    "image is prepared once for all"
+                )
+    members = [
+        load_predictor(folder, device, config.batch_size, config.views, config.decoder, fast=True) for folder in folders
+    ]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def ensemble_digest(folders: Sequence[str]) -> str:
+    """Identity of the weights of several folders. Raises ModelError when there are none in one."""
+    return digest_of([weights_digest(_weights_folder(folder)) for folder in folders])
+
+
+def _weights_folder(folder: str) -> str:
+    """A stage's folder has its weights in one below."""
+    inner = storage.join(folder, WEIGHTS_FOLDER)
+    return inner if storage.exists(inner) else folder
 
 
 def preprocessing(info: WeightsInfo) -> TrainConfig:
