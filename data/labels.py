@@ -164,7 +164,7 @@ def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: by
     source, ledger = json.loads(metadata[_SOURCE_KEY]), json.loads(metadata[_QUARANTINE_KEY])
     sha256 = hashlib.sha256(content).hexdigest()
     identity = source["bytes"], source["index_sha256"]
-    return LabeledShard(name, *identity, rows, len(ledger), len(content), sha256, source["made_by"])
+    return LabeledShard(name, *identity, rows, len(ledger), len(content), sha256, source.get("made_by", ""))
 
 
 def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -209,6 +209,8 @@ def read_manifest(folder: str) -> list[LabeledShard]:
     url = storage.join(folder, LABELS_MANIFEST)
     try:
         content = json.loads(storage.read_text(url))
+        return [LabeledShard(**entry) for entry in content["shards"]]
     except ValueError as error:
         raise DataError(f"{url}: damaged ({error}); remove it and run stage=label, which keeps the labels") from error
-    return [LabeledShard(**entry) for entry in content["shards"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{url}: of another version ({error}); run stage=label force=true") from error

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,14 +51,26 @@ class Survey:
     Attributes:
         counts: (2, 3, CONFIDENCE_BINS) int64 by kept or not, verdict (UNKNOWN, RIGHT, WRONG) and confidence.
         kept_by_class: (3, C) int64 kept labels by verdict and class.
+        above: (3,) int64 labels at or above their class's threshold by verdict.
+        confidence_of_all, confidence_of_kept: sums.
         drawn: kept ones, drawn at random.
         least: the least confident kept ones, at most one per class.
+        first_out: the most confident ones below their class's cut-off, at most one per class.
     """
 
     counts: np.ndarray
     kept_by_class: np.ndarray
+    above: np.ndarray
+    confidence_of_all: float
+    confidence_of_kept: float
     drawn: list[Shown]
     least: list[Shown]
+    first_out: list[Shown]
+
+    @property
+    def num_labels(self) -> int:
+        """All of them."""
+        return int(self.counts.sum())
 
     def right_fraction(self, kept_only: bool) -> float | None:
         """Part of the labels (or the kept ones) that is right, among those whose truth is known; None without any."""
@@ -76,10 +88,28 @@ class Picture:
     data_uri: str | None  # None: the image cannot be read any more
 
 
-def survey_labels(generation: Generation, truth: Truth, seed: int) -> Survey:
+@dataclass(frozen=True)
+class Limits:
+    """Of a selection, float32 (C,) each: no label below the threshold is used, and none below the cut-off is kept."""
+
+    threshold: np.ndarray
+    cut_off: np.ndarray
+
+    @staticmethod
+    def of(selection: Mapping[str, Any] | None, num_classes: int) -> Limits:
+        """What a selection.json says; without one, nothing is cut off."""
+        if selection is None:
+            return Limits(np.zeros(num_classes, np.float32), np.zeros(num_classes, np.float32))
+        rule, classes = selection["rule"], selection["classes"]
+        thresholds = rule["class_thresholds"] or [rule["confidence_threshold"]] * num_classes
+        return Limits(*(np.array(v, np.float32) for v in (thresholds, [e["cut_off"]["confidence"] for e in classes])))
+
+
+def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limits) -> Survey:
     """Read label, confidence and copies of every pseudo-label of a generation.
 
     Args:
+        limits: of its selection.
         truth: may be empty, or know some shards and ordinals only.
         seed: of the drawn sample.
 
@@ -89,8 +119,10 @@ def survey_labels(generation: Generation, truth: Truth, seed: int) -> Survey:
     num_classes = generation.records["label"]["summary"]["num_classes"]
     names = [entry.name for entry in read_manifest(generation.layout.labels)]
     selection = generation.selection_folder if "select" in generation.records else None
-    survey = partial(_survey_shard, generation.layout.labels, selection, truth, num_classes, seed)
-    total = Survey(np.zeros((2, 3, CONFIDENCE_BINS), np.int64), np.zeros((3, num_classes), np.int64), [], [])
+    survey = partial(_survey_shard, generation.layout.labels, selection, truth, num_classes, seed, limits)
+    total = Survey(
+        np.zeros((2, 3, CONFIDENCE_BINS), np.int64), np.zeros((3, num_classes), np.int64), np.zeros(3, np.int64), 0.0, 0.0, [], [], []
+    )  # fmt: skip
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in tqdm(
             pool.map(survey, names), total=len(names), desc="report: labels", unit="shard", delay=5, leave=False
@@ -154,7 +186,13 @@ def thumbnail(image: np.ndarray) -> str:
 
 
 def _survey_shard(
-    labels_folder: str, selection_folder: str | None, truth: Truth, num_classes: int, seed: int, name: str
+    labels_folder: str,
+    selection_folder: str | None,
+    truth: Truth,
+    num_classes: int,
+    seed: int,
+    limits: Limits,
+    name: str,
 ) -> Survey:
     try:
         table = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label", "confidence"])
@@ -181,13 +219,24 @@ def _survey_shard(
     rows = np.flatnonzero(kept)
     ranks = np.random.default_rng([seed, zlib.crc32(name.encode())]).random(len(rows))
     drawn = np.argsort(ranks)[:NUM_DRAWN]
-    least = _least_confident(rows, label, confidence)
-    return Survey(counts, classes, show(rows[drawn], ranks[drawn]), show(least, confidence[least]))
+    least = _first_of_classes(rows, label, confidence)
+    below = np.flatnonzero(~kept & (confidence >= limits.threshold[label]) & (confidence <= limits.cut_off[label]))
+    first_out = _first_of_classes(below, label, limits.cut_off[label] - confidence)
+    return Survey(
+        counts,
+        classes,
+        np.bincount(verdict[confidence >= limits.threshold[label]], minlength=3),
+        float(confidence.sum(dtype=np.float64)),
+        float(confidence[kept].sum(dtype=np.float64)),
+        show(rows[drawn], ranks[drawn]),
+        show(least, confidence[least]),
+        show(first_out, (limits.cut_off[label] - confidence)[first_out]),
+    )
 
 
-def _least_confident(rows: np.ndarray, label: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Of `rows`, each class's least confident one, for the NUM_LEAST classes where that is lowest."""
-    ordered = rows[np.argsort(confidence[rows], kind="stable")]
+def _first_of_classes(rows: np.ndarray, label: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Of `rows`, each class's first one by rank, for the NUM_LEAST classes where that is lowest."""
+    ordered = rows[np.argsort(rank[rows], kind="stable")]
     first = np.sort(np.unique(label[ordered], return_index=True)[1])
     return ordered[first[:NUM_LEAST]]
 
@@ -204,12 +253,20 @@ def _answers(ordinal: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -
 
 
 def _merge(one: Survey, two: Survey) -> Survey:
-    least: dict[int, Shown] = {}
-    for item in sorted([*one.least, *two.least]):
-        least.setdefault(item.label, item)
     return Survey(
         one.counts + two.counts,
         one.kept_by_class + two.kept_by_class,
+        one.above + two.above,
+        one.confidence_of_all + two.confidence_of_all,
+        one.confidence_of_kept + two.confidence_of_kept,
         sorted([*one.drawn, *two.drawn])[:NUM_DRAWN],
-        list(least.values())[:NUM_LEAST],
+        _merge_first(one.least, two.least),
+        _merge_first(one.first_out, two.first_out),
     )
+
+
+def _merge_first(one: list[Shown], two: list[Shown]) -> list[Shown]:
+    first: dict[int, Shown] = {}
+    for item in sorted([*one, *two]):
+        first.setdefault(item.label, item)
+    return list(first.values())[:NUM_LEAST]

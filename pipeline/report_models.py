@@ -11,10 +11,9 @@ from pipeline import plots
 from pipeline.report_facts import Facts, Model, compare, num_parameters, read_metrics
 from pipeline.report_html import paragraph, plot, printable, section, side_by_side, table
 from pipeline.report_numbers import binomial_error, millions, percent, points, signed, with_error
-from pipeline.training.calibration import NUM_BINS
+from pipeline.training.calibration import MIN_IN_BIN, reliability_bins
 
 MAX_CLASSES = 20
-MIN_IN_BIN = 10
 
 
 def accuracy_section(facts: Facts) -> str:
@@ -175,21 +174,6 @@ def _temperatures(facts: Facts) -> str:
     )
     header = ["", "temperature", "ECE before", "ECE after"]
     return table(header, rows, "On the validation images") + paragraph(words, "soft") if rows else ""
-
-
-def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean confidence and accuracy of the bins that hold enough images: equal bins, as the calibration error's (Guo et al., 2017).
-
-    Args:
-        confidence: (N,) float.
-        right: (N,) bool.
-    """
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    count = np.bincount(bins, minlength=NUM_BINS)
-    enough = count >= MIN_IN_BIN
-    sums = (np.bincount(bins, weights=values, minlength=NUM_BINS) for values in (confidence, right))
-    means = [total[enough] / count[enough] for total in sums]
-    return means[0], means[1]
 
 
 def name_of(facts: Facts, label: int) -> str:

@@ -12,9 +12,10 @@ from data import storage
 from pipeline import plots
 from pipeline.report_facts import Facts, Generation
 from pipeline.report_html import heading, paragraph, plot, section, side_by_side, table, text
-from pipeline.report_labels import RIGHT, WRONG, Picture, Survey, load_pictures, read_truth, survey_labels
+from pipeline.report_labels import RIGHT, WRONG, Limits, Picture, Survey, load_pictures, read_truth, survey_labels
 from pipeline.report_models import MAX_CLASSES, name_of
 from pipeline.report_numbers import percent
+from pipeline.report_trust import flips_parts, trust_parts
 
 MAX_REASONS = 20
 _REASONS = {
@@ -28,11 +29,13 @@ _REASONS = {
 def read_surveys(facts: Facts) -> dict[int, Survey]:
     """The survey of each generation that has labels, by its number."""
     truth = read_truth(facts.config.data.truth)
-    return {
-        generation.layout.generation: survey_labels(generation, truth, facts.config.seed)
-        for generation in facts.generations
-        if "label" in generation.records
-    }
+    surveys = {}
+    for generation in facts.generations:
+        if "label" in generation.records:
+            num_classes = generation.records["label"]["summary"]["num_classes"]
+            limits = Limits.of(_read_selection(generation), num_classes)
+            surveys[generation.layout.generation] = survey_labels(generation, truth, facts.config.seed, limits)
+    return surveys
 
 
 def pseudo_label_sections(facts: Facts, generation: Generation, survey: Survey) -> list[str]:
@@ -44,10 +47,12 @@ def pseudo_label_sections(facts: Facts, generation: Generation, survey: Survey) 
             f"Pseudo-labels{ending}",
             side_by_side(_where_images_went(generation, survey), _histogram(facts, generation, survey)),
         ),
+        section(f"Can the labels be trusted{ending}?", *trust_parts(facts, generation, selection, survey)),
         section(f"Classes before and after balancing{ending}", *_balance(facts, selection, survey))
         if selection
         else "",
         section(f"Pseudo-labeled images{ending}", *_examples(facts, generation, survey)) if survey.drawn else "",
+        section(f"Labels that changed{ending}", *flips) if (flips := flips_parts(facts, generation)) else "",
         section(f"Quarantined images{ending}", _quarantine(generation)),
     ]
 
@@ -138,9 +143,8 @@ def _class_table(classes: Sequence[dict[str, Any]], names: Sequence[str], survey
 def _histogram(facts: Facts, generation: Generation, survey: Survey) -> str:
     if not survey.counts.any():
         return ""
-    threshold = facts.config.select.confidence_threshold
-    if "select" in generation.records:
-        threshold = generation.records["select"]["fingerprint"]["config"]["select.confidence_threshold"]
+    selection = _read_selection(generation)
+    threshold = selection["rule"]["confidence_threshold"] if selection else facts.config.select.confidence_threshold
     total = int(survey.counts.sum())
     below = int(survey.counts[:, :, : round(threshold * survey.counts.shape[-1])].sum())
     alt = f"Histogram of the teacher's confidence in {total:,} labels; about {below:,} lie below the threshold of {threshold:g}."
@@ -154,7 +158,8 @@ def _examples(facts: Facts, generation: Generation, survey: Survey) -> list[str]
     parts = []
     groups = [
         ("Drawn at random from the kept ones", survey.drawn),
-        ("The least confident of those kept, one per class", survey.least),
+        ("Just above the cut-off: the least confident of those kept, one per class", survey.least),
+        ("Just below it: the most confident of those left out, one per class", survey.first_out),
     ]
     for title, shown in groups:
         pictures = load_pictures(generation.layout.labels, facts.config.data.unlabeled, shown)

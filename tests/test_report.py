@@ -22,6 +22,8 @@ from data.labels import (
     Quarantined,
     label_table,
     quarantine_table,
+    read_labels,
+    read_manifest,
     top_k_of,
     write_labels,
 )
@@ -33,9 +35,9 @@ from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.report import REPORT_NAME, write_report
 from pipeline.report_facts import Model, Predictions, compare
 from pipeline.report_labels import thumbnail
-from pipeline.report_models import reliability_bins
 from pipeline.stage import Fingerprint, StageError, done_record, open_stage
-from pipeline.training.calibration import calibration_error
+from pipeline.training.calibration import calibration_error, reliability_bins
+from teacher.check import VALIDATION_NAME
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 
@@ -291,6 +293,57 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     printed = capsys.readouterr().out
     assert "Not evaluated" in printed
     assert "right" not in printed
+
+
+def test_promised_and_found_precision_are_side_by_side(run: SmallRun) -> None:
+    config = run.config(select={"confidence_threshold": 0.6, "per_class": 8, "max_copies": 4})
+    layout = Layout(config.run_dir)
+    run.write_truth()
+    run.model(layout.teacher, "teacher")
+    run.label(config, layout)
+    label, right = np.arange(200) % 10, np.arange(200) >= 30
+    columns = {"label": label, "predicted": np.where(right, label, (label + 1) % 10)}
+    table = pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()})
+    confidence = pa.array(np.linspace(0.5, 0.9, 200).astype(np.float32))
+    write_table(f"{layout.labels}/{VALIDATION_NAME}", table.append_column("confidence", confidence))
+    select(config, layout)
+    html = report_of(config, [layout])
+    found = labels_of(layout)
+    above = [row for row in found if row["confidence"] >= np.float32(0.6)]
+    places = [(f"unlabeled-{number // PER_SHARD:06d}", number % PER_SHARD) for number in range(NUM_UNLABELED)]
+    truth = dict(zip(places, run.truth.tolist(), strict=True))
+    real = sum(truth[row["shard"], row["ordinal"]] == row["label"] for row in above) / len(above)
+    kept = [row for row in found if row["copies"]]
+    promised = sum(row["confidence"] for row in kept) / len(kept)
+    row = cells(html, "at or above the threshold: validation images")
+    assert row == [f"{len(above)}", "100.0 % (97.5 % to 100.0 %)", f"{100 * real:.1f} %", f"{100 * (1 - real):+.1f}"]
+    assert cells(html, "kept labels: mean confidence")[:2] == [f"{len(kept)}", f"{100 * promised:.1f} %"]
+    assert "150 of 150 validation images at or above the threshold are labeled right" in html
+    assert "as it labels" in html
+    assert "Just below it: the most confident of those left out" in html
+
+
+def labels_of(layout: Layout) -> list[dict[str, Any]]:
+    """All label rows with their copies."""
+    folder = layout.current_selection()
+    assert folder is not None
+    found = []
+    for entry in read_manifest(layout.labels):
+        rows = read_labels(f"{layout.labels}/{entry.name}.parquet").to_pylist()
+        copies = read_labels(f"{folder}/{entry.name}.parquet").column("copies").to_pylist()
+        found += [row | {"shard": entry.name, "copies": number} for row, number in zip(rows, copies, strict=True)]
+    return found
+
+
+def test_labels_that_flipped_between_generations_are_listed(run: SmallRun) -> None:
+    config = run.config(2)
+    for layout, wrong in zip(run.layouts(config), (30, 12), strict=True):
+        run.model(layout.teacher, "teacher" if layout.generation == 1 else "student")
+        run.label(config, layout, wrong)
+        select(config, layout)
+    run.write_truth()
+    html = report_of(config, run.layouts(config))
+    assert "18 of 117 labels (15.38 %) are others than in generation 1" in html
 
 
 def test_a_truth_file_that_is_not_there_is_named(run: SmallRun) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 NUM_BINS = 15
+MIN_IN_BIN = 10  # with fewer images, a bin of a reliability diagram says nothing
 _RANGE = (-3.0, 3.0)  # of the log-temperature: 0.05 to 20
 
 
@@ -46,3 +47,21 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     scores, targets = torch.from_numpy(probabilities), torch.from_numpy(labels)
     error = multiclass_calibration_error(scores, targets, num_classes=scores.shape[1], n_bins=NUM_BINS, norm="l1")
     return float(error)
+
+
+def reliability_bins(
+    confidence: np.ndarray, right: np.ndarray, least: int = MIN_IN_BIN
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean confidence and accuracy of the bins that hold enough images: equal bins, as the calibration error's (Guo et al., 2017).
+
+    Args:
+        confidence: (N,) float.
+        right: (N,) bool.
+        least: images of a bin.
+    """
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    count = np.bincount(bins, minlength=NUM_BINS)
+    enough = count >= least
+    sums = (np.bincount(bins, weights=values, minlength=NUM_BINS) for values in (confidence, right))
+    means = [total[enough] / count[enough] for total in sums]
+    return means[0], means[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from data import storage
@@ -15,7 +16,7 @@ from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.weights import WeightsInfo, load_weights, save_weights, weights_digest
 from pipeline.stage import Stage, StageError, digest_of
-from pipeline.training.calibration import calibration_error, fit_temperature, softmax
+from pipeline.training.calibration import calibration_error, fit_temperature, reliability_bins, softmax
 from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
 from pipeline.upstream import require_same_classes
 
@@ -56,6 +57,9 @@ def publish(
             "temperature": temperature,
             "calibration_error_before": calibration_error(softmax(logits, 1.0), labels),
             "calibration_error_after": calibration_error(softmax(logits, temperature), labels),
+            "reliability": {
+                when: _reliability(softmax(logits, t), labels) for when, t in (("before", 1.0), ("after", temperature))
+            },
         }
     info = WeightsInfo(
         model=section.model,
@@ -77,6 +81,11 @@ def publish(
     save_weights(stage.path(WEIGHTS_FOLDER), state, info)
     files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
     stage.commit([*files, *outputs], quality | (extra or {}))
+
+
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    bins = reliability_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return {name: values.tolist() for name, values in zip(("confidence", "accuracy"), bins, strict=True)}
 
 
 def read_info(folder: str) -> WeightsInfo:
