@@ -79,7 +79,9 @@ def eval_transform_fast(image: Pixels, image_size: int, crop_pct: float, interpo
     image = trim(image)
     new_shape = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
     rows, columns = (_axis(old, new, image_size) for old, new in zip(image.shape, new_shape, strict=False))
-    pixels = torch.from_numpy(image[: rows.needed, : columns.needed])[None].permute(0, 3, 1, 2)  # channels_last: half the time
+    pixels = torch.from_numpy(image[: rows.needed, : columns.needed])[None].permute(
+        0, 3, 1, 2
+    )  # channels_last: half the time
     resized = functional.interpolate(
         pixels, scale_factor=(rows.factor, columns.factor), mode=interpolation, antialias=True, align_corners=False,
         recompute_scale_factor=False,

@@ -62,4 +62,4 @@ def _buffer() -> Pixels:
     """This thread's, for one image at a time."""
     if not hasattr(_thread, "buffer"):
         _thread.buffer = np.empty(_BUFFER_BYTES, np.uint8)
-    return _thread.buffer  # type: ignore[no-any-return]
+    return _thread.buffer
