@@ -25,10 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import storage
-from data.images import image_hash
+from data.held_out import is_outdated, traits, write_hashes
 from data.manifest import DataError, write_table
 from data.settings import run_command
-from data.shards import Members, labeled_members, write_hashes, write_shards
+from data.shards import Members, labeled_members, write_shards
 
 CLASS_NAMES = (
     "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
@@ -138,6 +138,11 @@ def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_sh
     if storage.exists(marker):
         if storage.read_text(marker) == settings:
             print(f"{out}: packed already")
+            if is_outdated(storage.join(out, "test")):
+                print(
+                    f"its hashes.parquet files are of an earlier version and cannot be used as data.held_out_hashes; to write "
+                    f"them anew, delete {marker} and give this command again: the shards stay the same"
+                )
             return
         raise DataError(f"{out} holds another split ({storage.read_text(marker).strip()}); choose another out= folder")
     files = find_files()
@@ -161,7 +166,7 @@ def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_pe
 
     write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None)
     if labeled:
-        write_hashes(folder, (image_hash(np.repeat(image[..., None], 3, axis=2)) for image in images))
+        write_hashes(folder, (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
 
 
 def _write_truth(url: str, labels: np.ndarray, samples_per_shard: int) -> None:

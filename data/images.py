@@ -200,7 +200,8 @@ def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixe
 
 _HASH_SAMPLES = 64
 """At least this many rows and columns enter the hash, where the picture has them."""
-_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Parts of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
 def image_hash(image: Pixels) -> int:
@@ -217,7 +218,7 @@ def image_hash(image: Pixels) -> int:
         0 ≤ hash < 2**64.
     """
     step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
-    grey = image[step // 2 :: step, step // 2 :: step].astype(np.float32) @ _GREY
+    grey = image[step // 2 :: step, step // 2 :: step].astype(np.float32) @ GREY
     low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
     return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
 

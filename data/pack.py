@@ -23,11 +23,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.images import DecodeError, decode, image_hash
-from data.manifest import MANIFEST_NAME, DataError, write_table
+from data.held_out import Traits, is_outdated, traits, write_hashes
+from data.images import DecodeError, decode
+from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
 from data.sample import IMAGE_EXTENSIONS
 from data.settings import run_command
-from data.shards import Members, labeled_members, write_hashes, write_shards
+from data.shards import Members, labeled_members, write_shards
 
 REJECTED_NAME = "rejected.txt"
 
@@ -37,7 +38,7 @@ class _Packed:
     """What packing one split saw, besides the shards."""
 
     sources: list[str] = field(default_factory=list)
-    hashes: list[int] = field(default_factory=list)
+    traits: list[Traits] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
 
 
@@ -72,6 +73,11 @@ def pack(
         split = storage.join(out, name if labeled else "unlabeled")
         if storage.exists(storage.join(split, MANIFEST_NAME)):
             print(f"{split}: packed already")
+            if is_outdated(split):
+                print(
+                    f"{split}/{HASHES_NAME} is of an earlier version and cannot be used as data.held_out_hashes; to write it "
+                    f"anew, delete {split}/{MANIFEST_NAME} and give this command again: the shards stay the same"
+                )
         else:
             _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard, rejected)
         rejected = []  # files that are no images are listed once, with the first split
@@ -122,7 +128,7 @@ def _pack_split(
         for index in tqdm(chosen, desc=storage.base_name(folder), unit="img"):
             content = files[index].read_bytes()
             try:
-                packed.hashes.append(image_hash(decode(content)))
+                packed.traits.append(traits(decode(content)))
             except DecodeError as error:
                 packed.rejected.append(f"{files[index]}: {error}")
                 continue
@@ -135,7 +141,7 @@ def _pack_split(
         keys = [f"{number:09d}" for number in range(len(packed.sources))]
         write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
         if classes:
-            write_hashes(folder, packed.hashes)
+            write_hashes(folder, packed.traits)
         storage.write_text(
             storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
         )

@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import BinaryIO
 
-import pyarrow as pa
-
 from data import storage
 from data.manifest import (
-    HASHES_NAME,
     INDEX_FOLDER,
     MANIFEST_NAME,
     DataError,
@@ -71,12 +68,6 @@ def write_shards(
     manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)
     storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest
-
-
-def write_hashes(folder: str, hashes: Iterable[int]) -> None:
-    """Write `hashes.parquet`: the perceptual hashes (uint64) that let selection avoid these images without seeing them."""
-    table = pa.table({"image_hash": pa.array(sorted(set(hashes)), pa.uint64())})
-    write_table(storage.join(folder, HASHES_NAME), table)
 
 
 def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:

@@ -23,6 +23,7 @@ from data.redact import redacted
 from data.settings import UsageError, nearest
 
 CONFIG_NAME = "config.yaml"
+_MOVED = {"select.exclude": "data.exclude"}
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
 RUNTIME: dict[str, Any] = {"runtime": True}
 
@@ -66,6 +67,9 @@ class DataConfig(Section):
     test: Patterns = Field([], description="labeled test shards, read by evaluate alone")
     held_out_hashes: Patterns = Field(
         [], description="hashes.parquet files of held-out images that selection must avoid"
+    )
+    exclude: str | None = Field(
+        None, description="text file of keys never to be trained on, labeled or not, one a line"
     )
     truth: str | None = Field(
         None, description="Parquet of (shard, ordinal, label) for unlabeled images; only the report reads it"
@@ -226,7 +230,17 @@ class SelectConfig(Section):
         130_000, ge=1, description="images per class, the most confident first; null: no balancing"
     )
     max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
-    exclude: str | None = Field(None, description="text file of keys never to be used, one a line")
+    max_near_duplicates: int | None = Field(
+        None, ge=1, description="images of one perceptual hash, the most confident first; null: no limit"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unused(cls, values: Any) -> Any:
+        """Runs of earlier versions wrote `exclude: null`; a list that is given there is an error that says where it belongs."""
+        if isinstance(values, dict) and values.get("exclude", "") is None:
+            return {name: value for name, value in values.items() if name != "exclude"}
+        return values
 
 
 class Config(Section):
@@ -409,6 +423,8 @@ def _load_yaml_text(name: str, text: str) -> DictConfig:
 
 def _explain(error: ErrorDetails) -> str:
     path = ".".join(map(str, error["loc"]))
+    if path in _MOVED:
+        return f"  {path}: is {_MOVED[path]} now; give {_MOVED[path]}={error['input']}"
     if error["type"] == "extra_forbidden":
         return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}"
     if not path:

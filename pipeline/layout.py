@@ -31,6 +31,11 @@ class Layout:
         return self._of(self.generation, "labels")
 
     @property
+    def near_duplicates(self) -> str:
+        """One folder per set of labels and held-out images: which of the unlabeled images are copies of held-out ones."""
+        return self._of(self.generation, "near_duplicates")
+
+    @property
     def selections(self) -> str:
         """One folder per selection, and `current`, which names one."""
         return self._of(self.generation, "selections")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data import storage
-from data.manifest import Split
+from data.manifest import DataError, Split
 from pipeline.config import Config
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
 from pipeline.evaluate import is_outdated, require_test
@@ -59,7 +59,7 @@ class Command:
         }
         try:
             found = find[stage]()
-        except StageError as refusal:
+        except (StageError, DataError) as refusal:
             found = Outlook(REFUSES, str(refusal))
         if forced:
             found = Outlook("would start over", "force=true moves the output that is there aside", changes=True)
@@ -107,7 +107,7 @@ class Command:
         if self._changing("label"):
             return Outlook("would run", changes=True)
         folder = self._selection_folder()
-        expected = select_fingerprint(self._config, require_labels(self._config, self._layout))
+        expected = select_fingerprint(self._config, self._layout, require_labels(self._config, self._layout))
         state, reason = look(folder, "select", expected)
         if state == "done" and folder != self._layout.current_selection():
             reason = "made before; it becomes the current one"
@@ -115,7 +115,7 @@ class Command:
 
     def _selection_folder(self) -> str:
         labels = require_labels(self._config, self._layout)
-        digest = select_fingerprint(self._config, labels).digest()
+        digest = select_fingerprint(self._config, self._layout, labels).digest()
         return storage.join(self._layout.selections, digest)
 
     def _student(self) -> Outlook:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from data import storage
+from data.exclude import read_keys
 from data.manifest import Split, open_split
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME, Config, TrainConfig
@@ -17,6 +18,7 @@ from pipeline.models.factory import build_model, count_flops, count_parameters, 
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
 from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
+from pipeline.training.inputs import labeled_stream
 from teacher.progress import read_progress
 from teacher.train import classes_of
 
@@ -114,9 +116,9 @@ def _work(config: Config, stage: str, splits: dict[str, Split], num_classes: int
     if stage == "teacher" and config.teacher.weights:
         return f"{_model(config.teacher, num_classes)}; weights from {config.teacher.weights}"
     if stage in ("teacher", "student") and "labeled" in splits:
-        return _training(
-            config.teacher if stage == "teacher" else config.student, _labeled_share(config, stage), splits, num_classes
-        )
+        section = config.teacher if stage == "teacher" else config.student
+        exclude = read_keys(config.data.exclude)
+        return _training(section, _labeled_share(config, stage), splits, num_classes, exclude)
     if stage == "label" and "unlabeled" in splits:
         unlabeled = splits["unlabeled"]
         gigabytes = _label_bytes(config, num_classes) * unlabeled.num_samples / 1e9
@@ -136,8 +138,11 @@ def _labeled_share(config: Config, stage: str) -> int:
     )
 
 
-def _training(section: TrainConfig, labeled_per_step: int, splits: dict[str, Split], num_classes: int) -> str:
-    steps = math.ceil(section.epochs * splits["labeled"].num_samples / labeled_per_step)
+def _training(
+    section: TrainConfig, labeled_per_step: int, splits: dict[str, Split], num_classes: int, exclude: frozenset[str]
+) -> str:
+    num_images = labeled_stream(splits["labeled"], labeled_per_step, exclude).num_images
+    steps = math.ceil(section.epochs * num_images / labeled_per_step)
     images = steps * section.batch_size
     batch = f"{section.batch_size:,} ({labeled_per_step:,} labeled)"
     return f"{_model(section, num_classes)}; {steps:,} steps of {batch}, {images:,} images"

@@ -21,7 +21,8 @@ MAX_REASONS = 20
 _REASONS = {
     "below_threshold": "below the confidence threshold",
     "over_quota": "over its class's share",
-    "held_out_duplicate": "like a validation or test image",
+    "near_duplicate": "the same picture as enough others",
+    "held_out_duplicate": "copies of validation or test images",
     "excluded_by_user": "excluded by the user",
 }
 
@@ -77,7 +78,21 @@ def _where_images_went(generation: Generation, survey: Survey) -> str:
         if selected["copies"] != selected["kept"]:
             rows.append(("kept, with copies for rare classes", selected["copies"]))
     lines = [[name, f"{count:,}", percent(count / max(images, 1), 1)] for name, count in rows]
-    return table(["", "images", "of all"], lines) + paragraph(_quality(survey))
+    return table(["", "images", "of all"], lines) + _copies_of_held_out(generation) + paragraph(_quality(survey))
+
+
+def _copies_of_held_out(generation: Generation) -> str:
+    """Where the copies of held-out images are listed, once they were searched for."""
+    found = generation.records.get("select", {}).get("summary", {}).get("near_duplicates")
+    if found is None:
+        return ""
+    words = (
+        f"{found['near_duplicates']:,} unlabeled images are copies of one of the {found['held_out']:,} held-out images; each is "
+        f"listed, with the image it is a copy of, in {found['listing']}."
+    )
+    if found["not_seen"]:
+        words += f" {found['not_seen']:,} that might be could not be looked at; of those, equal hashes count as copies."
+    return paragraph(words, "soft")
 
 
 def _quality(survey: Survey) -> str:

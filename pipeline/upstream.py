@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data import storage
+from data.exclude import exclude_inputs
 from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.stage import Explain, StageError, differences, done_record, is_begun, require_done
@@ -54,7 +55,8 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     """Folder and done-record of the current selection.
 
     Raises:
-        StageError: there is none, or it is of other labels or with other settings than the configuration's.
+        StageError: there is none, or it is of other labels, settings or excluded keys than the configuration's.
+        DataError: data.exclude cannot be read.
     """
     folder = layout.current_selection()
     if folder is None:
@@ -69,6 +71,8 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
                 [f"{folder}: the current selection was made with other settings:", *lines, "Run stage=select first."]
             )
         )
+    if selection["fingerprint"]["inputs"].get("exclude") != exclude_inputs(config.data.exclude).get("exclude"):
+        raise StageError(f"{folder}: the current selection was made with another data.exclude; run stage=select first")
     return folder, selection
 
 

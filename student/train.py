@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import storage
+from data.exclude import exclude_inputs, read_keys
 from data.labels import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
@@ -45,9 +46,10 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     if validation is not None:
         check_labeled(validation, num_classes)
     _warn_of_smaller_student(config, layout, num_classes)
+    streams = _streams(config, layout, labeled, selection_folder)
     job = TrainJob(
-        "student", layout.student, config.student, _streams(config, layout, labeled, selection_folder), num_classes,
-        labeled.num_samples, config.seed, config.threads, config.resolved_device(), validation,
+        "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
+        config.resolved_device(), validation,
     )  # fmt: skip
     run_training(job, config.ray_address)
     state, _ = load_trained(layout.student, job.total_steps)
@@ -73,21 +75,24 @@ def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
 def fingerprint(
     config: Config, labeled: Split, validation: Split | None, labels: Mapping[str, Any], selection: Mapping[str, Any]
 ) -> Fingerprint:
-    """What the student depends on: its fields, the labeled images, and the labels and the selection (their done-records)."""
+    """What the student depends on: its fields, the labeled images, excluded keys, the labels and the selection (their done-records).
+
+    Raises DataError when data.exclude cannot be read.
+    """
     inputs = {
         "labeled": labeled.digest(),
         "validation": validation.digest() if validation else "none",
         "labels": labels["digest"],
         "selection": selection["digest"],
     }
-    return Fingerprint(config.stage_fields("student"), inputs)
+    return Fingerprint(config.stage_fields("student"), inputs | exclude_inputs(config.data.exclude))
 
 
 def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: str) -> tuple[StreamSpec, ...]:
     """Both streams, with their exact share of every batch."""
     student = config.student
     labeled_per_step = student.batch_size // (1 + student.unlabeled_ratio)
-    streams: tuple[StreamSpec, ...] = (labeled_stream(labeled, labeled_per_step),)
+    streams: tuple[StreamSpec, ...] = (labeled_stream(labeled, labeled_per_step, read_keys(config.data.exclude)),)
     if student.unlabeled_ratio == 0:
         return streams
     rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}

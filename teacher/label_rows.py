@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data import storage
+from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
 _BATCH_ROWS = 2**16  # more is no faster, and holds more memory in every thread
-_TABLE_BITS = 22  # 4 MB, and 1.4 % of it taken by the hashes of 60,000 images
 _TYPES = {
     "ordinal": pa.int32(),
     "label": pa.int32(),
@@ -34,30 +33,26 @@ class Exclusions:
     """Rows that get no copies whatever their confidence.
 
     Attributes:
-        held_out_hashes: uint64 [n], perceptual hashes of validation and test images; an equal `image_hash` is excluded.
-        held_out_samples: ordinals by shard name, near-duplicates of held-out images that were found by other means.
+        held_out_samples: ordinals by shard name, near-duplicates of held-out images.
         keys: the user's keys, wherever they occur.
         samples: the user's ordinals by shard name.
+        crowds: cut-offs of groups of too many images with one perceptual hash.
     """
 
-    held_out_hashes: UInt64 = field(default_factory=lambda: np.empty(0, np.uint64))
     held_out_samples: Mapping[str, Collection[int]] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
     samples: Mapping[str, Collection[int]] = field(default_factory=dict)
-
-    @cached_property
-    def is_held_out(self) -> Callable[[UInt64], _Mask]:
-        """Whether perceptual hashes are among `held_out_hashes`: uint64 [n] to bool [n]."""
-        return _membership(np.unique(self.held_out_hashes))
+    crowds: Crowds | None = None
 
     def digest(self) -> str:
         """SHA-256 of the contents as sets, in hex: the same for any order and with repeats."""
-        digest = hashlib.sha256(np.unique(self.held_out_hashes).astype("<u8").tobytes())
         by_shard = [
             sorted((shard, sorted({int(ordinal) for ordinal in ordinals})) for shard, ordinals in samples.items())
             for samples in (self.held_out_samples, self.samples)
         ]
-        digest.update(repr((sorted(self.keys), by_shard)).encode("utf-8", "surrogatepass"))
+        digest = hashlib.sha256(repr((sorted(self.keys), by_shard)).encode("utf-8", "surrogatepass"))
+        for column in (self.crowds.hash, self.crowds.key, self.crowds.tie) if self.crowds else ():
+            digest.update(column.tobytes())
         return digest.hexdigest()
 
 
@@ -65,8 +60,8 @@ class Exclusions:
 class LabelRows:
     """One batch of a label file; label int32, confidence float32, ordinal int32 and masks bool, all [n].
 
-    `above` the threshold (or at it); `held_out` and `by_user` are None where nothing excludes by them,
-    `ordinal` where it was not read.
+    `above` the threshold (or at it); `held_out`, `by_user` and `crowded` (beyond its crowd's cut-off) are None where
+    nothing excludes by them, `ordinal` and `image_hash` (uint64 [n]) where they were not read.
     """
 
     label: Int32
@@ -75,6 +70,8 @@ class LabelRows:
     above: _Mask
     held_out: _Mask | None
     by_user: _Mask | None
+    crowded: _Mask | None
+    image_hash: UInt64 | None
 
     @property
     def key(self) -> UInt32:
@@ -84,7 +81,7 @@ class LabelRows:
     @property
     def eligible(self) -> _Mask:
         """Rows at or above the threshold that nothing excludes, bool [n]."""
-        excluded = _either(self.held_out, self.by_user)
+        excluded = _either(_either(self.held_out, self.by_user), self.crowded)
         return self.above if excluded is None else self.above & ~excluded
 
 
@@ -96,16 +93,16 @@ class LabelSource:
     rule: SelectRule
     exclusions: Exclusions
 
-    def read(self, shard: str, *, needs_ordinals: bool = True) -> Iterator[LabelRows]:
+    def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:
         """The rows of one label file, in order, in batches.
 
-        Hashes and keys are read only to exclude by them, and ordinals only where needed: each column costs seconds.
+        Keys are read only to exclude by them, hashes and ordinals only where needed too: each column costs seconds.
 
         Raises:
             SelectError: no such file, a damaged one, a column is missing or of another type, a value is out of range.
         """
         path = storage.join(self.labels_dir, f"{shard}.parquet")
-        columns = _needed_columns(shard, self.exclusions, needs_ordinals)
+        columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)
         with _open(path) as file:
             _check_columns(path, file.schema_arrow, columns)
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
@@ -123,11 +120,11 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
         raise SelectError(f"{path}: cannot be read ({error}); if damaged, delete it and run stage=label") from error
 
 
-def _needed_columns(shard: str, exclusions: Exclusions, needs_ordinals: bool) -> list[str]:
+def _needed_columns(shard: str, exclusions: Exclusions, needs_ordinals: bool, needs_hashes: bool) -> list[str]:
     by_ordinal = shard in exclusions.samples or shard in exclusions.held_out_samples
     wanted = {
-        "ordinal": needs_ordinals or by_ordinal,
-        "image_hash": len(exclusions.held_out_hashes) > 0,
+        "ordinal": needs_ordinals or by_ordinal or exclusions.crowds is not None,
+        "image_hash": needs_hashes or exclusions.crowds is not None,
         "__key__": len(exclusions.keys) > 0,
     }
     return ["label", "confidence", *(name for name, is_wanted in wanted.items() if is_wanted)]
@@ -147,18 +144,19 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, source: LabelSource) 
         _check_range(path, "label", label.min(), label.max(), 0, rule.num_classes - 1)
         _check_range(path, "confidence", confidence.min(), confidence.max(), 0, float(MAX_CONFIDENCE))
     ordinal = _values(path, batch, "ordinal") if "ordinal" in batch.schema.names else None
-    held_out = _either(
-        exclusions.is_held_out(_values(path, batch, "image_hash")) if len(exclusions.held_out_hashes) else None,
-        _is_one_of(ordinal, exclusions.held_out_samples.get(shard)),
-    )
+    image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
+    held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
     by_user = _either(
         _has_key(batch, exclusions.keys) if exclusions.keys else None,
         _is_one_of(ordinal, exclusions.samples.get(shard)),
     )
+    crowded = None
+    if exclusions.crowds is not None and ordinal is not None and image_hash is not None:
+        crowded = exclusions.crowds.beyond(shard, image_hash, confidence_key(confidence), ordinal)
     above = confidence >= (
         rule.thresholds.take(label) if rule.class_thresholds else np.float32(rule.confidence_threshold)
     )
-    return LabelRows(label, confidence, ordinal, above, held_out, by_user)
+    return LabelRows(label, confidence, ordinal, above, held_out, by_user, crowded, image_hash)
 
 
 def _values(path: str, batch: pa.RecordBatch, name: str) -> npt.NDArray:
@@ -171,26 +169,6 @@ def _values(path: str, batch: pa.RecordBatch, name: str) -> npt.NDArray:
 def _check_range(path: str, name: str, low: float, high: float, least: float, most: float) -> None:
     if not (least <= low and high <= most):  # NaN fails too
         raise SelectError(f"{path}: {name} must be between {least} and {most} but {low} … {high} was found")
-
-
-def _membership(members: UInt64) -> Callable[[UInt64], _Mask]:
-    """A test for sorted members, at least one.
-
-    A table of hash prefixes leaves one row in a hundred to look up: a tenth of the time.
-    """
-    multiplier, shift = np.uint64(0x9E3779B97F4A7C15), np.uint64(64 - _TABLE_BITS)
-    table = np.zeros(2**_TABLE_BITS, bool)
-    table[(members * multiplier) >> shift] = True
-
-    def is_member(values: UInt64) -> _Mask:
-        prefix = (values * multiplier) >> shift
-        likely = np.flatnonzero(table.take(prefix.view(np.int64)))
-        result = np.zeros(len(values), bool)
-        candidates = values.take(likely)
-        result[likely] = members.take(np.searchsorted(members, candidates), mode="clip") == candidates
-        return result
-
-    return is_member
 
 
 def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> _Mask:

@@ -29,7 +29,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What became of a shard's label rows: `rows` = `kept` + the four reasons (one per row, the first that applies)."""
+    """What became of a shard's label rows: `rows` = `kept` + the five reasons (one per row, the first that applies)."""
 
     rows: int
     kept: int
@@ -37,6 +37,7 @@ class ShardCounts:
     held_out_duplicate: int
     excluded_by_user: int
     below_threshold: int
+    near_duplicate: int
     over_quota: int
 
 
@@ -94,11 +95,12 @@ def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
 
 
 def _count(rows: LabelRows, copies: UInt16) -> Int64:
-    """The fields of ShardCounts, in order, int64 [7]."""
+    """The fields of ShardCounts, in order, int64 [8]."""
     none = np.zeros(len(copies), bool)
     held_out = none if rows.held_out is None else rows.held_out
     by_user = none if rows.by_user is None else rows.by_user & ~held_out
     below, kept = ~(rows.above | held_out | by_user), copies > 0
+    crowded = none if rows.crowded is None else rows.crowded & ~(held_out | by_user | below)
     over_quota = rows.eligible & ~kept
-    counted = [np.count_nonzero(mask) for mask in (held_out, by_user, below, over_quota)]
+    counted = [np.count_nonzero(mask) for mask in (held_out, by_user, below, crowded, over_quota)]
     return np.array([len(copies), np.count_nonzero(kept), copies.sum(dtype=np.int64), *counted])

@@ -15,7 +15,7 @@ from teacher.label_rows import Exclusions
 from teacher.selection import Selection, ShardCounts
 
 SCHEMA_VERSION = 1
-_REASONS = ("held_out_duplicate", "excluded_by_user", "below_threshold", "over_quota")
+_REASONS = ("held_out_duplicate", "excluded_by_user", "below_threshold", "near_duplicate", "over_quota")
 
 
 def selection_json(
@@ -124,9 +124,9 @@ def _add_names(classes: list[dict[str, Any]], class_names: Sequence[str]) -> Non
 
 def _exclusions_json(exclusions: Exclusions) -> dict[str, Any]:
     return {
-        "held_out_hashes": len(np.unique(exclusions.held_out_hashes)),
         "held_out_samples": sum(len(set(ordinals)) for ordinals in exclusions.held_out_samples.values()),
         "keys": len(exclusions.keys),
         "samples": sum(len(set(ordinals)) for ordinals in exclusions.samples.values()),
+        "crowds": len(exclusions.crowds.hash) if exclusions.crowds else 0,
         "digest": exclusions.digest(),
     }

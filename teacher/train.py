@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data.exclude import exclude_inputs, read_keys
 from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
 from pipeline.config import Config, TrainConfig, redacted
@@ -57,12 +58,13 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
     Raises:
         StageError: there are neither labeled images nor weights.
         ModelError: no such weights.
+        DataError: data.exclude cannot be read.
     """
     inputs = {"validation": validation.digest() if validation else "none"}
     if config.teacher.weights:
         inputs["weights"] = weights_digest(config.teacher.weights)
     elif labeled is not None:
-        inputs["labeled"] = labeled.digest()
+        inputs |= {"labeled": labeled.digest()} | exclude_inputs(config.data.exclude)
     else:
         raise StageError(
             "data.labeled is empty; give labeled shards, or a teacher trained elsewhere as teacher.weights=FILE"
@@ -75,9 +77,9 @@ def _train(
 ) -> tuple[dict[str, Tensor], int]:
     """EMA weights and the number of steps."""
     check_labeled(labeled, num_classes)
-    streams = (labeled_stream(labeled, config.teacher.batch_size),)
+    stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
     job = TrainJob(
-        "teacher", layout.teacher, config.teacher, streams, num_classes, labeled.num_samples, config.seed, config.threads,
+        "teacher", layout.teacher, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
         config.resolved_device(), validation,
     )  # fmt: skip
     run_training(job, config.ray_address)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from data.images import image_hash
-from data.shards import Members, labeled_members, write_hashes, write_shards
+from data.held_out import traits, write_hashes
+from data.shards import Members, labeled_members, write_shards
 
 DIGIT_NAMES = [f"digit_{n}" for n in range(10)]
 
@@ -52,7 +52,7 @@ def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
 
         write_shards(samples(), str(folder), folder.name, per_shard, DIGIT_NAMES if labeled else None)
         if labeled:
-            write_hashes(str(folder), (image_hash(np.repeat(image[..., None], 3, axis=2)) for image in images))
+            write_hashes(str(folder), (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
         return [int(label) for label in labels]
 
     return write

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import storage
+from data.held_out import Traits, write_hashes
+from data.images import decode
 from data.labels import (
     LABELS_MANIFEST,
     QUARANTINE_NAME,
@@ -28,6 +30,7 @@ from data.labels import (
     write_labels,
 )
 from data.manifest import open_split, write_table
+from data.thumbnail import thumbnail as thumbnail_of
 from pipeline.config import Config, write_config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
@@ -39,7 +42,7 @@ from pipeline.stage import Fingerprint, StageError, done_record, open_stage
 from pipeline.training.calibration import calibration_error, reliability_bins
 from teacher.check import VALIDATION_NAME
 from teacher.select_stage import select
-from tests.conftest import DIGIT_NAMES, WriteDigits
+from tests.conftest import DIGIT_NAMES, WriteDigits, png
 
 NUM_UNLABELED, PER_SHARD, NUM_TEST = 120, 50, 400
 REASON = "not a JPEG, PNG or WebP file"
@@ -422,6 +425,27 @@ def test_where_the_unlabeled_images_are_gone_the_labels_are_still_shown(run: Sma
     for shard in (run.folder / "unlabeled").glob("*.tar"):
         shard.unlink() if damage == "removed" else shard.write_bytes(shard.read_bytes()[:100])
     assert report_of(config, [layout]).count("image not there") > 20
+
+
+def test_what_was_left_out_as_a_copy_is_counted_and_the_listing_named(
+    run: SmallRun, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    picture = thumbnail_of(decode(png(digits[0][5])))
+    write_hashes(
+        str(run.folder / "held_out"), [Traits(5, 2**63, picture.tobytes())]
+    )  # label rows' hashes are 0, 1, 2, …
+    data = {
+        "unlabeled": [f"{run.folder}/unlabeled/*.tar"],
+        "held_out_hashes": [f"{run.folder}/held_out/hashes.parquet"],
+    }
+    config, layout = whole_run(run, data=data, select={"confidence_threshold": 0.3, "max_near_duplicates": 1})
+    html = report_of(config, [layout])
+    assert cells(html, "left out: copies of validation or test images")[0] == "1"
+    assert (
+        cells(html, "left out: the same picture as enough others")[0] == "67"
+    )  # 117 labels with 49 hashes, and that one
+    assert "1 unlabeled images are copies of one of the 1 held-out images" in html
+    assert f"{next(Path(layout.near_duplicates).iterdir()).name}/listing.parquet" in html
 
 
 def test_an_empty_run_directory_has_no_report(run: SmallRun) -> None:

@@ -221,8 +221,7 @@ def test_excluded_rows_get_no_copies_and_each_is_counted_under_one_reason(tmp_pa
         labels, {"a": [(0, 0.9), (0, 0.9), (0, 0.8), (0, 0.1), (0, 0.6)], "b": [(0, 0.95), (0, 0.2), (0, 0.7)]}
     )
     exclusions = Exclusions(  # positions 0 1 2 3 4 are ordinals 0 1 2 4 5
-        held_out_hashes=np.array([1001, 77], np.uint64),
-        held_out_samples={"a": [2]},
+        held_out_samples={"a": [1, 2], "b": [1]},
         keys=frozenset({"b-1", "a-1", "elsewhere"}),
         samples={"b": [0]},
     )
@@ -230,25 +229,18 @@ def test_excluded_rows_get_no_copies_and_each_is_counted_under_one_reason(tmp_pa
     selection = select_shards(str(labels), ["a", "b"], rule, exclusions)
     counts = write_all_copies(selection, str(labels), ["a", "b"], str(out))
     assert read_copies(out, ["a", "b"]) == {"a": [1, 0, 0, 0, 0], "b": [0, 0, 1]}
-    assert counts["a"] == ShardCounts(5, 1, 1, 2, 0, 1, 1)
-    assert counts["b"] == ShardCounts(3, 1, 1, 1, 1, 0, 0)
+    assert counts["a"] == ShardCounts(5, 1, 1, 2, 0, 1, 0, 1)
+    assert counts["b"] == ShardCounts(3, 1, 1, 1, 1, 0, 0, 0)
     content = selection_json(selection, counts)
     assert content["reasons"] == {
         "held_out_duplicate": 3,
         "excluded_by_user": 1,
         "below_threshold": 1,
+        "near_duplicate": 0,
         "over_quota": 1,
     }
     assert content["totals"] == {"rows": 8, "kept": 2, "copies": 2, "shortfall": 0}
     assert [shard["shard"] for shard in content["shards"]] == ["a", "b"]
-
-
-def test_many_held_out_hashes_exclude_exactly_their_images() -> None:
-    rng = np.random.default_rng(0)
-    members, others = rng.integers(0, 2**64, (2, 50_000), dtype=np.uint64)
-    is_held_out = Exclusions(held_out_hashes=members).is_held_out
-    assert is_held_out(members).all()
-    assert not is_held_out(others[~np.isin(others, members)]).any()
 
 
 @pytest.mark.parametrize("per_class", [99, None])

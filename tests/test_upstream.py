@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from data import storage
+from data.manifest import DataError
 from pipeline.config import Config, load_config
 from pipeline.layout import CURRENT_NAME, Layout
 from pipeline.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
@@ -84,7 +85,10 @@ def test_held_out_hashes_that_are_something_else_are_named(layout: Layout, tmp_p
     make_labels(layout)
     (tmp_path / "hashes.parquet").write_bytes(b"not Parquet")
     config = load_config(None, [f"data.held_out_hashes=[{tmp_path}/hashes.parquet]"])
-    with pytest.raises(StageError, match=r"hashes\.parquet: expected a hashes\.parquet with a column image_hash"):
+    with pytest.raises(DataError, match=r"hashes\.parquet: expected a hashes\.parquet as data\.pack writes it"):
+        select(config, layout)
+    config = load_config(None, [f"data.held_out_hashes=[{tmp_path}/nowhere.parquet]"])
+    with pytest.raises(DataError, match=r"nowhere\.parquet is not there; data\.pack writes it"):
         select(config, layout)
 
 
@@ -124,6 +128,15 @@ def test_a_student_never_trains_on_another_selection_than_the_configuration_says
     make_selection(layout, load_config(None, ["select.per_class=60"]))
     with pytest.raises(StageError, match=r"select\.per_class: 60 there, 20 now\nRun stage=select first"):
         open_student(load_config(None, ["select.per_class=20"]), layout)
+
+
+def test_a_student_never_trains_on_a_selection_of_other_excluded_keys(layout: Layout, tmp_path: Path) -> None:
+    make_teacher(layout)
+    make_labels(layout)
+    make_selection(layout, load_config(None, []))
+    (tmp_path / "exclude.txt").write_text("000012\n")
+    with pytest.raises(StageError, match=r"made with another data\.exclude; run stage=select first"):
+        open_student(load_config(None, [f"data.exclude={tmp_path}/exclude.txt"]), layout)
 
 
 def test_a_student_of_other_labels_is_told_what_made_them_other(layout: Layout) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.images import DecodeError, decode
 from data.labels import COPIES_COLUMN, read_labels, soft_targets
-from data.manifest import DataError, Split
+from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader
 from data.stream import Entries, Order
 from pipeline.config import TrainConfig
@@ -36,6 +36,7 @@ class StreamSpec:
     Attributes:
         table_urls: per shard, the Parquet table of its rows: the shard's index, or its pseudo-labels.
         copies_urls: per shard, the selection's `copies` column; None sees every row once an epoch.
+        excluded: per shard, rows that are never seen; none where empty. Not together with `copies_urls`.
         images_per_step: over all ranks.
         targets: the table's labels, smoothed; or its probabilities, as they are or all on the most probable class.
         temperature: below 1 sharpens soft targets.
@@ -49,6 +50,12 @@ class StreamSpec:
     copies_urls: tuple[str, ...] | None = None
     targets: Literal["labels", "soft", "hard"] = "labels"
     temperature: float = 1.0
+    excluded: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def num_images(self) -> int:
+        """Rows that are not excluded."""
+        return sum(self.num_rows) - sum(map(len, self.excluded))
 
 
 @dataclass
@@ -94,7 +101,10 @@ class _Stream:
 
 def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
     if spec.copies_urls is None:
-        return [np.ones(rows, np.uint16) for rows in spec.num_rows]
+        ones = [np.ones(rows, np.uint16) for rows in spec.num_rows]
+        for column, excluded in zip(ones, spec.excluded, strict=bool(spec.excluded)):
+            column[list(excluded)] = 0
+        return ones
     copies = [read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy() for url in spec.copies_urls]
     for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
         if len(column) != rows:
@@ -194,12 +204,25 @@ def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface
     torch.set_num_threads(1)
 
 
-def labeled_stream(split: Split, images_per_step: int) -> StreamSpec:
-    """The stream of a labeled split: every image once an epoch."""
-    return StreamSpec(
+def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] = frozenset()) -> StreamSpec:
+    """The stream of a labeled split: every image once an epoch, but those with a key in `exclude` never.
+
+    Raises:
+        DataError: a damaged index, or all images are excluded.
+    """
+    excluded = tuple(_rows_with_keys(shard, exclude) for shard in split.shards) if exclude else ()
+    spec = StreamSpec(
         name="labeled",
         shard_urls=tuple(shard.url for shard in split.shards),
         table_urls=tuple(shard.index_url for shard in split.shards),
         num_rows=tuple(shard.num_samples for shard in split.shards),
         images_per_step=images_per_step,
+        excluded=excluded,
     )
+    if not spec.num_images:
+        raise DataError("data.exclude has the keys of all labeled images; nothing is left to train on")
+    return spec
+
+
+def _rows_with_keys(shard: Shard, keys: frozenset[str]) -> tuple[int, ...]:
+    return tuple(row for row, key in enumerate(shard.index().column("key").to_pylist()) if key in keys)

@@ -1,0 +1,130 @@
+"""`hashes.parquet`: what selection may know of held-out images, so that it can avoid copies of them without seeing them.
+
+One row per image of a split, in its order: `image_hash`, `image_hash_flipped` (of the mirrored image), `thumbnail`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data import storage
+from data.images import Pixels, image_hash
+from data.manifest import HASHES_NAME, DataError, write_table
+from data.thumbnail import SIDE, thumbnail
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("image_hash", pa.uint64(), nullable=False),
+        pa.field("image_hash_flipped", pa.uint64(), nullable=False),
+        pa.field("thumbnail", pa.binary(SIDE * SIDE), nullable=False),
+    ]
+)
+
+
+class Traits(NamedTuple):
+    """What is known of a held-out image."""
+
+    image_hash: int
+    image_hash_flipped: int
+    thumbnail: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """One `hashes.parquet`, or several joined; row i of `files` and `rows` says where image i is from.
+
+    Attributes:
+        hashes: uint64 (N,).
+        hashes_flipped: uint64 (N,).
+        thumbnails: uint8 (N, SIDE, SIDE).
+        urls: the files.
+        files: int32 (N,), positions in `urls`.
+        rows: int64 (N,), rows of those files.
+        digest: of the files' contents, in their order.
+    """
+
+    hashes: NDArray[np.uint64]
+    hashes_flipped: NDArray[np.uint64]
+    thumbnails: NDArray[np.uint8]
+    urls: tuple[str, ...]
+    files: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    digest: str
+
+
+def traits(image: Pixels) -> Traits:
+    """The traits of an image, uint8 (H, W, 3)."""
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    return Traits(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
+
+
+def write_hashes(folder: str, images: Iterable[Traits]) -> None:
+    """Write `hashes.parquet` beside a split's shards; `images` in the split's order."""
+    columns = list(zip(*images, strict=True)) or [(), (), ()]
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    write_table(storage.join(folder, HASHES_NAME), table)
+
+
+def is_outdated(folder: str) -> bool:
+    """Whether a folder's `hashes.parquet` is of an earlier version, which knew hashes alone."""
+    url = storage.join(folder, HASHES_NAME)
+    return storage.exists(url) and not _schema(storage.read_bytes(url), url).equals(_SCHEMA)
+
+
+def read_held_out(urls: Sequence[str]) -> HeldOut:
+    """All held-out images of the files.
+
+    Raises:
+        DataError: a file is not there, is none of `hashes.parquet`, or is of an earlier version; the message says what to do.
+    """
+    tables, digest = [], hashlib.sha256()
+    for url in urls:
+        content = _read(url)
+        if not _schema(content, url).equals(_SCHEMA):
+            raise DataError(
+                f"data.held_out_hashes: {url}: expected the columns {', '.join(_SCHEMA.names)}, but it has"
+                f" {', '.join(_schema(content, url).names)}: an earlier version wrote it. Pack that split again: delete"
+                " manifest.json beside it (of data.fashion_mnist: split.json one folder above), and give the command that packed it"
+            )
+        digest.update(hashlib.sha256(content).digest())
+        tables.append(pq.read_table(io.BytesIO(content)))
+    table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
+    sizes = [t.num_rows for t in tables]
+    pixels = b"".join(table.column("thumbnail").to_pylist())
+    return HeldOut(
+        hashes=table.column("image_hash").to_numpy(),
+        hashes_flipped=table.column("image_hash_flipped").to_numpy(),
+        thumbnails=np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE),
+        urls=tuple(urls),
+        files=np.repeat(np.arange(len(urls), dtype=np.int32), sizes),
+        rows=np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)]),
+        digest=digest.hexdigest()[:16],
+    )
+
+
+def _read(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data.held_out_hashes: {url} is not there; data.pack writes it beside labeled shards"
+        ) from error
+
+
+def _schema(content: bytes, url: str) -> pa.Schema:
+    try:
+        return pq.read_schema(io.BytesIO(content)).remove_metadata()
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"data.held_out_hashes: {url}: expected a {HASHES_NAME} as data.pack writes it ({reason})"
+        ) from error

@@ -1,0 +1,87 @@
+"""Photos, copies of them as they lie around on the web, and labels of such a corpus, for the tests of near-duplicates."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from data import storage
+from data.held_out import traits, write_hashes
+from data.images import Pixels, decode, image_hash
+from data.labels import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
+from data.manifest import open_split
+from data.shards import Members, write_shards
+from pipeline.layout import Layout
+from pipeline.stage import Fingerprint, open_stage
+
+TILE = 140
+NUM_PHOTOS = 10
+
+
+def photos(name: str) -> list[Pixels]:
+    """Ten pictures without a common pixel: squares of a photo, `china.jpg` or `flower.jpg`, that are not nearly flat.
+
+    uint8 (TILE, TILE, 3) each. The sky alone has a hash of noise: see docs/selection.md.
+    """
+    photo = load_sample_image(name)
+    corners = [(top, left) for top in range(0, 427 - TILE, TILE) for left in range(0, 640 - TILE, TILE)]
+    squares = [np.ascontiguousarray(photo[top : top + TILE, left : left + TILE]) for top, left in corners]
+    return [square for square in squares if square.std() > 15][:NUM_PHOTOS]
+
+
+def jpeg(image: Pixels, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def resized(image: Pixels, factor: float) -> Pixels:
+    side = round(TILE * factor)
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def flipped(image: Pixels) -> Pixels:
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+COPIES: Mapping[str, Callable[[Pixels], bytes]] = {
+    "the same pixels": lambda image: jpeg(image, 95),
+    "quality 50": lambda image: jpeg(image, 50),
+    "half the size": lambda image: jpeg(resized(image, 0.5)),
+    "double the size": lambda image: jpeg(resized(image, 2)),
+    "flipped": lambda image: jpeg(flipped(image)),
+    "flipped and half the size": lambda image: jpeg(resized(flipped(image), 0.5)),
+    "flipped, double the size, quality 50": lambda image: jpeg(resized(flipped(image), 2), 50),
+}
+
+
+def write_held_out(folder: Path, images: Sequence[Pixels]) -> str:
+    """A hashes.parquet; returns its path."""
+    write_hashes(str(folder), map(traits, images))
+    return f"{folder}/hashes.parquet"
+
+
+def write_labeled_shards(
+    folder: Path, layout: Layout, images: Sequence[bytes], per_shard: int = 15
+) -> list[LabeledShard]:
+    """Unlabeled shards of encoded images in `folder`, and their labels as a stage that is done: class 0, confidence 0.9."""
+    samples: list[tuple[str, Members]] = [(f"{number:05d}", {"jpg": image}) for number, image in enumerate(images)]
+    write_shards(samples, str(folder), "unlabeled", per_shard)
+    stage = open_stage(layout.labels, "label", Fingerprint({}, {"images": str(len(images))}), force=True)
+    corpus, entries, start = open_split(f"{folder}/*.tar", layout.indexes), [], 0
+    for shard in corpus.shards:
+        hashes = [image_hash(decode(image)) for image in images[start : start + shard.num_samples]]
+        top_k = top_k_of(np.tile(np.array([[0.9, 0.1]], np.float32), (shard.num_samples, 1)), 2)
+        table = label_table(shard.index(), np.arange(shard.num_samples), top_k, np.array(hashes, np.uint64))
+        entries.append(write_labels(stage.path(f"{shard.name}.parquet"), shard, table, [], "test"))
+        start += shard.num_samples
+    storage.write_text(stage.path(LABELS_MANIFEST), json.dumps({"shards": [asdict(entry) for entry in entries]}))
+    stage.commit([LABELS_MANIFEST], {"num_classes": 2, "class_names": None, "corpus": corpus.digest()})
+    return entries

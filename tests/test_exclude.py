@@ -1,0 +1,82 @@
+"""Keys that the user excludes are seen by nobody, and a run says which list it was made with."""
+
+from pathlib import Path
+
+import pytest
+
+from data.exclude import exclude_inputs, read_keys
+from data.manifest import DataError, Split, open_split
+from pipeline.config import TeacherConfig, load_config
+from pipeline.training.inputs import Batches, labeled_stream
+from student.train import fingerprint as student_fingerprint
+from teacher.train import fingerprint as teacher_fingerprint
+from tests.conftest import WriteDigits
+
+RECORD = {"digest": "ab" * 8}
+
+
+@pytest.fixture
+def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    write_digits(tmp_path / "labeled", 0, 30, per_shard=12)
+    return open_split(f"{tmp_path}/labeled/*.tar", f"{tmp_path}/index")
+
+
+def write_list(folder: Path, *keys: str) -> str:
+    (folder / "exclude.txt").write_text("".join(f"{key}\n" for key in keys))
+    return f"{folder}/exclude.txt"
+
+
+def seen_keys(split: Split, exclude: frozenset[str]) -> list[str]:
+    """Of two epochs."""
+    stream = labeled_stream(split, 2, exclude)
+    config = TeacherConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop", "num_ops": 0}})
+    batches = Batches((stream,), config, 10, seed=0)
+    keys = [key for step in range(stream.num_images) for key in batches[step].keys]
+    batches.close()
+    return sorted(key.rpartition("'")[0].rpartition("'")[2] for key in keys)
+
+
+def test_excluded_labeled_images_are_never_seen_and_all_others_once_an_epoch(labeled: Split) -> None:
+    excluded = frozenset({"00003", "00013", "elsewhere"})
+    assert labeled_stream(labeled, 2, excluded).num_images == 28
+    expected = [f"{number:05d}" for number in range(30) if number not in (3, 13) for _ in range(2)]
+    assert seen_keys(labeled, excluded) == expected
+
+
+def test_a_list_of_all_labeled_images_is_an_error(labeled: Split) -> None:
+    with pytest.raises(DataError, match=r"data\.exclude has the keys of all labeled images"):
+        labeled_stream(labeled, 2, frozenset(f"{number:05d}" for number in range(30)))
+
+
+def test_a_list_is_in_the_fingerprints_of_teacher_and_student_and_only_when_it_is_given(
+    labeled: Split, tmp_path: Path
+) -> None:
+    def inputs(*words: str) -> list[set[str]]:
+        config = load_config(None, list(words))
+        teacher = teacher_fingerprint(config, labeled, None)
+        student = student_fingerprint(config, labeled, None, RECORD, RECORD)
+        return [set(teacher.inputs), set(student.inputs)]
+
+    without = [{"labeled", "validation"}, {"labeled", "validation", "labels", "selection"}]
+    assert inputs() == without
+    assert inputs(f"data.exclude={write_list(tmp_path, '00003')}") == [names | {"exclude"} for names in without]
+
+
+def test_the_digest_is_of_the_keys_as_a_set(tmp_path: Path) -> None:
+    first = exclude_inputs(write_list(tmp_path, "a", "b", "", "a"))
+    assert first == exclude_inputs(write_list(tmp_path, "b", "a"))
+    assert first != exclude_inputs(write_list(tmp_path, "b"))
+    assert (read_keys(None), exclude_inputs(None)) == (frozenset(), {})
+
+
+def test_a_list_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name in ("nowhere.txt", "binary", ""):
+        with pytest.raises(DataError, match=rf"data\.exclude={tmp_path}/{name}: expected a text file of keys"):
+            read_keys(f"{tmp_path}/{name}")
+
+
+def test_the_fields_old_place_is_an_error_that_names_the_new_one_unless_it_was_empty() -> None:
+    with pytest.raises(ValueError, match=r"select\.exclude: is data\.exclude now; give data\.exclude=keys\.txt"):
+        load_config(None, ["select.exclude=keys.txt"])
+    assert load_config(None, ["select.exclude=null"]) == load_config(None, [])
