@@ -12,16 +12,18 @@ from tqdm import tqdm
 
 from data import storage
 from data.labels import read_labels, read_manifest
+from pipeline.cluster import num_cpus, start_ray
 from pipeline.config import Config
 from pipeline.layout import CURRENT_NAME, Layout
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.upstream import require_labels
 from teacher.cutoffs import SelectRule
 from teacher.label_rows import Exclusions
+from teacher.ray_tasks import in_ray_tasks
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
 from teacher.selection_file import selection_json
-from teacher.threads import Progress
+from teacher.threads import Progress, in_threads
 
 SELECTION_NAME = "selection.json"
 _THREADS = 2
@@ -47,8 +49,9 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
         )
         shards = [entry.name for entry in read_manifest(layout.labels)]
         exclusions = _exclusions(config)
-        selection = select_shards(layout.labels, shards, rule, exclusions, num_workers=_THREADS, progress=_progress())
-        counts = write_all_copies(selection, layout.labels, shards, stage.folder, num_workers=_THREADS)
+        workers = _workers(config.ray_address)
+        selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
+        counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
         content = selection_json(selection, counts, summary["class_names"])
         if content["totals"]["kept"] == 0:
             raise StageError(
@@ -69,6 +72,14 @@ def fingerprint(config: Config, labels: Mapping[str, Any]) -> Fingerprint:
     """What a selection depends on: its settings, the labels (their done-record) and what is excluded. Raises as `select`."""
     inputs = {"labels": labels["digest"], "exclusions": _exclusions(config).digest()[:16]}
     return Fingerprint(config.stage_fields("select"), inputs)
+
+
+def _workers(ray_address: str | None) -> dict[str, Any]:
+    """Who does the work: threads here, or as many tasks as a cluster has CPUs."""
+    if ray_address is None:
+        return {"executor": in_threads, "num_workers": _THREADS, "progress": _progress()}
+    start_ray(ray_address)
+    return {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
 
 
 def _exclusions(config: Config) -> Exclusions:
