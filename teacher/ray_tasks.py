@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
@@ -25,7 +26,8 @@ def in_ray_tasks(
     """
     num_tasks = min(num_workers, len(shards), _MAX_TASKS)
     shared_task = ray.put(task)
-    pending = {_run.remote(shared_task, part): len(part) for part in (shards[i::num_tasks] for i in range(num_tasks))}
+    parts = [shards[first::num_tasks] for first in range(num_tasks)]
+    pending: dict[ray.ObjectRef[Any], int] = {_run.remote(shared_task, part): len(part) for part in parts}
     done = 0
     try:
         while pending:
@@ -43,7 +45,7 @@ def in_ray_tasks(
 
 
 @ray.remote(num_cpus=1)
-def _run(task: Callable[[Iterable[str]], Result], shards: Sequence[str]) -> Result:
+def _run(task: Callable[[Iterable[str]], Any], shards: Sequence[str]) -> Any:
     return task(shards)
 
 
