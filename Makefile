@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-label chaos
+.PHONY: help demo test check format clean bench-accuracy bench-label bench-select chaos
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decode
 	$(BIN)/python -m benchmarks.bench_label_flow
 	$(BIN)/python -m benchmarks.bench_pool
 	$(BIN)/python -m benchmarks.bench_resume
+
+bench-select: $(VENV)/.installed  ## selecting from 130 million label rows, beside DuckDB and Polars (10 minutes, 5 GB of disk); rows=N for fewer
+	$(BIN)/python -m benchmarks.bench_select $(if $(rows),rows=$(rows))
 
 clean:  ## remove the environment, runs and data
 	rm -rf $(VENV) runs datasets

@@ -7,6 +7,7 @@ in a StorageError that says so; what happens on a local disk is raised as it is.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import os
@@ -15,10 +16,12 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeGuard, cast
+
+import pyarrow as pa
 
 from data import remote
 from data.failpoint import reach
@@ -83,6 +86,11 @@ def open_read(url: str) -> BinaryIO:
     return local_path(url).open("rb") if is_local(url) else cast(BinaryIO, remote.RemoteFile(url))
 
 
+def open_native(url: str) -> BinaryIO | pa.NativeFile:
+    """As `open_read`, for pyarrow: it reads a local file by itself, without the GIL that other threads want."""
+    return pa.OSFile(str(local_path(url))) if is_local(url) else open_read(url)
+
+
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
     """`size` bytes from `offset` (all to the end by default); fewer when the file ends before. Raises as `open_read`."""
     _check(url)
@@ -116,24 +124,76 @@ def writing(url: str) -> Iterator[BinaryIO]:
             remote.upload(local.name, url)
         return
     target = local_path(url)
+    with _beside(target) as temporary:
+        with _open_temporary(temporary, target) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(temporary, target)
+    _sync(target.parent)
+
+
+@contextmanager
+def writing_together() -> Iterator[Callable[[str], AbstractContextManager[BinaryIO]]]:
+    """`writing` for thousands of files, which wait for the disk once instead of twice each.
+
+    Gives a function to use like `writing`. Local files appear when the outer block ends, and none of them when it raises; remote
+    ones as each is written. The folder's file system is synced before the first is renamed, so what has its final name is whole.
+    """
+    written: dict[Path, Path] = {}  # temporary name → final name
+
+    @contextmanager
+    def write(url: str) -> Iterator[BinaryIO]:
+        if not is_local(url):
+            with writing(url) as file:
+                yield file
+            return
+        _check_may_write(url)
+        target = local_path(url)
+        with _beside(target) as temporary, _open_temporary(temporary, target) as file:
+            yield file
+        written[temporary] = target
+
+    try:
+        yield write
+        _sync_files(written)
+        for temporary, target in written.items():
+            _give_name(temporary, target)
+    except BaseException:
+        for temporary in written:
+            temporary.unlink(missing_ok=True)
+        raise
+    for folder in {target.parent for target in written.values()}:
+        _sync(folder)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary name in the target's folder, which is made; what has that name is removed when the block raises."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
     try:
-        with temporary.open("wb") as file:
-            reach(f"before-write/{target.name}")
-            yield file
-            file.flush()
-            reach(f"after-write/{target.name}")
-            os.fsync(file.fileno())
-        reach(f"before-rename/{target.name}")
-        temporary.replace(target)
-        reach(f"after-rename/{target.name}")
+        yield temporary
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if is_out_of_room(error) and error.filename is None:  # a write that fails does not say where
             error.filename = str(target)
         raise
-    _sync_folder(target.parent)
+
+
+@contextmanager
+def _open_temporary(temporary: Path, target: Path) -> Iterator[BinaryIO]:
+    with temporary.open("wb") as file:
+        reach(f"before-write/{target.name}")
+        yield file
+        file.flush()
+        reach(f"after-write/{target.name}")
+
+
+def _give_name(temporary: Path, target: Path) -> None:
+    reach(f"before-rename/{target.name}")
+    temporary.replace(target)
+    reach(f"after-rename/{target.name}")
 
 
 def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
@@ -141,10 +201,23 @@ def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_files(paths: Collection[Path]) -> None:
+    """Wait until the files are on disk: all at once where the system has `syncfs` (Linux), else one by one."""
+    sync_file_system = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if sync_file_system is None:
+        for path in paths:
+            _sync(path)
+    else:
+        for folder in {path.parent for path in paths}:
+            _sync(folder, sync_file_system)
+
+
+def _sync(path: Path, sync: Callable[[int], int | None] | None = None) -> None:
+    """Sync a file, a folder, or the file system of either."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if (sync or os.fsync)(descriptor):  # not 0: a C function failed; `os.fsync` raises
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     finally:
         os.close(descriptor)
 

@@ -34,6 +34,11 @@ def start_ray(address: str | None) -> None:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
+def num_cpus() -> int:
+    """CPUs that Ray knows of, on all nodes; at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
 def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:
     """Of a node that died Ray prints the last twenty lines of a log, of a worker a long paragraph, among which our one line would
     be lost; their beginning says it."""

@@ -10,7 +10,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from data import storage
@@ -18,6 +20,7 @@ from data.failpoint import reach
 
 SCHEMA_VERSION = 1
 _STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
+_READERS = 8  # files read at once: an object store answers each after a while
 State = Literal["new", "continue", "done"]
 Explain = Callable[
     [str, str | None, str | None], Iterable[str]
@@ -85,7 +88,7 @@ class Stage:
         Args:
             summary: what later stages and the report need to know; a function of config and inputs alone.
         """
-        files = {name: _describe(self.path(name)) for name in sorted(outputs)}
+        files = _describe_all(self.folder, sorted(outputs))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         reach(f"before-done/{self.name}")
@@ -187,12 +190,18 @@ def _write_seconds(folder: str, seconds: float) -> None:
     storage.write_text(storage.join(folder, _SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
 
 
+def _describe_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(names, pool.map(lambda name: _describe(storage.join(folder, name)), names), strict=True))
+
+
 def _describe(url: str) -> dict[str, Any]:
-    digest = hashlib.sha256()
+    digest, num_bytes = hashlib.sha256(), 0
     with storage.open_read(url) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"bytes": storage.size(url), "sha256": digest.hexdigest()}
+            num_bytes += len(block)
+    return {"bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
 def _read_json(url: str) -> dict[str, Any] | None:
@@ -216,9 +225,10 @@ def _check_outputs(folder: str) -> tuple[State, str]:
     record = done_record(folder)
     if record is None:
         return "continue", ""
+    list_sizes = cache(storage.list_sizes)  # one listing, not thousands of questions to an object store
     for output, expected in record["outputs"].items():
         url = storage.join(folder, output)
-        if not storage.exists(url) or storage.size(url) != expected["bytes"]:
+        if list_sizes(url.rpartition("/")[0]).get(storage.base_name(url)) != expected["bytes"]:
             return "continue", f"{url} is missing or cut short"
     return "done", ""
 

@@ -112,7 +112,7 @@ class LabelSource:
 @contextmanager
 def _open(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        with storage.open_read(path) as stream, pq.ParquetFile(stream) as file:
+        with storage.open_native(path) as stream, pq.ParquetFile(stream) as file:
             yield file
     except FileNotFoundError as error:
         raise SelectError(f"{path}: no such label file; run stage=label, it continues where it stopped") from error

@@ -27,7 +27,7 @@ from teacher.quota import (
     start,
 )
 from teacher.selection import Selection
-from teacher.threads import Progress, Result, in_threads
+from teacher.threads import Executor, Progress, Result, in_threads
 
 MAX_CANDIDATES = 2_000_000  # rows held at once to end the search: about 100 MB with the sort
 
@@ -39,6 +39,7 @@ def select_shards(
     exclusions: Exclusions | None = None,
     *,
     num_workers: int = 1,
+    executor: Executor = in_threads,
     progress: Progress | None = None,
     max_candidates: int = MAX_CANDIDATES,
 ) -> Selection:
@@ -47,6 +48,7 @@ def select_shards(
     Args:
         labels_dir: folder of `<shard name>.parquet`.
         shards: shard names, each once.
+        executor: what runs the readings in `num_workers` parts: threads here, or tasks on a cluster.
         max_candidates: rows that may be held in memory; more of them cost a further reading.
 
     Raises:
@@ -55,16 +57,16 @@ def select_shards(
     _check_names(shards)
     source = LabelSource(labels_dir, rule, exclusions or Exclusions())
 
-    def read(doing: str, task: Callable[[Iterable[str]], Result]) -> list[Result]:
-        return in_threads(task, shards, num_workers, doing, progress)
+    def read(doing: str, task: Callable[[Iterable[str]], Result]) -> Iterable[Result]:
+        return executor(task, shards, num_workers, doing, progress)
 
-    histogram = _sum(read("count", partial(count_rows, source)))
+    histogram = _sum(source, read("count", partial(count_rows, source)))
     available = histogram.sum(axis=1)
     base_copies, num_extra = plan_copies(available, rule)
     search = start(histogram, num_extra)
     while search.num_candidates > max_candidates:
-        search = narrow(search, _sum(read("count finely", partial(count_finely, source, search))))
-    rows = Candidates.merge(read("collect", partial(collect, source, search)))
+        search = narrow(search, _sum(source, read("count finely", partial(count_finely, source, search))))
+    rows = Candidates.merge(list(read("collect", partial(collect, source, search))))
     return Selection(rule, finish(search, rows, available, base_copies, num_extra), source.exclusions)
 
 
@@ -115,8 +117,8 @@ def _zeros(source: LabelSource) -> Int64:
     return np.zeros((num_classes, num_bins(num_classes)), np.int64)
 
 
-def _sum(histograms: list[Int64]) -> Int64:
-    total = histograms[0]
-    for other in histograms[1:]:
-        total += other
+def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
+    total = _zeros(source)
+    for histogram in histograms:  # one at a time: those of a cluster's tasks need not be here together
+        total += histogram
     return total

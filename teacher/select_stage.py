@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.labels import read_manifest
+from pipeline.cluster import num_cpus, start_ray
 from pipeline.config import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
@@ -25,11 +26,12 @@ from teacher.find_crowds import find_crowds
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
 from teacher.precision import precision_json
+from teacher.ray_tasks import in_ray_tasks
 from teacher.rule import make_rule, print_precision, read_held_out
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
 from teacher.selection_file import selection_json
-from teacher.threads import Progress
+from teacher.threads import Progress, in_threads
 
 SELECTION_NAME = "selection.json"
 _THREADS = 2
@@ -92,8 +94,9 @@ def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched:
     shards = [entry.name for entry in read_manifest(layout.labels)]
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
     exclusions = _with_crowds(config, layout, rule, shards, exclusions)
-    selection = select_shards(layout.labels, shards, rule, exclusions, num_workers=_THREADS, progress=_progress())
-    counts = write_all_copies(selection, layout.labels, shards, stage.folder, num_workers=_THREADS)
+    workers = _workers(config.ray_address)
+    selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
+    counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
     content = selection_json(selection, counts, summary["class_names"])
     if content["totals"]["kept"] == 0:
         raise StageError(
@@ -112,6 +115,14 @@ def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched:
         listing = storage.join(f"gen-{layout.generation}", *parts)
         chosen["near_duplicates"] = searched.record["summary"] | {"listing": listing}
     stage.commit(outputs, chosen)
+
+
+def _workers(ray_address: str | None) -> dict[str, Any]:
+    """Who does the work: threads here, or as many tasks as a cluster has CPUs."""
+    if ray_address is None:
+        return {"executor": in_threads, "num_workers": _THREADS, "progress": _progress()}
+    start_ray(ray_address)
+    return {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
 
 
 def _with_crowds(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +15,8 @@ import pyarrow.parquet as pq
 from data import storage
 from teacher.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
 from teacher.label_rows import Exclusions, LabelRows, LabelSource
-from teacher.threads import Progress, in_threads
+from teacher.threads import Executor, Progress, in_threads
 
-_THREADS_PER_WORKER = 2  # while one waits for its fsync, another computes
 COPIES_SCHEMA = pa.schema([pa.field("copies", pa.uint16(), nullable=False)])
 
 
@@ -41,12 +43,22 @@ class ShardCounts:
     over_quota: int
 
 
-def write_copies(selection: Selection, labels_dir: str, shard: str, out_dir: str) -> ShardCounts:
-    """Write `<out_dir>/<shard>.parquet`: one column `copies` (uint16), aligned with the label rows. Atomic."""
+def write_copies(
+    selection: Selection,
+    labels_dir: str,
+    shard: str,
+    out_dir: str,
+    writing: Callable[[str], AbstractContextManager[BinaryIO]] = storage.writing,
+) -> ShardCounts:
+    """Write `<out_dir>/<shard>.parquet`: one column `copies` (uint16), aligned with the label rows. Atomic.
+
+    Raises:
+        SelectError: as `LabelSource.read`.
+    """
     source = LabelSource(labels_dir, selection.rule, selection.exclusions)
     counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
     with (
-        storage.writing(storage.join(out_dir, f"{shard}.parquet")) as file,
+        writing(storage.join(out_dir, f"{shard}.parquet")) as file,
         pq.ParquetWriter(file, COPIES_SCHEMA, compression="zstd") as writer,
     ):
         for rows in source.read(shard):
@@ -63,6 +75,7 @@ def write_all_copies(
     out_dir: str,
     *,
     num_workers: int = 1,
+    executor: Executor = in_threads,
     progress: Progress | None = None,
 ) -> dict[str, ShardCounts]:
     """`write_copies` of all shards; their counts, in the order of `shards`.
@@ -70,12 +83,9 @@ def write_all_copies(
     Raises:
         SelectError: the totals are not those of the selection: label files or shards changed since it was made.
     """
-
-    def write(some: Iterable[str]) -> dict[str, ShardCounts]:
-        return {shard: write_copies(selection, labels_dir, shard, out_dir) for shard in some}
-
+    write = partial(_write_together, selection, labels_dir, out_dir)
     written: dict[str, ShardCounts] = {}
-    for part in in_threads(write, shards, _THREADS_PER_WORKER * num_workers, "write", progress):
+    for part in executor(write, shards, num_workers, "write", progress):
         written |= part
     found = sum(counts.kept for counts in written.values()), sum(counts.copies for counts in written.values())
     expected = int(selection.cutoffs.kept.sum()), int(selection.cutoffs.copies.sum())
@@ -85,6 +95,14 @@ def write_all_copies(
             f" {found[1]}: the label files are not those of the selection; select again"
         )
     return {shard: written[shard] for shard in shards}
+
+
+def _write_together(
+    selection: Selection, labels_dir: str, out_dir: str, shards: Iterable[str]
+) -> dict[str, ShardCounts]:
+    """`write_copies` of some shards. An interrupted selection is made anew, so none of the files need appear before the others."""
+    with storage.writing_together() as writing:
+        return {shard: write_copies(selection, labels_dir, shard, out_dir, writing) for shard in shards}
 
 
 def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:

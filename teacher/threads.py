@@ -5,10 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # what is being done, shards begun, shards in all
+
+
+class Executor(Protocol):
+    """`in_threads`, or what does the same elsewhere: runs a task several times, which share the shards out among them."""
+
+    def __call__(
+        self,
+        task: Callable[[Iterable[str]], Result],
+        shards: Sequence[str],
+        num_workers: int,
+        doing: str,
+        progress: Progress | None = None,
+    ) -> Iterable[Result]:
+        """What `task` returns in each worker, in any order; raises what `task` raises."""
 
 
 class _Shared:

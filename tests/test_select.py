@@ -102,9 +102,18 @@ confidences = st.one_of(
     st.sampled_from([0.0, -0.0, 1e-30, 0.25, 0.3, 0.7, 0.9, float(np.nextafter(np.float32(0.9), np.float32(1))), 1.0]),
     st.floats(0, 1, width=32),
 )
-shard_sets = st.lists(st.lists(st.tuples(st.integers(0, 3), confidences), max_size=25), min_size=1, max_size=4).map(
-    lambda files: {f"shard-{index}": rows for index, rows in enumerate(files)}
-)
+files_of_rows = st.lists(st.lists(st.tuples(st.integers(0, 3), confidences), max_size=25), min_size=1, max_size=4)
+
+
+def with_one_confidence(files: list[list[Row]], confidence: float) -> list[list[Row]]:
+    return [[(label, confidence) for label, _ in rows] for rows in files]
+
+
+shard_sets = st.one_of(
+    files_of_rows,
+    st.builds(with_one_confidence, files_of_rows, confidences),
+    st.tuples(st.integers(0, 3), confidences).map(lambda row: [[row]]),
+).map(lambda files: {f"shard-{index}": rows for index, rows in enumerate(files)})
 rules = st.builds(
     SelectRule,
     num_classes=st.sampled_from([4, 5]),

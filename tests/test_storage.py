@@ -1,9 +1,12 @@
 """Paths, patterns, and files that are whole or not there."""
 
+import ctypes
 import errno
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +83,73 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match=r"No space left on device: .*/file\.bin") as caught:
         storage.write_bytes(str(tmp_path / "file.bin"), b"content")
     assert storage.is_out_of_room(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("base", ["{tmp}", "memory://test-together"])
+def test_files_written_together_are_all_there_in_the_end(tmp_path: Path, base: str) -> None:
+    root = storage.join(base.format(tmp=tmp_path), "root")
+    with storage.writing_together() as writing:
+        for name in ("a", "b"):
+            with writing(storage.join(root, name, "file.bin")) as file:
+                file.write(name.encode())
+    assert [storage.read_text(storage.join(root, name, "file.bin")) for name in ("a", "b")] == ["a", "b"]
+    assert storage.list_names(storage.join(root, "a")) == ["file.bin"]
+
+
+def test_no_file_written_together_has_its_name_before_all_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(paths: Collection[Path]) -> None:
+        assert sorted(path.read_bytes() for path in paths) == [b"a", b"b"]
+        assert storage.list_names(str(tmp_path)) == []
+        synced.append(True)
+
+    synced: list[bool] = []
+    monkeypatch.setattr("data.storage._sync_files", check)
+    with storage.writing_together() as writing:
+        for name in ("a", "b"):
+            with writing(str(tmp_path / name)) as file:
+                file.write(name.encode())
+    assert synced
+    assert storage.list_names(str(tmp_path)) == ["a", "b"]
+
+
+def test_of_files_written_together_none_remains_when_one_fails(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def fail() -> None:
+        with storage.writing_together() as writing:
+            with writing(str(tmp_path / "a")) as file:
+                file.write(b"new")
+            with writing(str(tmp_path / "b")) as file:
+                raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        fail()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+@pytest.mark.parametrize("has_syncfs", [True, False])
+def test_a_disk_that_cannot_keep_files_written_together_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
+) -> None:
+    def fail(descriptor: int) -> int:
+        if not has_syncfs:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    library = SimpleNamespace(syncfs=fail) if has_syncfs else SimpleNamespace()
+    monkeypatch.setattr("data.storage.ctypes.CDLL", lambda *_, **__: library)
+    monkeypatch.setattr("data.storage.os.fsync", fail)
+
+    def write() -> None:
+        with storage.writing_together() as writing, writing(str(tmp_path / "a")) as file:
+            file.write(b"new")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
     assert not list(tmp_path.iterdir())
 
 

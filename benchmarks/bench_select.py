@@ -1,0 +1,201 @@
+"""Selecting from the paper's 130 million label rows, beside DuckDB and Polars: cut-offs of 1,000 classes, and all copies written.
+
+    python -m benchmarks.bench_select [rows=130000000] [rounds=1] [peers=duckdb,polars] [peer_memory_gb=10]
+
+The rows are made once (2 GB for each layout: files of a million rows, and of 10,000, as shards have) and long-tailed. The rule is
+Noisy Student's: confidence 0.3, the best thousandth of `rows` (130,000) per class, rarer classes repeated up to 10 times. Two threads
+each, files in the page cache, every figure the median over rounds of a process of its own, the contenders taking turns. Where the
+CPU seconds are not twice the seconds, cores were waited for.
+
+    ours     the whole stage: cut-offs, a file of copies per label file, selection.json, done-marker
+    floor    reads the columns that ours reads, as often (label and confidence three times, ordinals twice), and no more
+    duckdb   row_number() over (partition by label order by confidence desc), one file with the rows kept
+    polars   a streaming group_by that sorts each class, one file with the rows kept
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import select_peers
+from benchmarks.label_files import NUM_CLASSES, make_label_files
+from data import storage
+from data.settings import run_command
+from pipeline.stage import Fingerprint, open_stage
+from teacher.cutoffs import SelectRule
+from teacher.select import select_shards
+from teacher.selection import write_all_copies
+from teacher.selection_file import selection_json
+from teacher.threads import in_threads
+
+THREADS, LAYOUTS = 2, (1_000_000, 10_000)  # rows per file
+_TIMEOUT_S = 1800
+Run = dict[str, Any]
+
+
+def bench(
+    rows: int = 130_000_000, rounds: int = 1, peers: str = "duckdb,polars", peer_memory_gb: int = 10,
+    per_file: int = 0, only: str = "", out: str = "runs/bench_select",
+) -> None:  # fmt: skip
+    """Run all contenders in turn and print their seconds; with `only` and `per_file`, one of them once, in this process."""
+    rule = SelectRule(NUM_CLASSES, confidence_threshold=0.3, per_class=max(rows // NUM_CLASSES, 1), max_copies=10)
+    if only:
+        print(json.dumps(_run(only, f"{out}/labels-{rows}-{per_file}", rule, peer_memory_gb, f"{out}/{only}")))
+        return
+    contenders = ["ours", "floor", *filter(None, peers.split(","))]
+    results: dict[int, dict[str, list[Run]]] = {layout: {name: [] for name in contenders} for layout in LAYOUTS}
+    for layout, runs in results.items():
+        make_label_files(f"{out}/labels-{rows}-{layout}", rows, layout)
+        for number, name in product(range(rounds), contenders):
+            _warm(f"{out}/labels-{rows}-{layout}")
+            common = {"rows": rows, "per_file": layout, "peer_memory_gb": peer_memory_gb, "out": out}
+            runs[name].append(_in_process({"only": name, **common}))
+            print(f"{rows // layout:7,} files  round {number + 1}  {name:8} {_line(runs[name][-1])}", flush=True)
+    _print_results(rows, results)
+
+
+def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
+    """The stage as `teacher.select_stage` does it; seconds of its parts, and images kept and copies by class."""
+    clock = [time.perf_counter()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        stage = open_stage(out, "select", Fingerprint({}, {}))
+    selection = select_shards(labels, shards, rule, num_workers=THREADS)
+    clock.append(time.perf_counter())
+    counts = write_all_copies(selection, labels, shards, out, num_workers=THREADS)
+    clock.append(time.perf_counter())
+    storage.write_text(stage.path("selection.json"), json.dumps(selection_json(selection, counts), indent=1))
+    stage.commit(["selection.json", *(f"{shard}.parquet" for shard in shards)], {})
+    clock.append(time.perf_counter())
+    parts = dict(zip(("cut-offs", "copies", "commit"), np.diff(clock).tolist(), strict=True))
+    return {"parts": parts, "totals": [selection.cutoffs.kept.tolist(), selection.cutoffs.copies.tolist()]}
+
+
+def floor(labels: str, shards: Sequence[str]) -> Run:
+    """Reads what ours reads."""
+    for columns in (["label", "confidence"], *2 * [["label", "confidence", "ordinal"]]):
+        in_threads(partial(_read, labels, columns), shards, THREADS, "floor")
+    return {}
+
+
+def _read(labels: str, columns: list[str], shards: Iterable[str]) -> None:
+    for shard in shards:
+        with pa.OSFile(f"{labels}/{shard}.parquet") as stream, pq.ParquetFile(stream) as file:
+            for _ in file.iter_batches(2**16, columns=columns, use_threads=False):
+                pass
+
+
+def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> Run:
+    """One contender, here: seconds, peak memory, and what it tells of itself."""
+    shutil.rmtree(out, ignore_errors=True)
+    Path(out).mkdir(parents=True)
+    shards = sorted(path.stem for path in Path(labels).glob("*.parquet"))
+    started, cpu_started = time.perf_counter(), time.process_time()
+    if name in PEERS:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2)  # rather this process than the machine
+        PEERS[name](labels, out, rule, THREADS, memory_gb)
+        found = {}
+    else:
+        found = floor(labels, shards) if name == "floor" else ours(labels, shards, rule, out)
+    run = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "memory_mb": _peak_memory_mb(),
+    }
+    found |= {"totals": select_peers.totals(out)} if name in PEERS else {}
+    shutil.rmtree(out)
+    return run | found
+
+
+def _peak_memory_mb() -> float:
+    """Of this process alone: `ru_maxrss` would begin with what the parent had when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _in_process(arguments: dict[str, Any]) -> Run:
+    """`only=` of this benchmark as a process of its own; of one that dies or takes too long, `why`."""
+    command = [sys.executable, "-m", "benchmarks.bench_select", *(f"{key}={value}" for key, value in arguments.items())]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return {"why": f"more than {_TIMEOUT_S} s"}
+    if result.returncode < 0 or (result.returncode and "memory" in result.stderr.lower()):
+        return {"why": f"out of memory ({result.stderr.strip()[-200:]})"}
+    if result.returncode:
+        raise RuntimeError(f"{arguments['only']} failed:\n{result.stderr[-3000:]}")
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def _warm(folder: str) -> None:
+    """Read all files, so that they are in the page cache for everyone."""
+    for path in Path(folder).glob("*.parquet"):
+        path.read_bytes()
+
+
+def _line(run: Run) -> str:
+    if "why" in run:
+        return str(run["why"])
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.get("parts", {}).items())
+    return (
+        f"{run['seconds']:7.1f} s  {run['cpu_seconds']:7.1f} CPU s  {run['memory_mb']:7,.0f} MB"
+        + f"  ({parts})" * bool(parts)
+    )
+
+
+def _print_results(rows: int, results: dict[int, dict[str, list[Run]]]) -> None:
+    print(f"\n{rows:,} rows, {THREADS} threads each, medians of {len(next(iter(results.values()))['ours'])}:")
+    records = {}
+    for per_file, runs in results.items():
+        medians = {name: _median(found) for name, found in runs.items()}
+        seconds, memory = medians["ours"]["seconds"], medians["ours"]["memory_mb"]
+        for name, run in medians.items():
+            line = f"  {rows // per_file:7,} files  {name:8} {_line(run)}"
+            if name in PEERS and "why" not in run:
+                same = "the same totals" if run["totals"] == medians["ours"]["totals"] else "OTHER TOTALS"
+                line += f"  ours: {run['seconds'] / seconds:.1f} times as fast, {memory / run['memory_mb']:.2f} of its memory; {same}"
+            print(line)
+        records[per_file] = {
+            "ours": round(seconds, 1),
+            "peers": {name: round(run["seconds"], 1) if "seconds" in run else None for name, run in medians.items() if name in PEERS},
+            "floor": round(medians["floor"]["seconds"], 1),
+            "memory_mb": round(memory),
+        }  # fmt: skip
+    first, second = (records[per_file] for per_file in LAYOUTS)
+    seeds = len(results[LAYOUTS[0]]["ours"])
+    print(json.dumps({"bench": "select", "unit": "s down", **first, "seeds": seeds, "small_files": second}))
+
+
+def _median(runs: list[Run]) -> Run:
+    """The run of median seconds; one that failed, if any did."""
+    failed = [run for run in runs if "why" in run]
+    return failed[0] if failed else sorted(runs, key=lambda run: float(run["seconds"]))[len(runs) // 2]
+
+
+PEERS: dict[str, Callable[[str, str, SelectRule, int, int], None]] = {
+    "duckdb": select_peers.duckdb, "polars": select_peers.polars,
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""Selection on a cluster: the same bytes, and the same errors, as in threads of one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipeline.cluster import start_ray
+from teacher.cutoffs import SelectError, SelectRule
+from teacher.label_rows import Exclusions
+from teacher.ray_tasks import in_ray_tasks
+from teacher.select import select_shards
+from teacher.select_stage import _workers
+from teacher.selection import write_all_copies
+from teacher.selection_file import selection_json
+from teacher.threads import Executor, in_threads
+
+RULE = SelectRule(num_classes=6, confidence_threshold=0.3, per_class=120, max_copies=4)
+SHARDS = [f"shard-{number}" for number in range(9)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    start_ray(None)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine label files with many ties, classes above and below the quota, and an empty one."""
+    folder, rng = tmp_path_factory.mktemp("labels"), np.random.default_rng(5)
+    for number, shard in enumerate(SHARDS):
+        rows = 40 * number
+        columns = {
+            "ordinal": np.arange(rows, dtype=np.int32),
+            "__key__": pa.array([f"{shard}-{row}" for row in range(rows)], pa.string()),
+            "label": rng.choice(5, rows, p=[0.6, 0.3, 0.07, 0.02, 0.01]).astype(np.int32),
+            "confidence": (rng.integers(0, 50, rows) / 50).astype(np.float32),
+            "image_hash": rng.integers(0, 2**64, rows, dtype=np.uint64),
+        }
+        pq.write_table(pa.table(columns), folder / f"{shard}.parquet")
+    return folder
+
+
+def selected_bytes(
+    labels: Path, out: Path, executor: Executor, num_workers: int, shards: Sequence[str] = SHARDS
+) -> dict[str, bytes]:
+    exclusions = Exclusions(keys=frozenset({"shard-3-7"}), held_out_samples={"shard-2": [1, 2, 30]})
+    selection = select_shards(
+        str(labels), shards, RULE, exclusions, num_workers=num_workers, executor=executor, max_candidates=20
+    )
+    counts = write_all_copies(selection, str(labels), shards, str(out), num_workers=num_workers, executor=executor)
+    content = selection_json(selection, {shard: counts[shard] for shard in SHARDS})
+    return {path.name: path.read_bytes() for path in out.iterdir()} | {"json": json.dumps(content).encode()}
+
+
+@pytest.fixture(scope="module")
+def expected(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    files = selected_bytes(labels, tmp_path_factory.mktemp("one"), in_threads, 1)
+    assert sorted(files) == ["json", *(f"{shard}.parquet" for shard in SHARDS)]
+    return files
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("executor", "num_workers"),
+    [(in_threads, 2), (in_threads, 7), (in_ray_tasks, 1), (in_ray_tasks, 2), (in_ray_tasks, 99)],
+)
+def test_the_bytes_are_the_same_however_the_label_files_are_shared_out(
+    labels: Path, tmp_path: Path, expected: dict[str, bytes], executor: Executor, num_workers: int, backwards: bool
+) -> None:
+    shards = SHARDS[::-1] if backwards else SHARDS
+    assert selected_bytes(labels, tmp_path, executor, num_workers, shards) == expected
+
+
+def test_the_stage_shares_out_over_the_cluster_it_is_given() -> None:
+    on_cluster, here = _workers("the cluster that runs"), _workers(None)
+    assert (on_cluster["executor"], on_cluster["num_workers"]) == (in_ray_tasks, ray.cluster_resources()["CPU"])
+    assert here["executor"] is in_threads
+
+
+def test_an_error_in_a_task_is_raised_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(SelectError, match=r"^\S*gone\.parquet: no such label file; run stage=label") as caught:
+        select_shards(str(tmp_path), ["gone"], RULE, executor=in_ray_tasks)
+    assert type(caught.value) is SelectError
+
+
+def test_a_bug_in_a_task_is_raised_with_its_place() -> None:
+    def task(shards: object) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match=r"(?s)in task.*a bug"):
+        list(in_ray_tasks(task, ["a"], 1, "test"))
+
+
+def test_progress_counts_the_shards_that_are_done() -> None:
+    seen: list[tuple[str, int, int]] = []
+    parts = in_ray_tasks(list, ["a", "b", "c"], 2, "read", lambda *now: seen.append(now))
+    assert sorted(shard for part in parts for shard in part) == ["a", "b", "c"]
+    assert seen[-1] == ("read", 3, 3)
+    assert len(seen) == 2
