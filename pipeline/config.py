@@ -229,6 +229,11 @@ class SelectConfig(Section):
     per_class: int | None = Field(
         130_000, ge=1, description="images per class, the most confident first; null: no balancing"
     )
+    keep_images: bool = Field(
+        False,
+        description="from the second generation on: the images of the generation before, and their copies, with new labels",
+        json_schema_extra=RUNTIME,  # of the selection's inputs, where it matters
+    )
     max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
     max_near_duplicates: int | None = Field(
         None, ge=1, description="images of one perceptual hash, the most confident first; null: no limit"

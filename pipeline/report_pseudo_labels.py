@@ -121,6 +121,10 @@ def _balance(facts: Facts, selection: dict[str, Any], survey: Survey) -> list[st
         f"At or above a confidence of {rule['confidence_threshold']:g}: {quota}; rare classes are repeated up to "
         f"{rule['max_copies']} times. " + _shortfall(facts, selection)
     )
+    if "kept_from" in selection:
+        words = (
+            f"The images and copies of {selection['kept_from']}, with this generation's labels; none was chosen anew."
+        )
     if many:
         words += f" Shown: the {MAX_CLASSES} of {len(selection['classes']):,} classes with the fewest images."
     alt = "Bar chart of each class's images above the threshold, kept, and with copies; the figures are in the table."

@@ -51,6 +51,11 @@ def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
     return labels
 
 
+def keeps_images(config: Config, layout: Layout) -> bool:
+    """Whether this generation's selection is that of the generation before."""
+    return config.select.keep_images and layout.generation > 1
+
+
 def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Folder and done-record of the current selection.
 
@@ -70,6 +75,11 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
             "\n".join(
                 [f"{folder}: the current selection was made with other settings:", *lines, "Run stage=select first."]
             )
+        )
+    if ("kept" in selection["fingerprint"]["inputs"]) != keeps_images(config, layout):
+        raise StageError(
+            f"{folder}: the current selection was not made with select.keep_images={str(config.select.keep_images).lower()}; "
+            "run stage=select first"
         )
     if selection["fingerprint"]["inputs"].get("exclude") != exclude_inputs(config.data.exclude).get("exclude"):
         raise StageError(f"{folder}: the current selection was made with another data.exclude; run stage=select first")

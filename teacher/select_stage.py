@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from data import storage
@@ -19,10 +20,11 @@ from pipeline.cluster import num_cpus, start_ray
 from pipeline.config import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
-from pipeline.upstream import require_labels
+from pipeline.upstream import keeps_images, require_labels
 from teacher.cutoffs import SelectRule
 from teacher.diff import as_json, compare, print_changes, side
 from teacher.find_crowds import find_crowds
+from teacher.keep import keep_images, kept_before, kept_json
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
 from teacher.precision import precision_json
@@ -47,7 +49,7 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     labels = require_labels(config, layout)
     read_keys(config.data.exclude)  # a wrong path is told before the search, not after
     searched = find_near_duplicates(config, layout, labels, force, _progress())
-    expected = _fingerprint(config, labels, searched)
+    expected = _fingerprint(config, layout, labels, searched)
     digest = expected.digest()
     stage = open_stage(storage.join(layout.selections, digest), "select", expected, force)
     if not stage.is_done:
@@ -78,34 +80,22 @@ def fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Fi
 
     Before near-duplicates were searched for, this is the fingerprint of no selection. Raises DataError as `select`.
     """
-    return _fingerprint(config, labels, recorded(config, layout, labels))
+    return _fingerprint(config, layout, labels, recorded(config, layout, labels))
 
 
-def _fingerprint(config: Config, labels: Mapping[str, Any], searched: Searched | None) -> Fingerprint:
+def _fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any], searched: Searched | None) -> Fingerprint:
     missing = "not searched yet" if config.data.held_out_hashes else "none"
     inputs = {"labels": labels["digest"], "near_duplicates": searched.record["digest"] if searched else missing}
+    if keeps_images(config, layout):
+        inputs["kept"] = kept_before(layout)[1]
     return Fingerprint(config.stage_fields("select"), inputs | exclude_inputs(config.data.exclude))
 
 
 def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched: Searched | None, stage: Stage) -> None:
-    summary = labels["summary"]
-    held_out = read_held_out(layout)
-    rule = make_rule(config.select, summary["num_classes"], held_out)
     shards = [entry.name for entry in read_manifest(layout.labels)]
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
-    exclusions = _with_crowds(config, layout, rule, shards, exclusions)
-    workers = _workers(config.ray_address)
-    selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
-    counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
-    content = selection_json(selection, counts, summary["class_names"])
-    if content["totals"]["kept"] == 0:
-        raise StageError(
-            f"{layout.labels}: no label has confidence {rule.thresholds.min():.4g} or more; "
-            "lower select.confidence_threshold (or target_precision), or look at the teacher"
-        )
-    content["precision"] = precision_json(
-        held_out, rule.thresholds, config.select.target_precision, config.select.confidence_threshold
-    )
+    choose = _keep if keeps_images(config, layout) else _choose
+    content = choose(config, layout, labels["summary"], shards, exclusions, stage)
     print_precision(content["precision"])
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
     outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in shards)]
@@ -115,6 +105,48 @@ def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched:
         listing = storage.join(f"gen-{layout.generation}", *parts)
         chosen["near_duplicates"] = searched.record["summary"] | {"listing": listing}
     stage.commit(outputs, chosen)
+
+
+def _choose(
+    config: Config,
+    layout: Layout,
+    labels: Mapping[str, Any],
+    shards: Sequence[str],
+    exclusions: Exclusions,
+    stage: Stage,
+) -> dict[str, Any]:
+    """Choose by confidence; `labels` is their summary. Returns what selection.json holds."""
+    held_out, least = read_held_out(layout), config.select.confidence_threshold
+    rule = make_rule(config.select, labels["num_classes"], held_out)
+    exclusions, workers = _with_crowds(config, layout, rule, shards, exclusions), _workers(config.ray_address)
+    selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
+    counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
+    content = selection_json(selection, counts, labels["class_names"])
+    if content["totals"]["kept"] == 0:
+        raise StageError(
+            f"{layout.labels}: no label has confidence {rule.thresholds.min():.4g} or more; "
+            "lower select.confidence_threshold (or target_precision), or look at the teacher"
+        )
+    return content | {"precision": precision_json(held_out, rule.thresholds, config.select.target_precision, least)}
+
+
+def _keep(
+    config: Config,
+    layout: Layout,
+    labels: Mapping[str, Any],
+    shards: Sequence[str],
+    exclusions: Exclusions,
+    stage: Stage,
+) -> dict[str, Any]:
+    """As `_choose`, but the images are those of the generation before."""
+    num_classes, workers = labels["num_classes"], _workers(config.ray_address)
+    counts, classes = keep_images(layout, shards, num_classes, exclusions, stage.folder, **workers)
+    content = kept_json(counts, classes, kept_before(layout)[0], labels["class_names"], exclusions)
+    if content["totals"]["kept"] == 0:
+        raise StageError(
+            f"{layout.labels}: none of the images of the generation before is left; select.keep_images=false"
+        )
+    return content | {"precision": precision_json(read_held_out(layout), np.zeros(num_classes, np.float32), None, 0.0)}
 
 
 def _workers(ray_address: str | None) -> dict[str, Any]:

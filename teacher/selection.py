@@ -56,13 +56,24 @@ def write_copies(
         SelectError: as `LabelSource.read`.
     """
     source = LabelSource(labels_dir, selection.rule, selection.exclusions)
+    return write_rows(source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
+
+
+def write_rows(
+    source: LabelSource,
+    shard: str,
+    out_dir: str,
+    copies_of: Callable[[LabelRows], UInt16],
+    writing: Callable[[str], AbstractContextManager[BinaryIO]] = storage.writing,
+) -> ShardCounts:
+    """As `write_copies`, with the copies that a function gives to each batch of rows, uint16 [n]."""
     counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
     with (
         writing(storage.join(out_dir, f"{shard}.parquet")) as file,
         pq.ParquetWriter(file, COPIES_SCHEMA, compression="zstd") as writer,
     ):
         for rows in source.read(shard):
-            copies = _copies(selection.cutoffs, shard, rows)
+            copies = copies_of(rows)
             writer.write_batch(pa.record_batch([pa.array(copies)], schema=COPIES_SCHEMA))
             counts += _count(rows, copies)
     return ShardCounts(*counts.tolist())

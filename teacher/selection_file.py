@@ -15,7 +15,7 @@ from teacher.label_rows import Exclusions
 from teacher.selection import Selection, ShardCounts
 
 SCHEMA_VERSION = 1
-_REASONS = ("held_out_duplicate", "excluded_by_user", "below_threshold", "near_duplicate", "over_quota")
+REASONS = ("held_out_duplicate", "excluded_by_user", "below_threshold", "near_duplicate", "over_quota")
 
 
 def selection_json(
@@ -37,7 +37,7 @@ def selection_json(
     if class_names is not None:
         _add_names(classes, class_names)
     totals = {name: sum(getattr(shard, name) for shard in counts.values()) for name in ShardCounts.__annotations__}
-    reasons = {name: totals.pop(name) for name in _REASONS}
+    reasons = {name: totals.pop(name) for name in REASONS}
     return {
         "schema_version": SCHEMA_VERSION,
         "rule": asdict(selection.rule),
