@@ -1,8 +1,8 @@
 """What `stage=select` does, as one would write it in DuckDB and in Polars.
 
 Both write one Parquet file with a row (shard, ordinal, label, copies) for each image kept, not a file per shard. Equal confidences
-fall as they come; ours fall to a hash, so that the same images are kept every time. Each is the fastest of the ways tried: in
-DuckDB 2.0 QUALIFY, or the file's name beside each row instead of its number, takes twice the CPU time and more memory.
+fall as they come; ours fall to a hash, so that the same images are kept every time. Of four ways in DuckDB 2.0 this is the fastest:
+QUALIFY, or the file's name beside each row instead of its number, takes twice the CPU time and more memory.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _REASONS = {
     "below_threshold": "below the confidence threshold",
     "over_quota": "over its class's share",
     "near_duplicate": "the same picture as enough others",
-    "held_out_duplicate": "copies of validation or test images",
+    "held_out_duplicate": "like a validation or test image",
     "excluded_by_user": "excluded by the user",
 }
 
@@ -87,11 +87,11 @@ def _copies_of_held_out(generation: Generation) -> str:
     if found is None:
         return ""
     words = (
-        f"{found['near_duplicates']:,} unlabeled images are copies of one of the {found['held_out']:,} held-out images; each is "
-        f"listed, with the image it is a copy of, in {found['listing']}."
+        f"{found['near_duplicates']:,} unlabeled images are near-duplicates of one of the {found['held_out']:,} held-out images; "
+        f"each is listed, with the image it is like, in {found['listing']}."
     )
     if found["not_seen"]:
-        words += f" {found['not_seen']:,} that might be could not be looked at; of those, equal hashes count as copies."
+        words += f" {found['not_seen']:,} that might be could not be looked at; there, equal hashes count."
     return paragraph(words, "soft")
 
 

@@ -5,7 +5,7 @@
 Stages, in order (stage=all runs them; stage=teacher,label runs two):
     teacher    train on the labeled images, or take teacher.weights=FILE
     label      the teacher labels every unlabeled image (on Ray), then selects
-    select     choose pseudo-labels again, with another threshold or quota; no image is touched
+    select     choose pseudo-labels again, with another threshold or quota; images are looked at once
     student    train a noised, larger model on labeled and pseudo-labeled images
     evaluate   teacher and student on the test images
     report     write RUN/report.html

@@ -173,13 +173,13 @@ def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:
     if found is None:
         return
     print(
-        f"select: {found['near_duplicates']:,} of {found['labels']:,} unlabeled images are copies of held-out ones and left out; "
-        f"they are listed in {storage.join(run_dir, found['listing'])}"
+        f"select: {found['near_duplicates']:,} of {found['labels']:,} unlabeled images are near-duplicates of held-out ones "
+        f"and left out; they are listed in {storage.join(run_dir, found['listing'])}"
     )
     if found["not_seen"]:
         print(
-            f"select: {found['not_seen']:,} images that might be copies could not be looked at (data.unlabeled); of those, "
-            "equal hashes count as copies. Where the shards are, stage=select force=true looks"
+            f"select: {found['not_seen']:,} images that might be near-duplicates could not be looked at (data.unlabeled); "
+            "there, equal hashes count. Where the shards are, stage=select force=true looks"
         )
 
 

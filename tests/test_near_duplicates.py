@@ -129,7 +129,7 @@ def test_selection_leaves_copies_out_and_says_where_they_are_listed(
     assert [row["flipped"] for row in rows] == ["flipped" in kind for kind in COPIES] + [False]
     assert min(row["correlation"] for row in rows) > 0.99
     printed = capsys.readouterr().out
-    assert "select: 8 of 18 unlabeled images are copies of held-out ones and left out" in printed
+    assert "select: 8 of 18 unlabeled images are near-duplicates of held-out ones and left out" in printed
     assert f"{corpus.layout.run_dir}/gen-1/near_duplicates/{Path(corpus.folder()).name}/listing.parquet" in printed
 
 
@@ -156,7 +156,7 @@ def test_where_the_shards_are_not_there_equal_hashes_count_and_it_says_so(
     summary = select(corpus.config(), corpus.layout)["summary"]
     assert summary["reasons"]["held_out_duplicate"] == equal
     assert set(read_labels(f"{corpus.folder()}/listing.parquet").column("correlation").to_pylist()) == {None}
-    assert "8 images that might be copies could not be looked at" in capsys.readouterr().out
+    assert "8 images that might be near-duplicates could not be looked at" in capsys.readouterr().out
     for shard in corpus.shards.glob("*.gone"):
         shard.rename(shard.with_suffix(".tar"))
     assert select(corpus.config(), corpus.layout, force=True)["summary"]["reasons"]["held_out_duplicate"] == 8

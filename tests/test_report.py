@@ -440,11 +440,11 @@ def test_what_was_left_out_as_a_copy_is_counted_and_the_listing_named(
     }
     config, layout = whole_run(run, data=data, select={"confidence_threshold": 0.3, "max_near_duplicates": 1})
     html = report_of(config, [layout])
-    assert cells(html, "left out: copies of validation or test images")[0] == "1"
+    assert cells(html, "left out: like a validation or test image")[0] == "1"
     assert (
         cells(html, "left out: the same picture as enough others")[0] == "67"
     )  # 117 labels with 49 hashes, and that one
-    assert "1 unlabeled images are copies of one of the 1 held-out images" in html
+    assert "1 unlabeled images are near-duplicates of one of the 1 held-out images" in html
     assert f"{next(Path(layout.near_duplicates).iterdir()).name}/listing.parquet" in html
 
 
