@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-label bench-select chaos
+.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates chaos
 
 help:  ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,12 @@ bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decode
 
 bench-select: $(VENV)/.installed  ## selecting from 130 million label rows, beside DuckDB and Polars (10 minutes, 5 GB of disk); rows=N for fewer
 	$(BIN)/python -m benchmarks.bench_select $(if $(rows),rows=$(rows))
+
+bench-pseudo-labels: $(VENV)/.installed  ## which pseudo-labels teach best: top-k, rules of selection (3 seeds; 2 hours; resumes)
+	$(BIN)/python -m benchmarks.bench_pseudo_labels
+
+bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
+	$(BIN)/python -m benchmarks.bench_near_duplicates
 
 clean:  ## remove the environment, runs and data
 	rm -rf $(VENV) runs datasets
