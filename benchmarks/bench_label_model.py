@@ -39,7 +39,7 @@ def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "run
     """Print the rates of model, host path and both, in turn; medians."""
     torch.set_num_threads(threads)
     shards = open_split(make_photos(f"{out}/model-{images}", images // PER_SHARD, PER_SHARD), "/nonexistent").shards
-    plain, fast = _predictor(False), _predictor(True)
+    plain, fast = make_predictor(False), make_predictor(True)
     contenders: dict[str, Callable[[], float]] = {
         "timm's model": lambda: _model_rate(plain, images // 4),
         "model": lambda: _model_rate(fast, images // 2),
@@ -55,7 +55,8 @@ def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "run
     _print_results({name: median(found) for name, found in rates.items()}, rounds)
 
 
-def _predictor(fast: bool) -> Predictor:
+def make_predictor(fast: bool) -> Predictor:
+    """EfficientNet-Lite0, as timm builds it or as `stage=label` runs it."""
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(timms_names())
     config = TrainConfig(model=MODEL, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=fast)
