@@ -112,7 +112,8 @@ class LabelSource:
 @contextmanager
 def _open(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        with storage.open_native(path) as stream, pq.ParquetFile(stream) as file:
+        # reading ahead is for stores; of a local file it costs more than it saves
+        with storage.open_native(path) as stream, pq.ParquetFile(stream, pre_buffer=not storage.is_local(path)) as file:
             yield file
     except FileNotFoundError as error:
         raise SelectError(f"{path}: no such label file; run stage=label, it continues where it stopped") from error
