@@ -28,9 +28,10 @@ from data.manifest import open_split
 from data.reader import ImageReader
 from data.settings import run_command
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
+from pipeline.config import SelectConfig
 from teacher.cutoffs import UInt64
 from teacher.hash_index import HashIndex
-from teacher.near_duplicates import MAX_DISTANCE, MIN_CORRELATION, Search
+from teacher.near_duplicates import MAX_DISTANCE, Search
 
 SQUARE, NUM_COPIED, NUM_INDEXED = 240, 1000, 120_000
 LIMITS = (0.95, 0.98, 0.99, 0.995)
@@ -120,7 +121,7 @@ def print_recall(images: Sequence[Pixels]) -> dict[str, float]:
         parts = [float((is_near & (alike >= limit)).mean()) for limit in LIMITS]
         print(f"  {kind:16} {is_near.mean():13.1%}  " + "  ".join(f"{part:6.1%}" for part in parts), end="")
         print(f"  {alike.min():.4f}, {np.median(alike):.4f}")
-        found[kind] = round(float((is_near & (alike >= MIN_CORRELATION)).mean()), 4)
+        found[kind] = round(float((is_near & (alike >= SelectConfig().copy_correlation)).mean()), 4)
     return found
 
 

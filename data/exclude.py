@@ -1,15 +1,16 @@
-"""The user's list of keys that are never to be trained on."""
+"""The user's list of keys that are never to be trained on: `key` in whatever shard it occurs, `shard/key` in that shard."""
 
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from data import storage
 from data.manifest import DataError
 
 
 def read_keys(url: str | None) -> frozenset[str]:
-    """The keys of a text file with one a line; none without a file.
+    """The lines of a text file of keys; none without a file. `keys_in` says what they mean for a shard.
 
     Raises:
         DataError: no such file, or not a text file.
@@ -20,6 +21,22 @@ def read_keys(url: str | None) -> frozenset[str]:
         return frozenset(storage.read_text(url).splitlines()) - {""}
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude={url}: expected a text file of keys, one a line ({error})") from error
+
+
+def keys_in(lines: frozenset[str], shard: str) -> frozenset[str]:
+    """The keys that lines exclude in the shard of a name (without `.tar`)."""
+    own = _by_shard(lines).get(shard)
+    return lines | own if own else lines
+
+
+@lru_cache(maxsize=2)
+def _by_shard(lines: frozenset[str]) -> dict[str, frozenset[str]]:
+    keys: dict[str, set[str]] = {}
+    for line in lines:
+        shard, slash, key = line.partition("/")
+        if slash:
+            keys.setdefault(shard, set()).add(key)
+    return {shard: frozenset(some) for shard, some in keys.items()}
 
 
 def exclude_inputs(url: str | None) -> dict[str, str]:

@@ -235,6 +235,9 @@ class SelectConfig(Section):
         json_schema_extra=RUNTIME,  # of the selection's inputs, where it matters
     )
     max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
+    copy_correlation: float = Field(
+        0.99, ge=0.5, le=1, description="of the thumbnails of a held-out image and its copies; photos allow 0.95"
+    )
     max_near_duplicates: int | None = Field(
         None, ge=1, description="images of one perceptual hash, the most confident first; null: no limit"
     )

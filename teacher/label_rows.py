@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data import storage
+from data.exclude import keys_in
 from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
@@ -34,7 +35,7 @@ class Exclusions:
 
     Attributes:
         held_out_samples: ordinals by shard name, near-duplicates of held-out images.
-        keys: the user's keys, wherever they occur.
+        keys: the user's lines; see `data.exclude.keys_in`.
         samples: the user's ordinals by shard name.
         crowds: cut-offs of groups of too many images with one perceptual hash.
     """
@@ -148,7 +149,7 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, source: LabelSource) 
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
     held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
     by_user = _either(
-        _has_key(batch, exclusions.keys) if exclusions.keys else None,
+        _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None,
         _is_one_of(ordinal, exclusions.samples.get(shard)),
     )
     crowded = None

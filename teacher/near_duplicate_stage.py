@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.stage import Fingerprint, done_record, open_stage, require_done
 from teacher.hash_index import COMPLETE_DISTANCE
-from teacher.near_duplicates import MAX_DISTANCE, MIN_CORRELATION, Found, Search
+from teacher.near_duplicates import MAX_DISTANCE, Found, Search
 from teacher.threads import Progress, in_threads
 
 LISTING_NAME = "listing.parquet"
@@ -59,7 +59,7 @@ def find_near_duplicates(
     if not config.data.held_out_hashes:
         return None
     held_out = _held_out(config)
-    expected = _fingerprint(held_out, labels)
+    expected = _fingerprint(config, held_out, labels)
     stage = open_stage(storage.join(layout.near_duplicates, expected.digest()), _NAME, expected, force)
     if not stage.is_done:
         entries = read_manifest(layout.labels)
@@ -74,7 +74,7 @@ def recorded(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Searc
     """The search that was made before; None where there is none. Raises as `find_near_duplicates`."""
     if not config.data.held_out_hashes:
         return None
-    folder = storage.join(layout.near_duplicates, _fingerprint(_held_out(config), labels).digest())
+    folder = storage.join(layout.near_duplicates, _fingerprint(config, _held_out(config), labels).digest())
     record = done_record(folder)
     return Searched(folder, record) if record is not None else None
 
@@ -92,11 +92,11 @@ def _held_out(config: Config) -> HeldOut:
     return read_held_out(storage.expand(config.data.held_out_hashes))
 
 
-def _fingerprint(held_out: HeldOut, labels: Mapping[str, Any]) -> Fingerprint:
+def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -> Fingerprint:
     method = {
         "near_duplicates.complete_distance": COMPLETE_DISTANCE,
         "near_duplicates.max_distance": MAX_DISTANCE,
-        "near_duplicates.min_correlation": MIN_CORRELATION,
+        "select.copy_correlation": config.select.copy_correlation,
     }
     return Fingerprint(method, {"labels": labels["digest"], "held_out": held_out.digest})
 
@@ -105,7 +105,11 @@ def _search(
     config: Config, layout: Layout, held_out: HeldOut, entries: Sequence[LabeledShard], progress: Progress | None
 ) -> dict[str, Found]:
     """What was found, by shard name, in the labels' order."""
-    search, urls, by_name = Search(held_out), _where_shards_are(config), {entry.name: entry for entry in entries}
+    search, urls, by_name = (
+        Search(held_out, config.select.copy_correlation),
+        _where_shards_are(config),
+        {entry.name: entry for entry in entries},
+    )
 
     def task(names: Iterable[str]) -> dict[str, Found]:
         return {name: search.in_shard(layout.labels, name, _if_there(urls.get(name), by_name[name])) for name in names}

@@ -24,7 +24,6 @@ from teacher.cutoffs import Int64, UInt64
 from teacher.hash_index import HashIndex, Pairs
 
 MAX_DISTANCE = 10
-MIN_CORRELATION = 0.99
 _DECODED_SIDE = 4 * SIDE  # JPEGs are scaled while they are decoded, to twice this or more
 _Vectors = NDArray[np.float32]
 
@@ -70,13 +69,11 @@ class Search:
     """Held-out images to look for among unlabeled ones; one for all threads.
 
     Args:
-        max_distance: bits in which a proposed image's hash may differ.
         min_correlation: of a near-duplicate's thumbnail, from −1 to 1.
+        max_distance: bits in which a proposed image's hash may differ.
     """
 
-    def __init__(
-        self, held_out: HeldOut, max_distance: int = MAX_DISTANCE, min_correlation: float = MIN_CORRELATION
-    ) -> None:
+    def __init__(self, held_out: HeldOut, min_correlation: float, max_distance: int = MAX_DISTANCE) -> None:
         self._num_images = len(held_out.hashes)
         self._max_distance, self._min_correlation = max_distance, min_correlation
         self._index = HashIndex(np.concatenate([held_out.hashes, held_out.hashes_flipped]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.exclude import exclude_inputs, read_keys
+from data.exclude import exclude_inputs, keys_in, read_keys
 from data.manifest import DataError, Split, open_split
 from pipeline.config import TeacherConfig, load_config
 from pipeline.training.inputs import Batches, labeled_stream
@@ -41,6 +41,14 @@ def test_excluded_labeled_images_are_never_seen_and_all_others_once_an_epoch(lab
     assert labeled_stream(labeled, 2, excluded).num_images == 28
     expected = [f"{number:05d}" for number in range(30) if number not in (3, 13) for _ in range(2)]
     assert seen_keys(labeled, excluded) == expected
+
+
+def test_a_line_with_a_shards_name_is_of_that_shard_alone(labeled: Split) -> None:
+    lines = frozenset({"labeled-000001/00013", "labeled-000000/00014", "unlabeled-000001/00015"})
+    assert keys_in(lines, "labeled-000001") == lines | {"00013"}
+    assert keys_in(lines, "labeled-000002") == lines
+    assert "00013" not in seen_keys(labeled, lines)
+    assert {"00014", "00015"} <= set(seen_keys(labeled, lines))
 
 
 def test_a_list_of_all_labeled_images_is_an_error(labeled: Split) -> None:

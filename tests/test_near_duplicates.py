@@ -39,19 +39,19 @@ def matches(search: Search, images: list[Pixels]) -> Matches:
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(held_out: HeldOut, kind: str) -> None:
     copies = [decode(COPIES[kind](photo)) for photo in photos("china.jpg")]
-    found = matches(Search(held_out), copies)
+    found = matches(Search(held_out, 0.99), copies)
     assert found.row.tolist() == found.image.tolist() == list(range(len(copies)))
     assert found.flipped.tolist() == ["flipped" in kind] * len(copies)
 
 
 def test_other_photos_are_not_found(held_out: HeldOut) -> None:
     others = [*photos("flower.jpg"), *map(flipped, photos("flower.jpg"))]
-    assert not len(matches(Search(held_out), others).row)
+    assert not len(matches(Search(held_out, 0.99), others).row)
 
 
 def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_out: HeldOut) -> None:
     others = [*photos("flower.jpg"), *photos("china.jpg")[:1]]
-    everything = Search(held_out, max_distance=64)
+    everything = Search(held_out, 0.99, max_distance=64)
     hashes = np.repeat(held_out.hashes[:1], len(others))  # all proposed for the first held-out photo
     assert len(everything.proposed(hashes)) == len(others)
     pictures = np.array([thumbnail(image) for image in others])

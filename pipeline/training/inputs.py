@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.exclude import keys_in
 from data.images import DecodeError, decode
 from data.labels import COPIES_COLUMN, read_labels, soft_targets
 from data.manifest import DataError, Shard, Split
@@ -205,12 +206,12 @@ def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface
 
 
 def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] = frozenset()) -> StreamSpec:
-    """The stream of a labeled split: every image once an epoch, but those with a key in `exclude` never.
+    """The stream of a labeled split: every image once an epoch, but those that `exclude` names (`data.exclude.read_keys`) never.
 
     Raises:
         DataError: a damaged index, or all images are excluded.
     """
-    excluded = tuple(_rows_with_keys(shard, exclude) for shard in split.shards) if exclude else ()
+    excluded = tuple(_rows_with_keys(shard, keys_in(exclude, shard.name)) for shard in split.shards) if exclude else ()
     spec = StreamSpec(
         name="labeled",
         shard_urls=tuple(shard.url for shard in split.shards),
