@@ -162,7 +162,7 @@ def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> by
         axes.set_ylim(0, 1)
         axes.set_xlabel("confidence")
         axes.set_ylabel("part that is right")
-        axes.legend(loc="upper left")
+        _legend_above(axes, columns=1)
 
     return _render(draw)
 
@@ -185,9 +185,9 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _legend_above(axes: Axes) -> None:
+def _legend_above(axes: Axes, columns: int = 2) -> None:
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
     )
 
 

@@ -159,8 +159,16 @@ def stage_seconds(facts: Facts) -> dict[tuple[int, str], float]:
         number = generation.layout.generation
         for stage in generation.records:
             if not (stage == "teacher" and number > 1):
-                seconds[number, stage] = recorded_seconds(_folders(generation)[stage])
+                seconds[number, stage] = recorded_seconds(_folders(generation)[stage]) + _searching(generation, stage)
     return seconds
+
+
+def _searching(generation: Generation, stage: str) -> float:
+    """Seconds that the search for copies of held-out images took, before anything was selected."""
+    found = generation.records[stage]["summary"].get("near_duplicates") if stage == "select" else None
+    if found is None:
+        return 0.0
+    return recorded_seconds(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0]))
 
 
 def _folders(generation: Generation) -> dict[str, str]:
