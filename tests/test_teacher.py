@@ -93,6 +93,26 @@ def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(
     assert (right / len(rows), len(rows)) == (pytest.approx(info.validation_top1), 60)
 
 
+@pytest.mark.parametrize(("alone", "told"), [(0.9, True), (0.0, False)])
+def test_views_that_make_the_labels_worse_are_told(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    alone: float,
+    told: bool,
+) -> None:
+    config = make_config("label.views=2")
+    train_teacher(config, layout(config))
+    monkeypatch.setattr("teacher.check._compare", lambda *args: {"expected_top1": alone, "found_top1": alone})
+    check(config)
+    rows = read_labels(f"{config.run_dir}/validation.parquet").to_pylist()
+    right = sum(row["label"] == row["predicted"] for row in rows) / len(rows)
+    message = (
+        f"as it labels (label.views=2, 1 teachers), top-1 on data.validation is {right:.3f}, but 0.900 on one view"
+    )
+    assert (message in capsys.readouterr().out) == told
+
+
 def test_without_an_expected_accuracy_weights_from_elsewhere_are_not_checked_against_themselves(
     make_config: MakeConfig,
 ) -> None:
