@@ -74,7 +74,7 @@ def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Labeled:
 
 def label_files(labeled: Labeled) -> dict[str, Path]:
     files = (labeled[0] / "gen-1/labels").glob("*.parquet")
-    return {file.stem: file for file in sorted(files) if file.stem != "quarantine"}
+    return {file.stem: file for file in sorted(files) if file.stem not in ("quarantine", "validation")}
 
 
 def manifest(labeled: Labeled) -> dict[str, Any]:
