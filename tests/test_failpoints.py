@@ -32,8 +32,8 @@ from tests.digits_run import Digits, label_and_selection_bytes
 MODEL = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 STEPS = ("before-write", "after-write", "before-rename", "after-rename")
 FILES = (
-    "started.json", "unlabeled-000001.parquet", "journal.json", "quarantine.parquet", "validation.parquet", "manifest.json", "done.json",
-    "selection.json", "current",
+    "started.json", "unlabeled-000001.parquet", "journal.json", "quarantine.parquet", "validation.parquet", "manifest.json",
+    "done.json", "selection.json", "current",
 )  # fmt: skip
 FAILPOINTS = [
     *(f"{step}/{file}" for file in FILES for step in STEPS),
