@@ -125,7 +125,9 @@ def _work(config: Config, stage: str, splits: dict[str, Split], num_classes: int
         return f"{len(unlabeled.shards):,} shards on {config.label.workers} workers, about {gigabytes:.2g} GB of labels"
     if stage == "select":
         quota = "all" if config.select.per_class is None else f"{config.select.per_class:,}"
-        return f"confidence at least {config.select.confidence_threshold}, {quota} images per class"
+        target = config.select.target_precision
+        precision = f", and high enough for a precision of {target}" if target is not None else ""
+        return f"confidence at least {config.select.confidence_threshold}{precision}, {quota} images per class"
     return ""
 
 

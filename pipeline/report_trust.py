@@ -110,15 +110,16 @@ def _class_table(facts: Facts, found: dict[str, Any]) -> str:
     many = len(classes) > MAX_CLASSES
     if many:
         classes = sorted(classes, key=lambda entry: (entry["precision"], entry["class"]))[:MAX_CLASSES]
-    rows = [
-        [
-            name_of(facts, entry["class"]), f"{entry['threshold']:.3f}", f"{entry['images']:,}", percent(entry["precision"], 1),
-            f"{percent(entry['low'], 1)} to {percent(entry['high'], 1)}",
-        ]
-        for entry in classes
-    ]  # fmt: skip
+    columns = {
+        "images": [f"{entry['images']:,}" for entry in classes],
+        "precision": [percent(entry["precision"], 1) for entry in classes],
+        "95 % interval": [f"{100 * entry['low']:.0f} to {100 * entry['high']:.0f}" for entry in classes],
+    }
+    if len({entry["threshold"] for entry in classes}) > 1:
+        columns = {"threshold": [f"{entry['threshold']:.3f}" for entry in classes]} | columns
+    names = [name_of(facts, entry["class"]) for entry in classes]
     caption = "Precision at the threshold per class, on validation images" + f"; the {MAX_CLASSES} lowest" * many
-    return table(["class", "threshold", "images", "precision", "95 % interval"], rows, caption)
+    return table(["class", *columns], list(zip(names, *columns.values(), strict=True)), caption)
 
 
 def _reliability(facts: Facts, generation: Generation) -> str:
