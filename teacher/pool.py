@@ -26,8 +26,8 @@ from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.stage import StageError
 
-_ATTEMPTS = 5  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
-_CAREFUL_FROM = 2  # such attempts
+_ATTEMPTS = 7  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
+_CAREFUL_FROM = 5  # such attempts; care takes time, in which a worker may be preempted
 _STARTS = 3  # workers in a row that die before they are ready
 _TICK_S = 0.5  # so that a signal is noticed
 _PROGRESS_S = 1.0

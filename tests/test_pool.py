@@ -109,7 +109,7 @@ def test_a_dead_workers_shards_go_to_another(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_kills_every_worker_is_named_and_not_the_ones_beside_it(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"^always-dies\.tar: 5 labeling workers .* were lost at it"):
+    with pytest.raises(StageError, match=r"^always-dies\.tar: 7 labeling workers .* were lost at it"):
         results(pool(tmp_path, "a", "always-dies", *(f"s{number}" for number in range(30))))
 
 
