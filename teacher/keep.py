@@ -37,6 +37,7 @@ def kept_before(layout: Layout) -> tuple[str, str]:
 
 def keep_images(
     layout: Layout,
+    kept_from: str,
     shards: Sequence[str],
     num_classes: int,
     exclusions: Exclusions,
@@ -48,14 +49,16 @@ def keep_images(
 ) -> tuple[Mapping[str, ShardCounts], Int64]:
     """Write each shard's copies as they were in the generation before; images that are excluded by now have none.
 
+    Args:
+        kept_from: the folder of the selection before (see `kept_before`).
+
     Returns:
         Counts by shard name, and int64 (4, num_classes) by new label: rows that are not excluded, images kept, copies, and of the
         kept ones the lowest confidence as the bits of a float32 (all ones: none is kept).
     """
-    folder, _ = kept_before(layout)
     before = Layout(layout.run_dir, layout.generation - 1).labels
     source = LabelSource(layout.labels, _everything(num_classes), exclusions)
-    write = partial(_keep, source, before, folder, out_dir)
+    write = partial(_keep, source, before, kept_from, out_dir)
     counts: dict[str, ShardCounts] = {}
     total = _nothing(num_classes)
     for part, classes in executor(write, shards, num_workers, "keep", progress):

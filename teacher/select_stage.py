@@ -64,10 +64,12 @@ def _make_current(layout: Layout, digest: str, labels_digest: str) -> None:
     """Have `current` name this selection, `previous` the one before; say what changed, if that was of the same labels."""
     storage.remove_temporary(layout.selections)  # of a process that was killed as it wrote `current`
     before = layout.current_selection()
+    changed = before is not None and storage.base_name(before) != digest
+    if before is not None and changed:  # first, so that a crash in between leaves no older one to compare with
+        storage.write_text(storage.join(layout.selections, PREVIOUS_NAME), storage.base_name(before) + "\n")
     storage.write_text(storage.join(layout.selections, CURRENT_NAME), digest + "\n")
-    if before is None or storage.base_name(before) == digest:
+    if before is None or not changed:
         return
-    storage.write_text(storage.join(layout.selections, PREVIOUS_NAME), storage.base_name(before) + "\n")
     record = done_record(before)
     if record is not None and record["fingerprint"]["inputs"]["labels"] == labels_digest:
         number = str(layout.generation)
@@ -140,8 +142,9 @@ def _keep(
 ) -> dict[str, Any]:
     """As `_choose`, but the images are those of the generation before."""
     num_classes, workers = labels["num_classes"], _workers(config.ray_address)
-    counts, classes = keep_images(layout, shards, num_classes, exclusions, stage.folder, **workers)
-    content = kept_json(counts, classes, kept_before(layout)[0], labels["class_names"], exclusions)
+    kept_from, _ = kept_before(layout)
+    counts, classes = keep_images(layout, kept_from, shards, num_classes, exclusions, stage.folder, **workers)
+    content = kept_json(counts, classes, kept_from, labels["class_names"], exclusions)
     if content["totals"]["kept"] == 0:
         raise StageError(
             f"{layout.labels}: none of the images of the generation before is left; select.keep_images=false"

@@ -64,7 +64,7 @@ def write_rows(
     shard: str,
     out_dir: str,
     copies_of: Callable[[LabelRows], UInt16],
-    writing: Callable[[str], AbstractContextManager[BinaryIO]] = storage.writing,
+    writing: Callable[[str], AbstractContextManager[BinaryIO]],
 ) -> ShardCounts:
     """As `write_copies`, with the copies that a function gives to each batch of rows, uint16 [n]."""
     counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.labels import read_labels, read_manifest
+from data.labels import read_labels
 from pipeline.config import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record
@@ -94,4 +94,3 @@ def test_without_a_selection_before_it_says_so(run: SmallRun) -> None:
     storage.remove(f"{first.selections}/current")
     with pytest.raises(StageError, match="generation 1 has no selection"):
         select(config, second)
-    assert [entry.name for entry in read_manifest(second.labels)]
