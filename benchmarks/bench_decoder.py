@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.photos import PHOTOS, photo_jpeg
 from data.settings import run_command
 from data.view import Decoder
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training.inference import Predictor
 from tests.test_real_model import timms_names

@@ -39,7 +39,7 @@ from data.manifest import open_split
 from data.reader import ImageReader
 from data.settings import run_command
 from data.view import EvalView
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
 

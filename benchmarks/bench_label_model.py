@@ -25,7 +25,7 @@ from benchmarks.bench_label import StubPredictor
 from benchmarks.photos import make_photos
 from data.manifest import Shard, open_split
 from data.settings import run_command
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
 from pipeline.training.inference import Predictor

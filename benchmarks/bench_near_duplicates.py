@@ -28,7 +28,7 @@ from data.manifest import open_split
 from data.reader import ImageReader
 from data.settings import run_command
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
-from pipeline.config import SelectConfig
+from pipeline.fields import SelectConfig
 from teacher.cutoffs import UInt64
 from teacher.hash_index import HashIndex
 from teacher.near_duplicates import MAX_DISTANCE, Search

@@ -34,7 +34,8 @@ from data import fashion_mnist
 from data.labels import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
 from data.manifest import open_split
 from data.settings import UsageError, run_command
-from pipeline.config import StudentConfig, load_config
+from pipeline.config import load_config
+from pipeline.fields import StudentConfig
 from pipeline.models.factory import build_model
 from pipeline.training.fit import TrainJob, fit, load_trained
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy

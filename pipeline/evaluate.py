@@ -14,7 +14,7 @@ from data import storage
 from data.labels import read_labels, read_manifest
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, recorded_seconds, require_done

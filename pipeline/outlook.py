@@ -8,9 +8,9 @@ from typing import Any
 
 from data import storage
 from data.manifest import DataError, Split
-from pipeline.config import Config
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
 from pipeline.evaluate import is_outdated, require_test
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
 from pipeline.upstream import explain_inputs, require_labels, require_selection

@@ -12,7 +12,8 @@ from data import storage
 from data.exclude import read_keys
 from data.manifest import Split, open_split
 from data.settings import UsageError
-from pipeline.config import CONFIG_NAME, Config, TrainConfig
+from pipeline.config import CONFIG_NAME
+from pipeline.fields import Config, TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from data import storage
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.report_facts import Facts, compare, num_parameters, read_facts
 from pipeline.report_html import page, paragraph, text, tiles

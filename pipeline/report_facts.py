@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from data import storage
-from pipeline.config import CONFIG_NAME, Config
+from pipeline.config import CONFIG_NAME
 from pipeline.evaluate import PREDICTIONS_NAME
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError

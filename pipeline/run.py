@@ -34,8 +34,9 @@ import ray
 from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
-from pipeline.config import Config, config_names, describe_fields, load_config, write_config
+from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.evaluate import evaluate, write_summary
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan, print_status

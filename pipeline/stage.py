@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from data import storage
 from data.failpoint import reach
+from pipeline.fields import default_fields
 
 SCHEMA_VERSION = 1
 _STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
@@ -48,8 +49,10 @@ class Fingerprint:
         return dict(json.loads(json.dumps(fields, sort_keys=True, default=str)))
 
     def digest(self) -> str:
-        """Short name of all of it."""
-        return digest_of(self.as_json())
+        """Short name of all of it; fields at their defaults are left out, so that a version with more fields names it alike."""
+        fields, defaults = self.as_json(), json.loads(json.dumps(default_fields()))
+        given = {field: value for field, value in fields["config"].items() if value != defaults.get(field)}
+        return digest_of(fields | {"config": given})
 
 
 def digest_of(value: Any) -> str:
@@ -162,6 +165,12 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     return {f: (before.get(f), after.get(f)) for f in fields if before.get(f) != after.get(f)}
 
 
+def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """As `differences`, of config fields: one that was not recorded was added since and had its default."""
+    added = {field: default for field, default in default_fields().items() if field in now}
+    return differences({**added, **recorded}, now)
+
+
 def done_record(folder: str) -> dict[str, Any] | None:
     """What `commit` wrote, or None when the stage is not done."""
     return _read_json(storage.join(folder, _DONE))
@@ -237,7 +246,11 @@ def _difference(
     folder: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], explain: Explain | None
 ) -> str | None:
     """The refusal, or None when the fingerprints are equal."""
-    config, inputs = (differences(old.get(group, {}), new[group]) for group in ("config", "inputs"))
+    added = {
+        field: default for field, default in default_fields().items() if field in new["config"]
+    }  # since it was made
+    config = differences(added | old.get("config", {}), new["config"])
+    inputs = differences(old.get("inputs", {}), new["inputs"])
     lines = [f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in config.items()]
     if old.get("schema_version") != new["schema_version"]:
         lines.append(f"  schema_version: {old.get('schema_version')} there, {new['schema_version']} now")

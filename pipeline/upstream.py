@@ -9,9 +9,9 @@ from typing import Any
 
 from data import storage
 from data.exclude import exclude_inputs
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
-from pipeline.stage import Explain, StageError, differences, done_record, is_begun, require_done
+from pipeline.stage import Explain, StageError, config_differences, differences, done_record, is_begun, require_done
 
 
 def require_same_classes(names: Sequence[str] | None, whose: str, other: Sequence[str] | None, field: str) -> None:
@@ -69,7 +69,7 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     selection = require_done(folder, "select")
     if selection["fingerprint"]["inputs"]["labels"] != labels["digest"]:
         raise StageError(f"{folder}: selected from other labels than {layout.labels} has now; run stage=select first")
-    if changed := differences(selection["fingerprint"]["config"], config.stage_fields("select")):
+    if changed := config_differences(selection["fingerprint"]["config"], config.stage_fields("select")):
         lines = (f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in changed.items())
         raise StageError(
             "\n".join(
@@ -94,7 +94,7 @@ def explain_inputs(layout: Layout) -> Explain:
         old, new = (next((r for r in records if r["digest"] == digest), None) for digest in (before, after))
         if old is None or new is None:
             return
-        fields = differences(old["fingerprint"]["config"], new["fingerprint"]["config"])
+        fields = config_differences(old["fingerprint"]["config"], new["fingerprint"]["config"])
         for field, (there, now) in fields.items():
             yield f"    {field}: {there!r} there, {now!r} now"
         for upstream in differences(old["fingerprint"]["inputs"], new["fingerprint"]["inputs"]):

@@ -11,7 +11,7 @@ from data.exclude import exclude_inputs, read_keys
 from data.labels import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done

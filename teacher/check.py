@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from data.manifest import Split, open_split, write_table
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import StageError

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import storage
 from data.labels import COPIES_COLUMN, read_labels, read_manifest
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import PREVIOUS_NAME, Layout
 from pipeline.stage import StageError, require_done
 from teacher.cutoffs import Int64

@@ -27,7 +27,7 @@ from data.labels import (
 )
 from data.manifest import Shard, Split, open_split, write_table
 from pipeline.cluster import start_ray
-from pipeline.config import Config, LabelConfig
+from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done

@@ -13,7 +13,7 @@ from data.held_out import HeldOut, read_held_out
 from data.labels import LabeledShard, read_labels, read_manifest
 from data.manifest import write_table
 from data.redact import redacted
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import Fingerprint, done_record, open_stage, require_done
 from teacher.hash_index import COMPLETE_DISTANCE

@@ -8,7 +8,7 @@ import numpy as np
 
 from data import storage
 from data.labels import read_labels
-from pipeline.config import SelectConfig
+from pipeline.fields import SelectConfig
 from pipeline.layout import Layout
 from teacher.check import VALIDATION_NAME
 from teacher.cutoffs import SelectRule

@@ -17,7 +17,7 @@ from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.labels import read_manifest
 from pipeline.cluster import num_cpus, start_ray
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream import keeps_images, require_labels

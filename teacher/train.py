@@ -9,7 +9,8 @@ from torch import Tensor
 from data.exclude import exclude_inputs, read_keys
 from data.manifest import DataError, Split, open_split
 from data.reader import check_labeled
-from pipeline.config import Config, TrainConfig, redacted
+from pipeline.config import redacted
+from pipeline.fields import Config, TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.weights import class_names_in, load_external, other_preprocessing, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data import storage
 from data.labels import LabeledShard, label_schema, read_manifest, read_quarantined
 from data.manifest import Shard, Split, open_split
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, refuse_other_config, require_done
 from teacher.label import fingerprint

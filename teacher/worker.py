@@ -8,7 +8,7 @@ import ray
 
 from data.labels import LabeledShard
 from data.manifest import Shard
-from pipeline.config import LabelConfig
+from pipeline.fields import LabelConfig
 from pipeline.training.published import load_labeling_predictor, read_info
 from teacher.crashes import crashing_images
 from teacher.label_shard import ShardLabeler

@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.config import AugmentConfig
+from pipeline.fields import AugmentConfig
 from pipeline.training import rand_augment as ra
 from pipeline.training.augment import TrainTransform, normalize, sample_seed
 

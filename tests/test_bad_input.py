@@ -176,7 +176,7 @@ def test_selection_and_the_order_of_training_cope_with_shards_without_labels(lab
 LABEL_ALL = """
 import json, resource, sys, torch
 from data.manifest import open_split
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler

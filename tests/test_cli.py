@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import run
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, open_stage

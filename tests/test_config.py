@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.settings import UsageError
-from pipeline.config import Config, config_names, describe_fields, load_config, write_config
+from pipeline.config import config_names, describe_fields, load_config, write_config
+from pipeline.fields import Config
 
 
 def test_layers_apply_in_order(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from data.images import DecodeError, Pixels
 from data.labels import read_labels, read_quarantined
 from data.manifest import Shard, open_split
 from data.view import EvalView
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.batches import Meter
 from teacher.crashes import crashing_images

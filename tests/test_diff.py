@@ -7,7 +7,7 @@ import pytest
 
 from data import storage
 from data.labels import read_labels, read_manifest
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError
 from teacher.diff import diff

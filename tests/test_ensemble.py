@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data.images import Pixels
-from pipeline.config import Config, LabelConfig, load_config
+from pipeline.config import load_config
+from pipeline.fields import Config, LabelConfig
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.stage import StageError

@@ -6,7 +6,8 @@ import pytest
 
 from data.exclude import exclude_inputs, keys_in, read_keys
 from data.manifest import DataError, Split, open_split
-from pipeline.config import TeacherConfig, load_config
+from pipeline.config import load_config
+from pipeline.fields import TeacherConfig
 from pipeline.training.inputs import Batches, labeled_stream
 from student.train import fingerprint as student_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint

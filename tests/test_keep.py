@@ -6,7 +6,7 @@ import pytest
 
 from data import storage
 from data.labels import read_labels
-from pipeline.config import Config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record
 from pipeline.upstream import require_labels, require_selection

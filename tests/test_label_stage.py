@@ -14,7 +14,8 @@ from data import storage
 from data.labels import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
 from data.manifest import Split, open_split
 from pipeline.cluster import start_ray
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.stage import StageError, digest_of, require_done

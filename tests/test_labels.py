@@ -19,7 +19,7 @@ from data.labels import (
     top_k_of,
 )
 from data.manifest import DataError, Shard, open_split
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
 from tests.conftest import WriteDigits, png

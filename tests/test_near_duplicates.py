@@ -13,7 +13,8 @@ from data.images import Pixels, decode, image_hash
 from data.labels import read_labels
 from data.manifest import DataError, write_table
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import done_record
 from teacher.near_duplicate_stage import Searched, find_near_duplicates, read_listing

@@ -31,7 +31,8 @@ from data.labels import (
 )
 from data.manifest import open_split, write_table
 from data.thumbnail import thumbnail as thumbnail_of
-from pipeline.config import Config, write_config
+from pipeline.config import write_config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
 from pipeline.models.weights import WeightsInfo, save_weights

@@ -60,6 +60,15 @@ def test_other_settings_are_refused_with_each_field_and_both_values(folder: str)
     assert done_record(folder) is not None
 
 
+def test_a_field_that_was_added_since_counts_as_its_default(folder: str) -> None:
+    finished(folder)
+    added = Fingerprint({**FINGERPRINT.config, "teacher.mixup": 0.0}, FINGERPRINT.inputs)
+    assert open_stage(folder, "teacher", added).is_done
+    assert added.digest() == FINGERPRINT.digest()
+    with pytest.raises(StageRefusedError, match=r"teacher\.mixup: 0\.0 there, 0\.2 now"):
+        open_stage(folder, "teacher", Fingerprint({**FINGERPRINT.config, "teacher.mixup": 0.2}, FINGERPRINT.inputs))
+
+
 def test_unfinished_work_of_other_settings_is_refused_too(folder: str) -> None:
     storage.write_bytes(open_stage(folder, "teacher", FINGERPRINT).path("checkpoints/step-1.pt"), b"work")
     with pytest.raises(StageRefusedError, match=r"teacher\.lr: 0\.1 there, 0\.2 now"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data.labels import read_labels
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
+from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo

@@ -13,7 +13,7 @@ import torch
 from data import storage
 from data.labels import read_labels
 from data.manifest import DataError, Split, open_split, write_table
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training import fit as fit_module
 from pipeline.training.checkpoint import load_newest, save_checkpoint

@@ -7,7 +7,8 @@ import pytest
 
 from data import storage
 from data.manifest import DataError
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
+from pipeline.fields import Config
 from pipeline.layout import CURRENT_NAME, Layout
 from pipeline.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
 from pipeline.upstream import explain_inputs, require_labels, require_selection

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional
 
 from data.images import Pixels, window
-from pipeline.config import AugmentConfig
+from pipeline.fields import AugmentConfig
 from pipeline.training.rand_augment import rand_augment
 
 _MASK = (1 << 64) - 1

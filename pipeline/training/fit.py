@@ -22,7 +22,8 @@ from tqdm import tqdm
 from data import storage
 from data.manifest import Split
 from pipeline import interrupt
-from pipeline.config import TrainConfig, require_device
+from pipeline.config import require_device
+from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.augment import normalize

@@ -14,7 +14,7 @@ from data.images import DecodeError
 from data.manifest import DataError, Split
 from data.reader import ImageReader
 from data.view import Decoder, EvalView
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.training.augment import normalize
 
 _SHIFT = 1 / 32  # of the side: how far a shifted view moves

@@ -23,7 +23,7 @@ from data.labels import COPIES_COLUMN, read_labels, soft_targets
 from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader
 from data.stream import Entries, Order
-from pipeline.config import TrainConfig
+from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
 

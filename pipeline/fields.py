@@ -1,0 +1,308 @@
+"""The fields of a run's configuration, with their defaults and what they mean; `python -m pipeline.run --help` prints them.
+
+A field marked RUNTIME changes how fast or how loudly something runs, never what comes out, and stays out of the fingerprints.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from data.redact import redacted
+
+RUNTIME: dict[str, Any] = {"runtime": True}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Patterns = list[str]
+
+
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("expected two numbers, the smaller first")
+    return value
+
+
+class Section(BaseModel):
+    """A group of fields; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def fingerprint(self, prefix: str) -> dict[str, Any]:
+        """`{prefix + field: value}` of every field that can change the output, nested sections flattened."""
+        fields: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if info.json_schema_extra == RUNTIME:
+                continue
+            if isinstance(value, Section):
+                fields |= value.fingerprint(f"{prefix}{name}.")
+            else:
+                fields[f"{prefix}{name}"] = redacted(value) if isinstance(value, str) else value
+        return fields
+
+
+class DataConfig(Section):
+    """Where the images are: paths, globs, brace expansions or fsspec URLs of .tar shards."""
+
+    labeled: Patterns = Field([], description="labeled training shards")
+    validation: Patterns = Field([], description="held-out labeled shards: calibration and training curves")
+    unlabeled: Patterns = Field([], description="unlabeled shards")
+    test: Patterns = Field([], description="labeled test shards, read by evaluate alone")
+    held_out_hashes: Patterns = Field(
+        [], description="hashes.parquet files of held-out images that selection must avoid"
+    )
+    exclude: str | None = Field(
+        None, description="text file of keys never to be trained on, labeled or not, one a line"
+    )
+    truth: str | None = Field(
+        None, description="Parquet of (shard, ordinal, label) for unlabeled images; only the report reads it"
+    )
+    num_classes: int | None = Field(None, ge=2, description="needed only where no manifest has class names")
+
+
+class AugmentConfig(Section):
+    """Noise on the input, in training only."""
+
+    crop: Literal["random_resized_crop", "pad_crop"] = Field(
+        "random_resized_crop", description="how an image becomes image_size"
+    )
+    crop_scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = Field(
+        (0.08, 1.0), description="area range of random_resized_crop"
+    )
+    crop_ratio: Annotated[tuple[Positive, Positive], AfterValidator(_check_range)] = Field(
+        (3 / 4, 4 / 3), description="aspect range of random_resized_crop"
+    )
+    pad: int = Field(4, ge=0, description="pixels of padding for pad_crop")
+    hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    num_ops: int = Field(2, ge=0, description="RandAugment: operations per image (0: none)")
+    magnitude: float = Field(
+        15, ge=0, le=30, description="RandAugment: magnitude on the published scale, not clipped at 10"
+    )
+    rotation: float = Field(0, ge=0, le=180, description="affine jitter: degrees, uniform in ±")
+    zoom: float = Field(0, ge=0, lt=1, description="affine jitter: scale, uniform in 1 ±")
+    translate: float = Field(0, ge=0, lt=1, description="affine jitter: fraction of the side, uniform in ±")
+    shear: float = Field(0, ge=0, le=1, description="affine jitter: shear factor, uniform in ±")
+    brightness: float = Field(0, ge=0, le=1, description="brightness factor, uniform in 1 ±")
+    contrast: float = Field(0, ge=0, le=1, description="contrast factor, uniform in 1 ±")
+    cutout: int = Field(0, ge=0, description="side of a grey square at a random place, in pixels (0: none)")
+
+
+class TrainConfig(Section):
+    """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
+
+    model: str = Field("resnetrs50", description="resnetrs26 … resnetrs420, or any timm model")
+    model_args: dict[str, Any] = Field({}, description="for ResNet-RS: width, blocks; for a timm model: its arguments")
+    image_size: int = Field(224, ge=8, description="pixels")
+    crop_pct: float = Field(0.875, gt=0, le=1, description="evaluation: centre crop as a fraction of the resized side")
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the pixels, in 0 to 1")
+    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="of the pixels, in 0 to 1")
+    augment: AugmentConfig = Field(AugmentConfig(), description="input noise")
+    epochs: float = Field(350, gt=0, description="passes over the labeled images")
+    batch_size: int = Field(4096, ge=1, description="images per step over all workers, pseudo-labeled ones included")
+    lr: float = Field(0.1, gt=0, description="peak learning rate per 256 images of batch_size")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (plain, not Nesterov)")
+    weight_decay: float = Field(4e-5, ge=0, description="on all parameters but batch norm's")
+    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
+    label_smoothing: Fraction = 0.1
+    mixup: float = Field(0, ge=0, description="alpha of mixup's Beta distribution (0: none)")
+    dropout: Fraction = Field(0.25, description="after global pooling")
+    stochastic_depth: Fraction = Field(0, description="drop rate of the last stage's blocks")
+    ema_decay: Fraction = Field(0.9999, description="limit of min(decay, (1+t)/(10+t))")
+    bn_momentum: float = Field(
+        1.0, gt=0, le=1, description="torch's sense; 1.0: statistics of the last batch, averaged by the EMA"
+    )
+    eval_every_epochs: float = Field(5, gt=0, description="validation accuracy of the EMA weights")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs")
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile")
+    workers: int = Field(1, ge=1, description="training processes; more than one run under Ray Train")
+    loader_workers: int = Field(
+        1, ge=0, description="loading processes per training process", json_schema_extra=RUNTIME
+    )
+    checkpoint_every_s: float = Field(60, ge=0, description="seconds between checkpoints", json_schema_extra=RUNTIME)
+    log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+
+
+class TeacherConfig(TrainConfig):
+    """The teacher: trained here, or trained elsewhere (`weights`)."""
+
+    weights: str | None = Field(
+        None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
+    )
+    ensemble: list[str] = Field(
+        [],
+        description="folders of further teachers (runs' gen-N/teacher or gen-N/student): labels are the mean of all",
+        json_schema_extra=RUNTIME,  # of the labels' fingerprint, by digest
+    )
+    expected_top1: Fraction | None = Field(
+        None, description="of `weights` on the validation images; checked before labeling", json_schema_extra=RUNTIME
+    )
+    accuracy_tolerance: Fraction = Field(
+        0.02, description="how far below the expected top-1 the check may find it", json_schema_extra=RUNTIME
+    )
+
+
+class StudentConfig(TrainConfig):
+    """The student: noised, trained on labeled and pseudo-labeled images together."""
+
+    unlabeled_ratio: int = Field(
+        3, ge=0, description="pseudo-labeled images per labeled one in every batch (0: labels alone)"
+    )
+    pseudo_labels: Literal["soft", "hard"] = "soft"
+    pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
+
+
+class LabelConfig(Section):
+    """How the teacher labels."""
+
+    top_k: int = Field(10, ge=1, description="probabilities kept per image; all of them when there are no more classes")
+    batch_size: int = Field(256, ge=1, description="images per forward pass")
+    views: int = Field(
+        1, ge=1, le=10, description="average the teacher over this many views: mirrored and shifted ones"
+    )
+    decoder: Literal["fast", "pillow"] = Field(
+        "fast", description="pillow: timm's pixels exactly; fast: the same but for rounding, in half the time"
+    )
+    workers: int | str = Field(
+        1, description="labeling actors: a number, or MIN..MAX to use what room there is", json_schema_extra=RUNTIME
+    )
+    gpus_per_worker: float = Field(
+        1, gt=0, description="with device=cuda; fractions share one", json_schema_extra=RUNTIME
+    )
+    cpus_per_worker: float = Field(
+        1, ge=0, description="cores that Ray reserves for each actor", json_schema_extra=RUNTIME
+    )
+    stall_timeout_s: float = Field(
+        600, gt=0, description="seconds without progress after which an actor is replaced", json_schema_extra=RUNTIME
+    )
+    start_timeout_s: float = Field(
+        600, gt=0, description="seconds without any actor after which the stage gives up", json_schema_extra=RUNTIME
+    )
+    threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
+    decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
+    max_quarantined: Fraction = Field(
+        0.01, description="stop when a larger fraction of the images cannot be used", json_schema_extra=RUNTIME
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int | str) -> int | str:
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+        if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
+            raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
+        return value
+
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most labeling actors."""
+        least, _, most = str(self.workers).partition("..")
+        return int(least), int(most or least)
+
+
+class SelectConfig(Section):
+    """Which pseudo-labels the student sees, and how often."""
+
+    confidence_threshold: Fraction = Field(0.3, description="labels below it are left out")
+    target_precision: float | None = Field(
+        None, gt=0, lt=1, description="raise the threshold until so many of the labels above it are right"
+    )
+    precision_by_class: bool = Field(
+        False, description="with target_precision: a threshold for each class with enough validation images"
+    )
+    per_class: int | None = Field(
+        130_000, ge=1, description="images per class, the most confident first; null: no balancing"
+    )
+    keep_images: bool = Field(
+        False,
+        description="from the second generation on: the images of the generation before, and their copies, with new labels",
+        json_schema_extra=RUNTIME,  # of the selection's inputs, where it matters
+    )
+    max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
+    copy_correlation: float = Field(
+        0.99, ge=0.5, le=1, description="of the thumbnails of a held-out image and its copies; photos allow 0.95"
+    )
+    max_near_duplicates: int | None = Field(
+        None, ge=1, description="images of one perceptual hash, the most confident first; null: no limit"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unused(cls, values: Any) -> Any:
+        """Runs of earlier versions wrote `exclude: null`; a list that is given there is an error that says where it belongs."""
+        if isinstance(values, dict) and values.get("exclude", "") is None:
+            return {name: value for name, value in values.items() if name != "exclude"}
+        return values
+
+
+class Config(Section):
+    """One run."""
+
+    run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
+    seed: int = Field(0, ge=0)
+    generations: int = Field(1, ge=1, description="rounds: each student is the next round's teacher")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
+    ray_address: str | None = Field(
+        None, description="a running Ray cluster; null starts Ray here", json_schema_extra=RUNTIME
+    )
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    label: LabelConfig = LabelConfig()
+    select: SelectConfig = SelectConfig()
+    student: StudentConfig = StudentConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
+        if batch % ((1 + ratio) * self.student.workers):
+            raise ValueError(
+                f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
+                f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
+            )
+        for name, section in (("teacher", self.teacher), ("student", self.student)):
+            if section.warmup_epochs > section.epochs:
+                raise ValueError(
+                    f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
+                )
+        if self.teacher.batch_size % self.teacher.workers:
+            raise ValueError(
+                f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
+            )
+        return self
+
+    def resolved_device(self) -> str:
+        """`cpu` or `cuda`."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+    def stage_fields(self, stage: str) -> dict[str, Any]:
+        """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""
+        section: Section | None = {
+            "teacher": self.teacher,
+            "label": self.label,
+            "select": self.select,
+            "student": self.student,
+        }.get(stage)
+        own = section.fingerprint(f"{stage}.") if section else {}
+        if (
+            stage == "teacher" and self.data.num_classes is not None
+        ):  # where it is not given, the labeled set's digest tells
+            own["data.num_classes"] = self.data.num_classes
+        return own if stage == "select" else own | self.numerics()
+
+    def numerics(self) -> dict[str, Any]:
+        """What every trained or predicted number depends on besides a stage's own fields."""
+        return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
+
+
+@cache
+def default_fields() -> dict[str, Any]:
+    """`{dotted field: default}` of every field that is in a fingerprint."""
+    return Config().fingerprint("")
