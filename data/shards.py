@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -22,6 +20,7 @@ from data.manifest import (
     write_table,
 )
 from data.sample import LABEL_FIELD, check_key
+from data.tar import archive
 
 Members = Mapping[str, bytes]  # field (extension) → content
 
@@ -99,9 +98,6 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecor
 
 def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Members]]) -> None:
     """Write samples as a ustar archive: sorted fields, no owner, no time, so that equal samples are equal bytes."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, members in samples:
-            for extension in sorted(members):
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size, info.mtime, info.mode = len(members[extension]), 0, 0o644
-                tar.addfile(info, io.BytesIO(members[extension]))
+    members = ((f"{key}.{field}", fields[field]) for key, fields in samples for field in sorted(fields))
+    for piece in archive(members):
+        file.write(piece)
