@@ -1,4 +1,4 @@
-"""Tar members as bytes that follow from a name and a size alone: what `tarfile` writes (ustar, no owner, no time), in a fraction of its time.
+"""Tar members as bytes that follow from name and size: what `tarfile` writes (ustar, no owner, no time), in a fraction of the time.
 
 So the layout of an archive is known before any of it is written, and any range of it can be made alone.
 """

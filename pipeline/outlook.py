@@ -13,9 +13,9 @@ from pipeline.evaluate import is_outdated, require_test
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
-from pipeline.upstream import explain_inputs, require_labels, require_selection
+from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection
 from student.train import fingerprint as student_fingerprint
-from student.train import require_labeled, require_labeled_corpus
+from student.train import require_labeled
 from teacher.journal import Journal
 from teacher.label import fingerprint as label_fingerprint
 from teacher.select_stage import fingerprint as select_fingerprint

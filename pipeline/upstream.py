@@ -9,6 +9,7 @@ from typing import Any
 
 from data import storage
 from data.exclude import exclude_inputs
+from data.manifest import Split
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import Explain, StageError, config_differences, differences, done_record, is_begun, require_done
@@ -49,6 +50,12 @@ def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
                 "run stage=label force=true (the old labels are moved aside)"
             )
     return labels
+
+
+def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
+    """Raises StageError when the labels (their done-record) are not those of the unlabeled shards."""
+    if corpus.digest() != labels["summary"]["corpus"]:
+        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
 
 
 def keeps_images(config: Config, layout: Layout) -> bool:

@@ -19,7 +19,13 @@ from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import StreamSpec, labeled_stream
 from pipeline.training.launch import run_training
 from pipeline.training.published import publish, read_info
-from pipeline.upstream import explain_inputs, require_labels, require_same_classes, require_selection
+from pipeline.upstream import (
+    explain_inputs,
+    require_labeled_corpus,
+    require_labels,
+    require_same_classes,
+    require_selection,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +70,6 @@ def require_labeled(config: Config) -> None:
     """Raises StageError without labeled shards."""
     if not config.data.labeled:
         raise StageError("data.labeled is empty; the student trains on labeled and pseudo-labeled images together")
-
-
-def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
-    """Raises StageError when the labels (their done-record) are not those of the unlabeled shards."""
-    if corpus.digest() != labels["summary"]["corpus"]:
-        raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
 
 
 def fingerprint(

@@ -1,0 +1,185 @@
+"""Pseudo-labels joined to the images of their shard: a WebDataset archive that need not be stored to be read.
+
+Of each sample: the image's bytes as the source shard has them, `.cls` and `.json`. The layout follows from the label rows alone, so
+the size is known before any image is read, and a range of bytes reads only the images in it. An export writes these bytes
+to a file; a server streams them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from data.sample import LABEL_FIELD
+from data.tar import end_of_archive, member, member_header, padding
+
+JSON_FIELD = "json"
+LABEL_COLUMNS = ("ordinal", "__key__", "offset", "size", "label", "confidence", "topk_index", "topk_prob", "rest")
+_CHUNK = 64  # samples made at once
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class ByteSource(Protocol):
+    """Where images come from; `data.reader.ImageReader` is one."""
+
+    def read_many(self, shard: int, rows: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes at several (offset, size) of the shard at position `shard`."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is said of every sample alike."""
+
+    generation: int
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample of the archive: its members but for the image, and where the image lies (in the source at position `shard`)."""
+
+    key: str
+    extension: str
+    shard: int
+    offset: int
+    size: int
+    fields: dict[str, bytes]
+
+    def around_image(self) -> tuple[bytes, bytes]:
+        """The archive's bytes before the image's and after them, members sorted by field."""
+        before = [f for f in sorted(self.fields) if f < self.extension]
+        after = [f for f in sorted(self.fields) if f > self.extension]
+        members = {f: member(f"{self.key}.{f}", content) for f, content in self.fields.items()}
+        head = member_header(f"{self.key}.{self.extension}", self.size)
+        return (
+            b"".join([*(members[f] for f in before), head]),
+            b"".join([padding(self.size), *(members[f] for f in after)]),
+        )
+
+
+class Entries(Protocol):
+    """Samples in the archive's order, made as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, start: int, stop: int) -> Iterator[Entry]:
+        """Entries `start` to `stop`."""
+
+
+class JoinedTar:
+    """An archive of `entries` with the images of `source`."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._ends = np.cumsum([_size(entry) for entry in entries.part(0, len(entries))], dtype=np.int64)
+        self._samples_end = int(self._ends[-1]) if len(entries) else 0
+        self.size = self._samples_end + len(end_of_archive(self._samples_end))
+
+    def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes `start` to `stop` of the archive, in pieces of some samples each; images outside are not read.
+
+        Raises:
+            DataError: as the source's `read_many`.
+        """
+        stop = self.size if stop is None else min(stop, self.size)
+        first, last = (int(np.searchsorted(self._ends, at, side="right")) for at in (start, stop - 1))
+        for begin in range(first, min(last + 1, len(self._entries)), _CHUNK):
+            end = min(begin + _CHUNK, last + 1, len(self._entries))
+            at = int(self._ends[begin - 1]) if begin else 0
+            piece = b"".join(_pieces(list(self._entries.part(begin, end)), source))
+            yield piece[max(start - at, 0) : max(stop - at, 0)]
+        if stop > self._samples_end:
+            tail = end_of_archive(self._samples_end)
+            yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]
+
+
+def _size(entry: Entry) -> int:
+    return sum(map(len, entry.around_image())) + entry.size
+
+
+def _pieces(entries: Sequence[Entry], source: ByteSource) -> Iterator[bytes]:
+    """Neighbours of one source shard are read together."""
+    for shard, group in groupby(entries, key=lambda entry: entry.shard):
+        run = list(group)
+        order = sorted(range(len(run)), key=lambda i: run[i].offset)
+        contents = source.read_many(shard, [(run[i].offset, run[i].size) for i in order])
+        images = dict(zip(order, contents, strict=True))
+        for position, entry in enumerate(run):
+            before, after = entry.around_image()
+            yield from (before, images[position], after)
+
+
+class ShardEntries:
+    """Label rows of one source shard as samples.
+
+    Args:
+        name: the shard's.
+        position: of the shard in the source.
+        extensions: of the rows' images, as many as there are rows.
+        labels: LABEL_COLUMNS of the rows.
+        copies: how often the student sees each row, int [n].
+        numbers: which copy of its row each one is, int [n]: 0 but where repeats are written out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        position: int,
+        extensions: Sequence[str],
+        labels: pa.Table,
+        copies: np.ndarray,
+        numbers: np.ndarray,
+        provenance: Provenance,
+    ) -> None:
+        self._name, self._prefix, self._position = name, key_prefix(name), position
+        self._extensions, self._labels, self._copies = extensions, labels.select(LABEL_COLUMNS), copies
+        self._numbers, self._provenance = numbers, provenance
+
+    def __len__(self) -> int:
+        return self._labels.num_rows
+
+    def part(self, start: int, stop: int) -> Iterator[Entry]:
+        """Entries `start` to `stop`."""
+        rows = self._labels.slice(start, stop - start).to_pylist()
+        for row, extension, copies, number in zip(
+            rows, self._extensions[start:stop], self._copies[start:stop], self._numbers[start:stop], strict=True
+        ):
+            fields = {
+                LABEL_FIELD: str(row["label"]).encode(),
+                JSON_FIELD: _json(self._name, row, int(copies), self._provenance),
+            }
+            key = f"{self._prefix}-{row['ordinal']:07d}" + (f"-{number}" if number else "")
+            yield Entry(key, extension, self._position, row["offset"], row["size"], fields)
+
+
+def _json(shard: str, row: dict[str, Any], copies: int, provenance: Provenance) -> bytes:
+    """A sample's `.json`. Probabilities have the digits that their type keeps: 9 of float32, 5 of fp16."""
+    names, label = provenance.class_names, row["label"]
+    probs = (float(f"{prob:.5g}") for prob in row["topk_prob"])
+    content = {
+        "label": label,
+        "class_name": names[label] if names else None,
+        "confidence": float(f"{row['confidence']:.9g}"),
+        "top_k": [list(pair) for pair in zip(row["topk_index"], probs, strict=True)],
+        "rest": float(f"{row['rest']:.9g}"),
+        "copies": copies,
+        "generation": provenance.generation,
+        "source": {"shard": shard, "ordinal": row["ordinal"], "key": row["__key__"]},
+    }
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def key_prefix(shard: str) -> str:
+    """What the keys of a shard's samples begin with: its name, or, where that may not be in a key, one made of it and its digest."""
+    if _SAFE_NAME.fullmatch(shard):
+        return shard
+    cleaned = re.sub(r"[^A-Za-z0-9_-]", "_", shard)[:64]
+    return f"{cleaned}-{hashlib.sha256(shard.encode()).hexdigest()[:8]}"

@@ -1,0 +1,105 @@
+"""A run's pseudo-labels over its unlabeled shards: which rows of a shard are handed out, and as what samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from data import storage
+from data.joined import LABEL_COLUMNS, Provenance, ShardEntries
+from data.labels import COPIES_COLUMN, read_labels
+from data.manifest import DataError, Shard
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Which label rows are handed out.
+
+    Attributes:
+        selected: those alone that the student sees (copies > 0), or all.
+        classes: of these labels alone.
+    """
+
+    selected: bool = True
+    min_confidence: float = 0.0
+    classes: frozenset[int] | None = None
+
+    def mask(self, labels: pa.Table, copies: np.ndarray) -> np.ndarray:
+        """bool [n], of label rows and their copies, int [n]."""
+        keep = labels.column("confidence").to_numpy() >= np.float32(self.min_confidence)
+        if self.selected:
+            keep &= copies > 0
+        if self.classes is not None:
+            keep &= np.isin(labels.column("label").to_numpy(), sorted(self.classes))
+        return keep
+
+    def digest(self) -> str:
+        """The same for equal filters."""
+        classes = sorted(self.classes) if self.classes is not None else None
+        return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Label rows of one shard that are handed out: LABEL_COLUMNS, copies (int [n]) and the images' extensions."""
+
+    labels: pa.Table
+    copies: np.ndarray
+    extensions: list[str]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Labels and a selection over unlabeled shards; plain data that travels to other processes.
+
+    Attributes:
+        labels_dir, selection_dir: folders of `<shard name>.parquet`.
+        digests: of each shard's label file and its column of copies, by shard name.
+    """
+
+    shards: tuple[Shard, ...]
+    labels_dir: str
+    selection_dir: str
+    provenance: Provenance
+    digests: Mapping[str, str]
+
+    def copies(self, position: int) -> np.ndarray:
+        """How often the student sees each label row of a shard, uint16 [rows]."""
+        url = storage.join(self.selection_dir, f"{self.shards[position].name}.parquet")
+        return np.asarray(read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy())
+
+    def rows(self, position: int, keep: RowFilter) -> Rows:
+        """The rows of the shard at `position` that `keep` lets through.
+
+        Raises:
+            DataError: labels, copies and index are not of each other.
+        """
+        shard, copies = self.shards[position], self.copies(position)
+        url = storage.join(self.labels_dir, f"{shard.name}.parquet")
+        labels = read_labels(url, LABEL_COLUMNS)
+        if len(copies) != labels.num_rows:
+            raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
+        wanted = np.flatnonzero(keep.mask(labels, copies))
+        labels = labels.take(pa.array(wanted))
+        ordinals = labels.column("ordinal")
+        index = shard.index()
+        if labels.num_rows and ordinals.to_numpy().max() >= index.num_rows:
+            raise DataError(f"{url}: more labels than {shard.url} has images; run stage=label")
+        return Rows(labels, copies[wanted], index.column("extension").take(ordinals).to_pylist())
+
+    def entries(self, position: int, keep: RowFilter) -> ShardEntries:
+        """The samples of a shard, each once. Raises as `rows`."""
+        rows = self.rows(position, keep)
+        numbers = np.zeros(len(rows.copies), np.int64)
+        name = self.shards[position].name
+        return ShardEntries(name, position, rows.extensions, rows.labels, rows.copies, numbers, self.provenance)
+
+    def identity(self, position: int, keep: RowFilter) -> str:
+        """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""
+        shard = self.shards[position]
+        facts = (shard.name, shard.bytes, shard.index_sha256, self.digests[shard.name], self.provenance, keep.digest())
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -1,0 +1,32 @@
+"""What a run hands out: the labels and the selection of a generation, over the shards that were labeled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data import storage
+from data.joined import Provenance
+from data.labels import read_manifest
+from data.manifest import open_split
+from data.overlay import Overlay
+from pipeline.fields import Config
+from pipeline.layout import Layout
+from pipeline.upstream import require_labeled_corpus, require_labels, require_selection
+
+
+def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any], dict[str, Any]]:
+    """The overlay, and the done-records of labels and selection.
+
+    Raises:
+        StageError: labels or selection are not done or not of each other, or the unlabeled shards have changed since.
+        DataError: unlabeled shards that are missing or cut short.
+    """
+    labels = require_labels(config, layout)
+    folder, selection = require_selection(config, layout, labels)
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    require_labeled_corpus(corpus, labels)
+    names = labels["summary"]["class_names"]
+    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
+    digests = {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(layout.labels)}
+    provenance = Provenance(layout.generation, tuple(names) if names else None)
+    return Overlay(corpus.shards, layout.labels, folder, provenance, digests), labels, selection
