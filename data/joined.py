@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from itertools import chain, groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,11 +76,12 @@ class Entries(Protocol):
 
 
 class JoinedTar:
-    """An archive of `entries` with the images of `source`."""
+    """An archive of `entries`: its layout, and any range of its bytes."""
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
-        self._ends = np.cumsum([_size(entry) for entry in entries.part(0, len(entries))], dtype=np.int64)
+        sizes = (sum(map(len, entry.around_image())) + entry.size for entry in entries.part(0, len(entries)))
+        self._ends = np.fromiter(sizes, np.int64, len(entries)).cumsum()
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
@@ -94,19 +96,16 @@ class JoinedTar:
         for begin in range(first, min(last + 1, len(self._entries)), _CHUNK):
             end = min(begin + _CHUNK, last + 1, len(self._entries))
             at = int(self._ends[begin - 1]) if begin else 0
-            piece = b"".join(_pieces(list(self._entries.part(begin, end)), source))
+            samples = sample_bytes(list(self._entries.part(begin, end)), source)
+            piece = b"".join(chain.from_iterable(samples))
             yield piece[max(start - at, 0) : max(stop - at, 0)]
         if stop > self._samples_end:
             tail = end_of_archive(self._samples_end)
             yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]
 
 
-def _size(entry: Entry) -> int:
-    return sum(map(len, entry.around_image())) + entry.size
-
-
-def _pieces(entries: Sequence[Entry], source: ByteSource) -> Iterator[bytes]:
-    """Neighbours of one source shard are read together."""
+def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Of each entry: the archive's bytes before the image's, the image, and those after. Neighbours in a shard are read together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)
         order = sorted(range(len(run)), key=lambda i: run[i].offset)
@@ -114,50 +113,70 @@ def _pieces(entries: Sequence[Entry], source: ByteSource) -> Iterator[bytes]:
         images = dict(zip(order, contents, strict=True))
         for position, entry in enumerate(run):
             before, after = entry.around_image()
-            yield from (before, images[position], after)
+            yield before, images[position], after
 
 
-class ShardEntries:
-    """Label rows of one source shard as samples.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Label rows that are handed out, of one shard or of several.
 
-    Args:
-        name: the shard's.
-        position: of the shard in the source.
-        extensions: of the rows' images, as many as there are rows.
-        labels: LABEL_COLUMNS of the rows.
-        copies: how often the student sees each row, int [n].
-        numbers: which copy of its row each one is, int [n]: 0 but where repeats are written out.
+    Attributes:
+        labels: LABEL_COLUMNS.
+        shard: position of each row's shard in the source, int [n].
+        copies: how often the student sees the image, int [n].
+        number: which of these copies the row is, int [n]: 0 but where repeats are written out.
+        extension: of the image, string [n].
     """
 
-    def __init__(
-        self,
-        name: str,
-        position: int,
-        extensions: Sequence[str],
-        labels: pa.Table,
-        copies: np.ndarray,
-        numbers: np.ndarray,
-        provenance: Provenance,
-    ) -> None:
-        self._name, self._prefix, self._position = name, key_prefix(name), position
-        self._extensions, self._labels, self._copies = extensions, labels.select(LABEL_COLUMNS), copies
-        self._numbers, self._provenance = numbers, provenance
+    labels: pa.Table
+    shard: np.ndarray
+    copies: np.ndarray
+    number: np.ndarray
+    extension: pa.ChunkedArray
 
     def __len__(self) -> int:
-        return self._labels.num_rows
+        return int(self.labels.num_rows)
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """The rows at these positions, in this order, int [m]."""
+        at = pa.array(rows)
+        return Rows(
+            self.labels.take(at), self.shard[rows], self.copies[rows], self.number[rows], self.extension.take(at)
+        )
+
+
+class LabelEntries:
+    """Label rows as samples of an archive.
+
+    Args:
+        names: of the shards, by position in the source.
+    """
+
+    def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
+        self._rows, self._names, self._provenance = rows, names, provenance
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def part(self, start: int, stop: int) -> Iterator[Entry]:
         """Entries `start` to `stop`."""
-        rows = self._labels.slice(start, stop - start).to_pylist()
-        for row, extension, copies, number in zip(
-            rows, self._extensions[start:stop], self._copies[start:stop], self._numbers[start:stop], strict=True
-        ):
+        rows, part = self._rows, slice(start, stop)
+        extensions = rows.extension.slice(start, stop - start).to_pylist()
+        numbers = (rows.shard[part].tolist(), rows.copies[part].tolist(), rows.number[part].tolist())
+        labels = rows.labels.slice(start, stop - start).to_pylist()
+        for label, extension, shard, copies, number in zip(labels, extensions, *numbers, strict=True):
+            name = self._names[shard]
             fields = {
-                LABEL_FIELD: str(row["label"]).encode(),
-                JSON_FIELD: _json(self._name, row, int(copies), self._provenance),
+                LABEL_FIELD: str(label["label"]).encode(),
+                JSON_FIELD: _json(name, label, copies, self._provenance),
             }
-            key = f"{self._prefix}-{row['ordinal']:07d}" + (f"-{number}" if number else "")
-            yield Entry(key, extension, self._position, row["offset"], row["size"], fields)
+            key = sample_key(name, label["ordinal"], number)
+            yield Entry(key, extension, shard, label["offset"], label["size"], fields)
+
+
+def sample_key(shard: str, ordinal: int, number: int = 0) -> str:
+    """Key of a sample that is handed out; of a further copy, with its number."""
+    return f"{key_prefix(shard)}-{ordinal:07d}" + (f"-{number}" if number else "")
 
 
 def _json(shard: str, row: dict[str, Any], copies: int, provenance: Provenance) -> bytes:
@@ -177,6 +196,7 @@ def _json(shard: str, row: dict[str, Any], copies: int, provenance: Provenance) 
     return json.dumps(content, separators=(",", ":")).encode()
 
 
+@cache
 def key_prefix(shard: str) -> str:
     """What the keys of a shard's samples begin with: its name, or, where that may not be in a key, one made of it and its digest."""
     if _SAFE_NAME.fullmatch(shard):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.joined import LABEL_COLUMNS, Provenance, ShardEntries
+from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
 from data.labels import COPIES_COLUMN, read_labels
 from data.manifest import DataError, Shard
 
@@ -41,15 +41,6 @@ class RowFilter:
         """The same for equal filters."""
         classes = sorted(self.classes) if self.classes is not None else None
         return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Label rows of one shard that are handed out: LABEL_COLUMNS, copies (int [n]) and the images' extensions."""
-
-    labels: pa.Table
-    copies: np.ndarray
-    extensions: list[str]
 
 
 @dataclass(frozen=True)
@@ -89,14 +80,13 @@ class Overlay:
         index = shard.index()
         if labels.num_rows and ordinals.to_numpy().max() >= index.num_rows:
             raise DataError(f"{url}: more labels than {shard.url} has images; run stage=label")
-        return Rows(labels, copies[wanted], index.column("extension").take(ordinals).to_pylist())
+        numbers = np.zeros(len(wanted), np.int64)
+        extension = index.column("extension").take(ordinals)
+        return Rows(labels, np.full(len(wanted), position), copies[wanted], numbers, extension)
 
-    def entries(self, position: int, keep: RowFilter) -> ShardEntries:
-        """The samples of a shard, each once. Raises as `rows`."""
-        rows = self.rows(position, keep)
-        numbers = np.zeros(len(rows.copies), np.int64)
-        name = self.shards[position].name
-        return ShardEntries(name, position, rows.extensions, rows.labels, rows.copies, numbers, self.provenance)
+    def entries(self, rows: Rows) -> LabelEntries:
+        """Rows as samples of an archive."""
+        return LabelEntries(rows, [shard.name for shard in self.shards], self.provenance)
 
     def identity(self, position: int, keep: RowFilter) -> str:
         """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""

@@ -42,7 +42,7 @@ def labeled(tmp_path: Path, write_digits: WriteDigits) -> Labeled:
 
 
 def whole(overlay: Overlay, position: int, keep: RowFilter) -> tuple[JoinedTar, bytes]:
-    archive = JoinedTar(overlay.entries(position, keep))
+    archive = JoinedTar(overlay.entries(overlay.rows(position, keep)))
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
         return archive, b"".join(archive.read(reader))
 
