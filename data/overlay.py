@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import storage
+from data.exclude import keys_in
 from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
 from data.labels import COPIES_COLUMN, read_labels
 from data.manifest import DataError, Shard
+
+FILTER_COLUMNS = ("__key__", "label", "confidence")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class RowFilter:
     classes: frozenset[int] | None = None
 
     def mask(self, labels: pa.Table, copies: np.ndarray) -> np.ndarray:
-        """bool [n], of label rows and their copies, int [n]."""
+        """bool [n], of label rows (columns of FILTER_COLUMNS) and their copies, int [n]."""
         keep = labels.column("confidence").to_numpy() >= np.float32(self.min_confidence)
         if self.selected:
             keep &= copies > 0
@@ -50,6 +54,7 @@ class Overlay:
     Attributes:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
         digests: of each shard's label file and its column of copies, by shard name.
+        excluded: lines of the user's list of keys; see `data.exclude`.
     """
 
     shards: tuple[Shard, ...]
@@ -57,32 +62,51 @@ class Overlay:
     selection_dir: str
     provenance: Provenance
     digests: Mapping[str, str]
+    excluded: frozenset[str] = frozenset()
 
     def copies(self, position: int) -> np.ndarray:
         """How often the student sees each label row of a shard, uint16 [rows]."""
         url = storage.join(self.selection_dir, f"{self.shards[position].name}.parquet")
         return np.asarray(read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy())
 
-    def rows(self, position: int, keep: RowFilter) -> Rows:
-        """The rows of the shard at `position` that `keep` lets through.
+    def wanted(self, position: int, keep: RowFilter) -> np.ndarray:
+        """Positions of the label rows of a shard that are handed out: those that `keep` lets through and the user doesn't exclude.
 
         Raises:
-            DataError: labels, copies and index are not of each other.
+            DataError: labels and copies are not of each other.
         """
         shard, copies = self.shards[position], self.copies(position)
         url = storage.join(self.labels_dir, f"{shard.name}.parquet")
-        labels = read_labels(url, LABEL_COLUMNS)
+        labels = read_labels(url, FILTER_COLUMNS)
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
-        wanted = np.flatnonzero(keep.mask(labels, copies))
-        labels = labels.take(pa.array(wanted))
-        ordinals = labels.column("ordinal")
-        index = shard.index()
-        if labels.num_rows and ordinals.to_numpy().max() >= index.num_rows:
+        mask = keep.mask(labels, copies)
+        if excluded := keys_in(self.excluded, shard.name):
+            keys = pa.array(sorted(excluded), pa.string())
+            mask &= ~pc.is_in(labels.column("__key__"), value_set=keys).to_numpy()
+        return np.flatnonzero(mask)
+
+    def take(self, position: int, rows: np.ndarray) -> Rows:
+        """Label rows of the shard at `position`, each once.
+
+        Args:
+            rows: their positions in the label file, int [n].
+
+        Raises:
+            DataError: labels and index are not of each other.
+        """
+        shard, at = self.shards[position], pa.array(rows)
+        url = storage.join(self.labels_dir, f"{shard.name}.parquet")
+        labels = read_labels(url, LABEL_COLUMNS).take(at)
+        ordinals, index = labels.column("ordinal"), shard.index()
+        if len(rows) and ordinals.to_numpy().max() >= index.num_rows:
             raise DataError(f"{url}: more labels than {shard.url} has images; run stage=label")
-        numbers = np.zeros(len(wanted), np.int64)
-        extension = index.column("extension").take(ordinals)
-        return Rows(labels, np.full(len(wanted), position), copies[wanted], numbers, extension)
+        extension, zeros = index.column("extension").take(ordinals), np.zeros(len(rows), np.int64)
+        return Rows(labels, zeros + position, self.copies(position)[rows], zeros, extension)
+
+    def rows(self, position: int, keep: RowFilter) -> Rows:
+        """The rows of the shard at `position` that are handed out. Raises as `wanted` and `take`."""
+        return self.take(position, self.wanted(position, keep))
 
     def entries(self, rows: Rows) -> LabelEntries:
         """Rows as samples of an archive."""
@@ -91,5 +115,14 @@ class Overlay:
     def identity(self, position: int, keep: RowFilter) -> str:
         """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""
         shard = self.shards[position]
-        facts = (shard.name, shard.bytes, shard.index_sha256, self.digests[shard.name], self.provenance, keep.digest())
+        excluded = sorted(keys_in(self.excluded, shard.name))
+        facts = (
+            shard.name,
+            shard.bytes,
+            shard.index_sha256,
+            self.digests[shard.name],
+            self.provenance,
+            keep.digest(),
+            excluded,
+        )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

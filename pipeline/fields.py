@@ -240,6 +240,31 @@ class SelectConfig(Section):
         return values
 
 
+class ExportConfig(Section):
+    """Pseudo-labels for other projects."""
+
+    out: str | None = Field(
+        None,
+        description="folder or URL for the versions v1, v2, …; null: RUN/exports",
+        json_schema_extra=RUNTIME,
+    )
+    format: Literal["shards", "parquet", "columns", "csv"] = Field(
+        "shards",
+        description="shards: images and labels; labels alone: parquet, columns (tars beside the unlabeled shards), csv",
+    )
+    selected: bool = Field(True, description="only the images that the student sees; false: all labels")
+    samples_per_shard: int = Field(10_000, ge=1, description="shards: at most so many samples")
+    bytes_per_shard: int | None = Field(None, ge=1, description="shards: at most so many bytes of images")
+    shuffle_shards: int = Field(
+        0,
+        ge=0,
+        description="shards: mix the images of so many unlabeled shards, in an order of the seed (0: as they lie)",
+    )
+    repeats: Literal["field", "written"] = Field(
+        "field", description="images that the student sees several times: once with their number, or so many times"
+    )
+
+
 class Config(Section):
     """One run."""
 
@@ -256,6 +281,7 @@ class Config(Section):
     label: LabelConfig = LabelConfig()
     select: SelectConfig = SelectConfig()
     student: StudentConfig = StudentConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -289,12 +315,15 @@ class Config(Section):
             "label": self.label,
             "select": self.select,
             "student": self.student,
+            "export": self.export,
         }.get(stage)
         own = section.fingerprint(f"{stage}.") if section else {}
         if (
             stage == "teacher" and self.data.num_classes is not None
         ):  # where it is not given, the labeled set's digest tells
             own["data.num_classes"] = self.data.num_classes
+        if stage == "export":
+            return own | ({"seed": self.seed} if self.export.shuffle_shards else {})
         return own if stage == "select" else own | self.numerics()
 
     def numerics(self) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Layout:
         return self._of(self.generation, "evaluation")
 
     @property
+    def exports(self) -> str:
+        """Versions of what was exported, of all generations, and `latest`, which names one."""
+        return storage.join(self.run_dir, "exports")
+
+    @property
     def indexes(self) -> str:
         """Indexes of shards that have none beside them."""
         return storage.join(self.run_dir, "index")

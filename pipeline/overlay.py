@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data import storage
+from data.exclude import read_keys
 from data.joined import Provenance
 from data.labels import read_manifest
 from data.manifest import open_split
@@ -29,4 +30,5 @@ def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any
     copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
     digests = {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(layout.labels)}
     provenance = Provenance(layout.generation, tuple(names) if names else None)
-    return Overlay(corpus.shards, layout.labels, folder, provenance, digests), labels, selection
+    excluded = read_keys(config.data.exclude)
+    return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded), labels, selection

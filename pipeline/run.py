@@ -9,6 +9,7 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     student    train a noised, larger model on labeled and pseudo-labeled images
     evaluate   teacher and student on the test images
     report     write RUN/report.html
+    export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
     status     what is done
     diff       what changed between two generations or selections (before=… after=…; by default the last two)
 
@@ -36,6 +37,7 @@ from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.evaluate import evaluate, write_summary
+from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
@@ -57,7 +59,9 @@ STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "select": select,
     "student": train_student,
     "evaluate": evaluate,
+    "export": export,
 }
+ASKED_FOR = ("export",)  # by name alone: a second copy of the images
 FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
 READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {"report": write_report, "status": print_status}
 
@@ -218,7 +222,8 @@ def _parse_stages(text: str | None) -> list[str]:
     known = [*STAGES, *READERS, "diff"]
     if text is None:
         raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
-    names = [*STAGES, "report"] if text == "all" else text.split(",")
+    everything = [*(name for name in STAGES if name not in ASKED_FOR), "report"]
+    names = everything if text == "all" else text.split(",")
     for name in names:
         if name not in known:
             raise UsageError(

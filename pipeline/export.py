@@ -1,0 +1,101 @@
+"""stage=export: pseudo-labels for those who don't run this pipeline, with or without the images, as an immutable version.
+
+RUN/exports/v1/   pseudo-000000.tar … (images, .cls, .json), index/, labels/ (the same as Parquet), or labels alone
+                  manifest.json, _info.json (timm), wids.json, sizes.json (open_clip), SHA256SUMS, classes.txt, README.md
+RUN/exports/latest   names the last one made
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data import storage
+from data.exclude import exclude_inputs
+from data.manifest import MANIFEST_NAME, ShardRecord
+from pipeline.cluster import start_ray
+from pipeline.exporting.card import card, gather_facts
+from pipeline.exporting.files import read_manifest, write_manifests
+from pipeline.exporting.record import RECORDS_FOLDER, read_records, write_records
+from pipeline.exporting.tasks import make_files
+from pipeline.exporting.todo import Job, files_of
+from pipeline.fields import Config
+from pipeline.layout import Layout
+from pipeline.overlay import open_overlay
+from pipeline.stage import Fingerprint, Stage, StageRefusedError, look, open_stage, require_done
+
+LATEST_NAME = "latest"
+CARD_NAME = "README.md"
+_VERSION = re.compile(r"v([1-9]\d*)")
+
+
+def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+    """Run or continue the stage; returns its done-record. The same labels, selection and settings are the same version.
+
+    Raises:
+        StageError: labels or selection are missing or not of each other, or nothing is selected.
+        DataError: unlabeled shards that are missing or were cut short.
+    """
+    overlay, labels, selection = open_overlay(config, layout)
+    inputs = {"labels": labels["digest"], "selection": selection["digest"]} | exclude_inputs(config.data.exclude)
+    expected = Fingerprint(config.stage_fields("export"), inputs)
+    out = config.export.out or layout.exports
+    version = _version(out, expected)
+    stage = open_stage(storage.join(out, version), "export", expected, force)
+    there = _there(stage)
+    if stage.is_done and len(there) < len(read_manifest(stage.folder).shards):
+        stage.reopen("files of it are missing or cut short; they are made again")
+        write_records(stage.folder, there.values())
+    if not stage.is_done:
+        start_ray(config.ray_address)
+        files, total = files_of(config, overlay)
+        records = make_files(Job(overlay, config.export, stage.folder), files, there, total)
+        _commit(config, layout, stage, records, labels, selection)
+    storage.write_text(storage.join(out, LATEST_NAME), version + "\n")
+    return require_done(stage.folder, "export")
+
+
+def _version(out: str, expected: Fingerprint) -> str:
+    """The version that was made, or begun, of exactly this, or the next one."""
+    numbers = sorted(int(match[1]) for name in storage.list_names(out) if (match := _VERSION.fullmatch(name)))
+    for number in reversed(numbers):
+        try:
+            look(storage.join(out, f"v{number}"), "export", expected)
+        except StageRefusedError:
+            continue
+        return f"v{number}"
+    return f"v{numbers[-1] + 1 if numbers else 1}"
+
+
+def _there(stage: Stage) -> dict[str, ShardRecord]:
+    """The files that are whole: by their records, and, of an export that was whole once, by its manifest."""
+    found = read_records(stage.folder)
+    if storage.exists(stage.path(MANIFEST_NAME)):
+        sizes = storage.list_sizes(stage.folder)
+        found |= {r.name: r for r in read_manifest(stage.folder).shards if sizes.get(r.name) == r.bytes}
+    return found
+
+
+def _commit(
+    config: Config, layout: Layout, stage: Stage, records: Sequence[ShardRecord], labels: Mapping[str, Any],
+    selection: Mapping[str, Any],
+) -> None:  # fmt: skip
+    names = labels["summary"]["class_names"]
+    outputs = write_manifests(stage.folder, records, names, config.export.format == "shards")
+    selection_folder = layout.current_selection()
+    assert selection_folder is not None, "the overlay is of it"
+    facts = gather_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
+    storage.write_text(stage.path(CARD_NAME), card(facts, records))
+    storage.remove(stage.path(RECORDS_FOLDER))  # the manifest knows them now; after the marker nobody would remove it
+    summary = {
+        "generation": layout.generation,
+        "selection": storage.base_name(selection_folder),
+        "samples": sum(record.num_samples for record in records),
+        "files": len(records),
+        "bytes": (num_bytes := sum(record.bytes for record in records)),
+    }
+    stage.commit([*outputs, CARD_NAME], summary)
+    print(
+        f"export: {summary['samples']:,} samples in {summary['files']:,} files, {num_bytes / 1e9:.3g} GB: {stage.folder}"
+    )

@@ -1,0 +1,65 @@
+"""What stands beside the files of an export, for those who read them: manifests in the forms that other projects know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from data import storage
+from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+
+CHECKSUMS_NAME = "SHA256SUMS"
+CLASSES_NAME = "classes.txt"
+SIZES_NAME = "sizes.json"  # open_clip
+TIMM_NAME = "_info.json"
+WIDS_NAME = "wids.json"
+
+
+def write_manifests(
+    folder: str, records: Sequence[ShardRecord], class_names: Sequence[str] | None, has_images: bool
+) -> list[str]:
+    """Write them; returns their names.
+
+    Args:
+        records: of all files, in order.
+        has_images: False for labels alone, of which only checksums, counts and class names are told.
+    """
+    counts = {record.name: record.num_samples for record in records}
+    texts = {
+        CHECKSUMS_NAME: "".join(f"{record.sha256}  {record.name}\n" for record in records),
+        SIZES_NAME: json.dumps(counts, indent=1) + "\n",
+        MANIFEST_NAME: _manifest(records, class_names),
+    }
+    if class_names:
+        texts[CLASSES_NAME] = "".join(f"{name}\n" for name in class_names)
+    if has_images:
+        texts |= {TIMM_NAME: _timm(counts), WIDS_NAME: _wids(records)}
+    for name, text in texts.items():
+        storage.write_text(storage.join(folder, name), text)
+    return sorted(texts)
+
+
+def read_manifest(folder: str) -> Manifest:
+    """What `write_manifests` wrote."""
+    return Manifest.model_validate_json(storage.read_text(storage.join(folder, MANIFEST_NAME)))
+
+
+def _manifest(records: Sequence[ShardRecord], class_names: Sequence[str] | None) -> str:
+    """This pipeline's own: the export can be its labeled images."""
+    names = list(class_names) if class_names else None
+    return Manifest(class_names=names, shards=list(records)).model_dump_json(indent=1) + "\n"
+
+
+def _timm(counts: dict[str, int]) -> str:
+    split = {
+        "name": "train",
+        "num_samples": sum(counts.values()),
+        "filenames": list(counts),
+        "shard_lengths": list(counts.values()),
+    }
+    return json.dumps({"splits": {"train": split}}, indent=1) + "\n"
+
+
+def _wids(records: Sequence[ShardRecord]) -> str:
+    shards = [{"url": r.name, "nsamples": r.num_samples, "filesize": r.bytes} for r in records]
+    return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}, indent=1) + "\n"
