@@ -13,7 +13,7 @@ from pipeline.stage import StageError
 from teacher.diff import diff
 from teacher.select_stage import select
 from tests.conftest import WriteDigits
-from tests.test_report import SmallRun
+from tests.small_run import SmallRun
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pipeline.stage import StageError, done_record
 from pipeline.upstream import require_labels, require_selection
 from teacher.select_stage import select
 from tests.conftest import WriteDigits
+from tests.small_run import SmallRun
 from tests.test_diff import rows, with_rule
-from tests.test_report import SmallRun, report_of
+from tests.test_report import report_of
 
 
 @pytest.fixture

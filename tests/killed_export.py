@@ -1,0 +1,44 @@
+"""Exports that are killed at a step and done again, in children of one process, which loads the libraries once.
+
+    python -m tests.killed_export STEP CONFIG [STEP CONFIG …]
+
+A file is made in the process itself, not in a Ray task, so that the step is reached there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+
+from data.failpoint import VARIABLE
+from data.manifest import ShardRecord
+from pipeline import export as module
+from pipeline.exporting.todo import File, Job, make_file
+from pipeline.fields import Config
+from pipeline.layout import Layout
+
+
+def _here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:
+    records = [there.get(file.name) or make_file(job, file) for file in files]
+    assert sum(record.num_samples for record in records) == total
+    return records
+
+
+def _status(step: str, config: Config) -> int:
+    """How a child ends that exports and is killed at `step`; never, when that is empty."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    os.environ[VARIABLE] = step
+    module.export(config, Layout(config.run_dir))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    module.make_files = _here
+    module.start_ray = lambda address: None
+    for step, text in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        config = Config.model_validate_json(text)
+        assert _status(step, config) == 9, f"{step} was not reached"
+        assert _status("", config) == 0
