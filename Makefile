@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates chaos
+.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates bench-export chaos
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ bench-pseudo-labels: $(VENV)/.installed  ## which pseudo-labels teach best: top-
 
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates
+
+bench-export: $(VENV)/.installed  ## writing shards with labels, beside tar copying the same images
+	$(BIN)/python -m benchmarks.bench_export
 
 clean:  ## remove the environment, runs and data
 	rm -rf $(VENV) runs datasets

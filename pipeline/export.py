@@ -7,7 +7,6 @@ RUN/exports/latest   names the last one made
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,13 +20,11 @@ from pipeline.exporting.record import RECORDS_FOLDER, read_records, write_record
 from pipeline.exporting.tasks import make_files
 from pipeline.exporting.todo import Job, files_of
 from pipeline.fields import Config
-from pipeline.layout import Layout
+from pipeline.layout import LATEST_NAME, VERSION, Layout
 from pipeline.overlay import open_overlay
 from pipeline.stage import Fingerprint, Stage, StageRefusedError, look, open_stage, require_done
 
-LATEST_NAME = "latest"
 CARD_NAME = "README.md"
-_VERSION = re.compile(r"v([1-9]\d*)")
 
 
 def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -58,7 +55,7 @@ def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
 
 def _version(out: str, expected: Fingerprint) -> str:
     """The version that was made, or begun, of exactly this, or the next one."""
-    numbers = sorted(int(match[1]) for name in storage.list_names(out) if (match := _VERSION.fullmatch(name)))
+    numbers = sorted(int(match[1]) for name in storage.list_names(out) if (match := VERSION.fullmatch(name)))
     for number in reversed(numbers):
         try:
             look(storage.join(out, f"v{number}"), "export", expected)

@@ -11,14 +11,14 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     report     write RUN/report.html
     export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
     status     what is done
-    diff       what changed between two generations or selections (before=… after=…; by default the last two)
+    diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
     force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
                   else the last
     verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
-    before=1 after=2   with stage=diff: generations, or selections as in before=1/9f3a
+    before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1
 """
 
 from __future__ import annotations

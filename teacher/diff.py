@@ -12,7 +12,7 @@ import numpy as np
 from data import storage
 from data.labels import COPIES_COLUMN, read_labels, read_manifest
 from pipeline.fields import Config
-from pipeline.layout import PREVIOUS_NAME, Layout
+from pipeline.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.stage import StageError, require_done
 from teacher.cutoffs import Int64
 from teacher.threads import in_threads
@@ -67,13 +67,16 @@ def diff(
     """Compare, print, and write `RUN/diff.json`; returns what is in it.
 
     Args:
-        before, after: a generation (`2`), or one of its selections (`1/9f3a…`). By default `after` is the last generation that
-            has a selection, and `before` the generation before it, or in the first one the selection before the current one.
+        before, after: a generation (`2`), one of its selections (`1/9f3a…`), or an export (`v1`). By default `after` is the last
+            generation that has a selection, and `before` the generation before it, or in the first one the selection before the
+            current one.
 
     Raises:
         StageError: there is no such generation or selection, or nothing to compare.
     """
     by_generation = {str(layout.generation): layout for layout in layouts}
+    exports = config.export.out or Layout(config.run_dir).exports
+    before, after = (_selection_in(exports, name) for name in (before, after))
     one, two = _choose_sides(by_generation, before, after)
     if one.num_classes != two.num_classes:
         raise StageError(
@@ -199,6 +202,14 @@ def _name(side: Side, index: int) -> str:
     return side.class_names[index] if side.class_names else str(index)
 
 
+def _selection_in(exports: str, name: str | None) -> str | None:
+    """The selection that an export was made of; other names as they are. Raises StageError for one that is not there."""
+    if name is None or not VERSION.fullmatch(name):
+        return name
+    summary = require_done(storage.join(exports, name), "export")["summary"]
+    return f"{summary['generation']}/{summary['selection']}"
+
+
 def _choose_sides(layouts: dict[str, Layout], before: str | None, after: str | None) -> tuple[Side, Side]:
     if after is None:
         selected = [number for number, layout in layouts.items() if layout.current_selection()]
@@ -238,8 +249,12 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
     folder = storage.join(layout.selections, found[0]) if found else current
     if folder is None:
         raise StageError(f"stage=diff: generation {number} has no selection; run stage=select first")
-    require_done(folder, "select")
-    labels = require_done(layout.labels, "label")["summary"]
+    labels = require_done(layout.labels, "label")
+    if require_done(folder, "select")["fingerprint"]["inputs"]["labels"] != labels["digest"]:
+        raise StageError(
+            f"stage=diff: {folder} was selected from other labels than {layout.labels} has now; nothing to compare"
+        )
+    labels = labels["summary"]
     names = labels["class_names"]
     return Side(
         f"{number}/{storage.base_name(folder)}",

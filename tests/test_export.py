@@ -29,6 +29,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.stage import Fingerprint, StageError, open_stage
+from teacher.diff import diff
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 from tests.small_run import REASON, SmallRun
@@ -262,6 +263,21 @@ def test_the_card_says_what_the_labels_are(run: SmallRun) -> None:
     assert "62.50% on 80 validation images" in text
     assert "| 3 | digit_3 |" in text
     assert f"Could not be decoded: {3}" in text
+
+
+def test_two_exports_are_compared_by_their_selections(run: SmallRun) -> None:
+    first, layout = exported(run), Layout(str(run.folder / "run"))
+    before = copies_of(run)
+    fewer = configured(run).model_copy(update={"select": configured(run).select.model_copy(update={"per_class": 3})})
+    select(fewer, layout)
+    export(fewer, layout)
+    result = diff(fewer, [layout], first.name, "v2")
+    kept = result["kept"]
+    assert kept["both"] + kept["only_before"] == sum(copies > 0 for copies in before.values())
+    assert kept["both"] + kept["only_after"] == len(identities(first.with_name("v2")))
+    assert kept["only_before"] > 0
+    with pytest.raises(StageError, match="v7: stage export is not done"):
+        diff(fewer, [layout], "v7", "v2")
 
 
 def test_nothing_selected_is_said(run: SmallRun) -> None:
