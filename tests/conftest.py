@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
+from data import remote, retry
 from data.held_out import traits, write_hashes
 from data.shards import Members, labeled_members, write_shards
+from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
 
 DIGIT_NAMES = [f"digit_{n}" for n in range(10)]
 
@@ -62,3 +64,35 @@ def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
 def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
     """See make_writer."""
     return make_writer(digits)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[FaultyS3]:
+    with s3_server() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The server, without faults, and short waits."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-of-the-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+    server.faults.clear()
+    server.requests.clear()
+    yield server
+    server.faults.clear()
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 1.0)
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> str:
+    """A folder of the test's own."""
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']').replace(' ', '-')}"

@@ -19,7 +19,8 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 
 
-def _here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:
+def make_here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:
+    """As `make_files`, in this process."""
     records = [there.get(file.name) or make_file(job, file) for file in files]
     assert sum(record.num_samples for record in records) == total
     return records
@@ -36,7 +37,7 @@ def _status(step: str, config: Config) -> int:
 
 
 if __name__ == "__main__":
-    module.make_files = _here
+    module.make_files = make_here
     module.start_ray = lambda address: None
     for step, text in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         config = Config.model_validate_json(text)

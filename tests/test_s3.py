@@ -3,76 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import pickle
 import random
 import tarfile
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from data import remote, retry, storage
-from data.manifest import open_split
 from data.storage import ChangedError, StorageError
-from pipeline import lock
-from pipeline.config import load_config
-from pipeline.lock import LockedError, run_lock
-from pipeline.run import main
-from pipeline.stage import require_done
-from pipeline.training.published import load_predictor
-from teacher.label import fingerprint
-from teacher.label_shard import ShardLabeler
-from tests import digits_run
-from tests.conftest import make_writer
-from tests.s3_server import BUCKET, FaultyS3, hold_lease, replace_and_add, s3_server
+from tests.s3_server import BUCKET, SECRET, FaultyS3, replace_and_add
 
-SECRET = "a-secret-that-nobody-sees"
 CONTENT = random.Random(0).randbytes(300_000)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyS3]:
-    with s3_server() as s3:
-        yield s3
-
-
-@pytest.fixture
-def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The server, without faults, and short waits."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-of-the-tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    server.faults.clear()
-    server.requests.clear()
-    yield server
-    server.faults.clear()
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 1.0)
-
-
-@pytest.fixture
-def folder(request: pytest.FixtureRequest) -> str:
-    """A folder of the test's own."""
-    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']').replace(' ', '-')}"
 
 
 def put(url: str, content: bytes = CONTENT) -> str:
     storage.write_bytes(url, content)
     return url
-
-
-# what storage does
 
 
 def test_reading_listing_moving_and_removing_work_as_on_a_disk(s3: FaultyS3, folder: str) -> None:
@@ -362,165 +311,3 @@ def test_of_two_conditional_writes_one_succeeds(s3: FaultyS3, folder: str) -> No
     with pytest.raises(ChangedError, match=r"x\.bin"):
         storage.write_if(url, b"fifth", tag)
     assert not storage.exists(url)
-
-
-# one writer
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LEASE_S", 3.0)
-    monkeypatch.setattr(lock, "BEAT_S", 0.3)
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while not storage.exists(url):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_second_driver_is_refused_and_a_dead_ones_lease_lapses(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=hold_lease, args=(folder, lock.LEASE_S, lock.BEAT_S))
-    process.start()
-    try:
-        wait_for(f"{folder}/lock.json")
-        time.sleep(1.3 * lock.LEASE_S)  # it is renewed
-        with (
-            pytest.raises(LockedError, match=rf"process {process.pid} on .*the first command"),
-            run_lock(folder, "x"),
-        ):
-            pass
-    finally:
-        process.kill()
-        process.join()
-    time.sleep(lock.LEASE_S)
-    with run_lock(folder, "the second command"):
-        assert json.loads(storage.read_text(f"{folder}/lock.json"))["command"] == "the second command"
-    assert not storage.exists(f"{folder}/lock.json")
-
-
-def test_a_holder_whose_clock_is_behind_keeps_its_lease(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    url = f"{folder}/lock.json"
-    put(url, json.dumps({"command": "behind", "beat": time.time() - 1000}).encode())
-    timer = threading.Timer(0.1, put, (url, json.dumps({"command": "behind", "beat": time.time() - 999}).encode()))
-    timer.start()
-    with pytest.raises(LockedError, match="behind"), run_lock(folder, "second"):
-        pass
-    timer.join()
-
-
-def test_of_two_starters_at_once_one_is_refused(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    outcomes: list[str] = []
-    barrier = threading.Barrier(2)
-
-    def start() -> None:
-        barrier.wait()
-        try:
-            with run_lock(folder, "x"):
-                time.sleep(1)
-            outcomes.append("ran")
-        except LockedError:
-            outcomes.append("refused")
-
-    threads = [threading.Thread(target=start) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["ran", "refused"]
-
-
-def test_our_own_write_whose_answer_was_lost_is_no_other_driver(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    fault = s3.add("lost answer", "PUT", "lock.json", times=2)
-    with run_lock(folder, "first"):
-        assert fault.done == 2
-
-
-def run_until_stopped(folder: str, taken_over: bool = False) -> None:
-    with run_lock(folder, "first"):
-        if taken_over:
-            put(f"{folder}/lock.json", json.dumps({"command": "second", "token": "other"}).encode())
-        deadline = time.monotonic() + 60
-        try:
-            while time.monotonic() < deadline:
-                time.sleep(0.05)
-        finally:
-            with pytest.raises(StorageError, match="lost its lock"):
-                put(f"{folder}/late.bin")
-    raise AssertionError("never stopped")
-
-
-def test_a_lease_taken_over_stops_the_run_and_its_writes(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    with pytest.raises(LockedError, match=r"lost its lock and stopped: .*\(second\) has taken it over"):
-        run_until_stopped(folder, taken_over=True)
-    assert json.loads(storage.read_text(f"{folder}/lock.json"))["command"] == "second"
-    assert not storage.exists(f"{folder}/late.bin")
-    put(f"{folder}/late.bin")
-
-
-def test_a_lease_that_cannot_be_renewed_stops_the_run(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    fault = s3.add("503", "PUT", "lock.json", times=10_000, skip=2)
-    started = time.monotonic()
-    with pytest.raises(LockedError, match=r"could not be renewed for 3 s \(.*503 SlowDown"):
-        run_until_stopped(folder)
-    assert 3 < time.monotonic() - started < 15
-    assert fault.done > retry.TRIES  # it kept trying
-
-
-def test_a_lease_survives_a_renewal_that_fails(s3: FaultyS3, folder: str, short_lease: None) -> None:
-    fault = s3.add("503", "PUT", "lock.json", times=retry.TRIES + 2, skip=1)
-    with run_lock(folder, "first"):
-        time.sleep(1.3 * lock.LEASE_S)
-        assert fault.done == retry.TRIES + 2
-        put(f"{folder}/x.bin")
-
-
-# the whole pipeline
-
-
-def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
-    s3: FaultyS3, folder: str, tmp_path: Path, digits: digits_run.Digits, capsys: pytest.CaptureFixture[str]
-) -> None:
-    digits_run.write_digits_data(tmp_path, digits[1], make_writer(digits))
-    for path in sorted((tmp_path / "unlabeled").rglob("*.*")):
-        put(f"{folder}/unlabeled/{path.relative_to(tmp_path / 'unlabeled')}", path.read_bytes())
-    small = [f"config={tmp_path}/config.yaml", "teacher.epochs=4", "teacher.warmup_epochs=1", "label.workers=1"]
-    words = ["stage=teacher,label", *small, f"run_dir={folder}/run", f"data.unlabeled=[{folder}/unlabeled/*.tar]"]
-    faults = [
-        s3.add("503", "GET", "unlabeled-000000.tar", times=2),
-        s3.add("cut", "GET", "unlabeled-000001.tar", keep=5000),
-        s3.add("short", "GET", "unlabeled-000002.tar", keep=5000),
-        s3.add("slow", "GET", "unlabeled-000003.tar", seconds=1),
-        s3.add("503", "PUT", "unlabeled-000004.parquet"),
-        s3.add("lost answer", "PUT", "unlabeled-000005.parquet"),
-        s3.add("500", "GET", "list-type"),
-    ]
-    result = digits_run.run(*words)
-    assert result.returncode == 0, result.stderr
-    assert [fault.done for fault in faults] == [2, 1, 1, 1, 1, 1, 1]
-    assert SECRET not in result.stderr + storage.read_text(f"{folder}/run/config.yaml")
-    assert main(["stage=teacher", *small, f"run_dir={tmp_path}/run"]) == 0
-    for name, content in local_labels(tmp_path).items():
-        assert storage.read_bytes(f"{folder}/run/gen-1/labels/{name}.parquet") == content, name
-    capsys.readouterr()
-    assert main(words) == 0
-    assert f"label: done ({folder}/run/gen-1/labels)" in capsys.readouterr().out
-    assert main(["stage=status", f"run_dir={folder}/run"]) == 0
-    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()[:3]] == ["done"] * 3
-
-
-def local_labels(data: Path) -> dict[str, bytes]:
-    """Label files of the shards on disk, by the teacher of `run`."""
-    config = load_config(None, [f"run_dir={data}/run"])
-    teacher, options = f"{data}/run/gen-1/teacher", config.label
-    predictor = load_predictor(teacher, "cpu", options.batch_size, options.views, options.decoder, fast=True)
-    made_by = fingerprint(config, require_done(teacher, "teacher")["digest"]).digest()
-    labeler = ShardLabeler(predictor, 10, config.label.top_k, 1, 1, made_by)
-    files = {}
-    for shard in open_split(config.data.unlabeled, f"{data}/index").shards:
-        url = str(data / f"{shard.name}.parquet")
-        labeler.label(shard, url)
-        files[shard.name] = storage.read_bytes(url)
-    assert len(files) == 6
-    return files
