@@ -157,6 +157,22 @@ class StudentConfig(TrainConfig):
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
     pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
+    fix_resolution_epochs: float = Field(
+        0, ge=0, description="then so many epochs of the last layers, at a larger size, on labeled images without noise"
+    )
+    fix_resolution_image_size: int | None = Field(
+        None, ge=8, description="pixels of those epochs, and of inference ever after"
+    )
+    fix_resolution_lr: float = Field(0.01, gt=0, description="their peak learning rate per 256 images; a cosine to 0")
+
+
+def _check_fix_resolution(student: StudentConfig) -> None:
+    size = student.fix_resolution_image_size
+    if student.fix_resolution_epochs and (size is None or size < student.image_size):
+        raise ValueError(
+            f"student.fix_resolution_image_size={size}: expected at least student.image_size={student.image_size}, usually a "
+            f"seventh to a half more, with student.fix_resolution_epochs={student.fix_resolution_epochs}"
+        )
 
 
 class LabelConfig(Section):
@@ -296,6 +312,7 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
                 )
+        _check_fix_resolution(self.student)
         if self.teacher.batch_size % self.teacher.workers:
             raise ValueError(
                 f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"

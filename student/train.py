@@ -26,6 +26,7 @@ from pipeline.upstream import (
     require_same_classes,
     require_selection,
 )
+from student.fix_resolution import FOLDER, fix_resolution_job
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +58,15 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
         "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
         config.resolved_device(), validation,
     )  # fmt: skip
-    run_training(job, config.ray_address)
-    state, _ = load_trained(layout.student, job.total_steps)
+    jobs = [job] if (fixing := fix_resolution_job(job, config.student)) is None else [job, fixing]
+    for part in jobs:
+        run_training(part, config.ray_address)
+    last = jobs[-1]
+    state, _ = load_trained(last.folder, last.total_steps)
+    metrics = ("metrics.jsonl", f"{FOLDER}/metrics.jsonl")[: len(jobs)]
     publish(
-        stage, config.student, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
-        validation, ("metrics.jsonl",), {"steps": job.total_steps},
+        stage, last.config, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
+        validation, metrics, {"steps": sum(part.total_steps for part in jobs)},
     )  # fmt: skip
     return require_done(layout.student, "student")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stage import recorded_seconds
+from pipeline.training.published import read_info
 from tests import digits_run
 from tests.conftest import make_writer
 
@@ -24,6 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, digits: digits_run.Digits) ->
 def words(data: Path, name: str) -> list[str]:
     # one step between checkpoints, and an epoch budget small enough for a test that runs the pipeline several times
     small = ["teacher.epochs=12", "student.epochs=12", "teacher.checkpoint_every_s=0", "student.checkpoint_every_s=0"]
+    small += ["student.fix_resolution_epochs=6", "student.fix_resolution_image_size=20"]
     return ["stage=all", f"config={data}/config.yaml", f"run_dir={data}/{name}", *small]
 
 
@@ -44,12 +46,13 @@ def stop_when(condition: Callable[[], bool], number: signal.Signals, command: li
 
 
 def moments(run_dir: Path) -> Iterator[Callable[[], bool]]:
-    """Conditions that hold in the middle of teacher, label, select, student and evaluate."""
+    """Conditions that hold in the middle of teacher, label, select, student, its last epochs at a larger size, and evaluate."""
     generation = run_dir / "gen-1"
     yield lambda: len(list((generation / "teacher/checkpoints").glob("step-*.pt"))) > 1
     yield lambda: any((generation / "labels").glob("unlabeled-*.parquet"))
     yield lambda: any((generation / "selections").glob("*/started.json"))
     yield lambda: len(list((generation / "student/checkpoints").glob("step-*.pt"))) > 1
+    yield lambda: len(list((generation / "student/fix_resolution/checkpoints").glob("step-*.pt"))) > 1
     yield lambda: (generation / "evaluation/started.json").exists()
 
 
@@ -68,6 +71,8 @@ def test_killed_in_every_stage_the_same_command_finishes_with_the_same_labels(da
             (data / name / f"gen-1/{model}/weights/model.safetensors").read_bytes() for name in ("broken", "whole")
         ]
         assert parts[0] == parts[1], f"the {model}'s weights differ"
+    sizes = [read_info(str(data / "broken/gen-1" / model)).image_size for model in ("teacher", "student")]
+    assert sizes == [16, 20], "the student's resolution is fixed for 20 px"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

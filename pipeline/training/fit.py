@@ -29,6 +29,7 @@ from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.augment import normalize
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
+from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.inputs import Batch, Batches, StreamSpec, training_loader
 from pipeline.training.loss import soft_cross_entropy
@@ -53,6 +54,7 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
+    starts_from: TrainJob | None = None  # its EMA weights, of which only the end is trained; see `fix_resolution`
 
     @property
     def steps_per_epoch(self) -> float:
@@ -148,6 +150,9 @@ def _new_state(job: TrainJob) -> _State:
     torch.manual_seed(job.seed)
     model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
     set_bn_momentum(model, config.bn_momentum)
+    if job.starts_from is not None:
+        model.load_state_dict(load_trained(job.starts_from.folder, job.starts_from.total_steps)[0])
+        freeze_early_layers(model)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config.momentum, config.weight_decay)
@@ -163,7 +168,7 @@ def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
         if job.device == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = DistributedDataParallel(network)
-    return network.train()
+    return to_training_mode(network)
 
 
 def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, rank: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+"""Normalization layers: what does not decay."""
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -32,7 +33,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: dict[nn.Parameter, None] = {}
     undecayed: dict[nn.Parameter, None] = {}
     for module in model.modules():
-        group = undecayed if isinstance(module, _NORMS) else decayed
+        group = undecayed if isinstance(module, NORMS) else decayed
         group.update((parameter, None) for parameter in module.parameters(recurse=False) if parameter.requires_grad)
     return [
         {"params": list(decayed), "weight_decay": weight_decay},

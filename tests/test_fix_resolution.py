@@ -1,0 +1,138 @@
+"""The train-test resolution fix: the end of the network alone, at a larger size, without noise, continued exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data.images import eval_transform
+from data.manifest import Split, open_split
+from data.settings import UsageError
+from pipeline.config import load_config
+from pipeline.fields import StudentConfig
+from pipeline.models.factory import build_model
+from pipeline.training.checkpoint import load_newest
+from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
+from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
+from pipeline.training.inputs import labeled_stream, make_transform
+from student.fix_resolution import fix_resolution_job
+from tests.conftest import WriteDigits
+from tests.test_training import CONFIG, Killed, kill_at, same_tensors
+
+FIX: dict[str, Any] = {
+    "unlabeled_ratio": 0, "mixup": 0.5, "fix_resolution_epochs": 2, "fix_resolution_image_size": 24, "fix_resolution_lr": 0.1,
+}  # fmt: skip
+STUDENT = StudentConfig.model_validate(CONFIG.model_dump() | FIX)
+
+
+@pytest.fixture
+def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
+    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+
+
+def make_jobs(labeled: Split, folder: Path, **changes: Any) -> tuple[TrainJob, TrainJob]:
+    """The student's own training, and the one that follows."""
+    student = STUDENT.model_copy(update=changes)
+    streams = (labeled_stream(labeled, student.batch_size),)
+    job = TrainJob("student", str(folder), student, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+    fixing = fix_resolution_job(job, student)
+    assert fixing is not None
+    return job, fixing
+
+
+def weights_after(job: TrainJob) -> dict[str, torch.Tensor]:
+    return load_trained(job.folder, job.total_steps)[0]
+
+
+def test_only_what_follows_the_last_convolutions_is_trained() -> None:
+    model = build_model("resnetrs26", 10, {"width": 0.125})
+    freeze_early_layers(model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained[:2] == ["layer4.1.bn3.weight", "layer4.1.bn3.bias"]
+    assert trained[-2:] == ["fc.weight", "fc.bias"]
+    assert all(name.startswith(("layer4.1.bn3", "layer4.1.se", "fc")) for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("efficientnet_b0", {"bn2", "classifier"}), ("vit_tiny_patch16_224", {"norm", "head"})]
+)
+def test_of_timms_models_the_last_norm_and_the_classifier_are_trained(name: str, expected: set[str]) -> None:
+    model = build_model(name, 10, {})
+    freeze_early_layers(model)
+    trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == expected
+
+
+def test_frozen_batch_norms_are_in_eval_mode_and_the_others_are_not() -> None:
+    model = to_training_mode(build_model("resnetrs26", 10, {"width": 0.125}))
+    assert all(module.training for module in model.modules())
+    freeze_early_layers(model)
+    norms = [module for module in to_training_mode(model).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [False] * (len(norms) - 1) + [True]
+
+
+def test_it_starts_from_the_averaged_weights_and_keeps_all_but_the_end_of_the_network(
+    tmp_path: Path, labeled: Split
+) -> None:
+    job, fixing = make_jobs(labeled, tmp_path / "run")
+    fit(job)
+    fit(fixing)
+    before, after = weights_after(job), weights_after(fixing)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"layer4", "fc"}
+    norms = {name for name in changed if ".bn" in name or "downsample" in name}
+    assert norms == {f"layer4.0.downsample.2.{part}" for part in
+                     ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
+
+
+def test_it_cannot_start_before_the_students_training_has_ended(tmp_path: Path, labeled: Split) -> None:
+    _, fixing = make_jobs(labeled, tmp_path / "run")
+    with pytest.raises(TrainingError, match="training has not reached step 10"):
+        fit(fixing)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_killed_while_the_resolution_is_fixed_it_continues_to_identical_weights(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    job, fixing = make_jobs(labeled, tmp_path / "run", checkpoint_every_s=0, epochs=0.2, warmup_epochs=0)
+    fit(job)
+    whole, broken = (replace(fixing, folder=str(tmp_path / name)) for name in ("whole", "broken"))
+    fit(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            fit(broken)
+    fit(broken)
+    checkpoints = [load_newest(f"{part.folder}/checkpoints") for part in (whole, broken)]
+    assert checkpoints[0] is not None
+    assert checkpoints[0]["step"] == 10
+    assert same_tensors(*checkpoints)
+
+
+def test_its_images_are_larger_and_what_inference_sees_without_noise(
+    tmp_path: Path, labeled: Split, photo: np.ndarray
+) -> None:
+    config = make_jobs(labeled, tmp_path / "run")[1].config
+    assert (config.image_size, config.dropout, config.stochastic_depth, config.mixup) == (24, 0, 0, 0)
+    image = photo[:, :570].copy()  # 24 × 32 px before the crop: inference, too, then cuts exactly in the middle
+    seen = make_transform(config)(image, 3).permute(1, 2, 0).numpy().astype(int)
+    expected = eval_transform(image, 24, config.crop_pct, config.interpolation).astype(int)
+    inner = abs(seen - expected)[2:-2, 2:-2]  # at the border the kernel of inference reaches out of the square
+    assert inner.max() <= 2  # rounding, twice
+    assert expected.std() > 30
+
+
+def test_it_is_not_there_unless_asked_for_and_needs_a_size(tmp_path: Path, labeled: Split) -> None:
+    job, _ = make_jobs(labeled, tmp_path / "run")
+    assert fix_resolution_job(job, STUDENT.model_copy(update={"fix_resolution_epochs": 0})) is None
+    words = ["student.image_size=32", "student.fix_resolution_epochs=2"]
+    for size in (None, 28):
+        message = f"student.fix_resolution_image_size={size}: expected at least student.image_size=32"
+        with pytest.raises(UsageError, match=message):
+            load_config("fashion_mnist", [*words, *([f"student.fix_resolution_image_size={size}"] if size else [])])
