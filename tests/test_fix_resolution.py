@@ -120,12 +120,11 @@ def test_its_images_are_larger_and_what_inference_sees_without_noise(
 ) -> None:
     config = make_jobs(labeled, tmp_path / "run")[1].config
     assert (config.image_size, config.dropout, config.stochastic_depth, config.mixup) == (24, 0, 0, 0)
-    image = photo[:, :570].copy()  # 24 × 32 px before the crop: inference, too, then cuts exactly in the middle
-    seen = make_transform(config)(image, 3).permute(1, 2, 0).numpy().astype(int)
-    expected = eval_transform(image, 24, config.crop_pct, config.interpolation).astype(int)
-    inner = abs(seen - expected)[2:-2, 2:-2]  # at the border the kernel of inference reaches out of the square
-    assert inner.max() <= 2  # rounding, twice
-    assert expected.std() > 30
+    for width, difference in ((427, 0.0), (570, 1.0)):  # mean over pixels; of a square image there is none
+        image = photo[:, :width].copy()
+        seen = make_transform(config)(image, 3).permute(1, 2, 0).numpy().astype(int)
+        expected = eval_transform(image, 24, config.crop_pct, config.interpolation).astype(int)
+        assert abs(seen - expected).mean() <= difference
 
 
 def test_it_is_not_there_unless_asked_for_and_needs_a_size(tmp_path: Path, labeled: Split) -> None:
