@@ -66,7 +66,7 @@ def motion_blur(x: Floats, rng: Generator, scale: float, radius: float, sigma: f
 def zoom_blur(x: Floats, rng: Generator, scale: float, last: float, step: float) -> Floats:  # noqa: ARG001
     """Mean of the image and its enlargements, from 1 in steps to `last`."""
     factors = np.arange(1, last, step)
-    return (x + sum(zoom(x, float(factor)) for factor in factors)) / (len(factors) + 1)
+    return np.mean([x, *(zoom(x, float(factor)) for factor in factors)], axis=0, dtype=np.float32)
 
 
 def snow(x: Floats, rng: Generator, scale: float, level: float, deviation: float, size: float, threshold: float, radius: float,
@@ -89,7 +89,8 @@ def frost(x: Floats, rng: Generator, scale: float, kept: float, ice: float) -> F
 def fog(x: Floats, rng: Generator, scale: float, amount: float, decay: float) -> Floats:  # noqa: ARG001
     """Clouds of fractal noise, the whole darkened to the image's own maximum."""
     white = float(x.max())
-    return (x + amount * fractal(x.shape[:2], decay, rng)[..., None]) * white / (white + amount)
+    clouded: Floats = x + amount * fractal(x.shape[:2], decay, rng)[..., None]
+    return clouded * np.float32(white / (white + amount))
 
 
 def brightness(x: Floats, rng: Generator, scale: float, added: float) -> Floats:  # noqa: ARG001
@@ -138,4 +139,4 @@ def _to_picture(x: Floats) -> Image.Image:
 
 
 def _from_picture(picture: Image.Image) -> Floats:
-    return np.asarray(picture, np.float32) / 255
+    return np.asarray(picture, np.float32) / np.float32(255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def _zoom_matrix(length: int, factor: float) -> Floats:
     return _linear_matrix(middle + (np.arange(length) - middle) / factor, length)
 
 
-def _linear_matrix(places: NDArray[np.float64], length: int) -> Floats:
+def _linear_matrix(places: NDArray[Any], length: int) -> Floats:
     """(len(places), length): linear interpolation at places within 0 … length − 1."""
     distance = np.abs(places[:, None] - np.arange(length)[None, :])
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -38,12 +38,12 @@ class EvalView:
 
     def __call__(self, content: bytes) -> Pixels:
         """uint8 (image_size, image_size, 3) of one encoded image; raises DecodeError."""
-        return self._fit(self._decode(content))
+        return self.fit(self._decode(content))
 
     def with_hash(self, content: bytes) -> tuple[Pixels, int]:
         """The view, and the image's 64-bit perceptual hash; raises DecodeError."""
         image = self._decode(content)
-        return self._fit(image), image_hash(image)
+        return self.fit(image), image_hash(image)
 
     def _decode(self, content: bytes) -> Pixels:
         if self.decoder == "pillow":
@@ -52,7 +52,8 @@ class EvalView:
             return decode_fast(content)
         return decode_fast(content, math.floor(self.image_size / self.crop_pct), _buffer())
 
-    def _fit(self, image: Pixels) -> Pixels:
+    def fit(self, image: Pixels) -> Pixels:
+        """The view of a decoded image: uint8 (H, W, 3) to (image_size, image_size, 3)."""
         if self.mode == "crop" and self.decoder == "fast":
             return eval_transform_fast(image, self.image_size, self.crop_pct, self.interpolation)
         return eval_transform(image, self.image_size, self.crop_pct, self.interpolation, self.mode)

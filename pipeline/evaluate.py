@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
+from pipeline.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, recorded_seconds, require_done
 from pipeline.training.calibration import calibration_error, softmax
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
@@ -25,6 +27,7 @@ from pipeline.upstream import require_same_classes
 
 SUMMARY_NAME = "summary.json"
 PREDICTIONS_NAME = "predictions.parquet"
+ROBUSTNESS_FOLDER = "robustness"
 
 
 def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -53,8 +56,26 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
-    stage.commit([PREDICTIONS_NAME], summary)
+    files, robustness = _robustness(config, stage, test, {role: folders[role] for role in infos})
+    for role, figures in robustness.items():
+        summary[role]["robustness"] = figures
+    stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
+
+
+def _robustness(
+    config: Config, stage: Stage, test: Split, folders: Mapping[str, str]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Files and figures, per role, of the measurement under corruptions; nothing when it is not asked for."""
+    if not config.evaluate.robustness_images:
+        return [], {}
+    models = {
+        role: load_predictor(folder, config.resolved_device(), IMAGES_PER_PART) for role, folder in folders.items()
+    }
+    names, figures = measure_robustness(
+        test, models, stage.path(ROBUSTNESS_FOLDER), config.evaluate.robustness_images, config.seed
+    )
+    return [f"{ROBUSTNESS_FOLDER}/{name}" for name in names], figures
 
 
 def require_test(config: Config) -> None:

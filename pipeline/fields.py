@@ -281,6 +281,14 @@ class ExportConfig(Section):
     )
 
 
+class EvaluateConfig(Section):
+    """What is measured on the test images besides accuracy."""
+
+    robustness_images: int = Field(
+        0, ge=0, description="test images, chosen by the seed, that are also tried under 15 corruptions × 5 severities"
+    )
+
+
 class Config(Section):
     """One run."""
 
@@ -298,6 +306,7 @@ class Config(Section):
     select: SelectConfig = SelectConfig()
     student: StudentConfig = StudentConfig()
     export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -333,6 +342,7 @@ class Config(Section):
             "select": self.select,
             "student": self.student,
             "export": self.export,
+            "evaluate": self.evaluate,
         }.get(stage)
         own = section.fingerprint(f"{stage}.") if section else {}
         if (

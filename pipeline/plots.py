@@ -104,8 +104,8 @@ def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray,
     return _render(draw, height=_rows_height(names, 0.36))
 
 
-def class_accuracy(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float]]]) -> bytes:
-    """Per class, each model's (name, colour, per cent) as a dot, joined by a line."""
+def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float]]], x_label: str) -> bytes:
+    """Per named row, each model's (name, colour, per cent) as a dot, joined by a line."""
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(names))
@@ -114,7 +114,7 @@ def class_accuracy(names: Sequence[str], models: Sequence[tuple[str, str, Sequen
         for position, (name, color, percent) in enumerate(models):
             axes.scatter(percent, place, s=42, color=color, label=name, marker="os^Dv"[position % 5], zorder=3)
         _name_rows(axes, names)
-        axes.set_xlabel("top-1, % of the class's test images")
+        axes.set_xlabel(x_label)
         _legend_above(axes)
 
     return _render(draw, height=_rows_height(names, 0.3))

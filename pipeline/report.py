@@ -18,6 +18,7 @@ from pipeline.report_models import accuracy_section, calibration_section, class_
 from pipeline.report_numbers import duration, millions, percent, points, signed, verdict
 from pipeline.report_provenance import provenance_section, time_section, times
 from pipeline.report_pseudo_labels import pseudo_label_sections, read_surveys
+from pipeline.report_robustness import robustness_section, said_in_short
 
 REPORT_NAME = "report.html"
 
@@ -44,7 +45,8 @@ def report_html(facts: Facts, surveys: Mapping[int, Survey]) -> str:
         if (survey := surveys.get(generation.layout.generation)) is not None
         for part in pseudo_label_sections(facts, generation, survey)
     ]
-    models = [accuracy_section(facts), class_section(facts), curves_section(facts), calibration_section(facts)]
+    models = [accuracy_section(facts), class_section(facts), robustness_section(facts), curves_section(facts)]
+    models.append(calibration_section(facts))
     return page(title, [top, *models, *labels, time_section(facts), provenance_section(facts)])
 
 
@@ -68,6 +70,8 @@ def print_table(facts: Facts, surveys: Mapping[int, Survey], url: str) -> None:
         if (survey := surveys.get(generation.layout.generation)) is not None:
             ending = f" {generation.layout.generation}" if len(facts.generations) > 1 else ""
             print(f"pseudo-labels{ending}: {_kept(generation.records, survey)}")
+    if short := said_in_short(facts):
+        print(short)
     print("time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in times(facts)))
     print(f"report: {_without_credentials(url)}")
 

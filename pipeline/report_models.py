@@ -110,11 +110,12 @@ def class_section(facts: Facts) -> str:
     worst = f"Largest loss: {names[0]} ({rows[0][-1]} points); largest gain: {names[-1]} ({rows[-1][-1]})."
     summary = worst if len(tested) > 1 else ""
     header = ["class", *(f"{model.name}, %" for model in tested), "change, points"]
+    svg = plots.dots_per_row(names, series, "top-1, % of the class's test images")
     return section(
         "Accuracy per class",
         paragraph(f"{summary}{some}") if summary or some else "",
         side_by_side(
-            plot(plots.class_accuracy(names, series), f"Dot plot of top-1 accuracy per class. {summary} Figures in the table."),
+            plot(svg, f"Dot plot of top-1 accuracy per class. {summary} Figures in the table."),
             table(header, rows),
         ),
     )  # fmt: skip

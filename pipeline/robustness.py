@@ -1,0 +1,134 @@
+"""Errors of models on test images under common corruptions (arXiv 1903.12261), as Noisy Student reports them (section 4.3).
+
+A part of the images is a file of counts, written when it is done: an interrupted measurement goes on with the next part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import storage
+from data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from data.images import Pixels, decode
+from data.manifest import Split
+from data.reader import ImageReader
+from data.view import EvalView
+from pipeline.training.inference import Predictor
+
+IMAGES_PER_PART = 100  # also per forward pass
+_CLEAN = ("clean", 0)
+_CONDITIONS = (_CLEAN, *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES))
+_THREADS = 2
+Counts = dict[str, list[int]]  # `model` → wrong answers, one per condition
+
+
+def measure_robustness(
+    test: Split, models: Mapping[str, Predictor], folder: str, num_images: int, seed: int
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Evaluate on a seeded choice of `num_images` test images (at most all), or continue to.
+
+    Args:
+        folder: for the files of counts.
+
+    Returns:
+        The names of those files, and per model its figures; see `figures_of`.
+    """
+    rows = chosen_rows(test.num_samples, num_images, seed)
+    parts = [rows[start : start + IMAGES_PER_PART] for start in range(0, len(rows), IMAGES_PER_PART)]
+    names = [f"part-{number:05d}.json" for number in range(len(parts))]
+    done = set(storage.list_names(folder))
+    skipped = sum(len(part) for part, name in zip(parts, names, strict=True) if name in done)
+    bar = tqdm(total=len(rows) * len(_CONDITIONS), initial=skipped * len(_CONDITIONS), desc="robustness", unit="view")
+    with bar, ImageReader([shard.url for shard in test.shards]) as reader, ThreadPoolExecutor(_THREADS) as pool:
+        for part, name in zip(parts, names, strict=True):
+            if name not in done:
+                counts = _count_wrong(_read(test, reader, part), part, models, seed, pool, bar)
+                storage.write_text(storage.join(folder, name), json.dumps(counts) + "\n")
+    counted = [json.loads(storage.read_text(storage.join(folder, name))) for name in names]
+    return names, figures_of(counted, len(rows))
+
+
+def chosen_rows(total: int, number: int, seed: int) -> np.ndarray:
+    """Ascending positions in the split, in shard order: int64 (min(number, total),)."""
+    return np.sort(np.random.default_rng([seed, total]).permutation(total)[:number])
+
+
+def figures_of(parts: Sequence[Counts], num_images: int) -> dict[str, dict[str, Any]]:
+    """Per model: `images`, `clean_error`, `errors` (per corruption, one fraction per severity) and `mean_corruption_error`, their mean.
+
+    The paper divides a corruption's error, summed over severities, by AlexNet's before it takes the mean over corruptions (section
+    4.1). The student's `error_against_teacher` is that, with the teacher in AlexNet's place: below 1, the student is more robust; None
+    where the teacher makes no errors under a corruption.
+    """
+    totals = {role: np.sum([part[role] for part in parts], axis=0) for role in parts[0]}
+    by_corruption = {role: wrong[1:].reshape(len(CORRUPTIONS), len(SEVERITIES)) for role, wrong in totals.items()}
+    figures: dict[str, dict[str, Any]] = {
+        role: {
+            "images": num_images,
+            "clean_error": float(totals[role][0] / num_images),
+            "mean_corruption_error": float(wrong.mean() / num_images),
+            "errors": dict(zip(CORRUPTIONS, (wrong / num_images).tolist(), strict=True)),
+        }
+        for role, wrong in by_corruption.items()
+    }
+    if {"teacher", "student"} <= figures.keys():
+        teacher, student = (by_corruption[role].sum(axis=1) for role in ("teacher", "student"))
+        figures["student"]["error_against_teacher"] = float((student / teacher).mean()) if teacher.all() else None
+    return figures
+
+
+def _read(test: Split, reader: ImageReader, rows: np.ndarray) -> list[tuple[bytes, int]]:
+    """Bytes and label of each of the rows."""
+    ends = np.cumsum([shard.num_samples for shard in test.shards])
+    found = []
+    for position in np.unique(shards := np.searchsorted(ends, rows, side="right")):
+        begin = ends[position] - test.shards[position].num_samples
+        columns = (
+            test.shards[position].index().select(["offset", "size", "label"]).take(rows[shards == position] - begin)
+        )
+        found += [(reader.read(int(position), row["offset"], row["size"]), row["label"]) for row in columns.to_pylist()]
+    return found
+
+
+def _count_wrong(
+    items: Sequence[tuple[bytes, int]], rows: np.ndarray, models: Mapping[str, Predictor], seed: int,
+    pool: ThreadPoolExecutor, bar: tqdm[Any],
+) -> Counts:  # fmt: skip
+    """Each model's wrong answers under every condition. What models see alike is made once."""
+    labels = np.array([label for _, label in items])
+    wrong: Counts = {role: [] for role in models}
+    views = {predictor.view: predictor for predictor in models.values()}
+    images = {view: list(pool.map(lambda item, view=view: _base(view, item[0]), items)) for view in views}
+    for name, severity in _CONDITIONS:
+        for view, batch in _batches(images, rows, name, severity, seed, pool):
+            for role, predictor in models.items():
+                if predictor.view == view:
+                    wrong[role].append(int((predictor.logits(batch).argmax(axis=1) != labels).sum()))
+        bar.update(len(items))
+    return wrong
+
+
+def _batches(
+    images: Mapping[EvalView, list[Pixels]], rows: np.ndarray, name: str, severity: int, seed: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[EvalView, torch.Tensor]]:  # fmt: skip
+    """Per view, (N, 3, S, S) uint8."""
+    for view, bases in images.items():
+
+        def prepare(base: Pixels, row: int, view: EvalView = view) -> torch.Tensor:
+            image = corrupt(base, name, severity, [seed, row]) if severity else base
+            return torch.from_numpy(view.fit(image) if view.mode == "pad" else image).permute(2, 0, 1)
+
+        yield view, torch.stack(list(pool.map(prepare, bases, rows.tolist())))
+
+
+def _base(view: EvalView, content: bytes) -> Pixels:
+    """What is corrupted: the view, as in ImageNet-C; of small images the image itself, as what surrounds it is no part of it."""
+    image = decode(content)
+    return image if view.mode == "pad" else view.fit(image)
