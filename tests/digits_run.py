@@ -48,6 +48,7 @@ teacher: &model
   log_every_steps: 20
 label: {{workers: 2, batch_size: 50, threads: 1, decode_threads: 1, views: 2}}
 select: {{confidence_threshold: 0.3, per_class: 60, max_copies: 4}}
+evaluate: {{robustness_images: 40}}
 student:
   <<: *model
   model_args: {{width: 0.1875, blocks: [1, 1, 1, 1]}}

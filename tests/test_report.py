@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import storage
+from data.corruptions import CORRUPTIONS
 from data.held_out import Traits, write_hashes
 from data.images import decode
 from data.labels import (
@@ -368,3 +369,25 @@ def test_large_images_become_small_pictures(photo: np.ndarray) -> None:
     uri = thumbnail(photo)
     assert uri.startswith("data:image/jpeg")
     assert len(uri) < 12_000
+
+
+def test_errors_under_corruptions_are_shown_where_they_were_measured(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, layout = whole_run(run)
+    assert "Robustness" not in report_of(config, [layout])
+    url = storage.join(layout.evaluation, "done.json")
+    record = json.loads(storage.read_text(url))
+    for role, error in (("teacher", 0.4), ("student", 0.3)):
+        errors = {name: [error - 0.1, error, error, error, error + 0.1] for name in CORRUPTIONS}
+        record["summary"][role]["robustness"] = {
+            "images": 1000, "clean_error": 0.125, "mean_corruption_error": error, "errors": errors,
+        }  # fmt: skip
+    record["summary"]["student"]["robustness"]["error_against_teacher"] = 0.75
+    storage.write_text(url, json.dumps(record))
+    html = report_of(config, [layout])
+    assert cells(html, "none") == ["12.5", "12.5"]
+    assert cells(html, "glass blur") == cells(html, "mean of all") == ["40.0", "30.0"]
+    said = "Under corruption: teacher 40.0 % wrong, student 30.0 % wrong (0.75 times its teacher's errors)."
+    assert said in capsys.readouterr().out
+    assert said.replace("'", "&#x27;") in html
