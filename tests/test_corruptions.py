@@ -87,7 +87,8 @@ def test_contrast_and_brightness_have_their_closed_forms(photo: np.ndarray) -> N
 
 @pytest.mark.parametrize(("scale", "radius"), [(1, 10), (2, 20), (0.5, 5)])
 def test_defocus_makes_a_disk_whose_radius_grows_with_the_image(scale: float, radius: float) -> None:
-    disk = effects.defocus_blur(spot(101) / np.float32(255), np.random.default_rng(0), scale, 10, 0.5)[..., 0]
+    white = (spot(101) / 255).astype(np.float32)
+    disk = effects.defocus_blur(white, np.random.default_rng(0), scale, 10, 0.5)[..., 0]
     rows, columns = np.nonzero(disk > disk.max() / 2)
     assert np.hypot(rows - 50, columns - 50).max() == pytest.approx(radius, abs=0.7)
     assert len(rows) == pytest.approx(math.pi * radius**2, rel=0.15)
