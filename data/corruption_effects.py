@@ -1,4 +1,4 @@
-"""The 15 corruptions of ImageNet-C (arXiv 1903.12261, appendix B), written anew on numpy and Pillow.
+"""The 15 corruptions of ImageNet-C (arXiv 1903.12261), written anew on numpy and Pillow.
 
 Each takes an image as float32 (H, W, 3) from 0 to 1, a generator, the factor for lengths in pixels, and its own constants; it returns
 the same shape, not clipped. Where one differs from the released code its text says so; none is compared with it pixel by pixel.

@@ -19,7 +19,16 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
-from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, recorded_seconds, require_done
+from pipeline.stage import (
+    Fingerprint,
+    Stage,
+    StageError,
+    config_differences,
+    done_record,
+    open_stage,
+    recorded_seconds,
+    require_done,
+)
 from pipeline.training.calibration import calibration_error, softmax
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor, read_info
@@ -70,7 +79,8 @@ def _robustness(
     if not config.evaluate.robustness_images:
         return [], {}
     models = {
-        role: load_predictor(folder, config.resolved_device(), IMAGES_PER_PART) for role, folder in folders.items()
+        role: load_predictor(folder, config.resolved_device(), IMAGES_PER_PART, fast=True)
+        for role, folder in folders.items()
     }
     names, figures = measure_robustness(
         test, models, stage.path(ROBUSTNESS_FOLDER), config.evaluate.robustness_images, config.seed
@@ -94,9 +104,16 @@ def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
 
 
 def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
-    """Evaluating again after a model changed is no change of mind: the old figures are of other models, and are moved aside."""
+    """Whether the old figures are of other models or images, or of another number of corrupted ones.
+
+    Evaluating again is then no change of mind: the old figures are moved aside.
+    """
     record = done_record(layout.evaluation)
-    return record is not None and record["fingerprint"]["inputs"] != expected.inputs
+    if record is None:
+        return False
+    recorded = record["fingerprint"]
+    changed = config_differences(recorded["config"], expected.config)
+    return recorded["inputs"] != expected.inputs or set(changed) == {"evaluate.robustness_images"}
 
 
 def _open(layout: Layout, expected: Fingerprint, force: bool) -> Stage:

@@ -144,7 +144,9 @@ class Command:
             return Outlook("would run")
         expected = evaluate_fingerprint(self._config, self._layout, self._splits["test"])
         if is_outdated(self._layout, expected):
-            return Outlook("would run", "the figures there are of other models or test images, and are moved aside")
+            return Outlook(
+                "would run", "the figures there are of other models, test images or corruptions, and are moved aside"
+            )
         return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
 
     def _after(self, earlier: str, stage: str, folder: str) -> Outlook:

@@ -1,4 +1,4 @@
-"""Errors of models on test images under common corruptions (arXiv 1903.12261), as Noisy Student reports them (section 4.3).
+"""Errors of models on test images under common corruptions (arXiv 1903.12261), which Noisy Student reports too (its section 3.3).
 
 A part of the images is a file of counts, written when it is done: an interrupted measurement goes on with the next part.
 """
@@ -64,7 +64,7 @@ def figures_of(parts: Sequence[Counts], num_images: int) -> dict[str, dict[str, 
     """Per model: `images`, `clean_error`, `errors` (per corruption, one fraction per severity) and `mean_corruption_error`, their mean.
 
     The paper divides a corruption's error, summed over severities, by AlexNet's before it takes the mean over corruptions (section
-    4.1). The student's `error_against_teacher` is that, with the teacher in AlexNet's place: below 1, the student is more robust; None
+    4). The student's `error_against_teacher` is that, with the teacher in AlexNet's place: below 1, the student is more robust; None
     where the teacher makes no errors under a corruption.
     """
     totals = {role: np.sum([part[role] for part in parts], axis=0) for role in parts[0]}

@@ -11,7 +11,10 @@ from torch import nn
 from data.corruptions import CORRUPTIONS
 from data.manifest import Split, open_split
 from pipeline import robustness
+from pipeline.evaluate import is_outdated
+from pipeline.layout import Layout
 from pipeline.robustness import chosen_rows, figures_of, measure_robustness
+from pipeline.stage import Fingerprint, open_stage
 from pipeline.training.inference import Predictor, predict_split
 from tests.conftest import WriteDigits
 from tests.test_training import CONFIG
@@ -96,6 +99,17 @@ def test_the_mean_corruption_error_is_the_papers_with_the_teacher_for_alexnet() 
     assert figures["student"]["errors"]["jpeg_compression"] == [0.1] * 5
     assert figures["student"]["clean_error"] == 0.05
     assert figures_of([{"teacher": [0] * 76, "student": student}], 100)["student"]["error_against_teacher"] is None
+
+
+def test_asking_for_corruptions_of_an_evaluated_run_is_no_change_of_mind(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    fields = {"seed": 0, "threads": 2}  # as a version without corruptions recorded them
+    open_stage(layout.evaluation, "evaluate", Fingerprint(fields, {"test": "a"})).commit([], {})
+    asked = fields | {"evaluate.robustness_images": 500}
+    assert is_outdated(layout, Fingerprint(asked, {"test": "a"}))
+    assert is_outdated(layout, Fingerprint(fields, {"test": "b"}))
+    assert not is_outdated(layout, Fingerprint(fields | {"evaluate.robustness_images": 0}, {"test": "a"}))
+    assert not is_outdated(layout, Fingerprint(asked | {"seed": 1}, {"test": "a"})), "another seed is refused"
 
 
 def test_small_images_are_corrupted_before_they_are_padded(
