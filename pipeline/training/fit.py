@@ -32,6 +32,7 @@ from pipeline.training.ema import EMA
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.inputs import Batch, Batches, StreamSpec, training_loader
 from pipeline.training.loss import soft_cross_entropy
+from pipeline.training.noise import add_noise
 from pipeline.training.optimizer import build_optimizer, learning_rate
 
 
@@ -170,7 +171,10 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
     """One optimizer step; returns the loss of this rank's part, a scalar on the device."""
     config = job.config
     torch.manual_seed(_step_seed(job.seed, state.step, rank))
-    images = normalize(batch.images.to(job.device, non_blocking=True), config.mean, config.std)
+    images = batch.images.to(job.device, non_blocking=True)
+    if batch.noise is not None:
+        images = add_noise(images, batch.noise, config.augment, config.mean)
+    images = normalize(images, config.mean, config.std)
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     targets = batch.targets.to(job.device, non_blocking=True)
