@@ -225,7 +225,7 @@ def _record(job: TrainJob, state: _State, rank: int, steps_per_s: float) -> None
         state.metrics.append(line | {"loss": state.loss_sum / state.loss_count})
         images = sum(stream.images_per_step for stream in job.streams)
         state.timing.append(
-            {"step": state.step, "time": round(time.time(), 1), "images_per_s": round(steps_per_s * images, 1)}
+            {"step": state.step, "time": round(time.time(), 3), "images_per_s": round(steps_per_s * images, 1)}
         )
         state.loss_sum, state.loss_count = 0.0, 0
     every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
