@@ -21,11 +21,10 @@ import logging
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import Any
 from unittest import mock
 
 import torch
@@ -40,7 +39,7 @@ from pipeline.cluster import start_ray
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training.fit import TrainJob, fit
-from pipeline.training.inputs import Batch, Batches, labeled_stream
+from pipeline.training.inputs import Batches, labeled_stream
 
 WARM_UP, NUM_SHARDS, PER_SHARD = 5, 4, 128
 CONFIG = TrainConfig(
@@ -93,13 +92,12 @@ def timm(pattern: str, config: TrainConfig, steps: int) -> float:
 
 
 def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
-    """The same batch at every step."""
-
-    def one_batch(batches: Batches, steps: range, *_: Any, **__: Any) -> Iterable[Batch]:
-        return repeat(batches[0], len(steps))
-
-    with mock.patch("pipeline.training.fit.training_loader", one_batch):
-        return ours(pattern, config, steps)
+    """The same batch at every step, made before the first one."""
+    split = open_split(pattern, "/nonexistent")
+    with closing(Batches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
+        batch = batches[0]
+    with mock.patch.object(Batches, "__getitem__", return_value=batch):
+        return ours(pattern, config.model_copy(update={"loader_workers": 0}), steps)
 
 
 def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:

@@ -120,7 +120,8 @@ def fit(job: TrainJob) -> None:
     last_saved, started, first = time.monotonic(), time.monotonic(), state.step
     with closing(batches), interrupt.deferred(), _progress(job, state, rank) as bar:
         for batch in loader:
-            _check_loss(job, state, _train_step(job, state, network, batch, rank), batch)
+            loss = _mean_over_ranks(_train_step(job, state, network, batch, rank))
+            _check_loss(job, state, loss, batch)
             bar.update()
             _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
             stop = _any_rank(interrupt.pending())
@@ -270,6 +271,14 @@ def _any_rank(flag: bool) -> bool:
     value = torch.tensor(int(flag), device=device)
     distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
     return bool(value.item())
+
+
+def _mean_over_ranks(loss: torch.Tensor) -> torch.Tensor:
+    """The global batch's loss, in whose parts the ranks have equally many images."""
+    if distributed.is_initialized():
+        distributed.all_reduce(loss)
+        loss /= distributed.get_world_size()
+    return loss
 
 
 def _checkpoints(job: TrainJob) -> str:
