@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates bench-export chaos
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*##.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -53,6 +53,12 @@ bench-select: $(VENV)/.installed  ## selecting from 130 million label rows, besi
 
 bench-pseudo-labels: $(VENV)/.installed  ## which pseudo-labels teach best: top-k, rules of selection (3 seeds; 2 hours; resumes)
 	$(BIN)/python -m benchmarks.bench_pseudo_labels
+
+bench-loader: $(VENV)/.installed  ## the training input per core, beside timm and torchvision (3 minutes)
+	$(BIN)/python -m benchmarks.bench_loader
+
+bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
+	$(BIN)/python -m benchmarks.bench_train
 
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates

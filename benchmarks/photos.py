@@ -19,19 +19,28 @@ PHOTOS = (
 WIDTH, HEIGHT = 500, 375
 
 
-def make_photos(folder: str, num_shards: int, per_shard: int, seed: int = 0) -> str:
-    """Shards of photos in `folder`, made once; returns their pattern."""
+def make_photos(
+    folder: str,
+    num_shards: int,
+    per_shard: int,
+    seed: int = 0,
+    shape: tuple[int, int] = (WIDTH, HEIGHT),
+    labeled: bool = False,
+) -> str:
+    """Shards of photos in `folder`, made once; returns their pattern. A photo's label is which of PHOTOS it was cut from."""
     if not (Path(folder) / "manifest.json").exists():
-        write_shards(_samples(num_shards * per_shard, seed), folder, "photos", per_shard)
+        samples = _samples(num_shards * per_shard, seed, shape, labeled)
+        write_shards(samples, folder, "photos", per_shard, PHOTOS if labeled else None)
     return f"{folder}/*.tar"
 
 
-def _samples(number: int, seed: int) -> Iterator[tuple[str, Members]]:
+def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> Iterator[tuple[str, Members]]:
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     generator = np.random.default_rng(seed)
     for position in range(number):
-        content = photo_jpeg(photos[position % len(photos)], WIDTH, HEIGHT, generator)
-        yield f"{position:07d}", labeled_members("jpg", content, None)
+        which = position % len(photos)
+        content = photo_jpeg(photos[which], *shape, generator)
+        yield f"{position:07d}", labeled_members("jpg", content, which if labeled else None)
 
 
 def photo_jpeg(photo: np.ndarray, width: int, height: int, generator: np.random.Generator) -> bytes:

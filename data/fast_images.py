@@ -34,19 +34,27 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
     Raises:
         DecodeError: see `data.images.decode`.
     """
-    if not content.startswith(_JPEG) or _is_turned(content):
+    shape = jpeg_shape(content)
+    if shape is None:
         return decode(content)
+    if buffer is not None and buffer.size < 3 * shape[0] * shape[1]:
+        buffer = None
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-        if colors == "CMYK" or height * width > MAX_PIXELS:
-            return decode(content)
-        if buffer is not None and buffer.size < 3 * height * width:
-            buffer = None
-        scale = _scale(height, width, shorter_side)
-        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **scale)
+        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **_scale(*shape, shorter_side))
     except ValueError:
         return decode(content)
     return pixels
+
+
+def jpeg_shape(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that the fast decoder takes; None for all else."""
+    if not content.startswith(_JPEG) or _is_turned(content):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    return None if colors == "CMYK" or height * width > MAX_PIXELS else (height, width)
 
 
 def _is_turned(content: bytes) -> bool:

@@ -104,6 +104,14 @@ class TrainConfig(Section):
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the pixels, in 0 to 1")
     std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="of the pixels, in 0 to 1")
     augment: AugmentConfig = Field(AugmentConfig(), description="input noise")
+    augment_on: Literal["host", "device"] = Field(
+        "host",
+        description="device: the model's device adds all noise but crop, flip and affine jitter, to whole batches",
+    )
+    decoder: Literal["fast", "pillow"] = Field(
+        "pillow",
+        description="of training views; fast: JPEGs four times as large as their crop needs are decoded at a fraction",
+    )
     epochs: float = Field(350, gt=0, description="passes over the labeled images")
     batch_size: int = Field(4096, ge=1, description="images per step over all workers, pseudo-labeled ones included")
     lr: float = Field(0.1, gt=0, description="peak learning rate per 256 images of batch_size")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.layers import DropPath
 from torch import nn
@@ -62,27 +61,19 @@ def test_timms_stochastic_depth_grows_from_block_to_block() -> None:
 
 def test_rand_augment_is_always_applied_and_its_magnitude_not_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """N = 2, M = 15 by default: two operations for every image, each at 15 of 10 (Rotate: 45°)."""
-    applied: list[str] = []
-    magnitudes: list[float] = []
+    applied: list[tuple[int, float]] = []
 
-    def spy(name: str) -> rand_augment.Operation:
-        def note(image: Image.Image) -> Image.Image:
-            applied.append(name)
-            return image
+    def note(images: torch.Tensor, code: int, magnitude: float) -> torch.Tensor:
+        applied.append((code, magnitude))
+        return images
 
-        return rand_augment.Operation(name, note, note)
-
-    def operations(magnitude: float) -> list[rand_augment.Operation]:
-        magnitudes.append(magnitude)
-        return [spy(name) for name in rand_augment.NAMES]
-
-    monkeypatch.setattr(rand_augment, "operations", operations)
+    monkeypatch.setattr(rand_augment, "_operate", note)
     view = make_transform(PAPER.model_copy(update={"image_size": 16}))
     for seed in range(50):
         view(np.zeros((16, 16, 3), np.uint8), seed)
     assert len(applied) == 100
-    assert set(magnitudes) == {15}
-    assert rand_augment.level_arguments("Rotate", 15) == (45.0,)
+    assert {magnitude for _, magnitude in applied} == {15}
+    assert rand_augment.arguments("Rotate", 15) == (45.0,)
 
 
 def test_timms_rand_augment_skips_half_and_clips_at_10() -> None:

@@ -1,6 +1,7 @@
 """Training views of an image: crop, flip and the student's input noise, a function of the pixels and a seed alone.
 
-Order: geometry (one resampling), flip, RandAugment, brightness and contrast, cut-out.
+Order: geometry (one resampling), flip, RandAugment, brightness and contrast, cut-out. The last three are `noise`, which may be
+added later, on another device.
 """
 
 from __future__ import annotations
@@ -14,21 +15,20 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
+from data.fast_images import decode_fast, jpeg_shape
 from data.images import Pixels, window
+from data.view import Decoder
 from pipeline.fields import AugmentConfig
-from pipeline.training.rand_augment import rand_augment
+from pipeline.training.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
+from pipeline.training.noise import Noise, add_noise, draw_noise
 
 _MASK = (1 << 64) - 1
-_CROP_TRIES = 10  # as torchvision and TensorFlow
-_BILINEAR = Image.Resampling.BILINEAR
-_LEVELS = np.arange(256, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A noised training view; call it with an image and a seed.
+    """Makes noised training views from images or encoded files, and seeds.
 
     `random_resized_crop` is Inception's crop, for photos. `pad_crop` is for small images, which it never resizes:
     centred in the view, then shifted by up to ± `pad` px (4 at 32 px is CIFAR's usual crop). Outside the image is
@@ -37,111 +37,73 @@ class TrainTransform:
     Attributes:
         interpolation: of random_resized_crop; the affine map and RandAugment are bilinear.
         mean: of the pixels, in 0 to 1: the colour of cut-outs, which is 0 to the model.
+        decoder: `fast` lets `from_file` scale a large JPEG while it is decoded, see `decode_fast`.
     """
 
     augment: AugmentConfig
     image_size: int
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
+    decoder: Decoder = "pillow"
 
     def __call__(self, image: Pixels, seed: int) -> torch.Tensor:
-        """Map uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous. Equal arguments, equal pixels.
+        """The whole view: uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous. Equal arguments, equal pixels.
 
         The image must be writable, as `decode` makes it, or torch warns; it is not written to.
         """
-        config, generator = self.augment, random.Random(seed)
-        view = self._geometry(image, generator)
-        if generator.random() < config.hflip:
+        generator = random.Random(seed)
+        return self.add_noise(*self._view(image, self._box(image.shape, generator), generator))
+
+    def from_file(self, content: bytes, seed: int) -> tuple[torch.Tensor, Noise]:
+        """Crop and flip of an encoded image, uint8 (3, image_size, image_size), and the noise that is to be added.
+
+        Raises:
+            DecodeError: see `data.images.decode`.
+        """
+        generator = random.Random(seed)
+        shape = jpeg_shape(content) if self.decoder == "fast" else None
+        if shape is None or self.augment.crop != "random_resized_crop":
+            image = decode_fast(content)
+            return self._view(image, self._box(image.shape, generator), generator)
+        box = self._box(shape, generator)
+        image = decode_fast(content, math.ceil(self.image_size * min(shape) / min(_shape(box))))
+        return self._view(image, scale_box(box, shape, image.shape), generator)
+
+    def add_noise(self, view: torch.Tensor, noise: Noise) -> torch.Tensor:
+        """What is left to do for one view, which may be written to."""
+        return add_noise(view[None], [noise], self.augment, self.mean)[0]
+
+    def _box(self, shape: tuple[int, ...], generator: random.Random) -> Box:
+        """The part of an image of this shape that is resized; all of it, in `pad_crop`."""
+        height, width = shape[:2]
+        if self.augment.crop == "pad_crop":
+            return slice(0, height), slice(0, width)
+        return crop_box(height, width, self.augment.crop_scale, self.augment.crop_ratio, generator)
+
+    def _view(self, image: Pixels, box: Box, generator: random.Random) -> tuple[torch.Tensor, Noise]:
+        view = self._geometry(image[box], generator)
+        if generator.random() < self.augment.hflip:
             view = view[:, ::-1]
-        if config.num_ops:
-            picture = Image.fromarray(np.ascontiguousarray(view))
-            view = np.array(rand_augment(picture, config.num_ops, config.magnitude, generator))
-        if config.brightness or config.contrast:
-            view = _jitter(view, 1 + _spread(generator, config.brightness), 1 + _spread(generator, config.contrast))
-        if config.cutout:
-            view = _cut_out(view, config.cutout, self.mean, generator)
-        return torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
+        planes = torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
+        return planes, draw_noise(self.augment, self.image_size, generator)
 
     def _geometry(self, image: Pixels, generator: random.Random) -> Pixels:
         config, size = self.augment, self.image_size
         top = left = 0
         if config.crop == "random_resized_crop":
-            box = _crop_box(image.shape[0], image.shape[1], config.crop_scale, config.crop_ratio, generator)
-            image = _resize(image[box], size, self.interpolation)
+            image = resize(image, size, self.interpolation)
         else:
-            top = (image.shape[0] - size) // 2 + _shift(generator, config.pad)
-            left = (image.shape[1] - size) // 2 + _shift(generator, config.pad)
+            top = (image.shape[0] - size) // 2 + shift(generator, config.pad)
+            left = (image.shape[1] - size) // 2 + shift(generator, config.pad)
         if config.rotation or config.zoom or config.translate or config.shear:
-            matrix = _affine_matrix(config, top, left, size, generator)
-            picture = Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, matrix, _BILINEAR)
-            return np.array(picture)
+            matrix = affine_matrix(config, top, left, size, generator)
+            bilinear = Image.Resampling.BILINEAR
+            return np.array(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, matrix, bilinear))
         return window(image, top, left, size) if config.crop == "pad_crop" else image
 
 
-def _spread(generator: random.Random, half_width: float) -> float:
-    """Evenly from ± half_width."""
-    return (2 * generator.random() - 1) * half_width
-
-
-def _shift(generator: random.Random, pad: int) -> int:
-    """A whole number from −pad to pad."""
-    return int(generator.random() * (2 * pad + 1)) - pad
-
-
-def _crop_box(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: random.Random
-) -> tuple[slice, slice]:
-    """Rows and columns of Inception's random crop, by the rules of torchvision's RandomResizedCrop."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(_CROP_TRIES):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * generator.random())
-        aspect = math.exp(low + (high - low) * generator.random())
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(generator.random() * (height - crop_height + 1))
-            left = int(generator.random() * (width - crop_width + 1))
-            return slice(top, top + crop_height), slice(left, left + crop_width)
-    crop_width = max(1, min(width, round(height * ratio[1])))
-    crop_height = max(1, min(height, round(width / ratio[0])))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return slice(top, top + crop_height), slice(left, left + crop_width)
-
-
-def _resize(image: Pixels, size: int, interpolation: str) -> Pixels:
-    """Antialiased; torch's uint8 kernel takes a third of the time of Pillow's and differs by a level here and there."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    resized = functional.interpolate(pixels, (size, size), mode=interpolation, antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
-
-
-def _affine_matrix(
-    config: AugmentConfig, top: int, left: int, size: int, generator: random.Random
-) -> tuple[float, float, float, float, float, float]:
-    """From the view's pixels to the image's, whose (left, top) the view would begin at without it; about the centre."""
-    angle = math.radians(_spread(generator, config.rotation))
-    zoom = 1 + _spread(generator, config.zoom)
-    shear_x, shear_y = _spread(generator, config.shear), _spread(generator, config.shear)
-    right, down = _spread(generator, config.translate) * size, _spread(generator, config.translate) * size
-    cos, sin, middle = math.cos(angle) / zoom, math.sin(angle) / zoom, size / 2
-    a, b = cos + shear_x * sin, -sin + shear_x * cos
-    c, d = sin + shear_y * cos, cos - shear_y * sin
-    return a, b, left + right + middle - (a + b) * middle, c, d, top + down + middle - (c + d) * middle
-
-
-def _jitter(view: Pixels, brightness: float, contrast: float) -> Pixels:
-    """Multiply the pixels by `brightness`, and their distance from the view's mean by `contrast`."""
-    mean = float(view.mean())
-    table = np.clip(brightness * (contrast * (_LEVELS - mean) + mean) + 0.5, 0, 255).astype(np.uint8)
-    # bytes.translate is four times as fast as indexing the table.
-    return np.frombuffer(bytearray(view.tobytes()).translate(table.tobytes()), np.uint8).reshape(view.shape)
-
-
-def _cut_out(view: Pixels, side: int, mean: tuple[float, float, float], generator: random.Random) -> Pixels:
-    """Cover a square whose centre is anywhere in the view (arXiv 1708.04552), in place: a view is never the image."""
-    top = int(generator.random() * view.shape[0]) - side // 2
-    left = int(generator.random() * view.shape[1]) - side // 2
-    view[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = [round(255 * level) for level in mean]
-    return view
+def _shape(box: Box) -> tuple[int, int]:
+    return box[0].stop - box[0].start, box[1].stop - box[1].start
 
 
 def sample_seed(*parts: int) -> int:

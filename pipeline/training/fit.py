@@ -33,6 +33,7 @@ from pipeline.training.fix_resolution import freeze_early_layers, to_training_mo
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.inputs import Batch, Batches, StreamSpec, training_loader
 from pipeline.training.loss import soft_cross_entropy
+from pipeline.training.noise import add_noise
 from pipeline.training.optimizer import build_optimizer, learning_rate
 
 
@@ -121,7 +122,8 @@ def fit(job: TrainJob) -> None:
     last_saved, started, first = time.monotonic(), time.monotonic(), state.step
     with closing(batches), interrupt.deferred(), _progress(job, state, rank) as bar:
         for batch in loader:
-            _check_loss(job, state, _train_step(job, state, network, batch, rank), batch)
+            loss = _mean_over_ranks(_train_step(job, state, network, batch, rank))
+            _check_loss(job, state, loss, batch)
             bar.update()
             _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
             stop = _any_rank(interrupt.pending())
@@ -175,7 +177,10 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
     """One optimizer step; returns the loss of this rank's part, a scalar on the device."""
     config = job.config
     torch.manual_seed(_step_seed(job.seed, state.step, rank))
-    images = normalize(batch.images.to(job.device, non_blocking=True), config.mean, config.std)
+    images = batch.images.to(job.device, non_blocking=True)
+    if batch.noise is not None:
+        images = add_noise(images, batch.noise, config.augment, config.mean)
+    images = normalize(images, config.mean, config.std)
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     targets = batch.targets.to(job.device, non_blocking=True)
@@ -226,7 +231,7 @@ def _record(job: TrainJob, state: _State, rank: int, steps_per_s: float) -> None
         state.metrics.append(line | {"loss": state.loss_sum / state.loss_count})
         images = sum(stream.images_per_step for stream in job.streams)
         state.timing.append(
-            {"step": state.step, "time": round(time.time(), 1), "images_per_s": round(steps_per_s * images, 1)}
+            {"step": state.step, "time": round(time.time(), 3), "images_per_s": round(steps_per_s * images, 1)}
         )
         state.loss_sum, state.loss_count = 0.0, 0
     every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
@@ -271,6 +276,14 @@ def _any_rank(flag: bool) -> bool:
     value = torch.tensor(int(flag), device=device)
     distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
     return bool(value.item())
+
+
+def _mean_over_ranks(loss: torch.Tensor) -> torch.Tensor:
+    """The global batch's loss, in whose parts the ranks have equally many images."""
+    if distributed.is_initialized():
+        distributed.all_reduce(loss)
+        loss /= distributed.get_world_size()
+    return loss
 
 
 def _checkpoints(job: TrainJob) -> str:

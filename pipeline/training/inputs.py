@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.exclude import keys_in
-from data.images import DecodeError, decode
+from data.images import DecodeError
 from data.labels import COPIES_COLUMN, read_labels, soft_targets
 from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader
@@ -26,6 +26,7 @@ from data.stream import Entries, Order
 from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
+from pipeline.training.noise import Noise
 
 _CACHED_SHARDS = 48  # tables kept per process: three windows of shards
 
@@ -115,15 +116,19 @@ def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
 
 @dataclass
 class Batch:
-    """images (N, 3, S, S) uint8, targets (N, C) float32, and `shard/key` of each image for messages."""
+    """images (N, 3, S, S) uint8, targets (N, C) float32, and `shard/key` of each image for messages.
+
+    `noise` is what the images still lack, one per image; None where they have it.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
     keys: list[str]
+    noise: list[Noise] | None = None
 
     def pin_memory(self) -> Batch:
         """For the loader's copy to a GPU."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.keys)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.keys, self.noise)
 
 
 class Batches(Dataset[Batch]):
@@ -141,6 +146,7 @@ class Batches(Dataset[Batch]):
         self._seed, self._rank, self._world = seed, rank, world_size
         self._streams = [_Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
+        self._noise_later = config.augment_on == "device"
 
     def num_entries(self, stream: int) -> int:
         """Images of a stream in one of its epochs, copies counted."""
@@ -148,15 +154,17 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Raises DataError, naming shard and key, for an image that cannot be decoded."""
-        images, targets, keys = [], [], []
+        images, noises, targets, keys = [], [], [], []
         for number, stream in enumerate(self._streams):
             count = stream.spec.images_per_step
             entries = stream.order.take(step * count, count)
-            for image, target, key in self._samples(number, stream, entries):
-                images.append(image)
+            for image, noise, target, key in self._samples(number, stream, entries):
+                images.append(image if self._noise_later else self._transform.add_noise(image, noise))
+                noises.append(noise)
                 targets.append(target)
                 keys.append(key)
-        return Batch(torch.stack(images), torch.from_numpy(np.stack(targets)), keys)
+        later = noises if self._noise_later else None
+        return Batch(torch.stack(images), torch.from_numpy(np.stack(targets)), keys, later)
 
     def close(self) -> None:
         """Close what this process has open."""
@@ -165,24 +173,25 @@ class Batches(Dataset[Batch]):
 
     def _samples(
         self, number: int, stream: _Stream, entries: Entries
-    ) -> Iterator[tuple[torch.Tensor, np.ndarray, str]]:
+    ) -> Iterator[tuple[torch.Tensor, Noise, np.ndarray, str]]:
         for i in range(self._rank, len(entries), self._world):
             epoch, shard, row, copy = (
                 int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
             )
             rows = stream.rows(shard)
             where = f"{stream.spec.shard_urls[shard]}, key {rows.key[row]!r}"
+            content = stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row]))
+            seed = sample_seed(self._seed, number, epoch, shard, row, copy)
             try:
-                image = decode(stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row])))
+                image, noise = self._transform.from_file(content, seed)
             except DecodeError as error:
                 raise DataError(f"{where}: {error}; repair or remove the image") from error
-            seed = sample_seed(self._seed, number, epoch, shard, row, copy)
-            yield self._transform(image, seed), rows.targets[row], where
+            yield image, noise, rows.targets[row], where
 
 
 def make_transform(config: TrainConfig) -> TrainTransform:
     """The training transform that a configuration asks for."""
-    return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean)
+    return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
 
 
 def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> DataLoader[Batch]:

@@ -1,89 +1,83 @@
-"""RandAugment (arXiv 1909.13719) with timm's operations and magnitudes, and randomness of its own.
+"""RandAugment (arXiv 1909.13719): which operations an image goes through, a function of its own generator, and doing so.
 
-timm draws from the global generators of `random` and `numpy`. Here an operation's two variants (of either sign) are
-prepared once, and a sample's own generator picks among them: same seed, same pixels, in any thread or process.
+Operations, magnitudes and signs are those of the released code (EfficientNet's and ResNet-RS's), but for three things. Its
+Cutout, one of sixteen operations, is left out, as in timm. Translations are a fraction of the side, as in timm, where the released
+code moves by 10 px × magnitude whatever the size (at 224 px nearly the same). Sampling is bilinear, not nearest.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
 
-from PIL import Image
-from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
+import torch
 
-NAMES = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
-"""The published operations without Cutout, as in timm's `rand-…` without `inc`."""
+from pipeline.training import pixel_ops
 
-_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-_TRANSLATE_FRACTION = 0.45  # of the side at magnitude 10: timm's default
-_GREY = (128, 128, 128)
-# Published: nearest. timm: bilinear or bicubic at random. Bicubic takes twice as long.
-_BILINEAR = Image.Resampling.BILINEAR
+_OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "AutoContrast": pixel_ops.auto_contrast,
+    "Equalize": pixel_ops.equalize,
+    "Invert": pixel_ops.invert,
+    "Rotate": pixel_ops.rotate,
+    "Posterize": pixel_ops.posterize,
+    "Solarize": pixel_ops.solarize,
+    "SolarizeAdd": pixel_ops.solarize_add,
+    "Color": pixel_ops.color,
+    "Contrast": pixel_ops.contrast,
+    "Brightness": pixel_ops.brightness,
+    "Sharpness": pixel_ops.sharpness,
+    "ShearX": pixel_ops.shear_x,
+    "ShearY": pixel_ops.shear_y,
+    "TranslateX": pixel_ops.translate_x,
+    "TranslateY": pixel_ops.translate_y,
+}
+NAMES = tuple(_OPERATIONS)
+SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+"""Operations that go either way, with equal probability."""
 
 
-class Operation(NamedTuple):
-    """One operation at one magnitude: what an image goes through on either toss of the coin."""
-
-    name: str
-    positive: Callable[[Image.Image], Image.Image]
-    negative: Callable[[Image.Image], Image.Image]
+def draw_operations(num_ops: int, generator: random.Random) -> tuple[int, ...]:
+    """`num_ops` operations, drawn evenly and with replacement: 2 × index in NAMES, and 1 more where the sign is negative."""
+    return tuple(2 * int(generator.random() * len(NAMES)) + (generator.random() >= 0.5) for _ in range(num_ops))
 
 
-@lru_cache(maxsize=64)
-def operations(magnitude: float) -> tuple[Operation, ...]:
-    """The operations at a magnitude, which is not clipped at 10: Rotate, for one, turns by ±3° × magnitude."""
-    return tuple(_operation(name, magnitude) for name in NAMES)
+def arguments(name: str, magnitude: float) -> tuple[float, ...]:
+    """What an operation is called with at a magnitude, which is not clipped at 10; the positive one of a signed operation.
 
-
-def _operation(name: str, magnitude: float) -> Operation:
-    arguments = level_arguments(name, magnitude)
-    negated = tuple(-argument for argument in arguments) if name in _SIGNED else arguments
-    apply = cast(Callable[..., Image.Image], NAME_TO_OP[name])
-    return Operation(
-        name,
-        lambda image: apply(image, *arguments, fillcolor=_GREY, resample=_BILINEAR),
-        lambda image: apply(image, *negated, fillcolor=_GREY, resample=_BILINEAR),
-    )
-
-
-def level_arguments(name: str, magnitude: float) -> tuple[float, ...]:
-    """What timm's operation is called with at a magnitude; the positive one where the sign is random."""
-    level = LEVEL_TO_ARG[name]
-    if level is None:
+    Degrees, bits, thresholds and levels, factors, or fractions of the side.
+    """
+    level = magnitude / 10
+    if name in ("AutoContrast", "Equalize", "Invert"):
         return ()
-    state = random.getstate()  # timm tosses a coin for the sign; the caller's generator must not notice
-    arguments = level(magnitude, {"translate_pct": _TRANSLATE_FRACTION})
-    random.setstate(state)
-    return tuple(abs(argument) for argument in arguments)
+    if name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        return (level * 1.8 + 0.1,)
+    if name in ("Posterize", "Solarize", "SolarizeAdd"):
+        return (int(level * {"Posterize": 4, "Solarize": 256, "SolarizeAdd": 110}[name]),)
+    return (level * {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 0.45, "TranslateY": 0.45}[name],)
 
 
-def rand_augment(image: Image.Image, num_ops: int, magnitude: float, generator: random.Random) -> Image.Image:
-    """Apply `num_ops` operations, drawn with replacement, each surely; two draws from `generator` per operation.
+def rand_augment(images: torch.Tensor, drawn: Sequence[Sequence[int]], magnitude: float) -> torch.Tensor:
+    """Apply to each image its operations, each surely. An image's result does not depend on the others in the batch.
 
     Args:
-        image: RGB.
+        images: uint8 (N, 3, H, W), on any device; not written to.
+        drawn: per image what `draw_operations` gave, equally many for all.
     """
-    choices = operations(magnitude)
-    for _ in range(num_ops):
-        operation = choices[int(generator.random() * len(choices))]
-        image = operation.positive(image) if generator.random() < 0.5 else operation.negative(image)
-    return image
+    for codes in zip(*drawn, strict=True):
+        if len(set(codes)) == 1:
+            images = _operate(images, codes[0], magnitude)
+            continue
+        result = torch.empty_like(images)
+        for code in set(codes):
+            rows = torch.tensor([row for row, other in enumerate(codes) if other == code]).to(images.device)
+            result[rows] = _operate(images[rows], code, magnitude)
+        images = result
+    return images
+
+
+def _operate(images: torch.Tensor, code: int, magnitude: float) -> torch.Tensor:
+    name, negative = NAMES[code // 2], code % 2
+    values = arguments(name, magnitude)
+    if negative and name in SIGNED:
+        values = tuple(-value for value in values)
+    return _OPERATIONS[name](images, *values)

@@ -1,0 +1,146 @@
+"""Steps per second of `fit()` beside timm's training script, on the same model, batch, shards and augmentation.
+
+    python -m benchmarks.bench_train [rounds=3] [steps=30]
+
+ResNet-RS-50 of width 0.25 on JPEG photos of 500 × 375, cropped to 64 px, RandAugment (2 operations, magnitude 15, always), batches
+of 64, fp32, channels_last; one thread trains and one process loads. The contenders take turns; medians of the rounds. What
+happens before the sixth step is not counted: start, first batches, Ray's start.
+
+    ours            fit()
+    timm            timm's loop (benchmarks/timm_loop.py)
+    synthetic       fit() on one batch that is already there: the model's own speed
+    ray_train       fit() in a TorchTrainer of one worker
+    ours, loading   fit() of a model that costs next to nothing, and
+    timm, loading   timm's loop with it: how fast the input is in training
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from benchmarks import timm_loop
+from benchmarks.photos import PHOTOS, make_photos
+from data.manifest import open_split
+from data.settings import run_command
+from pipeline.cluster import start_ray
+from pipeline.fields import TrainConfig
+from pipeline.models.factory import build_model
+from pipeline.training.fit import TrainJob, fit
+from pipeline.training.inputs import Batches, labeled_stream
+
+WARM_UP, NUM_SHARDS, PER_SHARD = 5, 4, 128
+CONFIG = TrainConfig(
+    model="resnetrs50", model_args={"width": 0.25}, image_size=64, batch_size=64, dropout=0.0, channels_last=True,
+    loader_workers=1, log_every_steps=WARM_UP, warmup_epochs=0, checkpoint_every_s=1e6,
+)  # fmt: skip
+TINY = CONFIG.model_copy(update={"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}})
+
+
+def bench(rounds: int = 3, steps: int = 30, out: str = "runs/bench_train") -> None:
+    """Run all contenders in turn and print their rates."""
+    torch.set_num_threads(1)
+    pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
+    start_ray(None)
+    contenders: dict[str, Callable[[], float]] = {
+        "ours": lambda: ours(pattern, CONFIG, steps),
+        "timm": lambda: timm(pattern, CONFIG, steps),
+        "synthetic": lambda: synthetic(pattern, CONFIG, steps),
+        "ray_train": lambda: ray_train(pattern, CONFIG, steps),
+        "ours, loading": lambda: ours(pattern, TINY, steps),
+        "timm, loading": lambda: timm(pattern, TINY, steps),
+    }
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, run in contenders.items():
+            found[name].append(run())
+            print(f"round {number + 1}  {name:14} {found[name][-1]:7.3f} steps/s", flush=True)
+    _print_results(found)
+
+
+def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob], None] = fit) -> float:
+    """Steps per second by the clock in timing.jsonl."""
+    split = open_split(pattern, "/nonexistent")
+    config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
+    with tempfile.TemporaryDirectory() as folder:
+        streams = (labeled_stream(split, config.batch_size),)
+        run(TrainJob("bench", folder, config, streams, len(PHOTOS), split.num_samples, 0, 1, "cpu"))
+        lines = [json.loads(line) for line in (Path(folder) / "timing.jsonl").read_text().splitlines()]
+    assert (lines[0]["step"], lines[-1]["step"]) == (WARM_UP, steps)
+    return (steps - WARM_UP) / (lines[-1]["time"] - lines[0]["time"])
+
+
+def timm(pattern: str, config: TrainConfig, steps: int) -> float:
+    """timm's loop on the same model."""
+    model = build_model(config.model, len(PHOTOS), config.model_args)
+    model.to(memory_format=torch.channels_last)
+    shards = f"photos-{{000000..{NUM_SHARDS - 1:06d}}}.tar"
+    loader = timm_loop.make_loader(pattern.removesuffix("/*.tar"), shards, NUM_SHARDS * PER_SHARD, config)
+    return timm_loop.train(model, loader, config, steps, WARM_UP)
+
+
+def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
+    """The same batch at every step, made before the first one."""
+    split = open_split(pattern, "/nonexistent")
+    with closing(Batches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
+        batch = batches[0]
+    with mock.patch.object(Batches, "__getitem__", return_value=batch):
+        return ours(pattern, config.model_copy(update={"loader_workers": 0}), steps)
+
+
+def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
+    """In a worker of Ray Train."""
+
+    def run(job: TrainJob) -> None:
+        trainer = TorchTrainer(
+            lambda: fit(job),
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(name="bench", storage_path=str(Path(job.folder).resolve() / "ray")),
+        )
+        trainer.fit()
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    return ours(pattern, config, steps, run)
+
+
+def _print_results(found: dict[str, list[float]]) -> None:
+    rates = {name: median(rates) for name, rates in found.items()}
+    print(f"\nmedians of {len(found['ours'])} rounds, steps of {CONFIG.batch_size} images per second:")
+    for name, rate in rates.items():
+        print(f"  {name:14} {rate:7.3f}   ({min(found[name]):.3f} to {max(found[name]):.3f})")
+    of_timm = median(a / b for a, b in zip(found["ours"], found["timm"], strict=True))
+    of_model = median(a / b for a, b in zip(found["ours"], found["synthetic"], strict=True))
+    overhead = median(1 - b / a for a, b in zip(found["ours"], found["ray_train"], strict=True))
+    print(
+        f"ours: {of_timm:.2f} times timm, {of_model:.1%} of the model's own speed; Ray Train costs {overhead:.1%} "
+        "(medians of the rounds' ratios)"
+    )
+    record = {
+        "bench": "train", "unit": "steps/s up", "ours": round(rates["ours"], 3), "floor": round(rates["synthetic"], 3),
+        "peers": {"timm": round(rates["timm"], 3)}, "ray_train": round(rates["ray_train"], 3), "ray_overhead": round(overhead, 4),
+        "of_timm": round(of_timm, 3), "of_synthetic": round(of_model, 3),
+        "loading": {"ours": round(rates["ours, loading"], 3), "timm": round(rates["timm, loading"], 3)},
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "seeds": 1,
+    }  # fmt: skip
+    print(json.dumps(record))
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

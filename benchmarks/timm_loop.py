@@ -1,0 +1,59 @@
+"""timm's training as its train.py has it, from timm's released functions: the package ships no train.py, so the loop is written here.
+
+create_dataset (WebDataset shards) → create_loader (worker processes, uint8 collation, PrefetchLoader) → forward,
+LabelSmoothingCrossEntropy, backward, SGD, ModelEmaV3, cosine schedule on updates; the loss is read at every step.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from timm.data import create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import AverageMeter, ModelEmaV3
+from torch import nn
+
+from pipeline.fields import TrainConfig
+
+
+def make_loader(folder: str, split: str, num_samples: int, config: TrainConfig) -> torch.utils.data.DataLoader:
+    """timm's loader of a folder's shards, e.g. split `photos-{000000..000003}.tar`."""
+    dataset = create_dataset(
+        "wds/photos", root=folder, split=split, is_training=True, batch_size=config.batch_size, seed=0, num_samples=num_samples
+    )  # fmt: skip
+    return create_loader(
+        dataset, (3, config.image_size, config.image_size), config.batch_size, is_training=True, interpolation=config.interpolation,
+        auto_augment=f"rand-m{config.augment.magnitude:g}-n{config.augment.num_ops}-p1.0-mmax{config.augment.magnitude:g}",
+        num_workers=config.loader_workers, mean=config.mean, std=config.std, device=torch.device("cpu"), persistent_workers=True,
+    )  # fmt: skip
+
+
+def train(
+    model: nn.Module, loader: torch.utils.data.DataLoader, config: TrainConfig, steps: int, warm_up: int
+) -> float:
+    """Steps per second after the first `warm_up`."""
+    optimizer = create_optimizer_v2(model, "momentum", config.lr, config.weight_decay, config.momentum)
+    scheduler, _ = create_scheduler_v2(optimizer, "cosine", 1, step_on_epochs=False, updates_per_epoch=steps)
+    average, loss_function = ModelEmaV3(model, config.ema_decay), LabelSmoothingCrossEntropy(config.label_smoothing)
+    losses, done, started = AverageMeter(), 0, 0.0
+    model.train()
+    while done < steps:
+        for images, target in loader:
+            if config.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            loss = loss_function(model(images), target)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            average.update(model, step=done)
+            losses.update(loss.item(), len(images))
+            scheduler.step_update(num_updates=done, metric=losses.avg)
+            if done == warm_up:
+                started = time.perf_counter()
+            if done == steps:
+                break
+    return (steps - warm_up) / (time.perf_counter() - started)
