@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +88,10 @@ class _Stream:
         self._tables.move_to_end(shard)
         return self._tables[shard]
 
+    def where(self, shard: int, row: int) -> str:
+        """An image's place, for messages."""
+        return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row]!r}"
+
     def _load(self, shard: int) -> _Rows:
         table = read_labels(self.spec.table_urls[shard])
         if self.spec.targets == "labels":
@@ -158,6 +163,15 @@ class Batches(Dataset[Batch]):
                 keys.append(key)
         return Batch(torch.stack(images), torch.from_numpy(np.stack(targets)), keys)
 
+    def keys(self, step: int) -> list[str]:
+        """`shard, key` of each image of a step's batch, over all ranks; no image is read."""
+        found = []
+        for stream in self._streams:
+            count = stream.spec.images_per_step
+            entries = stream.order.take(step * count, count)
+            found += [stream.where(int(s), int(r)) for s, r in zip(entries.shard, entries.row, strict=True)]
+        return found
+
     def close(self) -> None:
         """Close what this process has open."""
         for stream in self._streams:
@@ -171,7 +185,7 @@ class Batches(Dataset[Batch]):
                 int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
             )
             rows = stream.rows(shard)
-            where = f"{stream.spec.shard_urls[shard]}, key {rows.key[row]!r}"
+            where = stream.where(shard, row)
             try:
                 image = decode(stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row])))
             except DecodeError as error:
@@ -185,10 +199,27 @@ def make_transform(config: TrainConfig) -> TrainTransform:
     return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean)
 
 
-def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one)."""
-    return DataLoader(
-        batches,
+class _Loaded(Dataset[Batch | Exception]):
+    """Batches, or what went wrong with one: torch would put a loading process's traceback into the message."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self._batches[step]
+        except (ValueError, OSError) as error:  # of the user's or the machine's making
+            return error
+
+
+def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generator[Batch, None, None]:
+    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
+
+    Raises:
+        DataError: as `Batches`; or a loading process was lost.
+    """
+    loader = DataLoader(
+        _Loaded(batches),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
@@ -196,6 +227,24 @@ def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool)
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin,
     )
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+@contextmanager
+def lost_loader_told(name: str) -> Iterator[None]:
+    """Inside, the loss of a loading process, of which torch tells at any moment, is a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"{name}: a loading process was lost ({str(error).strip()}); if memory ran out, give a lower {name}.loader_workers. "
+            "The same command continues from the last checkpoint"
+        ) from None
 
 
 def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)
