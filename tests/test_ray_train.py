@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from data.manifest import DataError, Split, open_split
 from pipeline.cluster import start_ray
 from pipeline.interrupt import Interrupted, handled
 from pipeline.training import launch
-from pipeline.training.checkpoint import load_newest
 from pipeline.training.fit import TrainingError, TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
@@ -42,35 +41,35 @@ def labeled(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Split:
 
 
 def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
-    config = CONFIG.model_copy(update={"workers": 2, "epochs": 4, "checkpoint_every_s": 0} | changes)
+    config = CONFIG.model_copy(
+        update={"workers": 2, "epochs": 20, "checkpoint_every_s": 0, "eval_every_epochs": 5} | changes
+    )
     streams = (labeled_stream(labeled, config.batch_size),)
     return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
 
 
-def when_saved(job: TrainJob, step: int, act: Callable[[], None]) -> threading.Thread:
-    """A thread that acts as soon as a training has saved a step."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            if any(int(name[5:14]) >= step for name in storage.list_names(f"{job.folder}/checkpoints")):
-                act()
-                return
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+def saved_step(job: TrainJob) -> int:
+    """The newest checkpoint's step."""
+    return max((int(name[5:14]) for name in storage.list_names(f"{job.folder}/checkpoints")), default=0)
 
 
-def kill_a_training_process() -> None:
-    """As the kernel does when memory runs out."""
+def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
+    """The first after three steps, the second when the training has been started again and is five steps further."""
     import psutil  # Ray brings it
 
+    wait_for_step(job, 3)
     ours = psutil.Process().children(recursive=True)
     workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
-    assert len(workers) == 2
     workers[1].kill()
+    workers[1].wait()
+    wait_for_step(job, saved_step(job) + 5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_step(job: TrainJob, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while saved_step(job) < step and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -80,22 +79,19 @@ def test_two_workers_train_one_model_on_halves_of_each_batch_through_a_death_and
 ) -> None:
     whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken")
     run_training(whole, None)
-    killer = when_saved(broken, 3, kill_a_training_process)
-    terminator = when_saved(broken, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trouble = threading.Thread(target=kill_a_worker_then_ask_to_stop, args=(broken,))
+    trouble.start()
     with pytest.raises(Interrupted) as caught, handled():
         run_training(broken, None)
-    killer.join()
-    terminator.join()
+    trouble.join()
     assert caught.value.exit_code == 143
     assert "all are started again from the last checkpoint (1 of teacher.max_failures=3)" in capfd.readouterr().out
-    checkpoint = load_newest(f"{broken.folder}/checkpoints")
-    assert checkpoint is not None
-    assert 9 <= checkpoint["step"] < 20, "it did not save and stop"
+    assert 8 <= saved_step(broken) < whole.total_steps, "it did not save and stop"
     run_training(broken, None)
-    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 20) for job in (broken, whole))
+    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 100) for job in (broken, whole))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert metrics == expected_metrics
-    assert [line["step"] for line in metrics if "validation_top1" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in metrics if "validation_top1" in line] == [25, 50, 75, 100]
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None]
     running = list(processes)
     while running:
         assert wait([process.sentinel for process in running], _LIMIT_S), "a training process hangs"
-        if any(process.exitcode for process in processes):
+        if any(process.exitcode not in (None, 0, 128 + signal.SIGTERM) for process in processes):
             for process in running:
                 process.kill()
         running = [process for process in running if process.exitcode is None]

@@ -30,7 +30,7 @@ from pipeline.training.augment import normalize
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.inputs import Batch, Batches, StreamSpec, load, lost_loader_told
+from pipeline.training.inputs import Batch, Batches, StreamSpec, load, tell_of_lost_loaders
 from pipeline.training.loss import soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate
 from pipeline.training.ranks import gather, rank_and_world, share_gradients, sum_over_ranks
@@ -79,11 +79,16 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
         UsageError: there is no GPU, and one is asked for.
         TrainingError: the loss is not finite, or the processes do not find the same checkpoint.
         CheckpointError: all checkpoints are damaged.
-        DataError: an image that cannot be read, or a loading process that was lost.
+        DataError: an image that cannot be read.
+        LoaderLostError: a loading process was killed.
         Interrupted: a signal came; the state is saved.
     """
     require_device(job.device)
     torch.set_num_threads(job.threads)
+    tell_of_lost_loaders(job.name, lambda: _fit(job, stop_requested))
+
+
+def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     rank, world = rank_and_world()
     state = _new_state(job)
     state.workers = world
@@ -92,13 +97,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
     loaded = load(batches, range(state.step, job.total_steps), job.config.loader_workers, pin=job.device == "cuda")
     last_saved, started, first = time.monotonic(), time.monotonic(), state.step
-    with (
-        closing(batches),
-        lost_loader_told(job.name),
-        closing(loaded),
-        interrupt.deferred(),
-        _progress(job, state, rank) as bar,
-    ):
+    with closing(batches), closing(loaded), interrupt.deferred(), _progress(job, state, rank) as bar:
         for batch in loaded:
             reach(f"step-{state.step}/{job.name}/rank-{rank}")
             loss = _train_step(job, state, network, batch, rank)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import signal
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,7 @@ from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
 
+_READERS = 16  # selections read at once: an object store answers each after a while, and there are thousands
 _CACHED_SHARDS = 48  # tables kept per process: three windows of shards
 
 
@@ -111,11 +112,16 @@ def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
         for column, excluded in zip(ones, spec.excluded, strict=bool(spec.excluded)):
             column[list(excluded)] = 0
         return ones
-    copies = [read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy() for url in spec.copies_urls]
+    with ThreadPoolExecutor(_READERS) as pool:
+        copies = list(pool.map(_read_column, spec.copies_urls))
     for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
         if len(column) != rows:
             raise DataError(f"{url}: {len(column)} rows, but the shard has {rows} labels; run stage=select again")
     return copies
+
+
+def _read_column(url: str) -> np.ndarray:
+    return read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy()
 
 
 @dataclass
@@ -147,9 +153,9 @@ class Batches(Dataset[Batch]):
         self._streams = [_Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
 
-    def num_entries(self, stream: int) -> int:
-        """Images of a stream in one of its epochs, copies counted."""
-        return self._streams[stream].order.num_entries
+    def order(self, stream: int) -> Order:
+        """The order of one stream, over all ranks."""
+        return self._streams[stream].order
 
     def __getitem__(self, step: int) -> Batch:
         """Raises DataError, naming shard and key, for an image that cannot be decoded."""
@@ -216,7 +222,7 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generat
     """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
 
     Raises:
-        DataError: as `Batches`; or a loading process was lost.
+        DataError: as `Batches`.
     """
     loader = DataLoader(
         _Loaded(batches),
@@ -233,18 +239,23 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generat
         yield item
 
 
-@contextmanager
-def lost_loader_told(name: str) -> Iterator[None]:
-    """Inside, the loss of a loading process, of which torch tells at any moment, is a DataError."""
+class LoaderLostError(ValueError):
+    """A loading process was killed."""
+
+
+def tell_of_lost_loaders(name: str, train: Callable[[], None]) -> None:
+    """Call `train`; the loss of a loading process, of which torch tells at any moment, becomes a LoaderLostError."""
     try:
-        yield
+        return train()
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(
-            f"{name}: a loading process was lost ({str(error).strip()}); if memory ran out, give a lower {name}.loader_workers. "
-            "The same command continues from the last checkpoint"
-        ) from None
+        lost = str(error).strip()
+    # Only here: as long as torch's error is there, so is its loader, and it tells again wherever this process is by then.
+    raise LoaderLostError(
+        f"{name}: a loading process was lost ({lost}); if memory ran out, give a lower {name}.loader_workers. "
+        "The same command continues from the last checkpoint"
+    )
 
 
 def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)

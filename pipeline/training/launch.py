@@ -17,9 +17,11 @@ from data import storage
 from pipeline import interrupt
 from pipeline.cluster import start_ray
 from pipeline.training.fit import TrainingError, TrainJob, fit
+from pipeline.training.inputs import LoaderLostError
 
 _ROOM_AGAIN_S = 600  # for a node that takes a lost one's place
 _POLL_S = 0.2
+_LOST = (ray.exceptions.RayError, MemoryError, LoaderLostError)
 
 
 def run_training(job: TrainJob, ray_address: str | None) -> None:
@@ -51,10 +53,12 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
 def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures: int) -> None:
     """Return when the processes are to be started again."""
     causes = _causes(error)
+    lost = next((cause for cause in causes if isinstance(cause, _LOST)), None)
     for cause in causes:  # the others lost their connection to the one that failed: theirs are other errors
-        if isinstance(cause, ValueError | OSError):  # of the user's or the machine's making; it would come again
+        if lost is None and isinstance(
+            cause, ValueError | OSError
+        ):  # of the user's or the machine's making; it would come again
             raise cause from None
-    lost = next((cause for cause in causes if isinstance(cause, ray.exceptions.RayError | MemoryError)), None)
     if failures <= job.config.max_failures:
         print(
             f"{job.name}: {_what(lost or error)}; all are started again from the last checkpoint "
