@@ -24,6 +24,7 @@ from pipeline.training.launch import run_training
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
 from tests.test_training import CONFIG
+from tests.training_processes import train
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Split:
 
 def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
     config = CONFIG.model_copy(
-        update={"workers": 2, "epochs": 20, "checkpoint_every_s": 0, "eval_every_epochs": 5} | changes
+        update={"workers": 2, "epochs": 10, "checkpoint_every_s": 0, "eval_every_epochs": 5} | changes
     )
     streams = (labeled_stream(labeled, config.batch_size),)
     return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
@@ -54,7 +55,7 @@ def saved_step(job: TrainJob) -> int:
 
 
 def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
-    """The first after three steps, the second when the training has been started again and is five steps further."""
+    """The first after some steps, the second when the training has been started again and is five steps further."""
     import psutil  # Ray brings it
 
     wait_for_step(job, 3)
@@ -67,18 +68,18 @@ def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while saved_step(job) < step and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # ray train's own
-def test_two_workers_train_one_model_on_halves_of_each_batch_through_a_death_and_a_sigterm(
+def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes_that_are_not(
     tmp_path: Path, labeled: Split, ray_here: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken")
-    run_training(whole, None)
+    assert train(whole, world=2) == [0, 0]
     trouble = threading.Thread(target=kill_a_worker_then_ask_to_stop, args=(broken,))
     trouble.start()
     with pytest.raises(Interrupted) as caught, handled():
@@ -88,10 +89,10 @@ def test_two_workers_train_one_model_on_halves_of_each_batch_through_a_death_and
     assert "all are started again from the last checkpoint (1 of teacher.max_failures=3)" in capfd.readouterr().out
     assert 8 <= saved_step(broken) < whole.total_steps, "it did not save and stop"
     run_training(broken, None)
-    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 100) for job in (broken, whole))
+    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 50) for job in (broken, whole))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert metrics == expected_metrics
-    assert [line["step"] for line in metrics if "validation_top1" in line] == [25, 50, 75, 100]
+    assert [line["step"] for line in metrics if "validation_top1" in line] == [25, 50]
 
 
 @pytest.mark.slow
