@@ -6,6 +6,7 @@ DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*##.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates chaos chaos-train
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -35,6 +36,9 @@ format: $(VENV)/.installed  ## apply the formatter and the linter's fixes
 
 chaos: $(VENV)/.installed  ## kill, stop and starve the label stage, and count its labels (half an hour); faults=NAME,NAME picks
 	$(BIN)/python -m tests.chaos $(if $(faults),faults=$(faults))
+
+chaos-train: $(VENV)/.installed  ## kill and stop a student's training, in one process and in two, and compare its bytes (15 minutes); faults=NAME,NAME picks
+	$(BIN)/python -m tests.chaos_train $(if $(faults),faults=$(faults))
 
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
 	$(BIN)/python -m benchmarks.bench_accuracy labels_per_class=$(or $(labels_per_class),50)

@@ -1,6 +1,7 @@
 """The fields of a run's configuration, with their defaults and what they mean; `python -m pipeline.run --help` prints them.
 
 A field marked RUNTIME changes how fast or how loudly something runs, never what comes out, and stays out of the fingerprints.
+One marked RESUMABLE is in them, but may have another value when a stage continues: a cluster may have shrunk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from data.redact import redacted
 
 RUNTIME: dict[str, Any] = {"runtime": True}
+RESUMABLE: dict[str, Any] = {"resumable": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -130,11 +132,19 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs")
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile")
-    workers: int = Field(1, ge=1, description="training processes; more than one run under Ray Train")
+    workers: int = Field(
+        1, ge=1, description="training processes; more than one run under Ray Train", json_schema_extra=RESUMABLE
+    )
+    max_failures: int = Field(
+        3, ge=0, description="how often lost training processes are started again", json_schema_extra=RUNTIME
+    )
     loader_workers: int = Field(
         1, ge=0, description="loading processes per training process", json_schema_extra=RUNTIME
     )
     checkpoint_every_s: float = Field(60, ge=0, description="seconds between checkpoints", json_schema_extra=RUNTIME)
+    keep_checkpoints: int = Field(
+        2, ge=1, description="newest checkpoints that are kept; the best one is, too", json_schema_extra=RUNTIME
+    )
     log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
 
 
@@ -364,6 +374,18 @@ class Config(Section):
     def numerics(self) -> dict[str, Any]:
         """What every trained or predicted number depends on besides a stage's own fields."""
         return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
+
+
+@cache
+def resumable_fields() -> frozenset[str]:
+    """Dotted names of the fields that may change while a stage is not done."""
+    sections: dict[str, type[Section]] = {"teacher": TeacherConfig, "student": StudentConfig}
+    return frozenset(
+        f"{prefix}.{name}"
+        for prefix, section in sections.items()
+        for name, info in section.model_fields.items()
+        if info.json_schema_extra == RESUMABLE
+    )
 
 
 @cache

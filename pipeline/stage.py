@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from data import storage
 from data.failpoint import reach
-from pipeline.fields import default_fields
+from pipeline.fields import default_fields, resumable_fields
 
 SCHEMA_VERSION = 1
 _STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
@@ -106,7 +106,8 @@ def open_stage(
 ) -> Stage:
     """Decide what to do with a stage's directory.
 
-    Same fingerprint: `done` or `continue`. An output that is missing or has another size than recorded: `continue`.
+    Same fingerprint, up to fields that may change on the way: `done` or `continue`. An output that is missing or has another size
+    than recorded: `continue`.
     Another fingerprint, but nothing was made yet: `new`.
 
     Args:
@@ -127,6 +128,7 @@ def open_stage(
     if state == "done":
         print(f"{name}: done ({folder})")
     if state != "done":
+        _tell_changes(folder, name, fingerprint)
         storage.remove_temporary(folder)
         marker = {"fingerprint": fingerprint.as_json()}
         storage.write_text(storage.join(folder, _STARTED), json.dumps(marker, indent=1, sort_keys=True) + "\n")
@@ -250,6 +252,7 @@ def _difference(
         field: default for field, default in default_fields().items() if field in new["config"]
     }  # since it was made
     config = differences(added | old.get("config", {}), new["config"])
+    config = {field: values for field, values in config.items() if field not in resumable_fields()}
     inputs = differences(old.get("inputs", {}), new["inputs"])
     lines = [f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in config.items()]
     if old.get("schema_version") != new["schema_version"]:
@@ -271,6 +274,20 @@ def _difference(
             f"or stage={name} force=true to move this stage's output aside."
         )
     return "\n".join([head, *lines, advice])
+
+
+def _tell_changes(folder: str, name: str, fingerprint: Fingerprint) -> None:
+    """Say which fields a stage that is continued has other values of; unless nothing was made with the old ones yet."""
+    recorded = _recorded(folder)
+    if recorded is None or not _has_output(folder):
+        return
+    changes = config_differences(recorded["fingerprint"]["config"], fingerprint.config)
+    for field, (before, after) in changes.items():
+        if field in resumable_fields():
+            print(
+                f"{name}: continues with {field}={after}, {before} before: the same images in the same order, but batch-norm "
+                "statistics and rounding differ, so the result is not byte for byte that of a run with one value"
+            )
 
 
 def _move_aside(folder: str, name: str) -> None:

@@ -1,22 +1,30 @@
 """Training in two processes under Ray Train."""
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from data import storage
-from data.manifest import DataError, open_split
+from data.manifest import DataError, Split, open_split
 from pipeline.cluster import start_ray
-from pipeline.training.checkpoint import load_newest
+from pipeline.interrupt import Interrupted, handled
+from pipeline.training import launch
 from pipeline.training.fit import TrainingError, TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
-from tests.conftest import WriteDigits
+from tests.conftest import WriteDigits, make_writer
+from tests.digits_run import Digits
 from tests.test_training import CONFIG
+from tests.training_processes import train
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +34,65 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Split:
+    folder = tmp_path_factory.mktemp("ray-train")
+    make_writer(digits)(folder / "labeled", 0, 100, per_shard=50)
+    return open_split(f"{folder}/labeled/*.tar", str(folder / "index"))
+
+
+def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
+    config = CONFIG.model_copy(
+        update={"workers": 2, "epochs": 10, "checkpoint_every_s": 0, "eval_every_epochs": 5} | changes
+    )
+    streams = (labeled_stream(labeled, config.batch_size),)
+    return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+
+
+def saved_step(job: TrainJob) -> int:
+    """The newest checkpoint's step."""
+    return max((int(name[5:14]) for name in storage.list_names(f"{job.folder}/checkpoints")), default=0)
+
+
+def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
+    """The first after some steps, the second when the training has been started again and is five steps further."""
+    import psutil  # Ray brings it
+
+    wait_for_step(job, 3)
+    ours = psutil.Process().children(recursive=True)
+    workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers[1].kill()
+    workers[1].wait()
+    wait_for_step(job, saved_step(job) + 5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_step(job: TrainJob, step: int) -> None:
+    deadline = time.monotonic() + 500
+    while saved_step(job) < step and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # ray train's own
-def test_two_workers_train_one_model_on_halves_of_each_batch(
-    tmp_path: Path, write_digits: WriteDigits, ray_here: None
+def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes_that_are_not(
+    tmp_path: Path, labeled: Split, ray_here: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=50)
-    split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
-    config = CONFIG.model_copy(update={"workers": 2, "epochs": 4})
-    streams = (labeled_stream(split, config.batch_size),)
-    job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu", split)
-    handler = signal.getsignal(signal.SIGINT)
-    run_training(job, None)
-    assert signal.getsignal(signal.SIGINT) is handler, "Ctrl-C no longer stops the command"
-    weights, metrics = load_trained(job.folder, job.total_steps)
-    checkpoint = load_newest(f"{job.folder}/checkpoints")
-    assert checkpoint is not None
-    assert checkpoint["step"] == 20
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    assert [line["step"] for line in metrics if "validation_top1" in line] == [5, 10, 15, 20]
+    whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken")
+    assert train(whole, world=2) == [0, 0]
+    trouble = threading.Thread(target=kill_a_worker_then_ask_to_stop, args=(broken,))
+    trouble.start()
+    with pytest.raises(Interrupted) as caught, handled():
+        run_training(broken, None)
+    trouble.join()
+    assert caught.value.exit_code == 143
+    assert "all are started again from the last checkpoint (1 of teacher.max_failures=3)" in capfd.readouterr().out
+    assert 8 <= saved_step(broken) < whole.total_steps, "it did not save and stop"
+    run_training(broken, None)
+    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 50) for job in (broken, whole))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert metrics == expected_metrics
+    assert [line["step"] for line in metrics if "validation_top1" in line] == [25, 50]
 
 
 @pytest.mark.slow
@@ -75,3 +123,34 @@ def test_more_workers_than_ray_has_room_for_are_refused_at_once(
     job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu")
     with pytest.raises(TrainingError, match=r"teacher\.workers=1000, but Ray has \d+ CPUs"):
         run_training(job, None)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> list[TrainJob]:
+    """Let every group of processes fail in this way; returns the list to which each is added."""
+    begun: list[TrainJob] = []
+
+    def run_once(job: TrainJob) -> WorkerGroupError:
+        begun.append(job)
+        return WorkerGroupError("as Ray tells", failures)
+
+    monkeypatch.setattr(launch, "_run_once", run_once)
+    return begun
+
+
+def test_processes_that_are_lost_again_and_again_end_in_an_error_that_says_how_often(
+    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = {0: RuntimeError("Connection closed by peer"), 1: ray.exceptions.ActorDiedError()}
+    begun = failing(monkeypatch, died)
+    with pytest.raises(TrainingError, match=r"lost \(ActorDiedError: .*\), 3 times now, and teacher\.max_failures=2; "):
+        run_training(make_job(labeled, tmp_path / "run", max_failures=2), None)
+    assert len(begun) == 3
+
+
+def test_what_would_fail_again_is_not_tried_again(
+    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = failing(monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: DataError("labeled-3.tar, key '7'")})
+    with pytest.raises(DataError, match=r"labeled-3\.tar"):
+        run_training(make_job(labeled, tmp_path / "run"), None)
+    assert len(begun) == 1

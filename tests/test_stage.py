@@ -83,6 +83,22 @@ def test_a_stage_that_ended_before_it_made_anything_takes_mended_settings(folder
     assert open_stage(folder, "teacher", mended).state == "continue"
 
 
+def test_the_number_of_training_processes_may_change_on_the_way_and_is_told(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two, three = (Fingerprint({**FINGERPRINT.config, "teacher.workers": n}, FINGERPRINT.inputs) for n in (2, 3))
+    stage = open_stage(folder, "teacher", two)
+    storage.write_bytes(stage.path("checkpoints/step-1.pt"), b"work")
+    assert open_stage(folder, "teacher", three).state == "continue"
+    assert "continues with teacher.workers=3, 2 before: " in capsys.readouterr().out
+    finished(folder, three)
+    record = done_record(folder)
+    assert open_stage(folder, "teacher", two).is_done
+    assert done_record(folder) == record
+    with pytest.raises(StageRefusedError, match=r"teacher\.lr: 0\.1 there, 0\.2 now"):
+        open_stage(folder, "teacher", Fingerprint({**two.config, "teacher.lr": 0.2}, FINGERPRINT.inputs))
+
+
 def test_other_inputs_alone_are_refused_with_what_to_do(folder: str) -> None:
     finished(folder)
     with pytest.raises(StageRefusedError) as caught:

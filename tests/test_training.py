@@ -1,6 +1,8 @@
 """fit(): exact continuation, exact mixture, noise where it belongs, and errors that name their place."""
 
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,18 @@ from data.manifest import DataError, Split, open_split, write_table
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training import fit as fit_module
-from pipeline.training.checkpoint import load_newest, save_checkpoint
+from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.inference import Predictor
-from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
+from pipeline.training.inputs import (
+    Batch,
+    Batches,
+    LoaderLostError,
+    StreamSpec,
+    labeled_stream,
+    load,
+    tell_of_lost_loaders,
+)
 from tests.conftest import WriteDigits, png
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
@@ -50,47 +60,6 @@ def final_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in job_files}
 
 
-def same_tensors(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_tensors(a[key], b[key]) for key in a if key != "timing")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_tensors, a, b))
-    return bool(a == b)
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = fit_module._check_loss
-
-    def check(job: TrainJob, state: Any, loss: torch.Tensor, batch: Any) -> None:
-        original(job, state, loss, batch)
-        if state.step == step:
-            raise Killed
-
-    monkeypatch.setattr(fit_module, "_check_loss", check)
-
-
-@pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
-def test_a_training_killed_at_any_step_continues_to_identical_weights(
-    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken", checkpoint_every_s=0)
-    fit(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            fit(broken)
-    fit(broken)
-    checkpoints = [load_newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "broken")]
-    assert same_tensors(*checkpoints)
-    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
-
-
 def test_a_finished_training_is_not_trained_further(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,18 +71,77 @@ def test_a_finished_training_is_not_trained_further(
     assert final_files(tmp_path / "run") == before
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def checkpoints(folder: Path, steps: Sequence[int]) -> list[Path]:
+    """Files of these steps, two kept."""
+    for step in steps:
+        save_checkpoint(str(folder), step, {"step": step, "w": torch.full((999,), float(step))})
+    return sorted(folder.iterdir())
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save_checkpoint(str(tmp_path), step, {"step": step}, keep=3, best=min(step, 2))
+    assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt" for step in (2, 5, 6, 7)]
+
+
+def test_a_training_keeps_its_best_and_its_last_checkpoint(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in (1, 2, 3):
-        save_checkpoint(str(tmp_path), step, {"step": step, "w": torch.full((3,), step)})
-    assert storage.list_names(str(tmp_path)) == ["step-000000002.pt", "step-000000003.pt"]
-    newest = tmp_path / "step-000000003.pt"
-    newest.write_bytes(newest.read_bytes()[:100])
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])  # after 5, 10, 15 and 20 steps
+    monkeypatch.setattr(fit_module, "top_k_accuracy", lambda *scores: [next(accuracies)])
+    fit(make_job(labeled, tmp_path / "run", epochs=4, keep_checkpoints=1))
+    assert storage.list_names(str(tmp_path / "run/checkpoints")) == ["step-000000010.pt", "step-000000020.pt"]
+
+
+def cut_short(content: bytes) -> bytes:
+    return content[:100]
+
+
+def one_bit_flipped(content: bytes) -> bytes:
+    middle = content.index(b"\x00\x00\x00\x40" * 50)  # among the 2.0s of the tensor
+    return content[: middle + 70] + bytes([content[middle + 70] ^ 1]) + content[middle + 71 :]
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_bit_flipped])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    *_, newest = checkpoints(tmp_path, [1, 2])
+    newest.write_bytes(damage(newest.read_bytes()))
     found = load_newest(str(tmp_path))
     assert found is not None
-    assert found["step"] == 2
-    assert "step-000000003.pt is damaged" in caplog.text
+    assert found["step"] == 1
+    assert "step-000000002.pt is damaged" in caplog.text
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_started_over_unasked(tmp_path: Path) -> None:
+    for path in checkpoints(tmp_path, [1, 2]):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints can be read; delete them to start over"):
+        load_newest(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Malicious:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    *_, newest = checkpoints(tmp_path / "checkpoints", [1, 2])
+    torch.save({"step": 2, "w": Malicious(tmp_path / "owned")}, newest)
+    found = load_newest(str(tmp_path / "checkpoints"))
+    assert found is not None
+    assert found["step"] == 1
+    assert not (tmp_path / "owned").exists()
+    assert "more than tensors and plain values" in caplog.text
+    torch.load(newest, weights_only=False)
+    assert (tmp_path / "owned").exists(), "the checkpoint was harmless"
 
 
 def test_training_learns_and_reports_learning_rate_loss_and_validation(tmp_path: Path, labeled: Split) -> None:
@@ -134,19 +162,44 @@ def test_training_learns_and_reports_learning_rate_loss_and_validation(tmp_path:
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path, labeled: Split) -> None:
     job = make_job(labeled, tmp_path / "run", lr=1e30)
     with pytest.raises(
-        TrainingError, match=r"loss is (nan|inf) at step \d+ \(learning rate .*labeled-00000\d\.tar, key '\d+'"
-    ):
+        TrainingError,
+        match=r"loss is (nan|inf) at step \d+ \(learning rate .*20 images are listed in .*labeled-00000\d\.tar, key '\d+'",
+    ) as caught:
         fit(job)
+    step = int(str(caught.value).partition("at step ")[2].split()[0])
+    batches = Batches(job.streams, job.config, 10, job.seed)
+    assert (tmp_path / "run/non_finite_batch.txt").read_text().splitlines() == batches[step - 1].keys
+    batches.close()
 
 
-def test_an_image_that_cannot_be_decoded_stops_training_with_shard_and_key(tmp_path: Path, labeled: Split) -> None:
+def test_a_loading_process_that_is_lost_is_told_once_and_with_what_to_do(tmp_path: Path, labeled: Split) -> None:
+    job = make_job(labeled, tmp_path / "run")
+    batches = LostBatches(job.streams, job.config, 10, 0)
+    with pytest.raises(LoaderLostError, match=r"a loading process was lost .*teacher\.loader_workers"):
+        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 1, pin=False)).clear())
+    signal.raise_signal(signal.SIGCHLD)  # upon which torch looks for lost processes
+
+
+class LostBatches(Batches):
+    """As when memory runs out at step 2."""
+
+    def __getitem__(self, step: int) -> Batch:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(step)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_stops_training_with_shard_and_key(
+    tmp_path: Path, labeled: Split, loader_workers: int
+) -> None:
     shard = labeled.shards[0]
     row = shard.index().to_pylist()[4]
     content = bytearray(Path(shard.url).read_bytes())
     content[row["offset"] : row["offset"] + 8] = b"destroyd"
     Path(shard.url).write_bytes(content)
-    with pytest.raises(DataError, match=rf"labeled-000000\.tar, key '{row['key']}': .*repair or remove"):
-        fit(make_job(labeled, tmp_path / "run"))
+    with pytest.raises(DataError, match=rf"^{shard.url}, key '{row['key']}': .*repair or remove the image$"):
+        fit(make_job(labeled, tmp_path / "run", loader_workers=loader_workers))
 
 
 def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> StreamSpec:
@@ -165,7 +218,7 @@ def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> Stream
 def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled: Split) -> None:
     specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [1, 0, 3]))
     batches = Batches(specs, CONFIG, 10, seed=0)
-    assert batches.num_entries(1) == 4 * len(labeled.shards)
+    assert batches.order(1).num_entries == 4 * len(labeled.shards)
     seen: dict[str, int] = {}
     for step in range(4):  # 48 pseudo-labeled entries: three epochs of 16
         batch = batches[step]

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from tqdm import tqdm
 
 from data import storage
+from data.failpoint import reach
 from data.manifest import Split
 from pipeline import interrupt
 from pipeline.config import require_device
@@ -31,10 +31,14 @@ from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
 from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.inputs import Batch, Batches, StreamSpec, training_loader
+from pipeline.training.inputs import Batch, Batches, StreamSpec, load, tell_of_lost_loaders
 from pipeline.training.loss import soft_cross_entropy
 from pipeline.training.noise import add_noise
 from pipeline.training.optimizer import build_optimizer, learning_rate
+from pipeline.training.ranks import gather, rank_and_world, share_gradients, sum_over_ranks
+from pipeline.training.state import State
+
+_NON_FINITE = "non_finite_batch.txt"
 
 
 class TrainingError(ValueError):
@@ -68,70 +72,47 @@ class TrainJob:
         return max(1, math.ceil(self.config.epochs * self.steps_per_epoch))
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds."""
-
-    model: nn.Module
-    ema: EMA
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    loss_sum: float = 0.0  # since the last line of metrics
-    loss_count: int = 0
-    metrics: list[dict[str, float]] = field(default_factory=list)
-    timing: list[dict[str, float]] = field(default_factory=list)
-
-    def as_checkpoint(self) -> dict[str, Any]:
-        modules = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        return modules | {name: getattr(self, name) for name in _PLAIN}
-
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(checkpoint["model"])
-        self.ema.load_state_dict(checkpoint["ema"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        for name in _PLAIN:
-            setattr(self, name, checkpoint[name])
-
-
-_PLAIN = ("step", "loss_sum", "loss_count", "metrics", "timing")
-
-
-def fit(job: TrainJob) -> None:
+def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
     """Train to the end, or continue to it. The final checkpoint (see `load_trained`) is the result.
+
+    Args:
+        stop_requested: asked after every step; once true, the state is saved and the training ends.
 
     Raises:
         UsageError: there is no GPU, and one is asked for.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the processes do not find the same checkpoint.
+        CheckpointError: all checkpoints are damaged.
         DataError: an image that cannot be read.
+        LoaderLostError: a loading process was killed.
         Interrupted: a signal came; the state is saved.
     """
     require_device(job.device)
     torch.set_num_threads(job.threads)
-    rank, world = _rank_and_world()
+    tell_of_lost_loaders(job.name, lambda: _fit(job, stop_requested))
+
+
+def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
+    rank, world = rank_and_world()
     state = _new_state(job)
-    if (checkpoint := load_newest(_checkpoints(job))) is not None:
-        state.restore(checkpoint)
+    state.workers = world
+    _resume(job, state, rank)
     network = _training_network(state.model, job, world)
     batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
-    steps = range(state.step, job.total_steps)
-    loader = training_loader(batches, steps, job.config.loader_workers, pin=job.device == "cuda")
+    loaded = load(batches, range(state.step, job.total_steps), job.config.loader_workers, pin=job.device == "cuda")
     last_saved, started, first = time.monotonic(), time.monotonic(), state.step
-    with closing(batches), interrupt.deferred(), _progress(job, state, rank) as bar:
-        for batch in loader:
-            loss = _mean_over_ranks(_train_step(job, state, network, batch, rank))
-            _check_loss(job, state, loss, batch)
+    with closing(batches), closing(loaded), interrupt.deferred(), _progress(job, state, rank) as bar:
+        for batch in loaded:
+            reach(f"step-{state.step}/{job.name}/rank-{rank}")
+            loss = _train_step(job, state, network, batch, rank)
+            loss_sum, stops = sum_over_ranks(loss.item(), stop_requested())
+            _check_loss(job, state, loss_sum / world, batches, rank)
             bar.update()
-            _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
-            stop = _any_rank(interrupt.pending())
-            due = _any_rank(time.monotonic() - last_saved >= job.config.checkpoint_every_s)
-            if stop or due or state.step == job.total_steps:
-                _save(job, state, rank)
+            is_best = _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
+            due = is_best or time.monotonic() - last_saved >= job.config.checkpoint_every_s
+            if rank == 0 and (stops or due or state.step == job.total_steps):
+                _save(job, state)
                 last_saved = time.monotonic()
-            if stop:
+            if stops:
                 break
 
 
@@ -147,7 +128,7 @@ def load_trained(folder: str, total_steps: int) -> tuple[dict[str, torch.Tensor]
     return EMA.weights(checkpoint["ema"]), checkpoint["metrics"]
 
 
-def _new_state(job: TrainJob) -> _State:
+def _new_state(job: TrainJob) -> State:
     config = job.config
     torch.manual_seed(job.seed)
     model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
@@ -158,22 +139,41 @@ def _new_state(job: TrainJob) -> _State:
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config.momentum, config.weight_decay)
-    return _State(model, EMA(model, config.ema_decay), optimizer)
+    return State(model, EMA(model, config.ema_decay), optimizer)
+
+
+def _resume(job: TrainJob, state: State, rank: int) -> None:
+    """Go to the newest checkpoint, if there is one, and bring the metrics in line with it: a kill may have come between the two.
+
+    Raises:
+        TrainingError: the processes do not find the same one.
+    """
+    checkpoint = load_newest(_checkpoints(job))
+    steps = gather(None if checkpoint is None else checkpoint["step"])
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"{_checkpoints(job)}: the training processes find checkpoints of different steps ({', '.join(map(str, steps))}, by rank); "
+            "run_dir must be a folder that all nodes share, or an object store"
+        )
+    if checkpoint is not None:
+        state.restore(checkpoint)
+        if rank == 0:
+            _write_lines(job, state)
 
 
 def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The same parameters, compiled and distributed as asked."""
     if job.config.compile:
         model.compile()
-    network = model
-    if world > 1:
-        if job.device == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = DistributedDataParallel(network)
+    if world == 1:
+        return to_training_mode(model)
+    side, images = job.config.image_size, sum(stream.images_per_step for stream in job.streams) // world
+    with _autocast(job):
+        network = share_gradients(model, torch.zeros(images, 3, side, side, device=job.device))
     return to_training_mode(network)
 
 
-def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, rank: int) -> torch.Tensor:
+def _train_step(job: TrainJob, state: State, network: nn.Module, batch: Batch, rank: int) -> torch.Tensor:
     """One optimizer step; returns the loss of this rank's part, a scalar on the device."""
     config = job.config
     torch.manual_seed(_step_seed(job.seed, state.step, rank))
@@ -188,7 +188,7 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
         images, targets = _mix(images, targets, config.mixup)
     for group in state.optimizer.param_groups:
         group["lr"] = _learning_rate(job, state.step)
-    with torch.autocast(job.device, torch.bfloat16, enabled=config.precision == "bf16"):
+    with _autocast(job):
         loss = soft_cross_entropy(network(images), targets)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -196,6 +196,10 @@ def _train_step(job: TrainJob, state: _State, network: nn.Module, batch: Batch, 
     state.ema.update(state.model)
     state.step += 1
     return loss.detach()
+
+
+def _autocast(job: TrainJob) -> torch.autocast:
+    return torch.autocast(job.device, torch.bfloat16, enabled=job.config.precision == "bf16")
 
 
 def _mix(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,19 +215,23 @@ def _memory(images: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
-def _check_loss(job: TrainJob, state: _State, loss: torch.Tensor, batch: Batch) -> None:
-    value = loss.item()
-    if not math.isfinite(value):
+def _check_loss(job: TrainJob, state: State, loss: float, batches: Batches, rank: int) -> None:
+    """Add the global batch's mean loss to the metrics; raises TrainingError, in all processes, when it is not finite."""
+    if not math.isfinite(loss):
+        keys, listing = batches.keys(state.step - 1), storage.join(job.folder, _NON_FINITE)
+        if rank == 0:
+            storage.write_text(listing, "".join(f"{key}\n" for key in keys))
         raise TrainingError(
-            f"{job.name}: the loss is {value} at step {state.step} (learning rate {_learning_rate(job, state.step - 1):.4g}). "
-            f"Lower {job.name}.lr or lengthen {job.name}.warmup_epochs. The batch: {', '.join(batch.keys[:3])}, …"
+            f"{job.name}: the loss is {loss} at step {state.step} (learning rate {_learning_rate(job, state.step - 1):.4g}). "
+            f"Lower {job.name}.lr or lengthen {job.name}.warmup_epochs. The batch's {len(keys)} images are listed in {listing}: "
+            f"{', '.join(keys[:3])}, …"
         )
-    state.loss_sum += value
+    state.loss_sum += loss
     state.loss_count += 1
 
 
-def _record(job: TrainJob, state: _State, rank: int, steps_per_s: float) -> None:
-    """Add lines to the metrics where they are due."""
+def _record(job: TrainJob, state: State, rank: int, steps_per_s: float) -> bool:
+    """Add lines to the metrics where they are due; returns whether these weights are the best so far (rank 0 alone knows)."""
     last = state.step == job.total_steps
     if state.step % job.config.log_every_steps == 0 or last:
         epoch = state.step / job.steps_per_epoch
@@ -235,21 +243,25 @@ def _record(job: TrainJob, state: _State, rank: int, steps_per_s: float) -> None
         )
         state.loss_sum, state.loss_count = 0.0, 0
     every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
-    if job.validation is not None and (state.step % every == 0 or last) and rank == 0:
-        predictor = Predictor(state.ema.module, job.config, job.device)
-        logits, labels = predict_split(job.validation, predictor)
-        state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
+    if job.validation is None or rank or (state.step % every and not last):
+        return False
+    predictor = Predictor(state.ema.module, job.config, job.device)
+    logits, labels = predict_split(job.validation, predictor)
+    reach(f"evaluation-{state.step}/{job.name}")
+    state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
+    return state.best_step == state.step
 
 
-def _save(job: TrainJob, state: _State, rank: int) -> None:
+def _save(job: TrainJob, state: State) -> None:
     """Checkpoint, then the metrics up to it, so that the two always agree after the next start."""
-    if rank == 0:
-        save_checkpoint(_checkpoints(job), state.step, state.as_checkpoint())
-        for name, lines in (("metrics", state.metrics), ("timing", state.timing)):
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            storage.write_text(storage.join(job.folder, f"{name}.jsonl"), text)
-    if distributed.is_initialized():
-        distributed.barrier()
+    save_checkpoint(_checkpoints(job), state.step, state.as_checkpoint(), job.config.keep_checkpoints, state.best_step)
+    _write_lines(job, state)
+
+
+def _write_lines(job: TrainJob, state: State) -> None:
+    for name, lines in (("metrics", state.metrics), ("timing", state.timing)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.write_text(storage.join(job.folder, f"{name}.jsonl"), text)
 
 
 def _learning_rate(job: TrainJob, step: int) -> float:
@@ -262,33 +274,9 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 1_009 + rank
 
 
-def _rank_and_world() -> tuple[int, int]:
-    if distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _any_rank(flag: bool) -> bool:
-    """True on all ranks when it is on one, so that all leave the loop at the same step."""
-    if not distributed.is_initialized():
-        return flag
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    value = torch.tensor(int(flag), device=device)
-    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
-    return bool(value.item())
-
-
-def _mean_over_ranks(loss: torch.Tensor) -> torch.Tensor:
-    """The global batch's loss, in whose parts the ranks have equally many images."""
-    if distributed.is_initialized():
-        distributed.all_reduce(loss)
-        loss /= distributed.get_world_size()
-    return loss
-
-
 def _checkpoints(job: TrainJob) -> str:
     return storage.join(job.folder, "checkpoints")
 
 
-def _progress(job: TrainJob, state: _State, rank: int) -> tqdm[Any]:
+def _progress(job: TrainJob, state: State, rank: int) -> tqdm[Any]:
     return tqdm(total=job.total_steps, initial=state.step, desc=job.name, unit="step", disable=rank > 0, mininterval=1)

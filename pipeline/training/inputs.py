@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,7 @@ from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
 from pipeline.training.noise import Noise
 
+_READERS = 16  # selections read at once: an object store answers each after a while, and there are thousands
 _CACHED_SHARDS = 48  # tables kept per process: three windows of shards
 
 
@@ -88,6 +90,10 @@ class _Stream:
         self._tables.move_to_end(shard)
         return self._tables[shard]
 
+    def where(self, shard: int, row: int) -> str:
+        """An image's place, for messages."""
+        return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row]!r}"
+
     def _load(self, shard: int) -> _Rows:
         table = read_labels(self.spec.table_urls[shard])
         if self.spec.targets == "labels":
@@ -107,11 +113,16 @@ def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
         for column, excluded in zip(ones, spec.excluded, strict=bool(spec.excluded)):
             column[list(excluded)] = 0
         return ones
-    copies = [read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy() for url in spec.copies_urls]
+    with ThreadPoolExecutor(_READERS) as pool:
+        copies = list(pool.map(_read_column, spec.copies_urls))
     for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
         if len(column) != rows:
             raise DataError(f"{url}: {len(column)} rows, but the shard has {rows} labels; run stage=select again")
     return copies
+
+
+def _read_column(url: str) -> np.ndarray:
+    return read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy()
 
 
 @dataclass
@@ -148,9 +159,9 @@ class Batches(Dataset[Batch]):
         self._transform = make_transform(config)
         self._noise_later = config.augment_on == "device"
 
-    def num_entries(self, stream: int) -> int:
-        """Images of a stream in one of its epochs, copies counted."""
-        return self._streams[stream].order.num_entries
+    def order(self, stream: int) -> Order:
+        """The order of one stream, over all ranks."""
+        return self._streams[stream].order
 
     def __getitem__(self, step: int) -> Batch:
         """Raises DataError, naming shard and key, for an image that cannot be decoded."""
@@ -166,6 +177,15 @@ class Batches(Dataset[Batch]):
         later = noises if self._noise_later else None
         return Batch(torch.stack(images), torch.from_numpy(np.stack(targets)), keys, later)
 
+    def keys(self, step: int) -> list[str]:
+        """`shard, key` of each image of a step's batch, over all ranks; no image is read."""
+        found = []
+        for stream in self._streams:
+            count = stream.spec.images_per_step
+            entries = stream.order.take(step * count, count)
+            found += [stream.where(int(s), int(r)) for s, r in zip(entries.shard, entries.row, strict=True)]
+        return found
+
     def close(self) -> None:
         """Close what this process has open."""
         for stream in self._streams:
@@ -179,7 +199,7 @@ class Batches(Dataset[Batch]):
                 int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
             )
             rows = stream.rows(shard)
-            where = f"{stream.spec.shard_urls[shard]}, key {rows.key[row]!r}"
+            where = stream.where(shard, row)
             content = stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row]))
             seed = sample_seed(self._seed, number, epoch, shard, row, copy)
             try:
@@ -194,16 +214,56 @@ def make_transform(config: TrainConfig) -> TrainTransform:
     return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
 
 
-def training_loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one)."""
-    return DataLoader(
-        batches,
+class _Loaded(Dataset[Batch | Exception]):
+    """Batches, or what went wrong with one: torch would put a loading process's traceback into the message."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self._batches[step]
+        except (ValueError, OSError) as error:  # of the user's or the machine's making
+            return error
+
+
+def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generator[Batch, None, None]:
+    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
+
+    Raises:
+        DataError: as `Batches`.
+    """
+    loader = DataLoader(
+        _Loaded(batches),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
         worker_init_fn=_init_loader_worker,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin,
+    )
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+class LoaderLostError(ValueError):
+    """A loading process was killed."""
+
+
+def tell_of_lost_loaders(name: str, train: Callable[[], None]) -> None:
+    """Call `train`; the loss of a loading process, of which torch tells at any moment, becomes a LoaderLostError."""
+    try:
+        return train()
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        lost = str(error).strip()
+    # Only here: as long as torch's error is there, so is its loader, and it tells again wherever this process is by then.
+    raise LoaderLostError(
+        f"{name}: a loading process was lost ({lost}); if memory ran out, give a lower {name}.loader_workers. "
+        "The same command continues from the last checkpoint"
     )
 
 

@@ -2,76 +2,154 @@
 
 from __future__ import annotations
 
-import signal
+import asyncio
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
+from pipeline import interrupt
 from pipeline.cluster import start_ray
 from pipeline.training.fit import TrainingError, TrainJob, fit
+from pipeline.training.inputs import LoaderLostError
+
+_ROOM_AGAIN_S = 600  # for a node that takes a lost one's place
+_POLL_S = 0.2
+_LOST = (ray.exceptions.RayError, MemoryError, LoaderLostError)
 
 
 def run_training(job: TrainJob, ray_address: str | None) -> None:
     """Run `fit`, in as many processes as `config.workers` says (gloo on CPUs, NCCL on GPUs).
 
+    When one of them is lost, Ray Train starts all again, and they continue from the last checkpoint. After Ctrl-C or SIGTERM they
+    save at their next step, and end.
+
     Raises:
-        TrainingError: Ray has no room for that many processes.
-        What `fit` raises. Under Ray Train, errors that are no ValueError or OSError come wrapped in its TrainingFailedError.
+        TrainingError: Ray has no room for that many processes, or they were lost more than `config.max_failures` times.
+        Interrupted: a signal came; the state is saved.
+        What `fit` raises. Errors of other kinds than ValueError and OSError come wrapped in Ray Train's TrainingFailedError.
     """
     if job.config.workers == 1:
         fit(job)
         return
     start_ray(ray_address)
+    failures, patience_s = 0, 0.0
+    with interrupt.deferred():
+        while not interrupt.pending():
+            _wait_for_room(job, patience_s)
+            error = _run_once(job)
+            if error is None or interrupt.pending():
+                return
+            failures, patience_s = failures + 1, _ROOM_AGAIN_S
+            _raise_or_tell(job, error, failures)
+
+
+def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures: int) -> None:
+    """Return when the processes are to be started again."""
+    causes = _causes(error)
+    lost = next((cause for cause in causes if isinstance(cause, _LOST)), None)
+    for cause in causes:  # the others lost their connection to the one that failed: theirs are other errors
+        if lost is None and isinstance(
+            cause, ValueError | OSError
+        ):  # of the user's or the machine's making; it would come again
+            raise cause from None
+    if failures <= job.config.max_failures:
+        print(
+            f"{job.name}: {_what(lost or error)}; all are started again from the last checkpoint "
+            f"({failures} of {job.name}.max_failures={job.config.max_failures})"
+        )
+        return
+    if lost is None:
+        raise error from None
+    raise TrainingError(
+        f"{job.name}: {_what(lost)}, {failures} times now, and {job.name}.max_failures={job.config.max_failures}; see to memory and "
+        "nodes, then the same command continues from the last checkpoint"
+    )
+
+
+def _causes(error: ray.train.TrainingFailedError) -> list[BaseException]:
+    """What went wrong in each process that failed, by rank; Ray wraps errors with a traceback."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+
+
+def _what(cause: BaseException) -> str:
+    first_line = str(cause).strip().partition("\n")[0]
+    return f"a training process was lost ({type(cause).__name__}: {first_line})"
+
+
+def _run_once(job: TrainJob) -> ray.train.TrainingFailedError | None:
+    """One group of processes, to its end; returns how it failed, or None."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    stop: Any = ray.remote(_Stop).options(num_cpus=0, scheduling_strategy=here).remote()
+    with ThreadPoolExecutor(1) as pool:  # not in the main thread, where Ray Train would put its own handler of Ctrl-C
+        training: Future[Any] = pool.submit(_trainer(job, stop).fit)
+        while wait([training], _POLL_S).not_done and not interrupt.pending():
+            pass
+        if interrupt.pending():
+            stop.request.remote()
+    error = training.exception()
+    if error is None or isinstance(error, ray.train.TrainingFailedError):
+        return error
+    raise error
+
+
+def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
     use_gpu = job.device == "cuda"
-    _check_room(job, "GPU" if use_gpu else "CPU")
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _fit_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "stop": stop},
         scaling_config=ScalingConfig(
             num_workers=job.config.workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
         ),
+        # What fails is looked at here: Ray Train would try again what can only fail again.
         run_config=RunConfig(
             name=job.name, storage_path=_ray_folder(job), failure_config=FailureConfig(max_failures=0)
         ),
     )
-    handler = signal.getsignal(signal.SIGINT)  # Ray Train puts its own in its place, and leaves it there
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
-def _check_room(job: TrainJob, resource: str) -> None:
-    """Ray would wait for ever for what it does not have."""
-    room = int(ray.cluster_resources().get(resource, 0))
-    if room < job.config.workers:
-        raise TrainingError(
-            f"{job.name}.workers={job.config.workers}, but Ray has {room} {resource}s; give fewer workers, or another ray_address="
-        )
+class _Stop:
+    """An actor that tells the training processes to save and end."""
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+
+    async def request(self) -> None:
+        """Let all `requested` end."""
+        self._requested.set()
+
+    async def requested(self) -> None:
+        """Ends when a stop is requested."""
+        await self._requested.wait()
 
 
-def _cause(error: ray.train.TrainingFailedError) -> BaseException:
-    """What `fit` raised in a worker, if it is of the user's or the machine's making; else Ray's error with its traceback.
+def _fit_worker(config: dict[str, Any]) -> None:
+    requested = config["stop"].requested.remote()
+    fit(config["job"], lambda: bool(ray.wait([requested], timeout=0)[0]))
 
-    When one worker fails, the others lose their connection to it: theirs are other errors.
-    """
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    causes = [
-        getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())
-    ]  # Ray wraps with a traceback
-    return next((cause for kind in (ValueError, OSError) for cause in causes if isinstance(cause, kind)), error)
+
+def _wait_for_room(job: TrainJob, patience_s: float) -> None:
+    """Raise TrainingError when Ray has too few processors for the job after so many seconds; Ray itself would wait for ever."""
+    resource = "GPU" if job.device == "cuda" else "CPU"
+    deadline = time.monotonic() + patience_s
+    while (room := int(ray.cluster_resources().get(resource, 0))) < job.config.workers:
+        if interrupt.pending():
+            return
+        if time.monotonic() >= deadline:
+            raise TrainingError(
+                f"{job.name}.workers={job.config.workers}, but Ray has {room} {resource}s; give fewer workers (a training that has "
+                "begun continues with them), or another ray_address="
+            )
+        time.sleep(_POLL_S)
 
 
 def _ray_folder(job: TrainJob) -> str:
     folder = storage.join(job.folder, "ray")
     return str(storage.local_path(folder).resolve()) if storage.is_local(folder) else folder
-
-
-def _fit_worker(config: dict[str, Any]) -> None:
-    fit(config["job"])

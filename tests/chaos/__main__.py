@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.chaos.killing import driver_kill, driver_term, failpoints_driver, failpoints_worker, worker_kill
 from tests.chaos.ledger import Outcome
 from tests.chaos.losing import disk_full, node_loss, two_drivers, worker_stop
+from tests.chaos.table import print_header, print_row
 from tests.chaos.world import World, make_world
 
 FAULTS: dict[str, Callable[[World], Outcome]] = {
@@ -49,9 +50,7 @@ def main(words: list[str]) -> int:
 
 def _run(folder: Path, names: list[str]) -> int:
     world = make_world(folder)
-    print(
-        "fault              " + " ".join(f"{column:>11}" for column in (*_COLUMNS, "same bytes", "seconds")), flush=True
-    )
+    print_header((*_COLUMNS, "same bytes", "seconds"))
     outcomes = {name: _let_loose(world, name) for name in names}
     good = all(outcome.is_good for outcome in outcomes.values())
     print(json.dumps({"chaos": {name: asdict(outcome) for name, outcome in outcomes.items()}, "good": good}))
@@ -74,9 +73,7 @@ def _print(name: str, outcome: Outcome) -> None:
         print(f"{name:<18} skipped: {outcome.skipped}", flush=True)
         return
     numbers = [*(getattr(outcome, column) for column in _COLUMNS), "yes" if outcome.same else "NO", outcome.seconds]
-    print(f"{name:<18} " + " ".join(f"{number:>11}" for number in numbers), flush=True)
-    for problem in outcome.problems:
-        print(f"    WRONG: {problem}", flush=True)
+    print_row(name, numbers, outcome.problems)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,19 @@ _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Driver:
-    """Runs `python -m pipeline.run WORDS…`.
+    """Runs `python -m pipeline.run WORDS…`, or another module.
 
     Args:
         log: its output is appended here.
         failpoint: see `data.failpoint`; its Ray workers inherit it.
     """
 
-    def __init__(self, words: list[str], log: Path, failpoint: str = "") -> None:
+    def __init__(self, words: list[str], log: Path, failpoint: str = "", module: str = "pipeline.run") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", VARIABLE: failpoint}
         self._log, self._start = log, log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
             self.process = psutil.Popen(
-                [sys.executable, "-m", "pipeline.run", *words], stdout=file, stderr=subprocess.STDOUT, env=environment
+                [sys.executable, "-m", module, *words], stdout=file, stderr=subprocess.STDOUT, env=environment
             )
 
     def output(self) -> str:

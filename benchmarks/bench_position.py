@@ -1,0 +1,69 @@
+"""How long a training of the paper's size takes to get to its position: 13,000 shards of 10,000 pseudo-labeled images.
+
+    python -m benchmarks.bench_position [shards=13000] [rows=10000] [step=1000000]
+
+Times what a process does before it knows which images a step has: reading each shard's selection, which it does before its first
+step, too, and finding the images of step 0 and of a late one. No image is read.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data.labels import COPIES_COLUMN
+from data.manifest import write_table
+from data.settings import run_command
+from pipeline.fields import TrainConfig
+from pipeline.training.inputs import Batches, StreamSpec
+
+PER_STEP = 3584  # pseudo-labeled images of a batch of 4,096
+
+
+def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: str = "runs/bench_position") -> None:
+    """Print the seconds of each part."""
+    shutil.rmtree(out, ignore_errors=True)
+    urls = _write(Path(out), shards, rows)
+    spec = StreamSpec("pseudo_labeled", urls, urls, (rows,) * shards, PER_STEP, copies_urls=urls)
+    started = time.perf_counter()
+    batches = Batches((spec,), TrainConfig(), 1000, 0)
+    seconds = {"read the selection": time.perf_counter() - started}
+    order = batches.order(0)
+    for name, number in (("step 0", 0), (f"step {step:,}", step)):
+        started = time.perf_counter()
+        assert len(order.take(number * PER_STEP, PER_STEP)) == PER_STEP
+        seconds[name] = time.perf_counter() - started
+    shutil.rmtree(out)
+    print(
+        f"{order.num_entries:,} images an epoch; "
+        + ", ".join(f"{name}: {value:.3f} s" for name, value in seconds.items())
+    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record = {"bench": "position", "unit": "s down", "ours": round(seconds[f"step {step:,}"], 4), "peers": {}}
+    print(json.dumps(record | {"floor": round(seconds["step 0"], 4), "memory_mb": round(memory), "seeds": 1}))
+
+
+def _write(folder: Path, shards: int, rows: int) -> tuple[str, ...]:
+    """A selection of 0 to 3 copies of each image: one file, linked under all names."""
+    first = folder / "first.parquet"
+    write_table(str(first), pa.table({COPIES_COLUMN: np.random.default_rng(0).integers(0, 4, rows).astype(np.uint16)}))
+    urls = [folder / f"images-{number:06d}.parquet" for number in range(shards)]
+    for url in urls:
+        url.hardlink_to(first)
+    return tuple(str(url) for url in urls)
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

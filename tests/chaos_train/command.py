@@ -1,0 +1,10 @@
+"""`python -m pipeline.run`, with its training recorded."""
+
+import sys
+
+from pipeline.run import main
+from tests.chaos_train import recorded
+
+if __name__ == "__main__":
+    recorded.record()
+    sys.exit(main(sys.argv[1:]))

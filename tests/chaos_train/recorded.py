@@ -1,0 +1,54 @@
+"""Training that notes which images each step sees, in every process: what `tests.chaos_train.command` runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import interrupt
+from pipeline.training import fit as fit_module
+from pipeline.training import launch
+from pipeline.training.fit import TrainJob
+
+VARIABLE = "NSP_CHAOS_STEPS"  # the folder of the notes; Ray's workers inherit it
+_fit, _fit_worker = fit_module.fit, launch._fit_worker
+
+
+def record() -> None:
+    """From now on, training in this process and under Ray Train is recorded."""
+    launch.fit = fit
+    launch._fit_worker = fit_worker
+
+
+def fit_worker(config: dict[str, Any]) -> None:
+    """In a process of Ray Train, which has imported the pipeline anew."""
+    record()
+    _fit_worker(config)
+
+
+def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
+    """`fit`, with a line for each step that was made."""
+    fit_module._train_step = _noting(fit_module._train_step, time.monotonic())
+    _fit(job, stop_requested)
+
+
+def _noting(train_step: Callable[..., torch.Tensor], started: float) -> Callable[..., torch.Tensor]:
+    first = True
+
+    def noting(job: TrainJob, state: Any, network: Any, batch: Any, rank: int) -> torch.Tensor:
+        nonlocal first
+        seconds = time.monotonic() - started if first else None
+        loss = train_step(job, state, network, batch, rank)
+        line = {"step": state.step - 1, "keys": batch.keys, "seconds_to_first_step": seconds}
+        with Path(os.environ[VARIABLE], f"rank-{rank}.jsonl").open("a") as file:
+            file.write("\n" + json.dumps(line))  # the newline first: a line may end early when the process is killed
+        first = False
+        return loss
+
+    return noting

@@ -1,0 +1,178 @@
+"""A training that is killed and started again makes the bytes of one that nothing disturbed; at another world size, it goes on in
+the same order. Without Ray: tests/test_ray_train.py and `make chaos-train` have it."""
+
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from data.manifest import Split, open_split, write_table
+from data.reader import ImageReader
+from pipeline.training.checkpoint import load_newest
+from pipeline.training.fit import TrainJob
+from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
+from tests.conftest import make_writer
+from tests.digits_run import Digits
+from tests.test_training import CONFIG
+from tests.training_processes import killed_for_memory, out_of_memory, terminated, train
+
+LABELED, PSEUDO_LABELED = 6, 6  # images per step
+EPOCH = 4  # steps per epoch of the labeled stream, and between evaluations
+TOTAL = 3 * EPOCH
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder, its split of 24 labeled images in three shards, and the streams of a student."""
+
+    folder: Path
+    split: Split
+    streams: tuple[StreamSpec, ...]
+
+    def job(self, name: str, **changes: Any) -> TrainJob:
+        """A student that saves at every step."""
+        fields = {
+            "epochs": TOTAL / EPOCH,
+            "batch_size": LABELED + PSEUDO_LABELED,
+            "checkpoint_every_s": 0,
+            "mixup": 0.2,
+        }
+        config = CONFIG.model_copy(update=fields | {"log_every_steps": 5, "eval_every_epochs": 1} | changes)
+        folder = str(self.folder / name)
+        return TrainJob("student", folder, config, self.streams, 10, 24, 0, 1, "cpu", self.split)
+
+    def result(self, name: str) -> tuple[int, dict[str, bytes], bytes]:
+        """Step, bytes of each tensor of weights, EMA and momentum, and metrics."""
+        checkpoint = load_newest(str(self.folder / name / "checkpoints"))
+        assert checkpoint is not None
+        state = checkpoint["optimizer"]["state"]
+        parts = {"model": checkpoint["model"], "ema": checkpoint["ema"]["module"]}
+        parts |= {f"momentum {number}": values for number, values in state.items()}
+        tensors = {f"{part} {key}": value for part, values in parts.items() for key, value in values.items()}
+        return (
+            checkpoint["step"],
+            {key: value.numpy().tobytes() for key, value in tensors.items() if isinstance(value, torch.Tensor)},
+            (self.folder / name / "metrics.jsonl").read_bytes(),
+        )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Data:
+    folder = tmp_path_factory.mktemp("survival")
+    make_writer(digits)(folder / "labeled", 0, 24, per_shard=8)
+    split = open_split(f"{folder}/labeled/*.tar", str(folder / "index"))
+    labeled, urls = labeled_stream(split, LABELED), []
+    for shard in split.shards:  # the same images as if pseudo-labeled, some of them twice, some never
+        urls.append(str(folder / f"copies-{shard.name}.parquet"))
+        write_table(urls[-1], pa.table({"copies": np.array([1, 2, 0, 1, 3, 1, 0, 2], np.uint16)}))
+    pseudo_labeled = replace(labeled, name="pseudo_labeled", images_per_step=PSEUDO_LABELED, copies_urls=tuple(urls))
+    return Data(folder, split, (labeled, pseudo_labeled))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Data) -> tuple[int, dict[str, bytes], bytes]:
+    """What a training in one process makes that nothing disturbs."""
+    assert train(data.job("whole")) == [0]
+    return data.result("whole")
+
+
+STEP = "step-{}/student/rank-0"
+
+
+def test_killed_at_any_moment_one_process_makes_the_same_bytes_in_the_end(data: Data, whole: tuple[Any, ...]) -> None:
+    kills = [
+        *(STEP.format(step) for step in (0, 1, EPOCH, EPOCH + 2)),  # with so many steps done
+        f"evaluation-{2 * EPOCH}/*",
+        "after-write/step-000000008.pt",
+        "before-rename/step-000000009.pt",
+        "before-rename/metrics.jsonl",
+        f"after-rename/step-0000000{TOTAL}.pt",  # the last checkpoint is there, and its metrics are not
+    ]
+    job = data.job("killed")
+    for at in kills:
+        assert train(job, at=at) == [-signal.SIGKILL], f"not killed at {at}"
+    assert train(job) == [0]
+    assert data.result("killed") == whole
+
+
+def test_out_of_memory_or_asked_to_stop_it_makes_the_same_bytes_in_the_end(data: Data, whole: tuple[Any, ...]) -> None:
+    job = data.job("stopped", checkpoint_every_s=1000)
+    assert train(job, at=STEP.format(2), fault=out_of_memory) == [1]
+    assert train(job, at=STEP.format(3), fault=killed_for_memory) == [137]
+    assert not (data.folder / "stopped/checkpoints").exists()
+    assert train(job, at=STEP.format(5), fault=terminated) == [128 + signal.SIGTERM]
+    assert data.result("stopped")[0] == 6, "not saved at the step in which the signal came"
+    assert train(job) == [0]
+    assert data.result("stopped") == whole
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_or_stopped_several_processes_make_the_same_bytes_in_the_end(data: Data, world: int) -> None:
+    """With three, the order in which gradients are added up shows."""
+    assert train(data.job(f"whole-{world}"), world) == [0] * world
+    job = data.job(f"killed-{world}")
+    for at in ("step-0/student/rank-1", "step-1/*", f"step-{EPOCH}/student/rank-1", f"evaluation-{2 * EPOCH}/*"):
+        assert -signal.SIGKILL in train(job, world, at=at)
+    codes = train(job, world, at=f"step-{2 * EPOCH + 1}/student/rank-1", fault=terminated)  # of one process alone
+    assert codes[1] == 128 + signal.SIGTERM
+    assert data.result(f"killed-{world}")[0] == 2 * EPOCH + 2
+    assert train(job, world) == [0] * world
+    assert data.result(f"killed-{world}") == data.result(f"whole-{world}")
+
+
+def step_keys(data: Data, step: int, world: int) -> list[str]:
+    """The images of a step in the global order, from the batches that `world` ranks make of them."""
+    ranks = [Batches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
+    parts = [batches[step].keys for batches in ranks]
+    for batches in ranks:
+        batches.close()
+    share = LABELED // world
+    streams = ([part[:share] for part in parts], [part[share:] for part in parts])
+    return [key for stream in streams for keys in zip(*stream, strict=True) for key in keys]
+
+
+def test_at_another_world_size_the_same_global_order_goes_on(data: Data) -> None:
+    alone = [step_keys(data, step, world=1) for step in range(TOTAL)]
+    changing = [step_keys(data, step, world=1 + step % 3) for step in range(TOTAL)]
+    assert changing == alone
+    labeled = [key for keys in alone for key in keys[:LABELED]]
+    assert sorted(labeled) == sorted([key for key in set(labeled) for _ in range(TOTAL // EPOCH)])
+    assert len(set(labeled)) == 24
+
+
+def test_a_training_continues_in_more_processes_and_says_so_in_its_metrics(data: Data) -> None:
+    job = data.job("grown")
+    assert train(job, at=STEP.format(5)) == [-signal.SIGKILL]
+    assert train(job, world=2) == [0, 0]
+    step, _, metrics = data.result("grown")
+    assert step == TOTAL
+    assert b'{"step": 5, "workers": 2}\n' in metrics
+
+
+def test_one_shard_is_enough_for_many_ranks_and_loading_processes(tmp_path: Path, digits: Digits) -> None:
+    make_writer(digits)(tmp_path / "labeled", 0, 24, per_shard=24)
+    split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    only = Data(tmp_path, split, (labeled_stream(split, LABELED),))
+    assert len(split.shards) == 1
+    keys = [key for step in range(EPOCH) for key in step_keys(only, step, world=6)]
+    assert len(keys) == len(set(keys)) == 24
+
+
+def test_continuing_reads_and_decodes_nothing_but_the_next_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = ImageReader.read
+
+    def counted(reader: ImageReader, shard: int, offset: int, size: int) -> bytes:
+        read.append(shard)
+        return original(reader, shard, offset, size)
+
+    monkeypatch.setattr(ImageReader, "read", counted)
+    batches = Batches(data.streams, CONFIG, 10, 0)
+    assert len(batches[1_000_000].keys) == LABELED + PSEUDO_LABELED
+    batches.close()
+    assert len(read) == LABELED + PSEUDO_LABELED

@@ -1,0 +1,81 @@
+"""Training in processes of its own, which can be killed: one, or several that form a group as under Ray Train, without Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from data import failpoint
+from pipeline import interrupt
+from pipeline.training import fit as fit_module
+from pipeline.training.fit import TrainJob, fit
+
+# Forked from a process that has imported all this, and nothing else: one starts in a fraction of a second.
+PROCESSES = multiprocessing.get_context("forkserver")
+_LIMIT_S = 200.0
+
+
+def out_of_memory() -> None:
+    """As Python says it."""
+    raise MemoryError
+
+
+def killed_for_memory() -> None:
+    """As the kernel does it, or a container."""
+    os._exit(137)
+
+
+def terminated() -> None:
+    """SIGTERM to this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None] | None = None) -> list[int | None]:
+    """Run `fit` in `world` processes; returns their exit codes. When one ends badly, the others are ended, as Ray Train does.
+
+    Args:
+        at: pattern of the failpoint at which a process is killed, or `fault` happens to it.
+    """
+    PROCESSES.set_forkserver_preload([__name__])
+    meeting = Path(f"{job.folder}.meeting")
+    meeting.unlink(missing_ok=True)
+    processes = [
+        PROCESSES.Process(target=_train, args=(job, rank, world, str(meeting), at, fault)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running:
+        assert wait([process.sentinel for process in running], _LIMIT_S), "a training process hangs"
+        if any(process.exitcode not in (None, 0, 128 + signal.SIGTERM) for process in processes):
+            for process in running:
+                process.kill()
+        running = [process for process in running if process.exitcode is None]
+    return [process.exitcode for process in processes]
+
+
+def _train(job: TrainJob, rank: int, world: int, meeting: str, at: str, fault: Callable[[], None] | None) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (progress and the tracebacks that are meant to be)
+    torch.set_num_threads(1)
+    if fault is None:
+        os.environ[failpoint.VARIABLE] = at
+    else:
+        fit_module.reach = lambda name: fault() if fnmatchcase(name, at) else None
+    if world > 1:
+        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+        with interrupt.handled():
+            fit(job)
+    except interrupt.Interrupted as stop:
+        sys.exit(stop.exit_code)
+    if world > 1:
+        distributed.destroy_process_group()
