@@ -89,11 +89,11 @@ def test_the_choice_is_the_seeds_and_at_most_all() -> None:
 
 def test_the_mean_corruption_error_is_the_papers_with_the_teacher_for_alexnet() -> None:
     """CE of a corruption: the model's errors over all severities, divided by the baseline's; mCE: their mean."""
-    teacher, student = [10] + [20] * 75, [5] + [20] * 70 + [10] * 5
+    teacher, student = [10] + [40] * 5 + [20] * 70, [5] + [40] * 5 + [20] * 65 + [10] * 5
     halves = [{"teacher": [n // 2 for n in teacher], "student": [n - n // 2 for n in student]},
               {"teacher": [n - n // 2 for n in teacher], "student": [n // 2 for n in student]}]  # fmt: skip
     figures = figures_of(halves, 100)
-    assert figures["teacher"]["mean_corruption_error"] == pytest.approx(0.2)
+    assert figures["teacher"]["mean_corruption_error"] == pytest.approx(0.2 * 16 / 15)
     assert "error_against_teacher" not in figures["teacher"]
     assert figures["student"]["error_against_teacher"] == pytest.approx((14 * 1 + 0.5) / 15)
     assert figures["student"]["errors"]["jpeg_compression"] == [0.1] * 5
