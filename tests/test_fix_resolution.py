@@ -15,18 +15,47 @@ from data.settings import UsageError
 from pipeline.config import load_config
 from pipeline.fields import StudentConfig
 from pipeline.models.factory import build_model
+from pipeline.training import fit as fit_module
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
 from pipeline.training.inputs import labeled_stream, make_transform
+from pipeline.training.state import State
 from student.fix_resolution import fix_resolution_job
 from tests.conftest import WriteDigits
-from tests.test_training import CONFIG, Killed, kill_at, same_tensors
+from tests.test_training import CONFIG
 
 FIX: dict[str, Any] = {
     "unlabeled_ratio": 0, "mixup": 0.5, "fix_resolution_epochs": 2, "fix_resolution_image_size": 24, "fix_resolution_lr": 0.1,
 }  # fmt: skip
 STUDENT = StudentConfig.model_validate(CONFIG.model_dump() | FIX)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training ends after that many steps, before anything is written of the last."""
+    original = fit_module._check_loss
+
+    def check(job: TrainJob, state: State, *others: Any) -> None:
+        original(job, state, *others)
+        if state.step == step:
+            raise Killed
+
+    monkeypatch.setattr(fit_module, "_check_loss", check)
+
+
+def same_tensors(a: Any, b: Any) -> bool:
+    """Of two checkpoints, clocks apart."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tensors(a[key], b[key]) for key in a if key != "timing")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_tensors, a, b))
+    return bool(a == b)
 
 
 @pytest.fixture
