@@ -101,10 +101,9 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     seconds = _expected_seconds(trials, todo, experiment, resources)
     at_once = min(len(todo), room_for(resources))
     total = sum(seconds[trial.row] for trial in todo)
-    print(
-        f"study {study.name}: {len(trials)} trainings, {len(trials) - len(todo)} of them done; {at_once} at once take "
-        f"about {tqdm.format_interval(total / at_once)}"
-    )
+    already = f"{len(trials)} trainings, {len(trials) - len(todo)} of them done"
+    duration = tqdm.format_interval(total / at_once)
+    print(f"study {study.name}: {already}; {at_once} at once take about {duration}", flush=True)
     with _bar(study, total) as bar:
         ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh)
         for number, (trial, top1) in enumerate(ended, start=1):
