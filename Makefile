@@ -64,6 +64,9 @@ bench-loader: $(VENV)/.installed  ## the training input per core, beside timm an
 bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
 	$(BIN)/python -m benchmarks.bench_train
 
+bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (under an hour on 2 cores; resumes)
+	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
+
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates
 

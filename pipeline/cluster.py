@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
+from ray.exceptions import RayTaskError
 
 _show = getattr(ray_worker, "print_to_stdstream", None)
 
@@ -37,6 +38,11 @@ def start_ray(address: str | None) -> None:
 def num_cpus() -> int:
     """CPUs that Ray knows of, on all nodes; at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def user_error(error: RayTaskError) -> Exception:
+    """Of what a task raised: a user's or the machine's error as it was, whose message is a sentence; of a bug, all that Ray tells."""
+    return error.cause if isinstance(error.cause, ValueError | OSError) else error
 
 
 def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:

@@ -57,8 +57,13 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
         merged = OmegaConf.to_container(_merge(layers, overrides), resolve=True)
     except OmegaConfBaseException as error:  # ${…} of something that is not there
         raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg}") from None
+    return config_of(merged)
+
+
+def config_of(fields: Any) -> Config:
+    """The configuration with these fields (nested mappings). Raises UsageError: one message with every bad field."""
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(fields)
     except ValidationError as error:
         raise UsageError("\n".join(["the configuration has bad fields:", *map(_explain, error.errors())])) from None
 

@@ -120,6 +120,9 @@ class TrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (plain, not Nesterov)")
     weight_decay: float = Field(4e-5, ge=0, description="on all parameters but batch norm's")
     warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
+    lr_schedule: Literal["cosine", "step"] = Field(
+        "cosine", description="after the warm-up; step: a tenth after 1/3, 2/3 and 8/9 of the run"
+    )
     label_smoothing: Fraction = 0.1
     mixup: float = Field(0, ge=0, description="alpha of mixup's Beta distribution (0: none)")
     dropout: Fraction = Field(0.25, description="after global pooling")
@@ -307,6 +310,19 @@ class EvaluateConfig(Section):
     )
 
 
+class AblateConfig(Section):
+    """Which study stage=ablate makes. Neither field is in a fingerprint: each row's own configuration is."""
+
+    study: Literal["resnet_rs", "weight_decay"] = Field(
+        "resnet_rs",
+        description="of the teacher's recipe on the labeled images: ResNet-RS's Table 1, or its Table 2",
+        json_schema_extra=RUNTIME,
+    )
+    seeds: int = Field(
+        3, ge=1, description="trainings of every row: seeds seed, seed + 1, …", json_schema_extra=RUNTIME
+    )
+
+
 class Config(Section):
     """One run."""
 
@@ -325,6 +341,7 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:

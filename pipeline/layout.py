@@ -63,6 +63,10 @@ class Layout:
         """Indexes of shards that have none beside them."""
         return storage.join(self.run_dir, "index")
 
+    def study(self, name: str) -> str:
+        """A study's results: a folder for each row and seed."""
+        return storage.join(self.run_dir, "ablate", name)
+
     def current_selection(self) -> str | None:
         """The folder of the selection that the student trains on, or None before the first."""
         pointer = storage.join(self.selections, CURRENT_NAME)

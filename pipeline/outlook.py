@@ -11,6 +11,7 @@ from data.manifest import DataError, Split
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
 from pipeline.evaluate import is_outdated, require_test
 from pipeline.fields import Config
+from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
 from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection
@@ -19,7 +20,6 @@ from student.train import require_labeled
 from teacher.journal import Journal
 from teacher.label import fingerprint as label_fingerprint
 from teacher.select_stage import fingerprint as select_fingerprint
-from teacher.train import classes_of
 from teacher.train import fingerprint as teacher_fingerprint
 
 _STATES = {"new": "would run", "continue": "would continue", "done": "done"}

@@ -14,6 +14,7 @@ from data.manifest import Split, open_split
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
 from pipeline.fields import Config, TrainConfig
+from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
@@ -21,7 +22,6 @@ from pipeline.outlook import REFUSES, Command, Outlook
 from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
 from pipeline.training.inputs import labeled_stream
 from teacher.progress import read_progress
-from teacher.train import classes_of
 
 _FRESH_S = 60.0
 

@@ -1,4 +1,4 @@
-"""The report's figures, as SVG. The same values give the same bytes."""
+"""The figures of reports and studies, as SVG. The same values give the same bytes."""
 
 from __future__ import annotations
 
@@ -165,6 +165,26 @@ def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> by
         _legend_above(axes, columns=1)
 
     return _render(draw)
+
+
+def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
+    """A study's rows from top to bottom: per cent above the first row, each seed as a dot, the mean and the published as marks."""
+    above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(names))
+        axes.axvline(0, color=INK, lw=1)
+        for seed in above.T:
+            axes.scatter(seed, place, s=14, color=STUDENTS[0], alpha=0.4, lw=0)
+        axes.plot(above.mean(axis=1), place, color=STUDENTS[0], marker="o", ms=6, lw=1.2, label="here (mean, seeds)")
+        if None not in published:
+            theirs = np.array(published, float) - np.array(published[0], float)
+            axes.plot(theirs, place, color=TEACHER, marker="D", ms=5, lw=1.2, ls="--", label="published")
+        _name_rows(axes, names)
+        axes.set_xlabel(f"top-1, points above {names[0]!r}")
+        _legend_above(axes)
+
+    return _render(draw, width=1.3 * _WIDTH, height=_rows_height(names, 0.3))
 
 
 def _render(draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT) -> bytes:

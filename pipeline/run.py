@@ -12,6 +12,7 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
     status     what is done
     diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
+    ablate     a study of the teacher's recipe, one change a row, several seeds (ablate.study=resnet_rs|weight_decay)
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
@@ -44,6 +45,7 @@ from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
 from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
+from student.ablate import ablate, open_study, plan_study
 from student.train import train_student
 from teacher.diff import diff
 from teacher.label import label
@@ -62,6 +64,7 @@ STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "export": export,
 }
 ASKED_FOR = ("export",)  # by name alone: a second copy of the images
+ABLATE = "ablate"  # of no generation
 FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
 READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {"report": write_report, "status": print_status}
 
@@ -110,6 +113,8 @@ def run(words: Sequence[str]) -> None:
     forced = _forced_stage(options)
     if _flag(options, "plan"):
         print_plan(config, layouts, stages, forced)
+        if ABLATE in stages:
+            plan_study(config, layouts[0])
         return
     if _flag(options, "verify"):
         _verify(config, layouts, options.get("stage"))
@@ -120,6 +125,11 @@ def run(words: Sequence[str]) -> None:
                 _refuse_early(config, layouts, stages)
             write_config(config, overrides)
             _run_stages(config, layouts, stages, forced)
+    if ABLATE in stages:
+        with run_lock(config.run_dir, _command(words)):
+            open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
+            write_config(config, overrides)
+            ablate(config, layouts[0], forced == ABLATE)
     for stage in stages:
         if stage in READERS:
             READERS[stage](config, layouts)
@@ -209,7 +219,7 @@ def _forced_stage(options: dict[str, str]) -> str | None:
     """The stage that force=true starts over: one, named, so that a word too many does not move days of work aside."""
     if not _flag(options, "force"):
         return None
-    if options["stage"] not in STAGES:
+    if options["stage"] not in (*STAGES, ABLATE):
         raise UsageError(
             f"force=true with stage={options['stage']}: name the one stage to start over, as in stage=teacher force=true; "
             "the stages after it then say what they need"
@@ -219,7 +229,7 @@ def _forced_stage(options: dict[str, str]) -> str | None:
 
 def _parse_stages(text: str | None) -> list[str]:
     """Stage names in the order in which they run."""
-    known = [*STAGES, *READERS, "diff"]
+    known = [*STAGES, *READERS, "diff", ABLATE]
     if text is None:
         raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
     everything = [*(name for name in STAGES if name not in ASKED_FOR), "report"]

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from pipeline.cluster import user_error
 from teacher.threads import Progress, Result
 
 _MAX_TASKS = 64  # each may return a histogram of 32 MB
@@ -38,7 +39,7 @@ def in_ray_tasks(
                 progress(doing, done, len(shards))
             yield result
     except RayTaskError as error:
-        raise _cause(error) from None
+        raise user_error(error) from None
     finally:
         for unfinished in pending:
             ray.cancel(unfinished)
@@ -47,8 +48,3 @@ def in_ray_tasks(
 @ray.remote(num_cpus=1)
 def _run(task: Callable[[Iterable[str]], Any], shards: Sequence[str]) -> Any:
     return task(shards)
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """A user's or the machine's error as it was, whose message is a sentence; of a bug, all that Ray tells."""
-    return error.cause if isinstance(error.cause, ValueError | OSError) else error

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from data.exclude import exclude_inputs, read_keys
-from data.manifest import DataError, Split, open_split
+from data.manifest import Split
 from data.reader import check_labeled
 from pipeline.config import redacted
 from pipeline.fields import Config, TrainConfig
+from pipeline.labeled import classes_of, open_labeled
 from pipeline.layout import Layout
 from pipeline.models.weights import class_names_in, load_external, other_preprocessing, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
@@ -94,29 +95,3 @@ def _note_preprocessing(section: TrainConfig) -> None:
         print(
             f"teacher: teacher.{field}={given[field]}, but timm's weights of {section.model} have {recorded}: check which yours need"
         )
-
-
-def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:
-    """The labeled and the validation split, as far as they are configured."""
-    labeled = open_split(config.data.labeled, layout.indexes) if config.data.labeled else None
-    validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
-    if labeled and validation and labeled.class_names != validation.class_names:
-        raise DataError(
-            "data.labeled and data.validation have different class names; pack both with the same class folders"
-        )
-    return labeled, validation
-
-
-def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...] | None]:
-    """Number of classes, and their names where a manifest has them.
-
-    Raises:
-        StageError: neither a manifest nor data.num_classes tells.
-    """
-    names = split.class_names if split else None
-    number = config.data.num_classes or (len(names) if names else None)
-    if number is None:
-        raise StageError("data.num_classes is needed: the labeled shards have no manifest with class names")
-    if names and len(names) != number:
-        raise StageError(f"data.num_classes={number}, but the labeled shards' manifest has {len(names)} class names")
-    return number, names

@@ -54,7 +54,13 @@ def scramble(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("resnetrs50", {}), ("resnetrs50", {"width": 0.25, "blocks": [1, 2, 4, 1]}), ("resnetrs26", {"width": 0.5})],
+    [
+        ("resnetrs50", {}),
+        ("resnetrs50", {"width": 0.25, "blocks": [1, 2, 4, 1]}),
+        ("resnetrs26", {"width": 0.5}),
+        ("resnetrs26", {"width": 0.25, "stem": 32}),
+        ("resnetrs26", {"width": 0.25, "resnet_d": False, "se_ratio": 0.0}),
+    ],
 )
 def test_weights_load_both_ways_and_give_the_same_outputs(name: str, args: dict[str, object]) -> None:
     ours = build_model(name, 10, args).eval()

@@ -140,6 +140,24 @@ def test_the_warm_up_may_be_absent_or_last_all_the_run_but_not_longer() -> None:
         learning_rate(0, 10, 11, 1.0)
 
 
+def test_the_step_schedule_drops_where_resnets_did() -> None:
+    """Epochs 30, 60 and 80 of 90, five of them warm-up."""
+    rates = [learning_rate(epoch, 90, 5, 0.1, "step") for epoch in range(90)]
+    assert rates[:5] == pytest.approx([0, 0.02, 0.04, 0.06, 0.08])
+    assert rates[5:] == pytest.approx([0.1] * 25 + [0.01] * 30 + [0.001] * 20 + [0.0001] * 10)
+
+
+def test_an_average_with_decay_0_is_the_weights_themselves() -> None:
+    model = small_model()
+    ema = EMA(model, decay=0.0)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter)
+        ema.update(model)
+    for average, parameter in zip(ema.module.parameters(), model.parameters(), strict=True):
+        assert torch.equal(average, parameter)
+
+
 def test_weights_and_biases_decay_but_batch_norm_does_not() -> None:
     model = small_model()
     decayed, undecayed = parameter_groups(model, 4e-5)

@@ -37,7 +37,7 @@ def build_model(
             return resnet_rs(int(family[1]), num_classes, dropout=dropout, stochastic_depth=stochastic_depth, **args)
         except TypeError as error:
             raise ModelError(
-                f"model_args of {name}: {error}; expected some of width, blocks, in_chans, se_ratio, resnet_d"
+                f"model_args of {name}: {error}; expected some of width, blocks, in_chans, se_ratio, resnet_d, stem"
             ) from error
     if not timm.is_model(name):
         known = [*(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]

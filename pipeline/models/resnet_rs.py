@@ -47,12 +47,13 @@ class Architecture:
 
     Attributes:
         depth: a key of `BLOCKS`.
-        width: multiplies all channels, stem included; the stem's 32 × width is rounded to a whole number.
+        width: multiplies all channels, the deep stem's included; 32 × width is rounded to a whole number.
         blocks: bottlenecks in each of the four stages, in place of the depth's own.
         in_chans: channels of the input images.
         se_ratio: squeeze-excitation bottleneck: 0.25 (the paper's), 0.0625, or 0 for none.
         resnet_d: False gives the plain ResNet's stem (one 7×7 convolution, 64 channels at any width, and a max-pool)
             and projection (1×1 with stride), for the paper's additive study.
+        stem: channels of the deep stem's first convolution, in place of 32 × width; 32 makes it as wide as the plain one.
 
     Raises:
         ModelError: a field is out of range.
@@ -64,14 +65,18 @@ class Architecture:
     in_chans: int = 3
     se_ratio: float = 0.25
     resnet_d: bool = True
+    stem: int | None = None
 
     def __post_init__(self) -> None:
         _check("depth", self.depth, self.depth in BLOCKS, f"one of {', '.join(map(str, BLOCKS))}")
-        _check("width", self.width, _is_number(self.width) and self.stem_width > 0, "a number above 1/64, such as 0.25")
+        _check(
+            "width", self.width, _is_number(self.width) and self.channels[0] > 0, "a number above 1/64, such as 0.25"
+        )
         _check("in_chans", self.in_chans, _is_count(self.in_chans), "a whole number above 0")
         ratios = ", ".join(map(str, _TIMM_BLOCK_ARGS))
         known = _is_number(self.se_ratio) and self.se_ratio in _TIMM_BLOCK_ARGS
         _check("se_ratio", self.se_ratio, known, f"one of {ratios} (those timm can rebuild)")
+        _check("stem", self.stem, self.stem is None or _is_count(self.stem), "a whole number above 0, such as 32")
         _check("resnet_d", self.resnet_d, isinstance(self.resnet_d, bool), "true or false")
         if self.blocks is not None:
             valid = isinstance(self.blocks, list | tuple) and len(self.blocks) == 4 and all(map(_is_count, self.blocks))
@@ -86,12 +91,12 @@ class Architecture:
     @property
     def stem_width(self) -> int:
         """Channels of the stem's first convolution."""
-        return round(32 * self.width)
+        return round(32 * self.width) if self.stem is None else self.stem
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Inner channels of each stage's bottlenecks; a stage puts out `EXPANSION` times as many."""
-        return tuple(2 * self.stem_width * 2**stage for stage in range(4))
+        return tuple(2 * round(32 * self.width) * 2**stage for stage in range(4))
 
 
 def _check(field: str, value: object, valid: bool, expected: str) -> None:
@@ -254,7 +259,7 @@ def resnet_rs(
         dropout: probability after the global average pool.
         stochastic_depth: drop rate (not survival) of the last stage's blocks; see `stage_drop_rates`.
         bn_momentum: see `set_bn_momentum`.
-        architecture: further fields of `Architecture`: width, blocks, in_chans, se_ratio, resnet_d.
+        architecture: further fields of `Architecture`: width, blocks, in_chans, se_ratio, resnet_d, stem.
 
     Raises:
         ModelError: a value is out of range.
@@ -283,7 +288,7 @@ def timm_args(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     args: dict[str, Any] = dict(_TIMM_BLOCK_ARGS[architecture.se_ratio])
     if architecture.stage_blocks != BLOCKS[int(name.removeprefix("resnetrs"))]:
         args["layers"] = list(architecture.stage_blocks)
-    if architecture.channels[0] != 64:
+    if (architecture.channels[0], architecture.stem_width) != (64, 32):
         args |= {"channels": list(architecture.channels), "stem_width": architecture.stem_width}
     if architecture.in_chans != 3:
         args["in_chans"] = architecture.in_chans

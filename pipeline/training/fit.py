@@ -266,8 +266,10 @@ def _write_lines(job: TrainJob, state: State) -> None:
 
 def _learning_rate(job: TrainJob, step: int) -> float:
     """For the step after `step` steps; `lr` is per 256 images, as published."""
-    peak = job.config.lr * job.config.batch_size / 256
-    return learning_rate(step, job.total_steps, round(job.config.warmup_epochs * job.steps_per_epoch), peak)
+    config = job.config
+    peak = config.lr * config.batch_size / 256
+    warmup_steps = round(config.warmup_epochs * job.steps_per_epoch)
+    return learning_rate(step, job.total_steps, warmup_steps, peak, config.lr_schedule)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,20 +1,24 @@
-"""ResNet-RS's optimizer: plain momentum SGD, no decay on batch norm, linear warm-up and cosine per step."""
+"""ResNet-RS's optimizer: plain momentum SGD, no decay on batch norm, linear warm-up and cosine per step; and the ResNet's steps."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Schedule = Literal["cosine", "step"]
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """Normalization layers: what does not decay."""
+_DROPS = (1 / 3, 2 / 3, 8 / 9)  # of the run: epochs 30, 60 and 80 of a ResNet's 90 (arXiv 1706.02677, section 5.1)
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: Schedule = "cosine") -> float:
     """Rate of the step with this number (0 to total_steps − 1): linear from 0 to `peak`, then half a cosine towards 0.
+
+    `step` stays at the peak after the warm-up and divides by ten after 1/3, 2/3 and 8/9 of the run, as ResNets were trained.
 
     Raises:
         ValueError: the warm-up is longer than the run.
@@ -23,6 +27,8 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -
         raise ValueError(f"warmup_steps must be 0 to {total_steps} (total_steps), but is {warmup_steps}; shorten it")
     if step < warmup_steps:
         return peak * step / warmup_steps
+    if schedule == "step":
+        return peak * 0.1 ** sum(step >= drop * total_steps for drop in _DROPS)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

@@ -1,0 +1,119 @@
+"""What a study found: a table on screen, `results.json`, and `plot.svg`, beside what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from data import storage
+from pipeline.plots import study_rows
+from pipeline.study.rows import Study
+from pipeline.study.trials import Trial
+
+RESULTS_NAME, PLOT_NAME = "results.json", "plot.svg"
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row's figures, in per cent and points.
+
+    Attributes:
+        top1: by seed.
+        spread: standard deviation over seeds; None with one seed.
+        change: mean difference to the row that it changes, seed by seed; None for a row of its own.
+        change_error: standard error of that mean.
+        details: by seed, all that the experiment returned.
+    """
+
+    name: str
+    of: str | None
+    top1: tuple[float, ...]
+    mean: float
+    spread: float | None
+    change: float | None
+    change_error: float | None
+    published: float | None
+    published_change: float | None
+    details: tuple[Mapping[str, Any], ...]
+
+
+def row_results(study: Study, trials: Sequence[Trial]) -> list[RowResult]:
+    """The figures of all rows; every trial must be done."""
+    found = _by_row(trials)
+    top1 = {row: tuple(100 * result["top1"] for result in results) for row, results in found.items()}
+    published = {row.name: row.published for row in study.rows}
+    results = []
+    for row in study.rows:
+        pairs = zip(top1[row.name], top1[row.of], strict=True) if row.of else ()
+        differences = [ours - before for ours, before in pairs]
+        before = published[row.of] if row.of else None
+        results.append(
+            RowResult(
+                name=row.name,
+                of=row.of,
+                top1=top1[row.name],
+                mean=mean(top1[row.name]),
+                spread=_spread(top1[row.name]),
+                change=mean(differences) if differences else None,
+                change_error=_standard_error(differences),
+                published=row.published,
+                published_change=None if before is None or row.published is None else row.published - before,
+                details=tuple(found[row.name]),
+            )
+        )
+    return results
+
+
+def _by_row(trials: Iterable[Trial]) -> dict[str, list[Mapping[str, Any]]]:
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        result = trial.result()
+        assert result is not None, f"{trial.folder} is not done"
+        rows.setdefault(trial.row, []).append(result)
+    return rows
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    spread = _spread(values)
+    return None if spread is None else spread / len(values) ** 0.5
+
+
+def describe(study: Study, results: Sequence[RowResult]) -> str:
+    """The table. "±" is the standard deviation over seeds for a top-1, the standard error for a change."""
+    head = ("", "top-1 %", "change", "published", "change", "compared with")
+    cells = [head, *map(_cells, results)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    return "\n".join([*lines, f"published: {study.source}"])
+
+
+def _cells(result: RowResult) -> tuple[str, ...]:
+    ours = f"{result.mean:.2f}{_plus_minus(result.spread)}"
+    change = "" if result.change is None else f"{result.change:+.2f}{_plus_minus(result.change_error)}"
+    published = "" if result.published is None else f"{result.published:.1f}"
+    published_change = "" if result.published_change is None else f"{result.published_change:+.1f}"
+    return result.name, ours, change, published, published_change, result.of or ""
+
+
+def _plus_minus(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.2f}"
+
+
+def write_results(folder: str, study: Study, seeds: Iterable[int], results: Sequence[RowResult]) -> None:
+    """Write `results.json` and `plot.svg`."""
+    record = {
+        "study": study.name,
+        "source": study.source,
+        "seeds": list(seeds),
+        "rows": [asdict(row) for row in results],
+    }
+    storage.write_text(storage.join(folder, RESULTS_NAME), json.dumps(record, indent=1) + "\n")
+    plot = study_rows([row.name for row in results], [row.top1 for row in results], [row.published for row in results])
+    storage.write_bytes(storage.join(folder, PLOT_NAME), plot)

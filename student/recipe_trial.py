@@ -1,0 +1,82 @@
+"""One training of a study of the teacher's recipe: on the labeled images alone, measured on the validation images."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+from data import storage
+from data.exclude import exclude_inputs, read_keys
+from data.manifest import Split
+from pipeline.fields import Config
+from pipeline.labeled import classes_of, open_labeled
+from pipeline.layout import Layout
+from pipeline.stage import Fingerprint
+from pipeline.study.trials import Experiment
+from pipeline.training.fit import TrainJob, fit, load_trained
+from pipeline.training.inputs import labeled_stream
+
+_FEW_STEPS, _MORE_STEPS = 4, 12  # of which the difference is timed: what comes before the first step cancels out
+_FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
+
+
+def _fingerprint(config: Config) -> Fingerprint:
+    labeled, validation = _splits(config)
+    inputs = {"labeled": labeled.digest(), "validation": validation.digest()}
+    return Fingerprint(config.stage_fields("teacher"), inputs | exclude_inputs(config.data.exclude))
+
+
+def _train(config: Config, folder: str) -> dict[str, Any]:
+    """Top-1 of the EMA weights on the validation images."""
+    job = _job(config, folder)
+    fit(job)
+    _, metrics = load_trained(folder, job.total_steps)
+    top1 = [line["validation_top1"] for line in metrics if "validation_top1" in line][-1]
+    loss = [line["loss"] for line in metrics if "loss" in line][-1]
+    assert job.validation is not None, "see _job"
+    return {"top1": top1, "loss": loss, "steps": job.total_steps, "images": job.validation.num_samples}
+
+
+def _expected_seconds(config: Config) -> float:
+    """Steps × the time of one, and of the validation images."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = _job(config, folder)
+        start, few = _timed(job, _FEW_STEPS, folder)
+        end, more = _timed(job, _MORE_STEPS, folder)
+    step_s = max(0.0, end - start) / (more - few)
+    assert job.validation is not None, "see _job"
+    evaluations = max(1, round(config.teacher.epochs / config.teacher.eval_every_epochs))
+    evaluated = evaluations * job.validation.num_samples / config.teacher.batch_size
+    return job.total_steps * step_s + evaluated * step_s * _FORWARD_SHARE
+
+
+def _timed(job: TrainJob, steps: int, folder: str) -> tuple[float, int]:
+    """Seconds of a short training that learns next to nothing, and its steps."""
+    changes = {"epochs": steps / job.steps_per_epoch, "warmup_epochs": 0.0, "lr": 1e-6}
+    section = job.config.model_copy(update=changes)
+    short = replace(job, config=section, folder=storage.join(folder, str(steps)), validation=None)
+    started = time.monotonic()
+    fit(short)
+    return time.monotonic() - started, short.total_steps
+
+
+def _job(config: Config, folder: str) -> TrainJob:
+    labeled, validation = _splits(config)
+    num_classes, _ = classes_of(config, labeled)
+    stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
+    return TrainJob(
+        "ablate", folder, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
+        config.resolved_device(), validation,
+    )  # fmt: skip
+
+
+def _splits(config: Config) -> tuple[Split, Split]:
+    labeled, validation = open_labeled(config, Layout(config.run_dir))
+    assert labeled is not None, "student.ablate has checked it"
+    assert validation is not None, "student.ablate has checked it"
+    return labeled, validation
+
+
+TEACHER_RECIPE = Experiment(_fingerprint, _train, _expected_seconds, scratch=("checkpoints",))

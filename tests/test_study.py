@@ -1,0 +1,229 @@
+"""Studies: every row changes what it says, results are kept, resumed and compared seed by seed."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from data.settings import UsageError
+from pipeline.config import load_config
+from pipeline.fields import Config
+from pipeline.run import main
+from pipeline.stage import Fingerprint, StageRefusedError, differences
+from pipeline.study.rows import Own, Row, Study, additive, row_configs
+from pipeline.study.table import describe, row_results
+from pipeline.study.trials import Experiment, Trial, run_trials, trials_of
+from student.ablate import STUDIES
+from tests.conftest import WriteDigits
+from tests.digits_run import Digits, write_digits_data
+
+RECIPE = ["teacher.stochastic_depth=0.1", "ablate.seeds=2"]
+SMALL = Study(
+    "small",
+    "nowhere",
+    {"teacher.dropout": 0.0},
+    additive(
+        Row("plain", {}, 70.0), Row("+ dropout", {"teacher.dropout": Own()}, 71.0), Row("+ seed", {"threads": 1}, 70.5)
+    ),
+)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_each_row_differs_from_the_one_it_changes_in_the_fields_that_it_names(study: Study) -> None:
+    configs = row_configs(study, load_config(None, RECIPE))
+    for row in study.rows:
+        if row.of is not None:
+            changed = differences(configs[row.of].fingerprint(""), configs[row.name].fingerprint(""))
+            named = {"teacher.model_args" if "model_args" in field else field for field in row.changes}
+            assert changed.keys() <= named
+            assert changed
+
+
+def test_the_last_row_of_the_additive_study_is_the_recipe_itself() -> None:
+    recipe = load_config(None, RECIPE)
+    last = row_configs(STUDIES["resnet_rs"], recipe)["+ ResNet-D"]
+    changed = differences(recipe.fingerprint(""), last.fingerprint(""))
+    assert changed == {
+        "teacher.model_args": ({}, {"se_ratio": 0.25, "resnet_d": True})
+    }  # the model's defaults, spelled out
+
+
+def test_the_baseline_has_none_of_it() -> None:
+    teacher = row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE))["baseline"].teacher
+    assert teacher.lr_schedule == "step"
+    assert (teacher.epochs, teacher.weight_decay) == pytest.approx((90, 1e-4))
+    off = (
+        teacher.ema_decay,
+        teacher.label_smoothing,
+        teacher.stochastic_depth,
+        teacher.augment.num_ops,
+        teacher.dropout,
+    )
+    assert off == (0, 0, 0, 0, 0)
+    assert teacher.model_args == {"se_ratio": 0.0, "resnet_d": False}
+
+
+def test_a_row_that_would_change_nothing_is_refused_with_the_field() -> None:
+    with pytest.raises(UsageError, match=r"row '\+ stochastic depth'.*teacher.stochastic_depth=0"):
+        row_configs(STUDIES["resnet_rs"], load_config(None, []))
+
+
+def test_a_value_that_does_not_fit_is_refused_with_study_and_row() -> None:
+    with pytest.raises(UsageError, match=r"(?s)study resnet_rs, row 'baseline'.*teacher.warmup_epochs=100"):
+        row_configs(STUDIES["resnet_rs"], load_config(None, [*RECIPE, "teacher.warmup_epochs=100"]))
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Started by the first study, once for all tests."""
+    yield
+    ray.shutdown()
+
+
+def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Experiment:
+    """Of known results; each run is a line in a file."""
+
+    def run_one(config: Config, folder: str) -> dict[str, Any]:
+        row, seed = Path(folder).parent.name, config.seed
+        with runs.open("a") as file:
+            file.write(f"{row} {seed}\n")
+        (Path(folder) / "checkpoints").mkdir()
+        return {"top1": top1[row, seed]}
+
+    return Experiment(
+        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config: 1.0, ("checkpoints",)
+    )
+
+
+TOP1 = {
+    ("plain", 0): 0.50, ("plain", 1): 0.60, ("dropout", 0): 0.52, ("dropout", 1): 0.61, ("seed", 0): 0.51, ("seed", 1): 0.61,
+}  # fmt: skip
+
+
+def small_trials(folder: Path, experiment: Experiment, *words: str) -> list[Trial]:
+    return trials_of(
+        SMALL, load_config(None, ["ablate.seeds=2", "teacher.loader_workers=0", *words]), str(folder), experiment
+    )
+
+
+def test_a_study_makes_what_is_missing_and_compares_seed_by_seed(
+    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    experiment = small_experiment(TOP1, runs)
+    trials = small_trials(tmp_path / "study", experiment)
+    run_trials(SMALL, trials, experiment)
+    assert sorted(runs.read_text().splitlines()) == sorted(f"{row} {seed}" for row, seed in TOP1)
+    assert not list((tmp_path / "study").rglob("checkpoints"))
+
+    (tmp_path / "study/dropout/seed-1/done.json").unlink()
+    runs.unlink()
+    run_trials(SMALL, trials, experiment)
+    assert runs.read_text() == "dropout 1\n"
+    assert "6 trainings, 5 of them done" in capsys.readouterr().out
+
+    plain, dropout, _ = row_results(SMALL, trials)
+    assert (plain.top1, plain.mean, plain.change) == ((50, 60), 55, None)
+    assert plain.spread == pytest.approx(50**0.5)
+    assert dropout.change == pytest.approx(1.5)  # 2 and 1
+    assert dropout.change_error == pytest.approx(0.5)
+    assert dropout.published_change == 1
+    line = describe(SMALL, row_results(SMALL, trials)).splitlines()[2]
+    assert re.split("  +", line) == ["+ dropout", "56.50 ± 6.36", "+1.50 ± 0.50", "71.0", "+1.0", "plain"]
+
+
+def test_another_configuration_is_refused_before_anything_runs_and_force_moves_it_aside(
+    tmp_path: Path, local_ray: None
+) -> None:
+    runs = tmp_path / "runs"
+    experiment = small_experiment(TOP1, runs)
+    run_trials(SMALL, small_trials(tmp_path / "study", experiment), experiment)
+    runs.unlink()
+    other = small_trials(tmp_path / "study", experiment, "teacher.lr=0.3")
+    with pytest.raises(StageRefusedError, match=r"teacher.lr: 0.1 there, 0.3 now"):
+        run_trials(SMALL, other, experiment)
+    assert not runs.exists()
+    run_trials(SMALL, other, experiment, force=True)
+    assert len(runs.read_text().splitlines()) == len(TOP1)
+    assert (tmp_path / "study/plain/seed-0.old-1/done.json").exists()
+
+
+def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_path: Path, local_ray: None) -> None:
+    died = tmp_path / "died"
+
+    def run_one(config: Config, folder: str) -> dict[str, Any]:
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        if config.seed == 1:
+            raise UsageError(f"no seed {config.seed}")
+        return {"top1": 0.5}
+
+    experiment = Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config: 1.0)
+    trials = small_trials(tmp_path / "study", experiment)
+    run_trials(SMALL, [trial for trial in trials if trial.seed == 0], experiment)
+    assert died.exists()
+    with pytest.raises(UsageError, match=r"^no seed 1$"):
+        run_trials(SMALL, trials, experiment)
+
+
+@pytest.mark.slow
+def test_the_command_trains_every_row_prints_the_table_and_continues(
+    tmp_path: Path,
+    digits: Digits,
+    write_digits: WriteDigits,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    words = [
+        "stage=ablate", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run", "ablate.study=weight_decay",
+        "ablate.seeds=1", "teacher.augment.num_ops=1", "teacher.augment.magnitude=5", "teacher.dropout=0.1", "teacher.epochs=2",
+    ]  # fmt: skip
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert "6 trainings, 0 of them done" in first
+    study = tmp_path / "run/ablate/weight_decay"
+    record = json.loads((study / "results.json").read_text())
+    assert [row["details"][0]["steps"] for row in record["rows"]] == [10] * 6
+    assert len({row["details"][0]["loss"] for row in record["rows"]}) == 6  # every row is another training
+    assert (study / "plot.svg").read_text().startswith("<?xml")
+
+    monkeypatch.setattr("ray.init", None)  # nothing is left to run
+    assert main(words) == 0
+    table = first[first.index("study weight_decay: 100 validation images") :]
+    assert capsys.readouterr().out == table
+
+
+def test_the_plan_lists_rows_and_trains_none(
+    tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    words = ["stage=ablate", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run", "plan=true"]
+    words += [
+        "teacher.stochastic_depth=0.1",
+        "teacher.dropout=0.2",
+        "teacher.augment.num_ops=1",
+        "teacher.augment.magnitude=5",
+    ]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "+ dropout                    0 of 3 done   teacher.dropout=0.2" in text
+    assert "+ SE                         0 of 3 done   teacher.model_args.se_ratio=0.25" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_validation_images_or_with_several_processes_it_says_so(
+    tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    words = ["stage=ablate", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run"]
+    assert main([*words, "data.validation=[]"]) == 2
+    assert "compares on data.validation" in capsys.readouterr().err
+    assert main([*words, "teacher.workers=2"]) == 2
+    assert "teacher.workers=2" in capsys.readouterr().err
