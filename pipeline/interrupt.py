@@ -40,6 +40,7 @@ def handled() -> Iterator[None]:
             raise error.__cause__ from None
         raise
     finally:
+        _pending = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -18,7 +18,7 @@ from pipeline.config import load_config
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
-from pipeline.stage import StageError, digest_of, require_done
+from pipeline.stage import Fingerprint, StageError, require_done
 from teacher import journal as journal_module
 from teacher.label import label
 from teacher.train import train_teacher
@@ -162,6 +162,12 @@ def test_only_lost_damaged_and_cut_label_files_are_made_again_and_are_the_same_b
     }
 
 
+def made_by_of(folder: Path) -> str:
+    """What the label files of a stage that is done name as their maker."""
+    recorded = require_done(str(folder), "label")["fingerprint"]
+    return Fingerprint(recorded["config"], recorded["inputs"]).digest()
+
+
 def test_new_shards_of_a_grown_corpus_are_labeled_and_old_labels_kept(run: Run, finished: Path, digits: Digits) -> None:
     _, layout, folder = run
     more = Path(layout.run_dir).parent / "more"
@@ -178,22 +184,22 @@ def test_new_shards_of_a_grown_corpus_are_labeled_and_old_labels_kept(run: Run, 
 def test_continuing_opens_no_label_file_that_the_journal_knows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config, layout, folder = run
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    made_by = require_done(str(folder), "label")["fingerprint"]
-    whole = journal_module.Journal.open(str(folder), corpus, digest_of(made_by))
+    made_by = made_by_of(folder)
+    whole = journal_module.Journal.open(str(folder), corpus, made_by)
     whole.write()
     (folder / LABELS_MANIFEST).unlink()
     monkeypatch.setattr(journal_module, "describe_label_file", lambda url: pytest.fail(f"opened {url}"))
-    assert journal_module.Journal.open(str(folder), corpus, digest_of(made_by)).shards == whole.shards
+    assert journal_module.Journal.open(str(folder), corpus, made_by).shards == whole.shards
     changed = Split(tuple(replace(shard, index_sha256="other") for shard in corpus.shards))
-    assert journal_module.Journal.open(str(folder), changed, digest_of(made_by)).shards == {}
+    assert journal_module.Journal.open(str(folder), changed, made_by).shards == {}
 
 
 def test_a_label_file_of_another_teacher_is_not_taken_for_this_ones(run: Run) -> None:
     """A worker that outlives its driver may commit one after force=true began the folder anew."""
     config, layout, folder = run
     corpus = open_split(config.data.unlabeled, layout.indexes)
+    made_by = made_by_of(folder)
     (folder / LABELS_MANIFEST).unlink()
-    made_by = digest_of(require_done(str(folder), "label")["fingerprint"])
     assert len(journal_module.Journal.open(str(folder), corpus, made_by).shards) == NUM_SHARDS
     path, stray = folder / f"{name(2)}.parquet", "another teacher's"
     table = pq.read_table(path)
