@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.images import DecodeError, decode
-from data.labels import read_labels, read_manifest
+from data.label_files import read_labels, read_manifest
 from data.manifest import DataError
 from data.reader import ImageReader
 from pipeline.report_facts import Generation

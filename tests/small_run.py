@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels import (
+from data.label_files import (
     LABELS_MANIFEST,
     QUARANTINE_NAME,
     Quarantined,

@@ -18,7 +18,7 @@ from data import storage
 from data.corruptions import CORRUPTIONS
 from data.held_out import Traits, write_hashes
 from data.images import decode
-from data.labels import (
+from data.label_files import (
     read_labels,
     read_manifest,
 )
