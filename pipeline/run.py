@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -37,6 +36,7 @@ from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import config_names, describe_fields, load_config, write_config
+from pipeline.effort import Clock
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.export import export
 from pipeline.fields import Config
@@ -44,7 +44,7 @@ from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
-from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
+from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
 from student.ablate import ablate, open_study, plan_study
 from student.train import train_student
 from teacher.diff import diff
@@ -177,13 +177,13 @@ def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> boo
 
 def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
     """Run a stage; time spent in vain counts too."""
-    started = time.monotonic()
+    clock = Clock()
     try:
         STAGES[stage](config, layout, force)
     except BaseException:
         if (folder := _long_stages(layout).get(stage)) is not None:
             with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
-                add_seconds(folder, time.monotonic() - started)
+                add_effort(folder, clock)
         raise
 
 
