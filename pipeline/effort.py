@@ -55,6 +55,16 @@ class Clock:
         storage.write_text(storage.join(folder, EFFORT_NAME), json.dumps(values) + "\n")
 
 
+def duration(seconds: float) -> str:
+    """`39.9 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def _forget_peak_memory() -> None:
     """Linux counts from here on; elsewhere a later stage's peak includes that of those before it in the process."""
     with suppress(OSError):

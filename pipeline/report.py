@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from data import storage
+from pipeline.effort import duration
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.report_changes import changes_section
@@ -17,7 +18,7 @@ from pipeline.report_facts import Facts, compare, num_parameters, read_facts
 from pipeline.report_html import page, paragraph, text, tiles
 from pipeline.report_labels import Survey
 from pipeline.report_models import accuracy_section, calibration_section, class_section, curves_section
-from pipeline.report_numbers import duration, millions, percent, points, signed, verdict
+from pipeline.report_numbers import millions, percent, points, signed, verdict
 from pipeline.report_provenance import provenance_section
 from pipeline.report_pseudo_labels import pseudo_label_sections, read_surveys
 from pipeline.report_robustness import robustness_section, said_in_short
