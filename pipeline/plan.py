@@ -1,74 +1,27 @@
-"""What would run, and what is done: `plan=true` and `stage=status`. Reads only."""
+"""What would run: `plan=true`. Reads only."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from data import storage
 from data.exclude import read_keys
 from data.manifest import Split, open_split
-from data.settings import UsageError
-from pipeline.config import CONFIG_NAME
 from pipeline.fields import Config, TrainConfig
 from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
-from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
+from pipeline.stage import StageError, is_begun
+from pipeline.status import stage_folders
 from pipeline.training.inputs import labeled_stream
-from teacher.progress import read_progress
-
-_FRESH_S = 60.0
-
-
-def stage_folders(layout: Layout) -> dict[str, str]:
-    """Stage → folder, in order."""
-    folders = {
-        "teacher": layout.teacher,
-        "label": layout.labels,
-        "select": layout.current_selection() or layout.selections,
-    }
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
 
 
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
     """The last generation in which a stage was begun; the first when it was in none."""
     own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
     return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
-
-
-def print_status(config: Config, layouts: Sequence[Layout]) -> None:
-    """One line per stage: done, with its time; begun; or not begun. Raises UsageError when there is no such run."""
-    if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):
-        raise UsageError(f"run_dir={config.run_dir}: no run there ({CONFIG_NAME} is missing); check the path")
-    for layout in layouts:
-        for stage, folder in stage_folders(layout).items():
-            print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(layout, stage)}")
-
-
-def _state(folder: str) -> str:
-    if done_record(folder) is not None:
-        return "done"
-    return "begun" if storage.exists(storage.join(folder, "started.json")) else "not begun"
-
-
-def _progress(layout: Layout, stage: str) -> str:
-    folder = stage_folders(layout)[stage]
-    if done_record(folder) is not None:
-        return f"{recorded_seconds(folder):9.1f} s  {folder}"
-    if stage != "label":
-        return ""
-    if (progress := read_progress(folder)) is None:
-        return ""
-    age = time.time() - progress.written_at
-    when = "" if age < _FRESH_S else f"; as of {tqdm.format_interval(age)} ago"
-    shards = f"{progress.shards_done:,} of {progress.shards_total:,} shards"
-    return f"{shards}, {progress.images_done:,} of {progress.images_total:,} images{when}: {progress.describe()}"
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:
