@@ -2,6 +2,7 @@
 
 A field marked RUNTIME changes how fast or how loudly something runs, never what comes out, and stays out of the fingerprints.
 One marked RESUMABLE is in them, but may have another value when a stage continues: a cluster may have shrunk.
+One marked BY_DIGEST is in them by what it names, not by its value.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from data.redact import redacted
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
+BY_DIGEST: dict[str, Any] = {"by_digest": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -40,7 +42,7 @@ class Section(BaseModel):
         fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if info.json_schema_extra == RUNTIME:
+            if info.json_schema_extra in (RUNTIME, BY_DIGEST):
                 continue
             if isinstance(value, Section):
                 fields |= value.fingerprint(f"{prefix}{name}.")
@@ -160,7 +162,7 @@ class TeacherConfig(TrainConfig):
     ensemble: list[str] = Field(
         [],
         description="folders of further teachers (runs' gen-N/teacher or gen-N/student): labels are the mean of all",
-        json_schema_extra=RUNTIME,  # of the labels' fingerprint, by digest
+        json_schema_extra=BY_DIGEST,
     )
     expected_top1: Fraction | None = Field(
         None, description="of `weights` on the validation images; checked before labeling", json_schema_extra=RUNTIME
@@ -258,7 +260,7 @@ class SelectConfig(Section):
     keep_images: bool = Field(
         False,
         description="from the second generation on: the images of the generation before, and their copies, with new labels",
-        json_schema_extra=RUNTIME,  # of the selection's inputs, where it matters
+        json_schema_extra=BY_DIGEST,
     )
     max_copies: int = Field(10, ge=1, le=60_000, description="most copies of one image in a rare class")
     copy_correlation: float = Field(

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 from omegaconf import OmegaConf
 
 from data import storage
-from data.manifest import open_split
+from data.manifest import open_split, write_table
 from data.reader import check_labeled
 from pipeline.export import export
 from pipeline.fields import Config
@@ -29,6 +30,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.stage import Fingerprint, StageError, open_stage
+from teacher.check import VALIDATION_NAME
 from teacher.diff import diff
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
@@ -263,6 +265,27 @@ def test_the_card_says_what_the_labels_are(run: SmallRun) -> None:
     assert "62.50% on 80 validation images" in text
     assert "| 3 | digit_3 |" in text
     assert f"Could not be decoded: {3}" in text
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"), [(0.5, None), (0.99, "of 80 validation images above the threshold, 75.0%")]
+)
+def test_the_card_says_how_many_validation_images_are_right_if_any_is_above_the_threshold(
+    run: SmallRun, confidence: float, expected: str | None
+) -> None:
+    label = np.arange(80) % 10
+    columns = {"label": label, "predicted": np.where(np.arange(80) < 60, label, (label + 1) % 10)}
+    table = pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()})
+    confidences = pa.array(np.full(80, confidence, np.float32))
+    config, layout = configured(run), Layout(str(run.folder / "run"))
+    write_table(f"{layout.labels}/{VALIDATION_NAME}", table.append_column("confidence", confidences))
+    select_fields = config.select.model_copy(update={"confidence_threshold": 0.9})
+    config = config.model_copy(update={"select": select_fields})
+    select(config, layout)
+    export(config, layout)
+    card = (run.folder / "run/exports/v1/README.md").read_text()
+    assert (expected or "Where the labels come from") in card
+    assert ("validation images above" in card) == (expected is not None)
 
 
 def test_two_exports_are_compared_by_their_selections(run: SmallRun) -> None:

@@ -138,7 +138,8 @@ def _trust(facts: Facts) -> str:
     lines += [
         f"- selection, {name}: `{json.dumps(value)}`" for name, value in rule.items() if name != "class_thresholds"
     ]
-    if checked := precision.get("checked_on"):
+    checked = precision.get("checked_on")
+    if checked and checked["images"]:  # none lies above a high threshold
         lines.append(
             f"- of {checked['images']:,} validation images above the threshold, {checked['precision']:.1%} are right "
             f"(95 % interval {checked['low']:.1%} to {checked['high']:.1%}); so much holds for images like the labeled ones alone"

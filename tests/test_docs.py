@@ -1,0 +1,125 @@
+"""The commands of README and quickstart, run as they stand there: on a few images, and with models that train in seconds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.config import load_config
+from pipeline.reference import reference
+from tests.conftest import png
+
+ROOT = Path(__file__).parent.parent
+NOT_RUN = {  # command → what runs it instead
+    "make demo": "it is the demo",
+    "make test": "it is this",
+    "pip install noisy-student-pipeline": "installing is not for tests",
+    "teacher.weights=lite0.safetensors": "tests/test_real_model.py",
+    "data.pack images=photos out=": "tests/test_real_model.py",
+    "stage=serve": "tests/test_serve.py",
+}
+TINY = """
+threads: 1
+teacher: &model {model: resnetrs26, model_args: {width: 0.125, blocks: [1, 1, 1, 1]}, image_size: 16, epochs: 6, batch_size: 40,
+  warmup_epochs: 1, lr: 1.0, ema_decay: 0.9, loader_workers: 0, augment: {num_ops: 1}, eval_every_epochs: 3, precision: fp32}
+student: {<<: *model, batch_size: 80}
+label: {threads: 1, batch_size: 50}
+"""
+
+
+def commands(document: str) -> list[str]:
+    """The commands of its indented blocks, in order, lines that go on joined, comments left out."""
+    lines = re.sub(r"\\\n\s+", "", (ROOT / document).read_text()).splitlines()
+    indented = [line.strip() for line in lines if line.startswith("    ") and not line.startswith("     ")]
+    return [
+        shlex.join(words) for line in indented if (words := shlex.split(line, comments=True)) and words[0] in _PROGRAMS
+    ]
+
+
+_PROGRAMS = ("python", "make", "pip", "ray", "tensorboard")
+
+
+def fenced(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program, *words = shlex.split(command)
+    assert program == "python"
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def merge(base: dict[str, object], other: dict[str, object]) -> dict[str, object]:
+    for key, value in other.items():
+        inner = base.get(key)
+        base[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return base
+
+
+@pytest.fixture
+def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
+    """A folder with the photos that the documents speak of: digits, in a folder for each class, and unlabeled ones."""
+    images, labels = digits
+    for number, (image, label) in enumerate(zip(images[:900], labels[:900], strict=True)):
+        part = "train" if number < 300 else "test" if number < 500 else "unlabeled"
+        folder = tmp_path / "photos" / part / ("" if part == "unlabeled" else f"digit_{label}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(png(np.kron(image, np.ones((3, 3), np.uint8))))
+    return tmp_path
+
+
+def test_every_command_does_what_the_documents_say(photos: Path) -> None:
+    settings = merge(yaml.safe_load(fenced("docs/quickstart.md", "yaml")[0]), yaml.safe_load(TINY))
+    (photos / "mine.yaml").write_text(yaml.safe_dump(settings))
+    done: list[str] = []
+    for document in ("docs/quickstart.md", "README.md"):
+        for command in commands(document):
+            if command in done or any(words in command for words in NOT_RUN):
+                continue
+            ending = (
+                " plan=true" if "stage=ablate" in command else ""
+            )  # two dozen trainings; tests/test_study.py makes some
+            result = run(command + ending, photos)
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+            done.append(command)
+    assert sum("data.pack" in command for command in done) == 3
+    assert (photos / "runs/mine/report.html").stat().st_size > 50_000
+    for code in [*fenced("docs/quickstart.md", "python"), *fenced("README.md", "python")]:
+        code = code.replace("runs/demo", "runs/mine").replace("datasets/fashion_mnist/", "shards/")
+        assert run(shlex.join(["python", "-c", code]), photos).returncode == 0, code
+
+
+def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = lines.index("    data:")
+    (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in lines[start : lines.index("", start)]))
+    config = load_config(str(tmp_path / "mine.yaml"), [])
+    assert (config.teacher.model, config.student.model) == ("resnetrs50", "resnetrs101")
+    assert config.student.augment.magnitude == 15
+
+
+def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:
+    every = [command for document in ("README.md", "docs/quickstart.md") for command in commands(document)]
+    for words, instead in NOT_RUN.items():
+        assert any(words in command for command in every), words
+        assert not instead.startswith("tests/") or (ROOT / instead).exists(), instead
+
+
+def test_the_reference_of_fields_is_that_of_the_code() -> None:
+    assert (ROOT / "docs/fields.md").read_text() == reference(), "python -m pipeline.reference > docs/fields.md"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
