@@ -1,0 +1,224 @@
+"""Pseudo-labels in archives that have the images too: those of an export, or those that a server joins while it sends."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, BinaryIO
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from data import storage
+from data.joined import JSON_FIELD
+from data.label_source import COLUMNS, PseudoLabeled
+from data.manifest import MANIFEST_NAME, DataError, Manifest
+from data.overlay import FILTER_COLUMNS, RowFilter
+from data.redact import redacted
+from data.sample import IMAGE_EXTENSIONS, split_member_name
+
+LATEST_NAME = "latest"  # names the last export in a folder of them
+LABELS_FOLDER = "labels"
+SERVED_FORMAT = "noisy-student-pseudo-labels"
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A shard and its labels.
+
+    Attributes:
+        sha256: of the shard, in hex; None where it is made while it is sent.
+    """
+
+    url: str
+    labels_url: str
+    num_samples: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Archives:
+    """A source of pseudo-labels.
+
+    Attributes:
+        keep: which samples of the archives.
+    """
+
+    archives: tuple[Archive, ...]
+    class_names: tuple[str, ...] | None
+    keep: RowFilter
+
+    @property
+    def num_shards(self) -> int:
+        """Archives."""
+        return len(self.archives)
+
+    def table(self, shard: int) -> pa.Table:
+        """Labels alone, of the Parquet file beside the archive. Raises DataError when that is none of this pipeline."""
+        url = self.archives[shard].labels_url
+        try:
+            table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=list(COLUMNS))
+        except pa.ArrowException as error:
+            raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
+        mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
+        return table.filter(pa.array(mask))
+
+    def samples(self, shard: int) -> Iterator[PseudoLabeled]:
+        """Read from end to end. Raises DataError at the end, when the bytes were not those that were exported."""
+        archive, count = self.archives[shard], 0
+        with storage.open_read(archive.url) as raw:
+            file = _Hashing(raw)
+            for key, members in _members(file, archive.url):
+                count += 1
+                sample = _sample(key, members, archive.url)
+                if self.keep.lets_through(sample.label, sample.confidence, sample.copies):
+                    yield sample
+            if archive.sha256 not in (None, file.sha256()):
+                raise DataError(f"{redacted(archive.url)}: damaged: another SHA-256 than the export's; copy it again")
+        if count != archive.num_samples:
+            raise DataError(
+                f"{redacted(archive.url)}: {count} samples, and {archive.num_samples} by the manifest; copy it again, or, of a "
+                "server, open it again"
+            )
+
+
+class _Hashing:
+    """A file that is read once, from start to end, with its digest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        content = self._file.read(size)
+        self._digest.update(content)
+        return content
+
+    def sha256(self) -> str:
+        """Of the whole file, what was not read yet included; in hex."""
+        while self.read(_BLOCK):
+            pass
+        return self._digest.hexdigest()
+
+
+def _members(file: _Hashing, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members (field → content) of the samples of a tar."""
+    try:
+        with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]  # it reads alone
+            for key, group in groupby(tar, key=lambda member: split_member_name(member.name)[0]):
+                yield key, {split_member_name(member.name)[1]: _content(tar, member) for member in group}
+    except tarfile.TarError as error:
+        raise DataError(f"{redacted(url)}: cut short or damaged ({error}); copy it again") from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _sample(key: str, members: Mapping[str, bytes], url: str) -> PseudoLabeled:
+    images = [content for field, content in members.items() if field in IMAGE_EXTENSIONS]
+    if len(images) != 1 or JSON_FIELD not in members:
+        raise DataError(f"{redacted(url)}, key {key!r}: expected an image and a .json, as stage=export writes them")
+    said = json.loads(members[JSON_FIELD])
+    return PseudoLabeled(key, images[0], said["label"], float(np.float32(said["confidence"])), said["copies"])
+
+
+def open_exported(folder: str, keep: RowFilter) -> Archives:
+    """An export with images.
+
+    Raises:
+        DataError: labels alone, or a manifest of something else.
+    """
+    url = storage.join(folder, MANIFEST_NAME)
+    return _exported(folder, url, storage.read_bytes(url), keep)
+
+
+def _exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives:
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise DataError(f"{redacted(url)}: not the manifest of an export ({error.error_count()} errors)") from error
+    if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
+        raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")
+    archives = (
+        Archive(storage.join(folder, r.name), _labels_url(folder, r.name), r.num_samples, r.sha256)
+        for r in manifest.shards
+    )
+    return Archives(tuple(archives), _names(manifest.class_names), keep)
+
+
+def _labels_url(folder: str, name: str) -> str:
+    return storage.join(folder, LABELS_FOLDER, name.removesuffix(".tar") + ".parquet")
+
+
+def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names else None
+
+
+class _ServedShard(BaseModel):
+    """An entry of a server's manifest; URLs are relative to the manifest's."""
+
+    url: str
+    labels_url: str
+    num_samples: int
+    sha256: str | None = None
+
+
+class _Served(BaseModel):
+    """`/manifest.json` of stage=serve."""
+
+    format: str
+    version: int
+    kind: str
+    class_names: list[str] | None
+    shards: list[_ServedShard]
+
+
+def open_served(url: str, keep: RowFilter) -> Archives:
+    """What `stage=serve` serves at this address, or an export's folder that any web server does.
+
+    Raises:
+        DataError: no such manifest there, or one that names other servers.
+    """
+    address = urljoin(url.rstrip("/") + "/", MANIFEST_NAME)
+    content = storage.read_bytes(address)
+    try:
+        is_served = json.loads(content).get("format") == SERVED_FORMAT
+        served = _Served.model_validate_json(content) if is_served else None
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{redacted(address)}: not a manifest of pseudo-labels ({error})") from error
+    if served is None:
+        return _exported(url, address, content, keep)
+    if served.kind == "joined":  # filtered there, so that what is not wanted is not sent
+        address += _query(keep)
+        served = _Served.model_validate_json(storage.read_bytes(address))
+    archives = tuple(_archive(address, entry) for entry in served.shards if entry.num_samples)
+    return Archives(archives, _names(served.class_names), keep)
+
+
+def _archive(address: str, entry: _ServedShard) -> Archive:
+    urls = [urljoin(address, url) for url in (entry.url, entry.labels_url)]
+    for url in urls:
+        if urlsplit(url)[:2] != urlsplit(address)[:2]:  # where the token would go, too
+            raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")
+    return Archive(urls[0], urls[1], entry.num_samples, entry.sha256)
+
+
+def _query(keep: RowFilter) -> str:
+    """A filter as the server's parameters; empty for what it hands out without any."""
+    values: dict[str, Any] = {"min_confidence": repr(keep.min_confidence)} if keep.min_confidence > 0 else {}
+    if keep.classes is not None:
+        values["classes"] = ",".join(map(str, sorted(keep.classes)))
+    if not keep.selected:
+        values["selected"] = "false"
+    return f"?{urlencode(values, safe=',')}" if values else ""
