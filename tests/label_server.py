@@ -81,8 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted is None or self.headers["If-Range"] not in (None, tag):
             self._send(200, content, {"ETag": tag}, keep)
             return
-        first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
-        part, place = content[first : last + 1], f"bytes {first}-{last}/{len(content)}"
+        first, last = wanted.removeprefix("bytes=").split("-")
+        start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
+        part, place = content[start:stop], f"bytes {start}-{stop - 1}/{len(content)}"
         self._send(206, part, {"ETag": tag, "Content-Range": place}, keep)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], keep: int | None = None) -> None:
