@@ -1,6 +1,6 @@
 """Pseudo-labels in somebody else's training: images and labels, joined on the fly.
 
-    labels = PseudoLabels("http://labels.example:8000", min_confidence=0.8)
+    labels = PseudoLabels("http://labels.example:8080", min_confidence=0.8)
     for images, classes in DataLoader(labels.dataset(transform, shuffle=1000), batch_size=256, num_workers=8): …
 
 Ranks (torch.distributed) and loader workers share the shards: every sample is handed out once in an epoch. Their shares differ in
@@ -25,8 +25,9 @@ from data import storage
 from data.http_file import is_http
 from data.images import decode
 from data.label_source import PseudoLabeled, Source
-from data.labels_of_archives import LATEST_NAME, open_exported, open_served
+from data.labels_of_archives import LATEST_NAME, open_exported
 from data.labels_of_run import RUN_CONFIG, open_run
+from data.labels_of_server import open_served
 from data.manifest import MANIFEST_NAME, DataError
 from data.overlay import RowFilter
 from data.redact import redacted

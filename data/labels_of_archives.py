@@ -6,16 +6,15 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, BinaryIO
-from urllib.parse import urlencode, urljoin, urlsplit
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from data import storage
 from data.joined import JSON_FIELD
@@ -27,7 +26,6 @@ from data.sample import IMAGE_EXTENSIONS, split_member_name
 
 LATEST_NAME = "latest"  # names the last export in a folder of them
 LABELS_FOLDER = "labels"
-SERVED_FORMAT = "noisy-student-pseudo-labels"
 _BLOCK = 1 << 18
 
 
@@ -140,10 +138,11 @@ def open_exported(folder: str, keep: RowFilter) -> Archives:
         DataError: labels alone, or a manifest of something else.
     """
     url = storage.join(folder, MANIFEST_NAME)
-    return _exported(folder, url, storage.read_bytes(url), keep)
+    return exported(folder, url, storage.read_bytes(url), keep)
 
 
-def _exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives:
+def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives:
+    """The export in a folder with this manifest, read at `url`. Raises as `open_exported`."""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -154,71 +153,8 @@ def _exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archive
         Archive(storage.join(folder, r.name), _labels_url(folder, r.name), r.num_samples, r.sha256)
         for r in manifest.shards
     )
-    return Archives(tuple(archives), _names(manifest.class_names), keep)
+    return Archives(tuple(archives), tuple(manifest.class_names) if manifest.class_names else None, keep)
 
 
 def _labels_url(folder: str, name: str) -> str:
     return storage.join(folder, LABELS_FOLDER, name.removesuffix(".tar") + ".parquet")
-
-
-def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    return tuple(names) if names else None
-
-
-class _ServedShard(BaseModel):
-    """An entry of a server's manifest; URLs are relative to the manifest's."""
-
-    url: str
-    labels_url: str
-    num_samples: int
-    sha256: str | None = None
-
-
-class _Served(BaseModel):
-    """`/manifest.json` of stage=serve."""
-
-    format: str
-    version: int
-    kind: str
-    class_names: list[str] | None
-    shards: list[_ServedShard]
-
-
-def open_served(url: str, keep: RowFilter) -> Archives:
-    """What `stage=serve` serves at this address, or an export's folder that any web server does.
-
-    Raises:
-        DataError: no such manifest there, or one that names other servers.
-    """
-    address = urljoin(url.rstrip("/") + "/", MANIFEST_NAME)
-    content = storage.read_bytes(address)
-    try:
-        is_served = json.loads(content).get("format") == SERVED_FORMAT
-        served = _Served.model_validate_json(content) if is_served else None
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{redacted(address)}: not a manifest of pseudo-labels ({error})") from error
-    if served is None:
-        return _exported(url, address, content, keep)
-    if served.kind == "joined":  # filtered there, so that what is not wanted is not sent
-        address += _query(keep)
-        served = _Served.model_validate_json(storage.read_bytes(address))
-    archives = tuple(_archive(address, entry) for entry in served.shards if entry.num_samples)
-    return Archives(archives, _names(served.class_names), keep)
-
-
-def _archive(address: str, entry: _ServedShard) -> Archive:
-    urls = [urljoin(address, url) for url in (entry.url, entry.labels_url)]
-    for url in urls:
-        if urlsplit(url)[:2] != urlsplit(address)[:2]:  # where the token would go, too
-            raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")
-    return Archive(urls[0], urls[1], entry.num_samples, entry.sha256)
-
-
-def _query(keep: RowFilter) -> str:
-    """A filter as the server's parameters; empty for what it hands out without any."""
-    values: dict[str, Any] = {"min_confidence": repr(keep.min_confidence)} if keep.min_confidence > 0 else {}
-    if keep.classes is not None:
-        values["classes"] = ",".join(map(str, sorted(keep.classes)))
-    if not keep.selected:
-        values["selected"] = "false"
-    return f"?{urlencode(values, safe=',')}" if values else ""

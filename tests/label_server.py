@@ -25,6 +25,7 @@ class LabelServer:
     folder: Path
     address: str = ""
     token: str | None = None
+    kind: Literal["export", "joined"] = "export"
     faults: list[tuple[Kind, str]] = field(default_factory=list)  # kind, part of the path; each once
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -39,7 +40,10 @@ class LabelServer:
             return found[0] if found else None
 
     def content(self, path: str) -> bytes | None:
-        """The file at an address."""
+        """The file at an address; filters are taken and change nothing."""
+        path, query, _ = path.partition("?")
+        if query and self.kind == "export":
+            return None
         if path == "/manifest.json":
             return json.dumps(self.manifest()).encode()
         name = path.removeprefix("/shards/").lstrip("/")
@@ -54,7 +58,7 @@ class LabelServer:
             for r in manifest.shards
         ]  # fmt: skip
         return {
-            "format": "noisy-student-pseudo-labels", "version": 1, "kind": "export", "generation": 1,
+            "format": "noisy-student-pseudo-labels", "version": 1, "kind": self.kind, "generation": 1,
             "class_names": manifest.class_names, "num_samples": sum(s["num_samples"] for s in shards), "shards": shards,
         }  # fmt: skip
 

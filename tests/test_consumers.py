@@ -48,7 +48,7 @@ class Reader:
         self.folder, self.address, self.truth = folder, address, truth
 
     def code(self, title: str, number: int = 0) -> str:
-        code = blocks()[title][number].replace("http://localhost:8000", self.address)
+        code = blocks()[title][number].replace("http://localhost:8080", self.address)
         return code.replace("runs/mine", str(self.folder / "run"))
 
     def run(self, title: str, number: int = 0) -> dict[str, Any]:

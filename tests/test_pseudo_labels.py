@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from data import retry
+from data import retry, storage
 from data.label_source import COLUMNS
 from data.labels import PseudoLabels
 from data.manifest import DataError
@@ -34,6 +34,7 @@ from pipeline.layout import Layout
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import TOKEN, LabelServer, label_server
+from tests.s3_server import FaultyS3
 from tests.small_run import SmallRun
 from tests.test_export import with_teacher
 
@@ -88,7 +89,7 @@ def said_by_stages(layout: Layout) -> Said:
 
 
 @pytest.fixture
-def server(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelServer]:
+def web(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelServer]:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     with label_server(sources.export) as running:
         yield running
@@ -200,8 +201,8 @@ def test_persistent_workers_see_the_epoch_change(sources: Sources) -> None:
 
 def test_a_filter_lets_through_what_it_says(sources: Sources) -> None:
     expected = {k: v for k, v in sources.kept.items() if v[1] >= np.float32(0.7) and v[0] in (3, 7)}
-    with label_server(sources.every) as server:
-        for source in (sources.run, sources.export, sources.every, server.address):
+    with label_server(sources.every) as web:
+        for source in (sources.run, sources.export, sources.every, web.address):
             labels = PseudoLabels(str(source), min_confidence=0.7, classes=[3, 7])
             assert as_said(read(labels)) == expected
             assert len(labels) == len(expected)
@@ -210,58 +211,87 @@ def test_a_filter_lets_through_what_it_says(sources: Sources) -> None:
         assert len(read(everything)) == len(everything) == 117
 
 
+def test_the_server_of_a_joined_run_gets_the_filter(web: LabelServer) -> None:
+    web.kind = "joined"
+    PseudoLabels(web.address)
+    PseudoLabels(web.address, min_confidence=0.7, classes=[7, 3], selected=False)
+    assert [path for path, _ in web.asked if "?" in path][:1] == [
+        "/manifest.json?min_confidence=0.7&classes=3,7&selected=false"
+    ]
+    assert "?" not in web.asked[0][0]
+
+
+def test_a_manifest_of_another_version_is_refused(web: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = web.manifest() | {"version": 2}
+    monkeypatch.setattr(web, "manifest", lambda: manifest)
+    with pytest.raises(DataError, match=r"manifest\.json: version: .*the server is of another version"):
+        PseudoLabels(web.address)
+
+
+def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3: FaultyS3, folder: str) -> None:
+    for path in sources.run.parent.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes().replace(f"{sources.run.parent}/".encode(), f"{folder}/".encode())
+            storage.write_bytes(f"{folder}/{path.relative_to(sources.run.parent)}", content)
+    for name in ("run", "run/exports/v1", "run/exports"):
+        labels = PseudoLabels(f"{folder}/{name}")
+        fault = s3.add("cut", "GET", ".tar", keep=100)
+        assert as_said(read(labels)) == sources.kept
+        assert fault.done
+
+
 def test_an_overloaded_server_and_cut_streams_cost_a_retry_of_the_missing_range(
-    server: LabelServer, sources: Sources
+    web: LabelServer, sources: Sources
 ) -> None:
-    server.faults += [("503", "manifest"), ("503", "000001.tar"), ("cut", "000000.tar"), ("cut", "000002.tar")]
-    labels = PseudoLabels(server.address)
+    web.faults += [("503", "manifest"), ("503", "000001.tar"), ("cut", "000000.tar"), ("cut", "000002.tar")]
+    labels = PseudoLabels(web.address)
     assert as_said(read(labels)) == sources.kept
-    assert not server.faults
-    ranges = [wanted for path, wanted in server.asked if "000000.tar" in path]
+    assert not web.faults
+    ranges = [wanted for path, wanted in web.asked if "000000.tar" in path]
     assert len(ranges) == 3, "looked up, cut, and whole"
 
 
-def test_a_server_that_stays_away_is_an_error(server: LabelServer) -> None:
-    labels = PseudoLabels(server.address)
-    server.faults += [("503", "000000.tar")] * 10
+def test_a_server_that_stays_away_is_an_error(web: LabelServer) -> None:
+    labels = PseudoLabels(web.address)
+    web.faults += [("503", "000000.tar")] * 10
     with pytest.raises(StorageError, match=r"000000\.tar: open failed: 503 \(busy\); tried 6 times"):
         read(labels)
 
 
 def test_a_shard_that_is_replaced_in_mid_stream_is_never_mixed(
-    server: LabelServer, monkeypatch: pytest.MonkeyPatch
+    web: LabelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.remote._MOST_AHEAD", 1000)
-    labels = PseudoLabels(server.address)
-    server.faults.append(("replaced", "000001.tar"))
+    labels = PseudoLabels(web.address)
+    web.faults.append(("replaced", "000001.tar"))
     with pytest.raises(ChangedError, match=r"000001\.tar: it was replaced on the server"):
         read(labels)
 
 
-def test_the_token_is_sent_and_its_absence_is_told(server: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.token = TOKEN
+def test_the_token_is_sent_and_its_absence_is_told(web: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.token = TOKEN
     with pytest.raises(StorageError, match=r"refused \(401 no token\).*NOISY_STUDENT_TOKEN"):
-        PseudoLabels(server.address)
+        PseudoLabels(web.address)
     monkeypatch.setenv("NOISY_STUDENT_TOKEN", TOKEN)
-    assert len(read(PseudoLabels(server.address))) > 0
+    assert len(read(PseudoLabels(web.address))) > 0
 
 
-def test_a_manifest_that_names_another_server_is_refused(server: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = server.manifest()
+def test_a_manifest_that_names_another_server_is_refused(web: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = web.manifest()
     manifest["shards"][0]["url"] = "http://elsewhere.example/x.tar"
-    monkeypatch.setattr(server, "manifest", lambda: manifest)
+    monkeypatch.setattr(web, "manifest", lambda: manifest)
     with pytest.raises(DataError, match=r"names http://elsewhere\.example/x\.tar; expected URLs of the same server"):
-        PseudoLabels(server.address)
+        PseudoLabels(web.address)
 
 
-def test_damaged_shards_of_an_export_are_found(sources: Sources, server: LabelServer) -> None:
+def test_damaged_shards_of_an_export_are_found(sources: Sources, web: LabelServer) -> None:
     path = sources.export / "pseudo-000001.tar"
     content = bytearray(path.read_bytes())
     content[-600] ^= 1  # in the padding: no reader of tars would see it
     whole = path.read_bytes()
     path.write_bytes(content)
     try:
-        for source in (str(sources.export), server.address):
+        for source in (str(sources.export), web.address):
             with pytest.raises(DataError, match=r"pseudo-000001\.tar: damaged: another SHA-256"):
                 read(PseudoLabels(source))
         path.write_bytes(whole[:1536])
@@ -292,11 +322,11 @@ def test_damaged_labels_and_indexes_of_a_run_are_found(sources: Sources) -> None
         index.write_bytes(whole)
 
 
-def test_what_is_no_source_is_told(sources: Sources, tmp_path: Path, server: LabelServer) -> None:
+def test_what_is_no_source_is_told(sources: Sources, tmp_path: Path, web: LabelServer) -> None:
     with pytest.raises(DataError, match="expected a run directory"):
         PseudoLabels(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"nothing/manifest\.json"):
-        PseudoLabels(f"{server.address}/nothing")
+        PseudoLabels(f"{web.address}/nothing")
     (tmp_path / "config.yaml").write_text("data: {unlabeled: []}\n")
     with pytest.raises(DataError, match="nothing is labeled and selected there yet"):
         PseudoLabels(str(tmp_path))
