@@ -41,6 +41,11 @@ class RowFilter:
             keep &= np.isin(labels.column("label").to_numpy(), sorted(self.classes))
         return keep
 
+    def lets_through(self, label: int, confidence: float, copies: int) -> bool:
+        """As `mask`, of one row."""
+        is_wanted = (copies > 0 or not self.selected) and (self.classes is None or label in self.classes)
+        return is_wanted and bool(np.float32(confidence) >= np.float32(self.min_confidence))
+
     def digest(self) -> str:
         """The same for equal filters."""
         classes = sorted(self.classes) if self.classes is not None else None

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.utils import glob_translate
 
+from data.http_file import HttpFile, is_http
 from data.redact import redacted
 from data.retry import ChangedError, StorageError, attempt
 
@@ -70,9 +71,8 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, url: str, most_ahead: int = _MOST_AHEAD) -> None:
         """Raises FileNotFoundError or StorageError. `most_ahead`: bytes; 0 fetches exactly what is asked for."""
         self._file: Any = None  # for `close`, when opening fails
-        fs, path = filesystem(url)
         self._url = url
-        self._file = attempt("open", url, fs.open, path, "rb", cache_type="none")
+        self._file = _open(url)
         self._size, self.tag = int(self._file.size), str((getattr(self._file, "details", None) or {}).get("ETag", ""))
         self._position, self._ahead, self._most_ahead = 0, 0, most_ahead
         self._block, self._start = b"", 0
@@ -146,6 +146,13 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
 
+def _open(url: str) -> Any:
+    if is_http(url):
+        return attempt("open", url, HttpFile, url, READ_TIMEOUT_S)
+    fs, path = filesystem(url)
+    return attempt("open", url, fs.open, path, "rb", cache_type="none")
+
+
 def read(url: str, offset: int, size: int | None) -> bytes:
     """As `storage.read_bytes`."""
 
@@ -180,8 +187,10 @@ def _whole(url: str, use: Callable[[RemoteFile], _Result]) -> _Result:
 
 def info(url: str) -> dict[str, Any] | None:
     """`type` (file or directory) and `size`, or None when nothing is there."""
-    fs, path = filesystem(url)
     try:
+        if is_http(url):
+            return {"type": "file", "size": _open(url).size}
+        fs, path = filesystem(url)
         return dict(attempt("look-up", url, fs.info, path))
     except FileNotFoundError:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 
 from data import remote, retry
 from data.held_out import traits, write_hashes

@@ -1,0 +1,94 @@
+"""A file on an HTTP server, read range by range; for `data.remote`, which reads ahead and tries again.
+
+The version that was opened is the one that is read: each range asks for it by its tag (If-Range), and any other version is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from data.redact import redacted
+from data.retry import ChangedError, StorageError
+
+TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"  # sent to the servers that URLs name, not to those that they redirect to
+_MESSAGE_CHARACTERS = 300  # of what a server says about an error
+
+
+def is_http(url: str) -> bool:
+    """True for http:// and https://."""
+    return url.startswith(("http://", "https://"))
+
+
+class HttpError(OSError):
+    """An answer that is none; in the form in which `data.retry` reads those of object stores."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        answer = {"Code": str(status), "Message": message}
+        self.response = {"Error": answer, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class HttpFile:
+    """A file as `data.remote.RemoteFile` wants it: `size` in bytes, `details`, `seek`, `read`, `close`."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        """Raises FileNotFoundError, HttpError, StorageError."""
+        self._url, self._timeout_s, self._position = url, timeout_s, 0
+        with _ask(url, {"Range": "bytes=0-0"}, timeout_s) as answer:  # not HEAD: its errors say nothing
+            ranged = (answer.headers["Content-Range"] or "").rpartition("/")[2]
+            length = ranged if answer.status == 206 else answer.headers["Content-Length"] or ""
+            if not length.isdigit():
+                raise StorageError(f"{redacted(url)}: the server does not say how large the file is (Content-Length)")
+            self.size, self.details = int(length), {"ETag": _tag(answer)}
+
+    def seek(self, position: int) -> None:
+        """Where the next read begins, in bytes."""
+        self._position = position
+
+    def read(self, length: int) -> bytes:
+        """At most `length` bytes; fewer when the connection breaks. Raises as the constructor; ChangedError for another version."""
+        start, tag = self._position, self.details["ETag"]
+        headers = {"Range": f"bytes={start}-{start + length - 1}"} | ({"If-Range": tag} if tag else {})
+        with _ask(self._url, headers if length < self.size else {}, self._timeout_s) as answer:
+            if _tag(answer) != tag:
+                raise ChangedError(
+                    f"{redacted(self._url)}: it was replaced on the server while it was read; read it again"
+                )
+            if answer.status != 206 and start:
+                raise StorageError(f"{redacted(self._url)}: the server does not answer ranges; expected one that does")
+            return bytes(answer.read(length))
+
+    def close(self) -> None:
+        """Nothing is open between two reads."""
+
+
+def _tag(answer: Any) -> str:
+    """By which If-Range knows the version: a strong ETag, or the date; empty without either."""
+    etag = answer.headers["ETag"] or ""
+    return str(etag if etag and not etag.startswith("W/") else answer.headers["Last-Modified"] or "")
+
+
+def _ask(url: str, headers: dict[str, str], timeout_s: float) -> Any:
+    request = Request(url, headers=headers)
+    if token := os.environ.get(TOKEN_VARIABLE):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        return urlopen(request, timeout=timeout_s)
+    except HTTPError as error:
+        with error:
+            message = error.read(_MESSAGE_CHARACTERS).decode("utf-8", "replace")
+        raise _failure(url, error.code, " ".join(message.split()) or error.reason) from None
+
+
+def _failure(url: str, status: int, message: str) -> Exception:
+    where = redacted(url)
+    if status == 404:
+        return FileNotFoundError(where)
+    if status in (401, 403):
+        return StorageError(f"{where}: refused ({status} {message}); expected the server's token in {TOKEN_VARIABLE}")
+    if status == 416:
+        return ChangedError(f"{where}: it was replaced on the server by a shorter one while it was read; read it again")
+    return HttpError(status, message)

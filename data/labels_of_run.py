@@ -1,0 +1,142 @@
+"""Pseudo-labels of a run directory, joined to the unlabeled shards that it was given; known by the files that its stages write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from omegaconf import OmegaConf
+
+from data import storage
+from data.exclude import exclude_inputs, read_keys
+from data.joined import Provenance, Rows, sample_key
+from data.label_files import read_manifest
+from data.label_source import COLUMNS, PseudoLabeled
+from data.manifest import DataError, open_split
+from data.overlay import Overlay, RowFilter
+from data.reader import ImageReader
+from data.redact import redacted
+
+RUN_CONFIG = "config.yaml"
+_GENERATION = re.compile(r"gen-([1-9]\d*)")
+_CHUNK = 64  # images read at once
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """A source of pseudo-labels.
+
+    Attributes:
+        keep: which of the labels.
+    """
+
+    overlay: Overlay
+    keep: RowFilter
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In label order, where they are known."""
+        return self.overlay.provenance.class_names
+
+    @property
+    def num_shards(self) -> int:
+        """Unlabeled shards."""
+        return len(self.overlay.shards)
+
+    def table(self, shard: int) -> pa.Table:
+        """Labels alone. Raises DataError when they are not those that the run committed."""
+        return self._table(self._rows(shard), self.overlay.shards[shard].name)
+
+    @staticmethod
+    def _table(rows: Rows, name: str) -> pa.Table:
+        ordinals = rows.labels.column("ordinal")
+        columns = {column: rows.labels.column(column) for column in rows.labels.column_names} | {
+            "__key__": pa.array([sample_key(name, ordinal) for ordinal in ordinals.to_pylist()], pa.string()),
+            "copies": pa.array(rows.copies.astype(np.uint16)),
+            "source_shard": pa.array([name] * len(rows), pa.string()).dictionary_encode(),
+            "source_ordinal": ordinals,
+            "source_key": rows.labels.column("__key__"),
+        }
+        return pa.table({column: columns[column] for column in COLUMNS})
+
+    def samples(self, shard: int) -> Iterator[PseudoLabeled]:
+        """Seeks to the images that are wanted. Raises DataError as `table`, and for a shard that was cut short."""
+        rows = self._rows(shard)
+        table = self._table(rows, self.overlay.shards[shard].name)
+        places = [rows.labels.column(name).to_pylist() for name in ("offset", "size")]
+        said = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
+        entries = list(zip(*places, *said, strict=True))
+        with ImageReader([entry.url for entry in self.overlay.shards]) as reader:
+            for start in range(0, len(entries), _CHUNK):
+                some = entries[start : start + _CHUNK]
+                images = reader.read_many(shard, [(offset, size) for offset, size, *_ in some])
+                for image, (_, _, key, label, confidence, copies) in zip(images, some, strict=True):
+                    yield PseudoLabeled(key, image, label, confidence, copies)
+
+    def _rows(self, position: int) -> Rows:
+        overlay, name = self.overlay, self.overlay.shards[position].name
+        urls = [storage.join(folder, f"{name}.parquet") for folder in (overlay.labels_dir, overlay.selection_dir)]
+        digests = [hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in urls]
+        if "".join(digests) != overlay.digests[name]:
+            raise DataError(
+                f"{redacted(urls[0])} or {redacted(urls[1])}: not as the run committed it; if the run went on, open it again, else "
+                "stage=label verify=true finds what is damaged"
+            )
+        return overlay.rows(position, self.keep)
+
+
+def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
+    """The labels of a run's last generation that has a selection.
+
+    Raises:
+        DataError: there is none, or labels, selection and unlabeled shards are not of each other.
+        StorageError: the unlabeled shards are not where the run's configuration says.
+    """
+    generation, selection_dir = _last_selection(run_dir)
+    labels_dir = storage.join(run_dir, f"gen-{generation}", "labels")
+    labels, selection = _done(labels_dir, "label"), _done(selection_dir, "select")
+    exclude = _data_field(run_dir, "exclude")
+    made_from = selection["fingerprint"]["inputs"]
+    if (made_from["labels"], made_from.get("exclude")) != (labels["digest"], exclude_inputs(exclude).get("exclude")):
+        raise DataError(
+            f"{redacted(selection_dir)}: selected from other labels or with another data.exclude; run stage=select"
+        )
+    corpus = open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+    if corpus.digest() != labels["summary"]["corpus"]:
+        raise DataError(f"{redacted(labels_dir)}: data.unlabeled has changed since it was labeled; run stage=label")
+    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
+    digests = {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(labels_dir)}
+    names = labels["summary"]["class_names"]
+    provenance = Provenance(generation, tuple(names) if names else None)
+    return RunLabels(Overlay(corpus.shards, labels_dir, selection_dir, provenance, digests, read_keys(exclude)), keep)
+
+
+def _last_selection(run_dir: str) -> tuple[int, str]:
+    """Generation and folder."""
+    found = (_GENERATION.fullmatch(name) for name in storage.list_names(run_dir))
+    for generation in sorted((int(match[1]) for match in found if match), reverse=True):
+        folder = storage.join(run_dir, f"gen-{generation}", "selections")
+        if storage.exists(pointer := storage.join(folder, "current")):
+            return generation, storage.join(folder, storage.read_text(pointer).strip())
+    raise DataError(f"{redacted(run_dir)}: nothing is labeled and selected there yet; run stage=label")
+
+
+def _done(folder: str, stage: str) -> dict[str, Any]:
+    """What a stage said when it was done."""
+    url = storage.join(folder, "done.json")
+    if not storage.exists(url):
+        raise DataError(f"{redacted(folder)}: stage {stage} is not done; run stage={stage}")
+    return dict(json.loads(storage.read_text(url)))
+
+
+def _data_field(run_dir: str, name: str) -> Any:
+    """A field of `data` in the run's configuration."""
+    config = OmegaConf.create(storage.read_text(storage.join(run_dir, RUN_CONFIG)))
+    value = OmegaConf.select(config, f"data.{name}")
+    return list(value) if OmegaConf.is_list(value) else value

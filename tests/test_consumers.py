@@ -1,0 +1,166 @@
+"""Other projects read what we hand out with their own released code: the lines of docs/consumers.md, run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipeline.layout import Layout
+from teacher.select_stage import select
+from tests.conftest import make_writer
+from tests.label_server import label_server
+from tests.small_run import SmallRun
+from tests.test_export import with_teacher
+from tests.test_pseudo_labels import export_here
+
+PAGE = Path(__file__).parents[1] / "docs/consumers.md"
+BLOCK = re.compile(r"^## (?P<title>[^\n]+)$|^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+Labels = dict[str, int]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+
+def blocks() -> dict[str, list[str]]:
+    """Code of docs/consumers.md by heading."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for match in BLOCK.finditer(PAGE.read_text()):
+        title = match["title"] or title
+        if match["code"]:
+            found.setdefault(title, []).append(match["code"])
+    return found
+
+
+class Reader:
+    """Runs the blocks, with the paths of the tests."""
+
+    def __init__(self, folder: Path, address: str, truth: Labels) -> None:
+        self.folder, self.address, self.truth = folder, address, truth
+
+    def code(self, title: str, number: int = 0) -> str:
+        code = blocks()[title][number].replace("http://localhost:8080", self.address)
+        return code.replace("runs/mine", str(self.folder / "run"))
+
+    def run(self, title: str, number: int = 0) -> dict[str, Any]:
+        """The variables that a block leaves behind."""
+        variables: dict[str, Any] = {"__name__": "consumer"}
+        exec(compile(self.code(title, number), f"{PAGE.name}: {title}", "exec"), variables)
+        return variables
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[Reader]:
+    folder = tmp_path_factory.mktemp("consumers")
+    run = SmallRun(folder, make_writer(digits))
+    layout = with_teacher(run)
+    run.label(run.config(), layout)
+    select(run.config(), layout)
+    export_here(run.config(export={"samples_per_shard": 10}), layout)
+    with label_server(folder / "run/exports/v1") as server:
+        yield Reader(folder, server.address, labels_of_stages(layout))
+    ray.shutdown()
+
+
+def labels_of_stages(layout: Layout) -> Labels:
+    """Key → label of what is selected, from the stages' own files."""
+    found: Labels = {}
+    for path in sorted(Path(layout.labels).glob("unlabeled-*.parquet")):
+        copies = pq.read_table(f"{layout.current_selection()}/{path.name}").column("copies").to_pylist()
+        for row, number in zip(pq.read_table(path).to_pylist(), copies, strict=True):
+            if number:
+                found[f"{path.stem}-{row['ordinal']:07d}"] = row["label"]
+    return found
+
+
+def test_every_block_of_the_page_is_run_here() -> None:
+    counts = {title: len(codes) for title, codes in blocks().items()}
+    assert counts == {
+        "PseudoLabels": 1, "webdataset": 2, "wids": 1, "timm": 1, "Hugging Face datasets": 2, "Ray Data": 1, "DuckDB": 1,
+        "Polars": 1, "curl": 1,
+    }  # fmt: skip
+
+
+def test_pseudo_labels(reader: Reader) -> None:
+    found = reader.run("PseudoLabels")
+    sure = {row["__key__"] for row in found["table"].to_pylist() if row["confidence"] >= 0.5}
+    assert found["labels"] == {key: label for key, label in reader.truth.items() if key in sure}
+    assert found["images"].shape[1:] == (3, 32, 32)
+    assert found["names"][3] == "digit_3"
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["folder", "server"])
+def test_webdataset(reader: Reader, number: int) -> None:
+    assert reader.run("webdataset", number)["labels"] == reader.truth
+
+
+def test_wids(reader: Reader) -> None:
+    found = reader.run("wids")
+    assert found["labels"] == reader.truth
+    assert len(found["dataset"]) == len(reader.truth)
+
+
+def test_wids_from_a_server(reader: Reader, tmp_path: Path) -> None:
+    folder = str(reader.folder / "run/exports/v1")
+    code = (
+        reader.code("wids").replace(f"{folder}/wids.json", f"{reader.address}/wids.json").replace(folder, str(tmp_path))
+    )
+    variables: dict[str, Any] = {}
+    exec(code, variables)
+    assert variables["labels"] == reader.truth
+
+
+def test_timm(reader: Reader) -> None:
+    found = reader.run("timm")
+    assert sorted(found["labels"]) == sorted(reader.truth.values())
+    assert len(found["losses"]) >= len(reader.truth) // 8
+    assert np.isfinite(found["losses"]).all()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["files", "card"])
+def test_hugging_face_datasets(reader: Reader, number: int) -> None:
+    found = reader.run("Hugging Face datasets", number)
+    assert found["labels"] == reader.truth
+    assert next(iter(found["dataset"]))["png"].size == (8, 8)
+
+
+def test_ray_data(reader: Reader) -> None:
+    found = reader.run("Ray Data")
+    assert found["labels"] == reader.truth
+    assert found["table"].count() == len(reader.truth)
+    assert 0 < found["sure"] < len(reader.truth)
+
+
+def test_duckdb(reader: Reader) -> None:
+    found = reader.run("DuckDB")
+    assert found["labels"] == reader.truth
+    assert len(found["rows"]) == len(reader.truth)
+    assert sum(count for _, count, _ in found["per_class"]) == len(reader.truth)
+
+
+def test_polars(reader: Reader) -> None:
+    found = reader.run("Polars")
+    assert found["labels"] == reader.truth
+    assert found["table"].height == len(reader.truth)
+
+
+def test_curl(reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "pseudo-000000.tar").write_bytes(
+        (reader.folder / "run/exports/v1/pseudo-000000.tar").read_bytes()[:5000]
+    )
+    with chdir(tmp_path):
+        subprocess.run(["sh", "-e", "-c", reader.code("curl")], check=True)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    labels = {path.stem: int(path.read_text()) for path in tmp_path.glob("*.cls")}
+    assert len(labels) == manifest["shards"][0]["num_samples"]
+    assert labels.items() <= reader.truth.items()
+    assert {path.stem for path in tmp_path.glob("*.png")} == labels.keys()
