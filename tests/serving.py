@@ -12,14 +12,24 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from data.shards import write_shards
+from pipeline.layout import Layout
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.listening import Settings, serve_until
+from teacher.select_stage import select
+from tests.conftest import WriteDigits, png
+from tests.small_run import SmallRun
+from tests.test_export import with_teacher
 
 _TIMEOUT_S = 60.0
 
@@ -37,7 +47,7 @@ class Answer:
         return json.loads(self.content)
 
 
-def fetch(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Answer:
+def fetch(url: str, headers: Mapping[str, str | bytes] | None = None, method: str = "GET") -> Answer:
     """One request on a connection of its own."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
@@ -85,6 +95,27 @@ def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
         assert not thread.is_alive(), "the server did not end"
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; fails when it does not come to that."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def ask(connection: socket.socket, url: str, headers: str = "") -> None:
+    """Ask for a file; what comes back is the caller's to read."""
+    parts = urlsplit(url)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n".encode())
+
+
+def metric(url: str, name: str) -> float:
+    """A figure of the server's."""
+    lines = fetch(f"{url}/metrics").content.decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 class ServerProcess:
     """`stage=serve` as a command."""
 
@@ -118,3 +149,25 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+
+def large_images(write: WriteDigits, num_bytes: int) -> WriteDigits:
+    """As `write`, but unlabeled images have noise behind their last chunk: shards that do not fit into sockets' buffers."""
+
+    def write_large(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
+        if labeled:
+            return write(folder, start, stop, labeled, per_shard)
+        noise, image = np.random.default_rng(0), png(np.zeros((8, 8), np.uint8))
+        samples = ((f"{n:05d}", {"png": image + noise.bytes(num_bytes)}) for n in range(start, stop))
+        write_shards(samples, str(folder), folder.name, per_shard)
+        return []
+
+    return write_large
+
+
+def make_run(folder: Path, write: WriteDigits) -> SmallRun:
+    """A run with labels and a selection."""
+    run = SmallRun(folder, write)
+    run.label(run.config(), with_teacher(run))
+    select(run.config(), Layout(str(folder / "run")))
+    return run

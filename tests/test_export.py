@@ -47,12 +47,12 @@ def _ray() -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path, write_digits: WriteDigits) -> SmallRun:
     run = SmallRun(tmp_path, write_digits)
-    run.label(run.config(), _with_teacher(run))
+    run.label(run.config(), with_teacher(run))
     select(run.config(), Layout(str(tmp_path / "run")))
     return run
 
 
-def _with_teacher(run: SmallRun) -> Layout:
+def with_teacher(run: SmallRun) -> Layout:
     layout = Layout(str(run.folder / "run"))
     stage = open_stage(layout.teacher, "teacher", Fingerprint({}, {}))
     arguments = {"width": 0.125, "blocks": [1, 1, 1, 1]}

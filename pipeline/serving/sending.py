@@ -68,15 +68,15 @@ class Sender:
     async def _send_pieces(self, response: web.StreamResponse, body: Body, span: Span) -> None:
         pieces, left = Pieces(body.read(span.start, span.stop)), span.stop - span.start
         try:
-            while (piece := await self._work.run(pieces.next)) is not None:
+            while left:
+                if (piece := await self._work.run(pieces.next)) is None:
+                    raise OSError(f"{left} bytes are missing at the end")
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await response.write(piece)
                 left -= len(piece)
                 self._meters.count_bytes(len(piece))
         finally:
             self._work.later(pieces.close)
-        if left:
-            raise OSError(f"{left} bytes are missing at the end")
 
     async def _send_file(self, transport: asyncio.Transport, path: Path, span: Span) -> None:
         """By `sendfile`, in pieces, so that a client that stands still is noticed."""
