@@ -110,6 +110,27 @@ def ask(connection: socket.socket, url: str, headers: str = "") -> None:
     connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n".encode())
 
 
+def read_body(connection: socket.socket, number: int) -> bytes:
+    """So many bytes behind the headers, or some more."""
+    content = b""
+    while b"\r\n\r\n" not in content or len(content) < number:
+        piece = connection.recv(1 << 16)
+        assert piece, "the server ended the connection"
+        content += piece
+    return content.partition(b"\r\n\r\n")[2]
+
+
+def read_to_end(connection: socket.socket) -> tuple[bytes, bool]:
+    """What still comes, and whether the server broke the connection off."""
+    content = b""
+    try:
+        while piece := connection.recv(1 << 20):
+            content += piece
+    except ConnectionResetError:
+        return content, True
+    return content, False
+
+
 def metric(url: str, name: str) -> float:
     """A figure of the server's."""
     lines = fetch(f"{url}/metrics").content.decode().splitlines()

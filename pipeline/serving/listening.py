@@ -67,7 +67,7 @@ async def _listening(catalog: Catalog, settings: Settings) -> AsyncIterator[tupl
         max_line_size=_MAX_LINE,
         max_field_size=_MAX_FIELD,
         max_headers=_MAX_HEADERS,
-        shutdown_timeout=1.0,
+        shutdown_timeout=0.1,  # `_drain` has waited
     )
     await runner.setup()
     try:
@@ -77,9 +77,9 @@ async def _listening(catalog: Catalog, settings: Settings) -> AsyncIterator[tupl
             yield _url(settings.host, server.sockets[0]), gate
         finally:
             server.close()
-        await _drain(gate, settings.grace_s)
+        await _drain(runner, gate, settings.grace_s)
     finally:
-        await runner.cleanup()
+        await _end(runner)
         work.close()
 
 
@@ -119,8 +119,24 @@ def _url(host: str, bound: socket.socket) -> str:
     return f"http://{name}:{bound.getsockname()[1]}"
 
 
-async def _drain(gate: Gate, seconds: float) -> None:
-    """Wait until nothing is being answered, or the time is over."""
+async def _drain(runner: web.AppRunner, gate: Gate, seconds: float) -> None:
+    """Wait until nothing is being answered and the last bytes are the kernel's, or the time is over."""
     deadline = asyncio.get_running_loop().time() + seconds
-    while gate.answering and asyncio.get_running_loop().time() < deadline:
+    while asyncio.get_running_loop().time() < deadline:
+        if not gate.answering and not any(one.get_write_buffer_size() for one in _transports(runner)):
+            return
         await asyncio.sleep(_LOOK_S)
+
+
+async def _end(runner: web.AppRunner) -> None:
+    """Cancel what is left, then its connections: they would wait for their clients."""
+    transports = _transports(runner)
+    await runner.cleanup()
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(_LOOK_S)  # so that they close
+
+
+def _transports(runner: web.AppRunner) -> list[asyncio.Transport]:
+    connections = runner.server.connections if runner.server else []
+    return [one.transport for one in connections if one.transport is not None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -92,5 +94,8 @@ class Sender:
 
 
 def _abort(request: web.Request) -> None:
+    """End the connection so that the client notices, and the kernel keeps nothing for it."""
     if request.transport is not None:  # else it has gone already
+        bound = request.transport.get_extra_info("socket")
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
