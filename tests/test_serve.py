@@ -21,6 +21,7 @@ from data.settings import UsageError
 from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.run import _parse_stages
 from pipeline.serve import open_catalog
 from pipeline.serving.access import TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.catalog import Catalog
@@ -339,3 +340,10 @@ def test_what_a_page_shows_is_escaped(tmp_path: Path, digits: tuple[np.ndarray, 
     assert "<b>&quot;x" not in page
     assert '<b>"x' not in page
     assert "default-src 'none'" in page
+
+
+def test_serving_is_in_no_fingerprint_and_not_part_of_all(run: SmallRun) -> None:
+    changed = run.config(serve={"host": "::1", "port": 1, "source": "v3", "max_connections": 3})
+    assert changed.fingerprint("") == run.config().fingerprint("")
+    assert "serve" not in _parse_stages("all")
+    assert _parse_stages("serve,export") == ["export", "serve"]

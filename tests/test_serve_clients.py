@@ -19,6 +19,7 @@ import ray
 from data import storage
 from pipeline.export import export
 from pipeline.layout import Layout
+from pipeline.lock import run_lock
 from pipeline.run import main
 from pipeline.serve import open_catalog
 from pipeline.serving import listening, sending
@@ -153,7 +154,7 @@ def test_a_download_goes_on_after_the_server_was_killed_and_started_again(run: S
             got = read_body(client, 3_000_000)
             first.process.kill()
     assert got == whole.content[: len(got)]
-    with ServerProcess(*words(run)) as second:
+    with run_lock(f"{run.folder}/run", "another command"), ServerProcess(*words(run)) as second:
         url = second.url()
         rest = fetch(f"{url}/{SHARD}", {"Range": f"bytes={len(got)}-", "If-Range": whole.headers["ETag"]})
         code, errors = second.end(signal.SIGTERM)
@@ -176,7 +177,7 @@ def test_a_server_that_stops_finishes_what_it_sends(run: SmallRun, source: str) 
 
 def _read_slowly(url: str) -> bytes:
     """The rest of the file when no other client gets in any more."""
-    with connected(url, receive_buffer=4096) as client:
+    with connected(url, receive_buffer=65536) as client:
         ask(client, url, "Connection: close\r\n")
         content = read_body(client, 100_000)
         wait_for(lambda: _is_closed(url))
@@ -226,7 +227,7 @@ def test_a_shard_that_is_cut_short_on_the_way_ends_the_connection(
     path = run.folder / name
     content = path.read_bytes()
     try:
-        with server_thread(catalog(run, source)) as url, connected(url, receive_buffer=4096) as client:
+        with server_thread(catalog(run, source)) as url, connected(url, receive_buffer=65536) as client:
             ask(client, f"{url}/{path_of(source)}")
             got = read_body(client, 100_000)
             os.truncate(path, 15_000_000)

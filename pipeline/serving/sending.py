@@ -47,14 +47,15 @@ class Sender:
         response = web.StreamResponse(status=206 if span.is_partial else 200, headers=headers)
         response.headers["Content-Type"] = item.media_type
         response.content_length = span.stop - span.start
-        await response.prepare(request)
-        if request.method != "HEAD" and span.stop > span.start:
-            await self._send_body(request, response, body, span)
+        await self._send(request, response, body, span)
         return response
 
-    async def _send_body(self, request: web.Request, response: web.StreamResponse, body: Body, span: Span) -> None:
-        """Send the bytes; the connection is ended where that fails, as the headers have promised more."""
+    async def _send(self, request: web.Request, response: web.StreamResponse, body: Body, span: Span) -> None:
+        """Send headers and bytes; the connection is ended where that fails, as the headers have promised more."""
         try:
+            await response.prepare(request)
+            if request.method == "HEAD":
+                return
             if body.path is not None and request.transport is not None:
                 await self._send_file(request.transport, body.path, span)
             else:
