@@ -73,5 +73,8 @@ bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is
 bench-export: $(VENV)/.installed  ## writing shards with labels, beside tar copying the same images
 	$(BIN)/python -m benchmarks.bench_export
 
+bench-serve: $(VENV)/.installed  ## 64 clients streaming at once: exported shards beside nginx, and joined ones (2 minutes); nginx=PATH
+	$(BIN)/python -m benchmarks.bench_serve $(if $(nginx),nginx=$(nginx))
+
 clean:  ## remove the environment, runs and data
 	rm -rf $(VENV) runs datasets

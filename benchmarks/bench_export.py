@@ -46,7 +46,7 @@ def bench(rounds: int = 5, images: int = 8000, shards: int = 8, out: str = "runs
     """Print images per second of each contender."""
     pattern = make_photos(f"{out}/photos", shards, images // shards)
     overlay, extracted = (
-        _overlay(pattern, f"{out}/labels", f"{out}/selection"),
+        bench_overlay(pattern, f"{out}/labels", f"{out}/selection"),
         _extract(pattern, Path(out) / "extracted"),
     )
     start_ray(None)
@@ -80,7 +80,7 @@ def overlay_size(overlay: Overlay) -> int:
     return sum(shard.num_samples for shard in overlay.shards)
 
 
-def _overlay(pattern: str, labels: str, selection: str) -> Overlay:
+def bench_overlay(pattern: str, labels: str, selection: str) -> Overlay:
     """Labels and a selection of all photos, from random probabilities."""
     split, generator = open_split(pattern, "/nonexistent"), np.random.default_rng(0)
     for shard in split.shards:

@@ -24,7 +24,10 @@ from data.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
 LABEL_COLUMNS = ("ordinal", "__key__", "offset", "size", "label", "confidence", "topk_index", "topk_prob", "rest")
-_CHUNK = 64  # samples made at once
+_CHUNK, _CHUNK_BYTES = (
+    64,
+    1 << 20,
+)  # made at once: at most so many samples, and no more bytes unless one sample has them
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -84,17 +87,22 @@ class JoinedTar:
     def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Bytes `start` to `stop` of the archive, in pieces of some samples each; images outside are not read.
 
+        A piece has at most a MiB, or one sample, so that many archives can be read at once.
+
         Raises:
             DataError: as the source's `read_many`.
         """
         stop = self.size if stop is None else min(stop, self.size)
         first, last = (int(np.searchsorted(self._ends, at, side="right")) for at in (start, stop - 1))
-        for begin in range(first, min(last + 1, len(self._entries)), _CHUNK):
-            end = min(begin + _CHUNK, last + 1, len(self._entries))
+        begin, last = first, min(last + 1, len(self._entries))
+        while begin < last:
             at = int(self._ends[begin - 1]) if begin else 0
+            full = int(np.searchsorted(self._ends, at + _CHUNK_BYTES, side="right"))
+            end = min(begin + _CHUNK, max(full, begin + 1), last)
             samples = sample_bytes(list(self._entries.part(begin, end)), source)
             piece = b"".join(chain.from_iterable(samples))
             yield piece[max(start - at, 0) : max(stop - at, 0)]
+            begin = end
         if stop > self._samples_end:
             tail = end_of_archive(self._samples_end)
             yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]

@@ -304,6 +304,35 @@ class ExportConfig(Section):
     )
 
 
+class ServeConfig(Section):
+    """Pseudo-labels over HTTP. No field is in a fingerprint: nothing is written."""
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0: on all of this machine's", json_schema_extra=RUNTIME
+    )
+    port: int = Field(8080, ge=0, le=65_535, description="0: any that is free", json_schema_extra=RUNTIME)
+    source: str = Field(
+        "run",
+        pattern=r"^(run|latest|v[1-9]\d*)$",
+        description="run: labels are joined to the unlabeled shards as they are sent; or an export: latest, v1, v2, …",
+        json_schema_extra=RUNTIME,
+    )
+    token_file: str | None = Field(
+        None,
+        description="file with the token that clients must send; or give it in NOISY_STUDENT_TOKEN",
+        json_schema_extra=RUNTIME,
+    )
+    open_to_all: bool = Field(
+        False, description="listen on other addresses than loopback without a token, too", json_schema_extra=RUNTIME
+    )
+    max_connections: int = Field(
+        256, ge=1, description="answers at once; beyond, clients are told to come again", json_schema_extra=RUNTIME
+    )
+    grace_s: float = Field(
+        30, ge=0, description="seconds that what is being sent may still take after Ctrl-C", json_schema_extra=RUNTIME
+    )
+
+
 class EvaluateConfig(Section):
     """What is measured on the test images besides accuracy."""
 
@@ -342,6 +371,7 @@ class Config(Section):
     select: SelectConfig = SelectConfig()
     student: StudentConfig = StudentConfig()
     export: ExportConfig = ExportConfig()
+    serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
 

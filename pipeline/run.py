@@ -10,6 +10,7 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     evaluate   teacher and student on the test images
     report     write RUN/report.html
     export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
+    serve      the same over HTTP, without a copy: labels are joined to the images as they are sent (only when named)
     status     what is done, how far the rest is, what stopped it last (watch=true: until all is done)
     diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
     ablate     a study of the teacher's recipe, one change a row, several seeds (ablate.study=resnet_rs|weight_decay)
@@ -44,6 +45,7 @@ from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan
 from pipeline.report import write_report
+from pipeline.serve import serve
 from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
 from pipeline.status import note_stop, print_status, watch_status
 from student.ablate import ablate, open_study, plan_study
@@ -67,7 +69,11 @@ STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
 ASKED_FOR = ("export",)  # by name alone: a second copy of the images
 ABLATE = "ablate"  # of no generation
 FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
-READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {"report": write_report, "status": print_status}
+READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {
+    "report": write_report,
+    "status": print_status,
+    "serve": serve,
+}
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import storage
+from data import joined, storage
 from data.joined import JoinedTar, Provenance, key_prefix
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.manifest import DataError, open_split, write_table
@@ -98,6 +98,18 @@ def test_any_range_is_that_of_the_whole(labeled: Labeled, data: st.DataObject) -
     stop = data.draw(st.integers(start, len(content) + 5))
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
         assert b"".join(archive.read(reader, start, stop)) == content[start:stop]
+
+
+def test_pieces_have_at_most_so_many_bytes_or_one_sample(labeled: Labeled, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay, _, _ = labeled
+    archive, content = whole(overlay, 0, RowFilter(selected=False))
+    with ImageReader([shard.url for shard in overlay.shards]) as reader:
+        for most, number in ((8000, 50), (1, 100)):
+            monkeypatch.setattr(joined, "_CHUNK_BYTES", most)
+            *pieces, end = archive.read(reader)
+            assert b"".join([*pieces, end]) == content
+            assert len(pieces) >= number
+            assert all(len(piece) <= most or len(samples(piece)) == 1 for piece in pieces)
 
 
 def test_an_archive_without_samples_is_an_empty_tar(labeled: Labeled) -> None:

@@ -1,0 +1,248 @@
+"""Many clients streaming at once: exported shards beside nginx sending the same files, and labels joined to their images on the way.
+
+    python -m benchmarks.bench_serve [clients=64] [seconds=8] [rounds=3] [shards=8] [images=2000] [nginx=nginx]
+
+JPEG photos of 50 kB in the page cache, on loopback. Each client asks for one shard after the other on a connection of its own and
+throws the bytes away in the kernel (MSG_TRUNC), so that the clients take little of the processor. Before it is timed, each
+contender's first shard is compared with the file. Medians over rounds, taking turns; memory is the server process's, looked at
+twice a second.
+
+    ours     stage=serve, an exported version: one process, sendfile
+    nginx    as Debian configures it: a process for each core, sendfile, tcp_nopush; needs its package (apt-get install nginx), or
+             nginx=PATH
+    joined   stage=serve, labels joined to the photos' own shards: no peer does that
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import multiprocessing
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+from benchmarks.bench_export import NUM_CLASSES, bench_overlay
+from benchmarks.photos import make_photos
+from data import storage
+from data.overlay import Overlay
+from data.settings import run_command
+from pipeline.exporting.files import read_manifest, write_manifests
+from pipeline.exporting.todo import Job, files_of, make_file
+from pipeline.fields import Config, ExportConfig
+from pipeline.serving.catalog import Catalog
+from pipeline.serving.exported import ExportedVersion
+from pipeline.serving.joined import JoinedRun
+from pipeline.serving.listening import Settings, serve_until
+
+_BLOCK = 1 << 20
+_START_S = 60.0
+
+
+def bench(
+    clients: int = 64,
+    seconds: float = 8,
+    rounds: int = 3,
+    shards: int = 8,
+    images: int = 2000,
+    nginx: str = "nginx",
+    out: str = "runs/bench_serve",
+) -> None:
+    """Print megabytes per second of each contender."""
+    overlay = bench_overlay(make_photos(f"{out}/photos", shards, images // shards), f"{out}/labels", f"{out}/selection")
+    overlay = replace(overlay, digests={shard.name: _digests(overlay, shard.name) for shard in overlay.shards})
+    folder = _export(overlay, f"{out}/exported")
+    names = [record.name for record in read_manifest(folder).shards]
+    exported = ExportedVersion(folder, read_manifest(folder), 1, "bench", [], {})
+    with ExitStack() as stack:
+        ours = stack.enter_context(_server(exported))
+        joined = stack.enter_context(_server(JoinedRun(overlay, NUM_CLASSES, "bench", [])))
+        contenders = {"ours": (*ours, [f"/shards/{name}" for name in names])}
+        if (program := shutil.which(nginx)) is None:
+            print(f"{nginx}: no such program; install Debian's package nginx, or give nginx=PATH")
+        else:
+            contenders["nginx"] = (*stack.enter_context(_nginx(program, folder)), [f"/{name}" for name in names])
+        for contender in contenders.values():
+            _check(contender[0], contender[2][0], Path(folder) / names[0])
+        contenders["joined"] = (*joined, [f"/shards/{shard.name}.tar" for shard in overlay.shards])
+        _compare(contenders, clients, seconds, rounds)
+
+
+def _compare(contenders: dict[str, tuple[int, int, list[str]]], clients: int, seconds: float, rounds: int) -> None:
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    memory: dict[str, list[int]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, (port, pid, paths) in contenders.items():
+            rate, held = _stream(port, paths, clients, seconds if number else 1, partial(_memory_mb, pid))
+            if number:  # the first warms up
+                rates[name].append(rate)
+                memory[name].append(held)
+    found = {name: round(median(values)) for name, values in rates.items()}
+    for name, rate in found.items():
+        print(f"{name:7} {rate:8,} MB/s   memory, MB, by round: {memory[name]}")
+    peers = {"nginx": found["nginx"]} if "nginx" in found else {}
+    print(
+        json.dumps(
+            {
+                "bench": "serve", "unit": "MB/s up", "ours": found["ours"], "peers": peers, "floor": None,
+                "joined": found["joined"], "memory_mb": max(memory["ours"]), "joined_memory_mb": max(memory["joined"]),
+                "seeds": rounds,
+            }
+        )
+    )  # fmt: skip
+
+
+def _digests(overlay: Overlay, name: str) -> str:
+    files = (storage.join(folder, f"{name}.parquet") for folder in (overlay.labels_dir, overlay.selection_dir))
+    return "".join(hashlib.sha256(storage.read_bytes(file)).hexdigest() for file in files)
+
+
+def _export(overlay: Overlay, folder: str) -> str:
+    """The files of an export, made in this process."""
+    shutil.rmtree(folder, ignore_errors=True)
+    config = Config(export=ExportConfig(samples_per_shard=overlay.shards[0].num_samples))
+    job = Job(overlay, config.export, str(Path(folder).absolute()))
+    records = [make_file(job, file) for file in files_of(config, overlay)[0]]
+    write_manifests(job.folder, records, overlay.provenance.class_names, True)
+    return job.folder
+
+
+@contextmanager
+def _server(catalog: Catalog) -> Iterator[tuple[int, int]]:
+    """Port and process id of a server in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(catalog, there))
+    process.start()
+    try:
+        yield int(here.recv().rpartition(":")[2]), process.pid or 0
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(catalog: Catalog, pipe: Connection) -> None:
+    asyncio.run(serve_until(catalog, Settings(), lambda: False, pipe.send))
+
+
+@contextmanager
+def _nginx(program: str, folder: str) -> Iterator[tuple[int, int]]:
+    """Port and process id."""
+    home = Path(folder).parent.absolute() / "nginx"
+    home.mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    temporary = "".join(
+        f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    text = (
+        f"worker_processes auto; pid {home}/pid; daemon off; error_log {home}/error.log;\n"
+        f"events {{ worker_connections 768; }}\nhttp {{ {temporary} access_log off; sendfile on; tcp_nopush on;\n"
+        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+    )
+    (home / "nginx.conf").write_text(f"user {os.environ.get('USER', 'root')};\n{text}" if os.geteuid() == 0 else text)
+    with subprocess.Popen([program, "-p", str(home), "-c", str(home / "nginx.conf")]) as process:
+        try:
+            _wait_for(port)
+            yield port, process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _check(port: int, path: str, file: Path) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", path)
+    assert connection.getresponse().read() == file.read_bytes(), f"{path} on port {port} is not {file}"
+    connection.close()
+
+
+class _Client:
+    """A connection that asks for one file after the other and drops what comes."""
+
+    def __init__(self, port: int, paths: Sequence[str], first: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self._paths, self._next, self._left = paths, first, 0
+        self._block = bytearray(_BLOCK)
+        self._ask()
+
+    def _ask(self) -> None:
+        path = self._paths[self._next % len(self._paths)]
+        self._next += 1
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+
+    def receive(self) -> int:
+        """Bytes of a file that came."""
+        if not self._left:
+            head, end, _ = self.socket.recv(4096, socket.MSG_PEEK).partition(b"\r\n\r\n")
+            if not end:
+                return 0
+            self.socket.recv(len(head) + len(end))
+            assert head.startswith(b"HTTP/1.1 200"), head
+            self._left = int(head.lower().partition(b"content-length:")[2].split()[0])
+        count = self.socket.recv_into(self._block, min(_BLOCK, self._left), socket.MSG_TRUNC)  # dropped, not copied
+        assert count, "the server ended the connection"
+        self._left -= count
+        if not self._left:
+            self._ask()
+        return count
+
+
+def _stream(
+    port: int, paths: Sequence[str], clients: int, seconds: float, look: Callable[[], int]
+) -> tuple[float, int]:
+    """MB/s of all clients together, and the most that `look` said meanwhile."""
+    done, held, selector = 0, 0, selectors.DefaultSelector()
+    for number in range(clients):
+        client = _Client(port, paths, number)
+        selector.register(client.socket, selectors.EVENT_READ, client)
+    started = looked = time.perf_counter()
+    while (now := time.perf_counter()) < started + seconds:
+        for key, _ in selector.select(1):
+            done += key.data.receive()
+        if now > looked + 0.5:
+            held, looked = max(held, look()), now
+    for key in list(selector.get_map().values()):
+        key.data.socket.close()
+    selector.close()
+    return done / (now - started) / 1e6, held
+
+
+def _memory_mb(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    return run_command(bench, arguments, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

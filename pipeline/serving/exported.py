@@ -1,0 +1,154 @@
+"""An exported version as it lies there: its shards, their labels, and the manifests beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data import storage
+from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from data.overlay import RowFilter
+from pipeline.exporting.files import read_manifest
+from pipeline.exporting.images import LABELS_FOLDER
+from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
+from pipeline.serving.filters import FilterError
+from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body
+from pipeline.stage import StageError, require_done
+
+_SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
+_MEDIA_TYPES = {"json": "application/json", "md": "text/markdown; charset=utf-8"}
+
+
+@dataclass(frozen=True)
+class ExportedVersion:
+    """A catalog of the files of an export.
+
+    Attributes:
+        files: the shards under their own names too, where timm and wids look for them.
+    """
+
+    folder: str
+    manifest: Manifest
+    generation: int
+    title: str
+    class_counts: Sequence[Mapping[str, Any]]
+    beside: Mapping[str, Item]
+    kind: Kind = "export"
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In label order, where they are known."""
+        return tuple(self.manifest.class_names) if self.manifest.class_names else None
+
+    @cached_property
+    def files(self) -> Mapping[str, Item]:
+        """Manifests, and the shards beside them."""
+        return {**{record.name: self._tar(record) for record in self.manifest.shards}, **self.beside}
+
+    @cached_property
+    def _records(self) -> Mapping[str, ShardRecord]:
+        return {record.name.removesuffix(".tar"): record for record in self.manifest.shards}
+
+    def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
+        """No filter. Raises FilterError for any."""
+        if query:
+            raise FilterError(
+                f"{query[0][0]}: an export is served as its files are, without a filter; expected no parameters. "
+                "A server with serve.source=run filters"
+            )
+        return RowFilter()
+
+    def shard(self, name: str, keep: RowFilter) -> Item | None:  # noqa: ARG002 (the catalog's interface)
+        """A shard; its ETag is its SHA-256."""
+        record = self._records.get(name)
+        return self._tar(record) if record else None
+
+    def labels(self, name: str, keep: RowFilter) -> Item | None:  # noqa: ARG002 (the catalog's interface)
+        """Its labels."""
+        if (record := self._records.get(name)) is None:
+            return None
+        url = storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet")
+        check = partial(check_file, self.folder, url, None)
+        return Item(
+            f'"{record.sha256}-labels"',
+            "application/vnd.apache.parquet",
+            check,
+            lambda: file_body(url, storage.size(url)),
+        )
+
+    def _tar(self, record: ShardRecord) -> Item:
+        url = storage.join(self.folder, record.name)
+        check = partial(check_file, self.folder, url, record.bytes)
+        return Item(f'"{record.sha256}"', "application/x-tar", check, partial(file_body, url, record.bytes))
+
+    def entries(self, keep: RowFilter) -> list[ShardEntry]:  # noqa: ARG002 (the catalog's interface)
+        """All shards."""
+        return [ShardEntry(name, r.num_samples, r.sha256, r.bytes) for name, r in self._records.items()]
+
+    def samples(self) -> list[SampleImage]:
+        """Images of a few shards, spread evenly over each."""
+        names = list(self._records)
+        chosen = np.unique(np.linspace(0, len(names) - 1, _SAMPLE_SHARDS).astype(int)).tolist()
+        return [sample for at in chosen for sample in self._samples_of(names[at])]
+
+    def _samples_of(self, name: str) -> Iterator[SampleImage]:
+        content = storage.read_bytes(storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet"))
+        table = pq.read_table(io.BytesIO(content), columns=["__key__", "offset", "size", "label", "confidence"])
+        places = np.unique(np.linspace(0, table.num_rows - 1, _SAMPLES_EACH).astype(int))
+        url = storage.join(self.folder, f"{name}.tar")
+        for row in table.take(places).to_pylist():
+            if row["size"] <= _MOST_SAMPLE_BYTES:
+                read = partial(storage.read_bytes, url, row["offset"], row["size"])
+                yield SampleImage(row["label"], row["confidence"], row["__key__"], read)
+
+
+def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> ExportedVersion:
+    """The export in a folder, its small files in memory.
+
+    Raises:
+        StageError: it is not whole, or has labels alone.
+        OutdatedError: one of its small files is missing, or a link to somewhere else.
+    """
+    record = require_done(folder, "export")
+    if (form := record["fingerprint"]["config"].get("export.format", "shards")) != "shards":
+        raise StageError(
+            f"{folder}: labels alone (export.format={form}); expected an export with images, or serve.source=run"
+        )
+    names = [name for name in record["outputs"] if name != MANIFEST_NAME]
+    beside = {name: _small_file(folder, name) for name in names}
+    summary = record["summary"]
+    title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
+    return ExportedVersion(folder, read_manifest(folder), summary["generation"], title, class_counts, beside)
+
+
+def _small_file(folder: str, name: str) -> Item:
+    url = storage.join(folder, name)
+    check_file(folder, url, None)
+    content = storage.read_bytes(url)
+    media_type = _MEDIA_TYPES.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
+    body = bytes_body(content)
+    return Item(f'"{hashlib.sha256(content).hexdigest()}"', media_type, lambda: None, lambda: body)
+
+
+def check_file(folder: str, url: str, num_bytes: int | None) -> None:
+    """Raises OutdatedError for a file that is missing, has another size, or is a link to outside of the export's folder."""
+    name = storage.base_name(url)
+    try:
+        size = storage.size(url)
+    except FileNotFoundError:
+        raise OutdatedError(f"{name} is missing in the export; run stage=export, which makes it again") from None
+    if storage.is_local(url):
+        inside = storage.local_path(folder).resolve()
+        if not storage.local_path(url).resolve().is_relative_to(inside):
+            raise OutdatedError(f"{name} is a link to outside of the export and is not followed")
+    if num_bytes is not None and size != num_bytes:
+        raise OutdatedError(
+            f"{name} has {size} bytes, and {num_bytes} by its manifest; run stage=export, which makes it again"
+        )

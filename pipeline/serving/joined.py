@@ -1,0 +1,156 @@
+"""A run's labels joined to its unlabeled shards while they are sent; no image is stored twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import storage
+from data.joined import JoinedTar, Rows, sample_key
+from data.overlay import Overlay, RowFilter
+from data.reader import ImageReader
+from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
+from pipeline.serving.filters import parse_filter
+from pipeline.serving.items import Body, Item, OutdatedError, bytes_body
+
+_FORMAT = 1  # part of every ETag: another number when `data.joined` or `_table` write other bytes of the same rows
+_READERS = 8  # label files read at once
+_SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
+
+
+@dataclass(frozen=True)
+class JoinedRun:
+    """A catalog of a run's own shards.
+
+    Attributes:
+        num_classes: for checking filters.
+        class_counts: as selection.json has them.
+    """
+
+    overlay: Overlay
+    num_classes: int
+    title: str
+    class_counts: Sequence[Mapping[str, Any]]
+    kind: Kind = "joined"
+    files: Mapping[str, Item] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        """Whose labels these are."""
+        return self.overlay.provenance.generation
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In label order, where they are known."""
+        return self.overlay.provenance.class_names
+
+    def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
+        """The filter in a URL. Raises FilterError."""
+        return parse_filter(query, self.num_classes)
+
+    def shard(self, name: str, keep: RowFilter) -> Item | None:
+        """The joined tar of a shard; its ETag is over shard, labels, selection and filter."""
+        if (position := self._positions.get(name)) is None:
+            return None
+        etag = f'"{self.overlay.identity(position, keep)}-{_FORMAT}"'
+        return Item(etag, "application/x-tar", partial(self._check, position), partial(self._lay_out, position, keep))
+
+    def labels(self, name: str, keep: RowFilter) -> Item | None:
+        """The labels in it; the ETag names pyarrow's version too, on which the bytes of Parquet depend."""
+        if (position := self._positions.get(name)) is None:
+            return None
+        etag = f'"{self.overlay.identity(position, keep)}-{_FORMAT}-arrow{pa.__version__}"'
+        load = partial(self._label_file, position, keep)
+        return Item(etag, "application/vnd.apache.parquet", partial(self._check, position), load)
+
+    def entries(self, keep: RowFilter) -> list[ShardEntry]:
+        """All shards, with their samples under the filter."""
+        shards = self.overlay.shards
+        with ThreadPoolExecutor(_READERS) as pool:
+            counts = list(pool.map(lambda at: len(self.overlay.wanted(at, keep)), range(len(shards))))
+        return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
+
+    def samples(self) -> list[SampleImage]:
+        """Images of a few shards, spread evenly over each."""
+        shards = np.unique(np.linspace(0, len(self.overlay.shards) - 1, _SAMPLE_SHARDS).astype(int)).tolist()
+        return [sample for position in shards for sample in self._samples_of(position)]
+
+    def _samples_of(self, position: int) -> Iterator[SampleImage]:
+        wanted = self.overlay.wanted(position, RowFilter())
+        places = np.unique(np.linspace(0, max(len(wanted) - 1, 0), _SAMPLES_EACH).astype(int))
+        rows = self.overlay.take(position, wanted[places] if len(wanted) else wanted)
+        url, name = self.overlay.shards[position].url, self.overlay.shards[position].name
+        columns = (rows.labels.column(c).to_pylist() for c in ("ordinal", "offset", "size", "label", "confidence"))
+        for ordinal, offset, size, label, confidence in zip(*columns, strict=True):
+            if size <= _MOST_SAMPLE_BYTES:
+                read = partial(storage.read_bytes, url, offset, size)
+                yield SampleImage(label, confidence, sample_key(name, ordinal), read)
+
+    @cached_property
+    def _positions(self) -> Mapping[str, int]:
+        return {shard.name: position for position, shard in enumerate(self.overlay.shards)}
+
+    def _check(self, position: int) -> None:
+        shard = self.overlay.shards[position]
+        try:
+            size = storage.size(shard.url)
+        except FileNotFoundError:
+            size = 0
+        if size != shard.bytes:
+            raise OutdatedError(
+                f"shard {shard.name!r} has {size} bytes now, and {shard.bytes} when it was labeled; restore it, or run "
+                "stage=label and start the server again"
+            )
+
+    def _rows(self, position: int, keep: RowFilter) -> Rows:
+        """The rows that are handed out. Raises OutdatedError when the files that say so are not those of the start."""
+        name = self.overlay.shards[position].name
+        folders = self.overlay.labels_dir, self.overlay.selection_dir
+        try:
+            files = [storage.read_bytes(storage.join(folder, f"{name}.parquet")) for folder in folders]
+        except FileNotFoundError:
+            files = []
+        if "".join(hashlib.sha256(content).hexdigest() for content in files) != self.overlay.digests[name]:
+            raise OutdatedError(f"the labels of shard {name!r} have changed; start the server again")
+        return self.overlay.rows(position, keep)
+
+    def _lay_out(self, position: int, keep: RowFilter) -> Body:
+        archive = JoinedTar(self.overlay.entries(self._rows(position, keep)))
+        urls = [shard.url for shard in self.overlay.shards]
+
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            with ImageReader(urls) as reader:
+                yield from archive.read(reader, start, stop)
+
+        return Body(archive.size, read)
+
+    def _label_file(self, position: int, keep: RowFilter) -> Body:
+        buffer = io.BytesIO()
+        pq.write_table(
+            _table(self._rows(position, keep), self.overlay.shards[position].name), buffer, compression="zstd"
+        )
+        return bytes_body(buffer.getvalue())
+
+
+def _table(rows: Rows, shard: str) -> pa.Table:
+    """The rows with the keys that they have in the tar, as the labels of an export are."""
+    labels, ordinals = rows.labels, rows.labels.column("ordinal").to_pylist()
+    source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [shard])
+    columns = {
+        "__key__": pa.array([sample_key(shard, ordinal) for ordinal in ordinals], pa.string()),
+        **{name: labels.column(name) for name in ("label", "confidence", "topk_index", "topk_prob", "rest")},
+        "copies": pa.array(rows.copies.astype(np.uint16)),
+        "source_shard": source,
+        "source_ordinal": labels.column("ordinal"),
+        "source_key": labels.column("__key__"),
+    }
+    return pa.table(columns)

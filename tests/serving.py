@@ -1,0 +1,194 @@
+"""A server in a thread or in a process of its own, and plain requests to it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from data.shards import write_shards
+from pipeline.layout import Layout
+from pipeline.serving.catalog import Catalog
+from pipeline.serving.listening import Settings, serve_until
+from teacher.select_stage import select
+from tests.conftest import WriteDigits, png
+from tests.small_run import SmallRun
+from tests.test_export import with_teacher
+
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """The content."""
+        return json.loads(self.content)
+
+
+def fetch(url: str, headers: Mapping[str, str | bytes] | None = None, method: str = "GET") -> Answer:
+    """One request on a connection of its own."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    try:
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target, headers=dict(headers or {}))
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.headers), response.read())
+    finally:
+        connection.close()
+
+
+def raw(url: str, request: bytes) -> bytes:
+    """What comes back for these bytes until the server ends the connection."""
+    with connected(url) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+@contextmanager
+def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.socket]:
+    """A connection; with a small receive buffer, one that soon holds up its sender."""
+    parts = urlsplit(url)
+    with socket.socket() as connection:
+        connection.settimeout(_TIMEOUT_S)
+        if receive_buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.connect((parts.hostname, parts.port))
+        yield connection
+
+
+@contextmanager
+def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
+    """A server in this process; its URL."""
+    said: queue.Queue[str] = queue.Queue()
+    ended = threading.Event()
+    run = serve_until(catalog, Settings(**{"grace_s": 0.0, **settings}), ended.is_set, said.put)
+    thread = threading.Thread(target=asyncio.run, args=(run,))
+    thread.start()
+    try:
+        yield said.get(timeout=_TIMEOUT_S)
+    finally:
+        ended.set()
+        thread.join(_TIMEOUT_S)
+        assert not thread.is_alive(), "the server did not end"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; fails when it does not come to that."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def ask(connection: socket.socket, url: str, headers: str = "") -> None:
+    """Ask for a file; what comes back is the caller's to read."""
+    parts = urlsplit(url)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n".encode())
+
+
+def read_body(connection: socket.socket, number: int) -> bytes:
+    """So many bytes behind the headers, or some more."""
+    content = b""
+    while b"\r\n\r\n" not in content or len(content) < number:
+        piece = connection.recv(1 << 16)
+        assert piece, "the server ended the connection"
+        content += piece
+    return content.partition(b"\r\n\r\n")[2]
+
+
+def read_to_end(connection: socket.socket) -> tuple[bytes, bool]:
+    """What still comes, and whether the server broke the connection off."""
+    content = b""
+    try:
+        while piece := connection.recv(1 << 20):
+            content += piece
+    except ConnectionResetError:
+        return content, True
+    return content, False
+
+
+def metric(url: str, name: str) -> float:
+    """A figure of the server's."""
+    lines = fetch(f"{url}/metrics").content.decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+class ServerProcess:
+    """`stage=serve` as a command."""
+
+    def __init__(self, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "pipeline.run", "stage=serve", *words]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+    def url(self) -> str:
+        """Where it listens, when it does."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "http://" in line, f"{line}{self.process.stderr.read() if self.process.stderr else ''}"
+        return line[line.index("http://") :].strip()
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Its exit code and what it wrote to stderr, after a signal."""
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=_TIMEOUT_S)
+        return self.process.returncode, errors
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def large_images(write: WriteDigits, num_bytes: int) -> WriteDigits:
+    """As `write`, but unlabeled images have noise behind their last chunk: shards that do not fit into sockets' buffers."""
+
+    def write_large(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
+        if labeled:
+            return write(folder, start, stop, labeled, per_shard)
+        noise, image = np.random.default_rng(0), png(np.zeros((8, 8), np.uint8))
+        samples = ((f"{n:05d}", {"png": image + noise.bytes(num_bytes)}) for n in range(start, stop))
+        write_shards(samples, str(folder), folder.name, per_shard)
+        return []
+
+    return write_large
+
+
+def make_run(folder: Path, write: WriteDigits) -> SmallRun:
+    """A run with labels and a selection."""
+    run = SmallRun(folder, write)
+    run.label(run.config(), with_teacher(run))
+    select(run.config(), Layout(str(folder / "run")))
+    return run
