@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -116,6 +118,18 @@ def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:
 
 def test_the_reference_of_fields_is_that_of_the_code() -> None:
     assert (ROOT / "docs/fields.md").read_text() == reference(), "python -m pipeline.reference > docs/fields.md"
+
+
+def test_the_picture_of_the_architecture_is_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("draw_architecture", ROOT / "docs/draw_architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    _, modules = drawing.imports(drawing.layers())
+    shown = re.findall(r"<text [^>]*>([^<]+)</text>", (ROOT / "docs/architecture.svg").read_text())
+    expected = {f"{name}  {count}" for name, count in modules.items()}
+    assert {html.unescape(text) for text in shown} == expected, "python docs/draw_architecture.py"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
