@@ -30,7 +30,7 @@ import ray
 
 from benchmarks.photos import make_photos
 from data.joined import Provenance
-from data.labels import COPIES_COLUMN, label_table, top_k_of, write_labels
+from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.manifest import open_split, write_table
 from data.overlay import Overlay
 from data.settings import run_command

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.bench_label_model import PER_SHARD, make_predictor
 from benchmarks.photos import make_photos
-from data.labels import label_table, top_k_of, write_labels
+from data.label_files import label_table, top_k_of, write_labels
 from data.manifest import Shard, open_split
 from data.reader import ImageReader
 from data.settings import run_command

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import Shard
 from data.settings import run_command
 from pipeline.cluster import start_ray

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.labels import COPIES_COLUMN
+from data.label_files import COPIES_COLUMN
 from data.manifest import write_table
 from data.settings import run_command
 from pipeline.fields import TrainConfig

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import bench_accuracy
 from data import fashion_mnist
-from data.labels import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
+from data.label_files import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
 from data.manifest import open_split
 from data.settings import UsageError, run_command
 from pipeline.config import load_config

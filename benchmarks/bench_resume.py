@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, foreign_index_name, open_split
 from data.settings import run_command
 from teacher.journal import JOURNAL_NAME, Journal

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.labels import label_schema
+from data.label_files import label_schema
 
 NUM_CLASSES = 1000
 _BLOCK = 10_000  # rows made from one seed, so that the rows are the same in files of any size

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from data import storage
 from data.exclude import keys_in
 from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
-from data.labels import COPIES_COLUMN, read_labels
+from data.label_files import COPIES_COLUMN, read_labels
 from data.manifest import DataError, Shard
 
 FILTER_COLUMNS = ("__key__", "label", "confidence")

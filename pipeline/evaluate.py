@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from data import storage
-from data.labels import read_labels, read_manifest
+from data.label_files import read_labels, read_manifest
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
 from pipeline.fields import Config

@@ -42,6 +42,26 @@ def run_lock(run_dir: str, command: str) -> Iterator[None]:
         yield
 
 
+def read_holder(run_dir: str) -> dict[str, Any]:
+    """Who writes to a run directory now, as far as can be seen from here: host, pid, command. Empty when nobody does."""
+    url = storage.join(run_dir, _HOLDER)
+    if not storage.is_local(run_dir):
+        holder = _parse(storage.read_bytes(url)) if storage.exists(url) else {}
+        return holder if time.time() - float(holder.get("beat", 0)) < LEASE_S else {}
+    holder = _local_holder(url)
+    return holder if holder and (holder.get("host") != socket.gethostname() or _lives(holder.get("pid"))) else {}
+
+
+def _lives(pid: object) -> bool:
+    try:
+        os.kill(int(str(pid)), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 @contextmanager
 def _file_lock(run_dir: str, me: dict[str, Any]) -> Iterator[None]:
     folder = storage.local_path(run_dir)

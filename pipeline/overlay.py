@@ -7,7 +7,7 @@ from typing import Any
 from data import storage
 from data.exclude import read_keys
 from data.joined import Provenance
-from data.labels import read_manifest
+from data.label_files import read_manifest
 from data.manifest import open_split
 from data.overlay import Overlay
 from pipeline.fields import Config

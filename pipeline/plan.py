@@ -1,74 +1,27 @@
-"""What would run, and what is done: `plan=true` and `stage=status`. Reads only."""
+"""What would run: `plan=true`. Reads only."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from data import storage
 from data.exclude import read_keys
 from data.manifest import Split, open_split
-from data.settings import UsageError
-from pipeline.config import CONFIG_NAME
+from pipeline.estimate import Work, print_estimate, size_of
 from pipeline.fields import Config, TrainConfig
 from pipeline.labeled import classes_of
 from pipeline.layout import Layout
-from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
-from pipeline.stage import StageError, done_record, is_begun, recorded_seconds
+from pipeline.stage import StageError, is_begun
+from pipeline.status import stage_folders
 from pipeline.training.inputs import labeled_stream
-from teacher.progress import read_progress
-
-_FRESH_S = 60.0
-
-
-def stage_folders(layout: Layout) -> dict[str, str]:
-    """Stage → folder, in order."""
-    folders = {
-        "teacher": layout.teacher,
-        "label": layout.labels,
-        "select": layout.current_selection() or layout.selections,
-    }
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
 
 
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
     """The last generation in which a stage was begun; the first when it was in none."""
     own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
     return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
-
-
-def print_status(config: Config, layouts: Sequence[Layout]) -> None:
-    """One line per stage: done, with its time; begun; or not begun. Raises UsageError when there is no such run."""
-    if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):
-        raise UsageError(f"run_dir={config.run_dir}: no run there ({CONFIG_NAME} is missing); check the path")
-    for layout in layouts:
-        for stage, folder in stage_folders(layout).items():
-            print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(layout, stage)}")
-
-
-def _state(folder: str) -> str:
-    if done_record(folder) is not None:
-        return "done"
-    return "begun" if storage.exists(storage.join(folder, "started.json")) else "not begun"
-
-
-def _progress(layout: Layout, stage: str) -> str:
-    folder = stage_folders(layout)[stage]
-    if done_record(folder) is not None:
-        return f"{recorded_seconds(folder):9.1f} s  {folder}"
-    if stage != "label":
-        return ""
-    if (progress := read_progress(folder)) is None:
-        return ""
-    age = time.time() - progress.written_at
-    when = "" if age < _FRESH_S else f"; as of {tqdm.format_interval(age)} ago"
-    shards = f"{progress.shards_done:,} of {progress.shards_total:,} shards"
-    return f"{shards}, {progress.images_done:,} of {progress.images_total:,} images{when}: {progress.describe()}"
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:
@@ -85,41 +38,62 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     for name, split in splits.items():
         print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
     student: Outlook | None = None
+    works: list[Work] = []
     for layout in layouts:
         command = Command(config, layout, splits, student)
         for stage in (stage for stage in stages if stage in stage_folders(layout)):
             found = command.outlook(stage)
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
                 found, forced = command.outlook(stage, forced=is_begun(stage_folders(layout)[stage])), None
-            _print_outlook(config, layout, stage, found, splits)
+            works += _print_outlook(config, layout, stage, found, splits)
         student = command.seen.get("student")
+    if works:
+        print_estimate(config, works, splits.get("unlabeled"))
 
 
-def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, splits: dict[str, Split]) -> None:
+def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, splits: dict[str, Split]) -> list[Work]:
+    """Returns what is to be computed."""
+    words, work = "", None
     try:
         num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
-        work = _work(config, stage, splits, num_classes, layout.generation)
+        words = _describe(config, stage, splits, num_classes, layout.generation)
+        work = _work(config, layout, stage, splits, num_classes) if found.works else None
     except (StageError, ModelError) as error:
-        work = ""
         if found.works:
             found = Outlook(REFUSES, str(error))
-    print(f"generation {layout.generation}  {stage:10}{found.state:18}{work}".rstrip())
+    print(f"generation {layout.generation}  {stage:10}{found.state:18}{words}".rstrip())
     for line in found.reason.splitlines():
         print(f"    {line}")
+    return [work] if work else []
+
+
+def _work(config: Config, layout: Layout, stage: str, splits: dict[str, Split], num_classes: int) -> Work | None:
+    """Images through models; None for stages that take seconds. Of a stage that continues: all of it."""
+    number = layout.generation
+    name = f"{stage} {number}" if config.generations > 1 else stage
+    if stage == "label" and "unlabeled" in splits:
+        labels = config.teacher if number == 1 else config.student
+        teachers = 1 + len(config.teacher.ensemble)
+        return Work(name, splits["unlabeled"].num_samples * config.label.views * teachers, False, labels, num_classes)
+    if stage not in ("teacher", "student") or "labeled" not in splits:
+        return None
+    if stage == "teacher" and (number > 1 or config.teacher.weights):
+        return None
+    section = config.teacher if stage == "teacher" else config.student
+    return Work(name, _steps(config, stage, splits) * section.batch_size, True, section, num_classes)
 
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
+_CHECKPOINT_BYTES = 12  # per parameter: weights, their moving average, momentum
 
 
-def _work(config: Config, stage: str, splits: dict[str, Split], num_classes: int, generation: int) -> str:
+def _describe(config: Config, stage: str, splits: dict[str, Split], num_classes: int, generation: int) -> str:
     if stage == "teacher" and generation > 1:
         return "the student of the generation before"
     if stage == "teacher" and config.teacher.weights:
         return f"{_model(config.teacher, num_classes)}; weights from {config.teacher.weights}"
     if stage in ("teacher", "student") and "labeled" in splits:
-        section = config.teacher if stage == "teacher" else config.student
-        exclude = read_keys(config.data.exclude)
-        return _training(section, _labeled_share(config, stage), splits, num_classes, exclude)
+        return _training(config, stage, splits, num_classes)
     if stage == "label" and "unlabeled" in splits:
         unlabeled = splits["unlabeled"]
         gigabytes = _label_bytes(config, num_classes) * unlabeled.num_samples / 1e9
@@ -141,22 +115,29 @@ def _labeled_share(config: Config, stage: str) -> int:
     )
 
 
-def _training(
-    section: TrainConfig, labeled_per_step: int, splits: dict[str, Split], num_classes: int, exclude: frozenset[str]
-) -> str:
-    num_images = labeled_stream(splits["labeled"], labeled_per_step, exclude).num_images
-    steps = math.ceil(section.epochs * num_images / labeled_per_step)
-    images = steps * section.batch_size
-    batch = f"{section.batch_size:,} ({labeled_per_step:,} labeled)"
-    return f"{_model(section, num_classes)}; {steps:,} steps of {batch}, {images:,} images"
+def _training(config: Config, stage: str, splits: dict[str, Split], num_classes: int) -> str:
+    section = config.teacher if stage == "teacher" else config.student
+    steps = _steps(config, stage, splits)
+    batch = f"{section.batch_size:,} ({_labeled_share(config, stage):,} labeled)"
+    gigabytes = (section.keep_checkpoints + 1) * _CHECKPOINT_BYTES * size_of(section, num_classes)[0] / 1e9
+    return (
+        f"{_model(section, num_classes)}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
+        f"about {gigabytes:.2g} GB of checkpoints"
+    )
+
+
+def _steps(config: Config, stage: str, splits: dict[str, Split]) -> int:
+    section = config.teacher if stage == "teacher" else config.student
+    labeled_per_step = _labeled_share(config, stage)
+    stream = labeled_stream(splits["labeled"], labeled_per_step, read_keys(config.data.exclude))
+    return math.ceil(section.epochs * stream.num_images / labeled_per_step)
 
 
 def _model(section: TrainConfig, num_classes: int) -> str:
-    model = on_meta(
-        lambda: build_model(section.model, num_classes, section.model_args, section.dropout, section.stochastic_depth)
+    parameters, flops = size_of(section, num_classes)
+    return (
+        f"{section.model} at {section.image_size} px ({parameters / 1e6:.1f} M parameters, {flops / 1e9:,.2g} B FLOPs)"
     )
-    flops = count_flops(model, section.image_size)
-    return f"{section.model} at {section.image_size} px ({count_parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.2g} B FLOPs)"
 
 
 def _label_bytes(config: Config, num_classes: int) -> int:

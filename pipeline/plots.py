@@ -167,6 +167,21 @@ def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> by
     return _render(draw)
 
 
+def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: str) -> bytes:
+    """When each named row's work went on: (start, end) pairs, in `unit` from the beginning."""
+
+    def draw(axes: Axes) -> None:
+        last = max(end for _, runs in rows for _, end in runs)
+        for place, (_, runs) in enumerate(rows):
+            bars = [(start, max(end - start, last / 300)) for start, end in runs]  # a short one can still be seen
+            axes.broken_barh(bars, (place - 0.3, 0.6), color=STUDENTS[place % 2], lw=0)
+        _name_rows(axes, [name for name, _ in rows])
+        axes.set_xlim(0, last * 1.02 or 1)
+        axes.set_xlabel(unit)
+
+    return _render(draw, width=1.3 * _WIDTH, height=_rows_height([name for name, _ in rows], 0.25))
+
+
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
     """A study's rows from top to bottom: per cent above the first row, each seed as a dot, the mean and the published as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from data import storage
+from pipeline.effort import duration
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.report_changes import changes_section
+from pipeline.report_course import course_section, times
 from pipeline.report_facts import Facts, compare, num_parameters, read_facts
 from pipeline.report_html import page, paragraph, text, tiles
 from pipeline.report_labels import Survey
 from pipeline.report_models import accuracy_section, calibration_section, class_section, curves_section
-from pipeline.report_numbers import duration, millions, percent, points, signed, verdict
-from pipeline.report_provenance import provenance_section, time_section, times
+from pipeline.report_numbers import millions, percent, points, signed, verdict
+from pipeline.report_provenance import provenance_section
 from pipeline.report_pseudo_labels import pseudo_label_sections, read_surveys
 from pipeline.report_robustness import robustness_section, said_in_short
 
@@ -45,9 +48,15 @@ def report_html(facts: Facts, surveys: Mapping[int, Survey]) -> str:
         if (survey := surveys.get(generation.layout.generation)) is not None
         for part in pseudo_label_sections(facts, generation, survey)
     ]
-    models = [accuracy_section(facts), class_section(facts), robustness_section(facts), curves_section(facts)]
+    models = [
+        accuracy_section(facts),
+        class_section(facts),
+        changes_section(facts),
+        robustness_section(facts),
+        curves_section(facts),
+    ]
     models.append(calibration_section(facts))
-    return page(title, [top, *models, *labels, time_section(facts), provenance_section(facts)])
+    return page(title, [top, course_section(facts), *models, *labels, provenance_section(facts)])
 
 
 def print_table(facts: Facts, surveys: Mapping[int, Survey], url: str) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from data import storage
 from pipeline.config import CONFIG_NAME
+from pipeline.effort import Effort, read_effort
 from pipeline.evaluate import PREDICTIONS_NAME
 from pipeline.fields import Config
 from pipeline.layout import Layout
@@ -153,15 +154,16 @@ def num_parameters(model: Model) -> int | None:
     return count_parameters(on_meta(lambda: build_model(info.model, info.num_classes, info.model_args)))
 
 
-def stage_seconds(facts: Facts) -> dict[tuple[int, str], float]:
-    """Wall-clock seconds by (generation, stage); a student that became a teacher counts once."""
-    seconds: dict[tuple[int, str], float] = {}
+def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
+    """What each stage cost by (generation, stage); a student that became a teacher counts once."""
+    efforts: dict[tuple[int, str], Effort] = {}
     for generation in facts.generations:
         number = generation.layout.generation
         for stage in generation.records:
             if not (stage == "teacher" and number > 1):
-                seconds[number, stage] = recorded_seconds(_folders(generation)[stage]) + _searching(generation, stage)
-    return seconds
+                effort = read_effort(_folders(generation)[stage])
+                efforts[number, stage] = replace(effort, seconds=effort.seconds + _searching(generation, stage))
+    return efforts
 
 
 def _searching(generation: Generation, stage: str) -> float:

@@ -53,8 +53,6 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 .sample.is-right { border-color: var(--right); }
 .sample.is-wrong { border-color: var(--wrong); border-style: dashed; }
 .is-right .verdict { color: var(--right); } .is-wrong .verdict { color: var(--wrong); font-weight: 600; }
-.time { display: grid; grid-template-columns: minmax(7rem, auto) 1fr auto; gap: 0.3rem 0.8rem; align-items: center; }
-.time i { display: block; height: 0.8rem; border-radius: 4px; background: var(--bar); min-width: 2px; }
 details { margin: 0.8rem 0 0; } summary { cursor: pointer; color: var(--accent); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere;
   background: var(--ground); border-radius: 8px; padding: 0.7rem; font-size: 0.82rem; margin: 0.5rem 0; }

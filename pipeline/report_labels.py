@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,22 +10,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data import storage
-from data.images import DecodeError, decode
-from data.labels import read_labels, read_manifest
-from data.manifest import DataError
-from data.reader import ImageReader
+from data.label_files import read_labels, read_manifest
 from pipeline.report_facts import Generation
+from pipeline.report_pictures import thumbnail_at
 from pipeline.stage import StageError
 
 CONFIDENCE_BINS = 40
 NUM_DRAWN, NUM_LEAST = 24, 12
 UNKNOWN, RIGHT, WRONG = 0, 1, 2  # what the truth says of a label
-_THUMBNAIL = 96  # pixels of the longer side
-_SMALL = 64  # images up to this side stay as they are, without loss
 _THREADS = 2
 
 Truth = Mapping[str, tuple[np.ndarray, np.ndarray]]  # shard → ordinals, labels
@@ -162,27 +155,7 @@ def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[
 def _load_picture(labels_folder: str, url: str | None, shown: Shown) -> Picture:
     table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), ["__key__", "offset", "size"])
     row = table.slice(shown.row, 1).to_pylist()[0]
-    data_uri = None
-    if url is not None:
-        try:
-            with ImageReader([url]) as reader:
-                data_uri = thumbnail(decode(reader.read(0, row["offset"], row["size"])))
-        except (OSError, DataError, DecodeError):
-            data_uri = None  # the report is of the labels; a shard that moved since is no reason to have none
-    return Picture(shown, row["__key__"], data_uri)
-
-
-def thumbnail(image: np.ndarray) -> str:
-    """A data: URI of (H, W, 3) uint8: PNG if small, else a JPEG of at most 96 pixels."""
-    picture, buffer = Image.fromarray(image), io.BytesIO()
-    small = max(image.shape[:2]) <= _SMALL
-    if small:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        picture.save(buffer, "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(shown, row["__key__"], url and thumbnail_at(url, row["offset"], row["size"]))
 
 
 def _survey_shard(

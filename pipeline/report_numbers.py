@@ -37,16 +37,6 @@ def millions(number: int | None) -> str:
     return "–" if number is None else f"{number / 1e6:.2f} M"
 
 
-def duration(seconds: float) -> str:
-    """`39.9 s`, `12 min 5 s`, `3 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def verdict(first: Model, last: Model, comparison: Comparison | None) -> str:
     """One sentence: did the student beat its teacher?"""
     if comparison is None:

@@ -1,4 +1,4 @@
-"""The report's sections on how the run came about: time per stage, digests, commands, configuration, versions."""
+"""The report's sections on how the run came about: digests, commands, configuration, versions."""
 
 from __future__ import annotations
 
@@ -8,31 +8,10 @@ import shlex
 from importlib.metadata import version
 
 from data import storage
-from pipeline.report_facts import Facts, Record, stage_seconds
-from pipeline.report_html import code, folded, heading, paragraph, section, table, text
-from pipeline.report_numbers import duration
+from pipeline.report_facts import Facts, Record
+from pipeline.report_html import code, folded, heading, paragraph, section, table
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow")
-
-
-def times(facts: Facts) -> list[tuple[str, float]]:
-    """Seconds by stage, the generation named where there are several."""
-    several = len(facts.generations) > 1
-    return [(f"{stage} {number}" if several else stage, s) for (number, stage), s in stage_seconds(facts).items()]
-
-
-def time_section(facts: Facts) -> str:
-    """Time per stage."""
-    by_stage = times(facts)
-    longest = max(seconds for _, seconds in by_stage) or 1.0
-    rows = "".join(
-        f'<span>{text(name)}</span><i style="width:{100 * seconds / longest:.1f}%"></i><span>{duration(seconds)}</span>'
-        for name, seconds in by_stage
-    )
-    total = (
-        f"{duration(sum(seconds for _, seconds in by_stage))} together; interrupted and continued runs are added up."
-    )
-    return section("Time per stage", f'<div class="time">{rows}</div>', paragraph(total, "soft"))
 
 
 def provenance_section(facts: Facts) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 from data import storage
 from pipeline import plots
 from pipeline.report_facts import Facts, Generation
-from pipeline.report_html import heading, paragraph, plot, section, side_by_side, table, text
+from pipeline.report_html import heading, paragraph, plot, section, side_by_side, table
 from pipeline.report_labels import RIGHT, WRONG, Limits, Picture, Survey, load_pictures, read_truth, survey_labels
 from pipeline.report_models import MAX_CLASSES, name_of
 from pipeline.report_numbers import percent
+from pipeline.report_pictures import card, grid
 from pipeline.report_trust import flips_parts, trust_parts
 
 MAX_REASONS = 20
@@ -182,10 +183,7 @@ def _examples(facts: Facts, generation: Generation, survey: Survey) -> list[str]
     ]
     for title, shown in groups:
         pictures = load_pictures(generation.layout.labels, facts.config.data.unlabeled, shown)
-        parts += [
-            heading(title),
-            '<div class="grid">' + "".join(_card(facts, picture) for picture in pictures) + "</div>",
-        ]
+        parts += [heading(title), grid([_card(facts, picture) for picture in pictures])]
     known = [item for item in survey.drawn if item.truth >= 0]
     if known:
         wrong = sum(item.truth != item.label for item in known)
@@ -195,24 +193,12 @@ def _examples(facts: Facts, generation: Generation, survey: Survey) -> list[str]
 
 def _card(facts: Facts, picture: Picture) -> str:
     shown = picture.shown
-    name = name_of(facts, shown.label)
-    css, words = "", ""
+    name, is_right, words = name_of(facts, shown.label), None, ""
     if shown.truth >= 0:
         is_right = shown.truth == shown.label
-        css = " is-right" if is_right else " is-wrong"
         words = "✓ right" if is_right else f"✗ is {name_of(facts, shown.truth)}"
     alt = f"{picture.key}: pseudo-label {name}, confidence {shown.confidence:.2f}. {words}"
-    photo = " photo" if picture.data_uri and picture.data_uri.startswith("data:image/jpeg") else ""
-    image = (
-        f'<img src="{picture.data_uri}" alt="{text(alt)}">'
-        if picture.data_uri
-        else '<div class="gone">image not there</div>'
-    )
-    verdict = f'<div class="verdict">{text(words)}</div>' if words else ""
-    return (
-        f'<figure class="sample{css}{photo}" title="{text(picture.key)}">{image}<figcaption>{text(name)} '
-        f"{shown.confidence:.2f}{verdict}</figcaption></figure>"
-    )
+    return card(picture.data_uri, is_right, picture.key, alt, f"{name} {shown.confidence:.2f}", words)
 
 
 def _quarantine(generation: Generation) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels import read_labels
+from data.label_files import read_labels
 from pipeline import plots
 from pipeline.report_facts import Facts, Generation
 from pipeline.report_html import paragraph, plot, side_by_side, table

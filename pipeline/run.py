@@ -11,7 +11,7 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     report     write RUN/report.html
     export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
     serve      the same over HTTP, without a copy: labels are joined to the images as they are sent (only when named)
-    status     what is done
+    status     what is done, how far the rest is, what stopped it last (watch=true: until all is done)
     diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
     ablate     a study of the teacher's recipe, one change a row, several seeds (ablate.study=resnet_rs|weight_decay)
 
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -38,15 +37,17 @@ from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import config_names, describe_fields, load_config, write_config
+from pipeline.effort import Clock
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
-from pipeline.plan import last_begun, print_plan, print_status
+from pipeline.plan import last_begun, print_plan
 from pipeline.report import write_report
 from pipeline.serve import serve
-from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
+from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
+from pipeline.status import note_stop, print_status, watch_status
 from student.ablate import ablate, open_study, plan_study
 from student.train import train_student
 from teacher.diff import diff
@@ -56,7 +57,7 @@ from teacher.select_stage import select
 from teacher.train import train_teacher
 from teacher.verify import verify_labels
 
-OPTIONS = ("stage", "config", "plan", "force", "verify", "before", "after")
+OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
 STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "teacher": train_teacher,
     "label": label,
@@ -137,7 +138,9 @@ def run(words: Sequence[str]) -> None:
             write_config(config, overrides)
             ablate(config, layouts[0], forced == ABLATE)
     for stage in stages:
-        if stage in READERS:
+        if stage == "status" and _flag(options, "watch"):
+            watch_status(config, layouts)
+        elif stage in READERS:
             READERS[stage](config, layouts)
         elif stage == "diff":
             diff(config, layouts, options.get("before"), options.get("after"))
@@ -182,14 +185,16 @@ def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> boo
 
 
 def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
-    """Run a stage; time spent in vain counts too."""
-    started = time.monotonic()
+    """Run a stage; time spent in vain counts too, and what stopped it can be read in the run's status."""
+    clock = Clock()
     try:
         STAGES[stage](config, layout, force)
-    except BaseException:
+        note_stop(layout.run_dir, stage, None)
+    except BaseException as error:
+        note_stop(layout.run_dir, stage, error)
         if (folder := _long_stages(layout).get(stage)) is not None:
             with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
-                add_seconds(folder, time.monotonic() - started)
+                add_effort(folder, clock)
         raise
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any, Literal
 
 from data import storage
 from data.failpoint import reach
+from pipeline.effort import EFFORT_NAME, Clock, read_effort
 from pipeline.fields import default_fields, resumable_fields
 
 SCHEMA_VERSION = 1
-_STARTED, _DONE, _SECONDS = "started.json", "done.json", "seconds.json"
+_STARTED, _DONE = "started.json", "done.json"
 _READERS = 8  # files read at once: an object store answers each after a while
 State = Literal["new", "continue", "done"]
 Explain = Callable[
@@ -68,7 +68,7 @@ class Stage:
         self.name = name
         self.fingerprint = fingerprint
         self.state = state
-        self._opened = time.monotonic()
+        self._clock = Clock()
 
     @property
     def is_done(self) -> bool:
@@ -95,7 +95,7 @@ class Stage:
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         reach(f"before-done/{self.name}")
-        _write_seconds(self.folder, recorded_seconds(self.folder) + time.monotonic() - self._opened)
+        self._clock.add_to(self.folder)
         storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
         reach(f"after-done/{self.name}")
         self.state = "done"
@@ -188,17 +188,13 @@ def require_done(folder: str, name: str) -> dict[str, Any]:
 
 def recorded_seconds(folder: str) -> float:
     """Wall-clock seconds spent in a stage so far, over all its runs."""
-    return float((_read_json(storage.join(folder, _SECONDS)) or {}).get("seconds", 0.0))
+    return read_effort(folder).seconds
 
 
-def add_seconds(folder: str, seconds: float) -> None:
-    """Account for time in a stage that was begun and stopped; nothing happens when it was not begun or is done."""
+def add_effort(folder: str, clock: Clock) -> None:
+    """Account for a run that stopped before its stage was done; nothing happens when the stage was not begun or is done."""
     if storage.exists(storage.join(folder, _STARTED)) and done_record(folder) is None:
-        _write_seconds(folder, recorded_seconds(folder) + seconds)
-
-
-def _write_seconds(folder: str, seconds: float) -> None:
-    storage.write_text(storage.join(folder, _SECONDS), json.dumps({"seconds": round(seconds, 1)}) + "\n")
+        clock.add_to(folder)
 
 
 def _describe_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -229,7 +225,7 @@ def _recorded(folder: str) -> dict[str, Any] | None:
 
 
 def _has_output(folder: str) -> bool:
-    return any(name not in (_STARTED, _SECONDS) for name in storage.list_names(folder))
+    return any(name not in (_STARTED, EFFORT_NAME) for name in storage.list_names(folder))
 
 
 def _check_outputs(folder: str) -> tuple[State, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
-from data.labels import read_manifest
+from data.label_files import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
 from pipeline.fields import Config

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels import COPIES_COLUMN, read_labels, read_manifest
+from data.label_files import COPIES_COLUMN, read_labels, read_manifest
 from pipeline.fields import Config
 from pipeline.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.stage import StageError, require_done

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from data import storage
-from data.labels import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
+from data.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
 from data.manifest import Shard, Split
 
 JOURNAL_NAME = "journal.json"

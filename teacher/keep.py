@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels import COPIES_COLUMN, read_labels
+from data.label_files import COPIES_COLUMN, read_labels
 from pipeline.layout import Layout
 from pipeline.stage import StageError, require_done
 from teacher.cutoffs import Int64, SelectRule, UInt16

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from data import storage
-from data.labels import (
+from data.label_files import (
     LABELS_MANIFEST,
     MAX_CLASSES,
     QUARANTINE_NAME,

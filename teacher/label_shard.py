@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.labels import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
+from data.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
 from data.manifest import Shard
 from pipeline.stage import StageError
 from pipeline.training.inference import Ensemble, Predictor

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data import storage
 from data.held_out import HeldOut, read_held_out
-from data.labels import LabeledShard, read_labels, read_manifest
+from data.label_files import LabeledShard, read_labels, read_manifest
 from data.manifest import write_table
 from data.redact import redacted
 from pipeline.fields import Config

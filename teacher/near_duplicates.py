@@ -17,7 +17,7 @@ from data import storage
 from data.fast_images import decode_fast
 from data.held_out import HeldOut
 from data.images import DecodeError
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.reader import ImageReader
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from teacher.cutoffs import Int64, UInt64

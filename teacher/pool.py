@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.stage import StageError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data import storage
+from pipeline.training.progress import PROGRESS_NAME, RecentRate
 
-PROGRESS_NAME, TIMING_NAME = "progress.json", "timing.jsonl"
-_WINDOW_S = 120.0  # the rate is the one of the last two minutes: workers come and go
+TIMING_NAME = "timing.jsonl"
 _WRITE_S = 5.0
 _MAX_LINES = 500  # of timing.jsonl; beyond, every second one goes
 
@@ -61,7 +60,8 @@ class ProgressDisplay:
             total=images_total, initial=images_done, desc="label", mininterval=1 if sys.stderr.isatty() else 10,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:,}/{total:,} images{postfix}",
         )  # fmt: skip
-        self._seen: deque[tuple[float, int]] = deque()
+        self._rate = RecentRate()
+        self._has_begun = False
         timing = storage.join(folder, TIMING_NAME)
         self._lines = storage.read_text(timing).splitlines() if storage.exists(timing) else []
         self._every_s = self._write_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
@@ -70,14 +70,8 @@ class ProgressDisplay:
 
     def rate(self, images_done: int, workers: int) -> float:
         """Images per second of the last two minutes; 0 until there are workers."""
-        now = time.monotonic()
-        if not self._seen and not workers:
-            return 0.0
-        self._seen.append((now, images_done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
-            self._seen.popleft()
-        start, before = self._seen[0]
-        return max(0.0, (images_done - before) / max(now - start, 1e-9))
+        self._has_begun = self._has_begun or workers > 0
+        return self._rate(images_done) if self._has_begun else 0.0
 
     def show(self, progress: Progress) -> None:
         """Draw, and write when it is time to."""

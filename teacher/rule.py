@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels import read_labels
+from data.label_files import read_labels
 from pipeline.fields import SelectConfig
 from pipeline.layout import Layout
 from teacher.check import VALIDATION_NAME

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
-from data.labels import read_manifest
+from data.label_files import read_manifest
 from pipeline.cluster import num_cpus, start_ray
 from pipeline.fields import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data import storage
-from data.labels import LabeledShard, label_schema, read_manifest, read_quarantined
+from data.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
 from data.manifest import Shard, Split, open_split
 from pipeline.fields import Config
 from pipeline.layout import Layout

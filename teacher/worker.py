@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import ray
 
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline.fields import LabelConfig
 from pipeline.training.published import load_labeling_predictor, read_info

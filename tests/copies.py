@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 from data import storage
 from data.held_out import traits, write_hashes
 from data.images import Pixels, decode, image_hash
-from data.labels import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
+from data.label_files import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
 from data.manifest import open_split
 from data.shards import Members, write_shards
 from pipeline.layout import Layout

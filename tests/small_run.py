@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels import (
+from data.label_files import (
     LABELS_MANIFEST,
     QUARANTINE_NAME,
     Quarantined,
@@ -114,10 +114,11 @@ class SmallRun:
         }
         write_table(str(self.folder / "truth.parquet"), pa.table(columns))
 
-    def evaluate(self, layout: Layout, right: dict[str, np.ndarray]) -> None:
-        """Test results: `right` says per role which of NUM_TEST images of class 0 to C−1, in turn, it has right."""
+    def evaluate(self, layout: Layout, right: dict[str, np.ndarray], test: str = "cd" * 8) -> None:
+        """Test results: `right` says per role which of NUM_TEST images of class 0 to C−1, in turn, it has right; `test` is the split's
+        digest."""
         answers = np.arange(NUM_TEST) % self.num_classes
-        inputs, summary, columns = {"test": "cd" * 8}, {}, {"label": pa.array(answers, pa.int32())}
+        inputs, summary, columns = {"test": test}, {}, {"label": pa.array(answers, pa.int32())}
         for role, mask in right.items():
             record = done_record(getattr(layout, role))
             assert record is not None

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from data.images import decode, eval_transform
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.manifest import build_index, open_split
 from data.reader import ImageReader
 from data.sample import MAX_IMAGE_BYTES

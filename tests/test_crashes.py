@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.images import DecodeError, Pixels
-from data.labels import read_labels, read_quarantined
+from data.label_files import read_labels, read_quarantined
 from data.manifest import Shard, open_split
 from data.view import EvalView
 from pipeline.fields import TrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.labels import read_labels, read_manifest
+from data.label_files import read_labels, read_manifest
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data import failpoint
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline.config import load_config
 from pipeline.layout import Layout

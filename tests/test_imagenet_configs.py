@@ -72,4 +72,10 @@ def test_all_stages_are_planned_from_shard_lists_of_the_real_size(
     steps = -(-350 * 1_255_380 // 1024)
     assert f"{steps:,} steps of 4,096 (1,024 labeled)" in plan
     assert "130,000 images per class" in plan
+    assert "GB of checkpoints" in plan
+    header, *rows = plan[plan.index("time of the models") :].splitlines()[1:5]
+    assert header.split() == ["2", "threads", "here", "8", "GPUs", "64", "GPUs"]
+    assert [row.split()[0] for row in rows if row.split()[0] in ("teacher", "label", "student")] == (
+        ["teacher", "label", "student"] if name == "imagenet" else ["label", "student"]
+    )
     assert not (cluster_data / "runs").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.labels import read_labels
+from data.label_files import read_labels
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record

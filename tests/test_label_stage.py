@@ -11,7 +11,7 @@ import ray
 import torch
 
 from data import storage
-from data.labels import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
+from data.label_files import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
 from data.manifest import Split, open_split
 from pipeline.cluster import start_ray
 from pipeline.config import load_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.labels import (
+from data.label_files import (
     LabeledShard,
     describe_label_file,
     read_labels,

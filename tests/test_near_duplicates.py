@@ -10,7 +10,7 @@ import pytest
 from data import fashion_mnist, pack
 from data.held_out import HeldOut, is_outdated, read_held_out, traits
 from data.images import Pixels, decode, image_hash
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.manifest import DataError, write_table
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from pipeline.config import load_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import fashion_mnist, pack
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.manifest import DataError, open_split
 from data.reader import ImageReader, check_labeled
 from tests.conftest import png

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from data.labels import LabeledShard
+from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.cluster import start_ray

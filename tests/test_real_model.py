@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from data.labels import read_labels, soft_targets
+from data.label_files import read_labels, soft_targets
 from data.pack import main as pack
 from pipeline.models.weights import load_external
 from pipeline.run import main

@@ -18,7 +18,7 @@ from data import storage
 from data.corruptions import CORRUPTIONS
 from data.held_out import Traits, write_hashes
 from data.images import decode
-from data.labels import (
+from data.label_files import (
     read_labels,
     read_manifest,
 )
@@ -30,7 +30,7 @@ from pipeline.models.factory import build_model, count_parameters
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.report import REPORT_NAME, write_report
 from pipeline.report_facts import Model, Predictions, compare
-from pipeline.report_labels import thumbnail
+from pipeline.report_pictures import thumbnail
 from pipeline.stage import Fingerprint, StageError, open_stage
 from pipeline.training.calibration import calibration_error, reliability_bins
 from teacher.check import VALIDATION_NAME
@@ -153,7 +153,7 @@ def test_a_page_stands_alone_and_describes_each_figure(run: SmallRun) -> None:
     config, layout = whole_run(run)
     html = report_of(config, [layout])
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
-    assert len(figures_in(html)) == 7
+    assert len(figures_in(html)) == 8
     assert all(len(alt) > 20 for alt in re.findall(r'<img [^>]*alt="([^"]*)"', html))
     assert len(re.findall(r"<img ", html)) == len(re.findall(r'<img [^>]*alt="[^"]+"', html))
 
@@ -178,7 +178,7 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "not known: there is no truth file" in html
     assert "No test images" in html
     assert 'class="verdict"' not in html
-    assert len(figures_in(html)) == 4  # loss, validation, confidence, classes
+    assert len(figures_in(html)) == 5  # course, loss, validation, confidence, classes
     printed = capsys.readouterr().out
     assert "Not evaluated" in printed
     assert "right" not in printed

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,9 +19,12 @@ from tests.s3_server import FaultyS3, hold_lease, put
 
 
 @pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(lock, "LEASE_S", 3.0)
     monkeypatch.setattr(lock, "BEAT_S", 0.3)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def wait_for(url: str) -> None:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from data.labels import read_labels
+from data.label_files import read_labels
 from pipeline.config import load_config
 from pipeline.fields import Config
 from pipeline.layout import Layout

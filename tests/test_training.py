@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data import storage
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.manifest import DataError, Split, open_split, write_table
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model

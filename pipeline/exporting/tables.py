@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import JSON_FIELD
-from data.labels import read_labels, read_quarantined
+from data.label_files import read_labels, read_quarantined
 from data.manifest import ShardRecord
 from data.overlay import Overlay, RowFilter
 from data.sample import LABEL_FIELD

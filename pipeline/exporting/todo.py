@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import storage
-from data.labels import read_labels
+from data.label_files import read_labels
 from data.manifest import ShardRecord
 from data.overlay import Overlay, RowFilter
 from pipeline.exporting.images import write_images

@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data import storage
 from data.failpoint import reach
@@ -29,12 +27,14 @@ from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.augment import normalize
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
+from pipeline.training.events import forget_events_after, write_events
 from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
 from pipeline.training.inputs import Batch, Batches, StreamSpec, load, tell_of_lost_loaders
 from pipeline.training.loss import soft_cross_entropy
 from pipeline.training.noise import add_noise
 from pipeline.training.optimizer import build_optimizer, learning_rate
+from pipeline.training.progress import TrainingDisplay
 from pipeline.training.ranks import gather, rank_and_world, share_gradients, sum_over_ranks
 from pipeline.training.state import State
 
@@ -99,19 +99,19 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     network = _training_network(state.model, job, world)
     batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
     loaded = load(batches, range(state.step, job.total_steps), job.config.loader_workers, pin=job.device == "cuda")
-    last_saved, started, first = time.monotonic(), time.monotonic(), state.step
-    with closing(batches), closing(loaded), interrupt.deferred(), _progress(job, state, rank) as bar:
+    last_saved, last_saved_step, started, first = time.monotonic(), state.step, time.monotonic(), state.step
+    with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, rank) as display:
         for batch in loaded:
             reach(f"step-{state.step}/{job.name}/rank-{rank}")
             loss = _train_step(job, state, network, batch, rank)
             loss_sum, stops = sum_over_ranks(loss.item(), stop_requested())
             _check_loss(job, state, loss_sum / world, batches, rank)
-            bar.update()
+            display.show(state.step, loss_sum / world)
             is_best = _record(job, state, rank, (state.step - first) / (time.monotonic() - started))
             due = is_best or time.monotonic() - last_saved >= job.config.checkpoint_every_s
             if rank == 0 and (stops or due or state.step == job.total_steps):
-                _save(job, state)
-                last_saved = time.monotonic()
+                _save(job, state, last_saved_step)
+                last_saved, last_saved_step = time.monotonic(), state.step
             if stops:
                 break
 
@@ -159,6 +159,7 @@ def _resume(job: TrainJob, state: State, rank: int) -> None:
         state.restore(checkpoint)
         if rank == 0:
             _write_lines(job, state)
+            forget_events_after(job.folder, state.step)
 
 
 def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
@@ -252,10 +253,11 @@ def _record(job: TrainJob, state: State, rank: int, steps_per_s: float) -> bool:
     return state.best_step == state.step
 
 
-def _save(job: TrainJob, state: State) -> None:
+def _save(job: TrainJob, state: State, last_step: int) -> None:
     """Checkpoint, then the metrics up to it, so that the two always agree after the next start."""
     save_checkpoint(_checkpoints(job), state.step, state.as_checkpoint(), job.config.keep_checkpoints, state.best_step)
     _write_lines(job, state)
+    write_events(job.folder, state.metrics, state.timing, last_step, state.step)
 
 
 def _write_lines(job: TrainJob, state: State) -> None:
@@ -280,5 +282,6 @@ def _checkpoints(job: TrainJob) -> str:
     return storage.join(job.folder, "checkpoints")
 
 
-def _progress(job: TrainJob, state: State, rank: int) -> tqdm[Any]:
-    return tqdm(total=job.total_steps, initial=state.step, desc=job.name, unit="step", disable=rank > 0, mininterval=1)
+def _display(job: TrainJob, state: State, rank: int) -> TrainingDisplay:
+    images = sum(stream.images_per_step for stream in job.streams)
+    return TrainingDisplay(job.folder, job.name, state.step, job.total_steps, images, state.workers, shown=rank == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ from pipeline.fields import TrainConfig
 from pipeline.training.augment import normalize
 
 _SHIFT = 1 / 32  # of the side: how far a shifted view moves
+
+
+def view_of(config: TrainConfig, decoder: Decoder) -> EvalView:
+    """The view that a model trained with `config` is given without noise."""
+    mode: Literal["crop", "pad"] = "pad" if config.augment.crop == "pad_crop" else "crop"
+    return EvalView(config.image_size, config.crop_pct, config.interpolation, mode, decoder)
 
 
 class Predictor:
@@ -49,13 +56,7 @@ class Predictor:
         self.config, self.device, self.batch_size = config, device, batch_size
         self.temperature, self.views = temperature, views
         self._memory = memory
-        self.view = EvalView(
-            image_size=config.image_size,
-            crop_pct=config.crop_pct,
-            interpolation=config.interpolation,
-            mode="pad" if config.augment.crop == "pad_crop" else "crop",
-            decoder=decoder,
-        )
+        self.view = view_of(config, decoder)
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
         """(N, C) float32 of (N, 3, S, S) uint8, from the unmodified view, without temperature."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.exclude import keys_in
 from data.images import DecodeError
-from data.labels import COPIES_COLUMN, read_labels, soft_targets
+from data.label_files import COPIES_COLUMN, read_labels, soft_targets
 from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader
 from data.stream import Entries, Order

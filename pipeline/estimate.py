@@ -1,0 +1,163 @@
+"""How long the stages of a plan would take: on this machine, by a short calibration, and on GPUs, by published figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from data.images import DecodeError
+from data.manifest import DataError, Split
+from data.reader import ImageReader
+from pipeline.effort import duration
+from pipeline.fields import Config, TrainConfig
+from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
+from pipeline.training.inference import view_of
+
+GPUS = (8, 64)
+_REFERENCE = ("resnetrs152", 256)
+_GPU_TRAINS, _GPU_LABELS = (
+    282.0,
+    2029.0,
+)  # images/s of it: timm's published figures, mixed precision, RTX 3090 and RTX 4090
+_STAND_IN = ("resnetrs50", 160)  # is timed in the place of models too large to be tried in a moment
+_MOST_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # of one image, to be tried itself
+_BATCH_FLOPS = {"cpu": 2e10, "cuda": 2e12}
+_MEASURE_S, _DAY_S = 0.6, 86_400
+_DECODED = 32  # images that are decoded for the figure per core
+
+
+@dataclass(frozen=True)
+class Work:
+    """Images through a model.
+
+    Attributes:
+        images: passes, over all epochs, views and teachers.
+        trains: forward and backward, or forward alone.
+        section: model and image size.
+    """
+
+    name: str
+    images: int
+    trains: bool
+    section: TrainConfig
+    num_classes: int
+
+
+def print_estimate(config: Config, works: Sequence[Work], unlabeled: Split | None) -> None:
+    """A table of times, and what they assume."""
+    device = config.resolved_device()
+    here = "this GPU" if device == "cuda" else f"{config.threads} threads here"
+    rows = [["", here, *(f"{number} GPUs" for number in GPUS)]]
+    for work in works:
+        seconds = [work.images / speed for speed in (_measured(work, config), *(n * _on_gpu(work) for n in GPUS))]
+        rows.append([work.name, *(_lasting(value) for value in seconds)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print("\ntime of the models, if they never wait for images:")
+    for row in rows:
+        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(f"  {line}" for line in _assumptions(config, works, unlabeled)))
+
+
+def _assumptions(config: Config, works: Sequence[Work], unlabeled: Split | None) -> list[str]:
+    model, size = _REFERENCE
+    most = _MOST_FLOPS[config.resolved_device()] / 1e9
+    lines = [
+        f"here: timed now, for a second or two; from {most:,.0f} B FLOPs an image on by FLOPs from a smaller model",
+        f"GPUs: by FLOPs from timm's published {_GPU_TRAINS:,.0f} images/s of training (RTX 3090) and {_GPU_LABELS:,.0f} of inference",
+        f"      (RTX 4090) of {model} at {size} px, mixed precision; GPUs that are twice as fast take half the time",
+    ]
+    decoded = _decoded_per_s(config, unlabeled)
+    if decoded is None:
+        return [*lines, "decoding: not timed, no image of the unlabeled shards could be read"]
+    labeling = next((work for work in works if not work.trains), None)
+    need = [f"{number} GPUs need {number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
+    feed = f"; to be fed for labeling, {' and '.join(need)} cores" if need else ""
+    return [*lines, f"decoding: {decoded:,.0f} images/s a core (the first of the unlabeled shards){feed}"]
+
+
+def _lasting(seconds: float) -> str:
+    if seconds < 2 * _DAY_S:
+        return duration(seconds)
+    return f"{seconds / _DAY_S:,.1f} days" if seconds < 1000 * _DAY_S else f"{seconds / 365 / _DAY_S:,.0f} years"
+
+
+def _on_gpu(work: Work) -> float:
+    """Images per second of one GPU."""
+    model, size = _REFERENCE
+    speed = _GPU_TRAINS if work.trains else _GPU_LABELS
+    return speed * _size(model, "{}", size, 1000)[1] / size_of(work.section, work.num_classes)[1]
+
+
+def _measured(work: Work, config: Config) -> float:
+    """Images per second here."""
+    device = config.resolved_device()
+    flops = size_of(work.section, work.num_classes)[1]
+    if flops <= _MOST_FLOPS[device]:
+        return _timed(work.section, work.num_classes, flops, work.trains, device, config.threads)
+    model, size = _STAND_IN
+    stand_in = TrainConfig(model=model, image_size=size)
+    of_stand_in = _size(model, "{}", size, 1000)[1]
+    return _timed(stand_in, 1000, of_stand_in, work.trains, device, config.threads) * of_stand_in / flops
+
+
+def size_of(section: TrainConfig, num_classes: int) -> tuple[int, int]:
+    """Parameters of a model, and FLOPs of one image."""
+    return _size(section.model, json.dumps(section.model_args, sort_keys=True), section.image_size, num_classes)
+
+
+@cache
+def _size(model: str, model_args: str, image_size: int, num_classes: int) -> tuple[int, int]:
+    built = on_meta(lambda: build_model(model, num_classes, json.loads(model_args)))
+    return count_parameters(built), count_flops(built, image_size)
+
+
+def _timed(section: TrainConfig, num_classes: int, flops: int, trains: bool, device: str, threads: int) -> float:
+    """Images per second of a model with made-up images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    batch = int(max(1, min(section.batch_size, _BATCH_FLOPS[device] // flops)))
+    model = build_model(section.model, num_classes, section.model_args).to(device).train(trains)
+    images = torch.zeros(max(batch, 2), 3, section.image_size, section.image_size, device=device)
+
+    def run() -> None:
+        with torch.set_grad_enabled(trains), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            outputs = model(images)
+            if trains:
+                outputs.float().square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    try:
+        return len(images) * _per_second(run)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _per_second(run: Callable[[], object]) -> float:
+    """Calls per second, after one that doesn't count."""
+    run()
+    calls, started = 0, time.perf_counter()
+    while not calls or time.perf_counter() - started < _MEASURE_S:
+        run()
+        calls += 1
+    return calls / (time.perf_counter() - started)
+
+
+def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
+    """Images per second that one core reads, decodes and resizes for labeling; None where none can be read."""
+    if unlabeled is None:
+        return None
+    shard = unlabeled.shards[0]
+    view = view_of(config.teacher, config.label.decoder)
+    try:
+        rows = [row for row in shard.index().slice(0, _DECODED).to_pylist() if not row["problem"]]
+        with ImageReader([shard.url]) as reader:
+            contents = [reader.read(0, row["offset"], row["size"]) for row in rows]
+        return len(contents) * _per_second(lambda: [view(content) for content in contents]) if contents else None
+    except (OSError, DataError, DecodeError):
+        return None

@@ -1,0 +1,105 @@
+"""What people see of a training while it runs: a bar, and `progress.json` for stage=status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from data import storage
+
+PROGRESS_NAME = "progress.json"
+_WINDOW_S = 120.0  # rates are those of the last two minutes
+_WRITE_S = 5.0
+
+
+class RecentRate:
+    """Units per second over the last two minutes: what a time left can honestly be computed from."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, done: int) -> float:
+        """The rate, now that so many units are done; 0 at first."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
+            self._seen.popleft()
+        start, before = self._seen[0]
+        return max(0.0, (done - before) / max(now - start, 1e-9))
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training is."""
+
+    step: int
+    total_steps: int
+    images_per_s: float
+    eta_s: float | None  # None: nothing is known of the rate
+    loss: float | None  # of the last step
+    workers: int
+    written_at: float = 0.0  # Unix time
+
+    def describe(self) -> str:
+        """`step 120 of 500 (24 %), 380 img/s, 01:10 left, loss 0.53`."""
+        eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
+        loss = "" if self.loss is None else f", loss {self.loss:.3g}"
+        workers = f", {self.workers} processes" if self.workers > 1 else ""
+        done = f"step {self.step:,} of {self.total_steps:,} ({100 * self.step / self.total_steps:.0f} %)"
+        return f"{done}, {self.images_per_s:,.0f} img/s, {eta} left{loss}{workers}"
+
+
+def read_training_progress(folder: str) -> TrainingProgress | None:
+    """The last figures of a training that runs or was stopped; None when there are none."""
+    try:
+        return TrainingProgress(**json.loads(storage.read_text(storage.join(folder, PROGRESS_NAME))))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None  # written by others, read at any moment
+
+
+class TrainingDisplay:
+    """Draws and writes the progress of a training; use as a context manager.
+
+    Args:
+        images_per_step: over all processes.
+        shown: false in all processes but the first.
+    """
+
+    def __init__(
+        self, folder: str, name: str, step: int, total_steps: int, images_per_step: int, workers: int, shown: bool
+    ) -> None:
+        self._folder, self._total, self._images, self._workers = folder, total_steps, images_per_step, workers
+        self._shown, self._rate, self._written_at = shown, RecentRate(), 0.0
+        self._every_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
+        self._rate(step)
+        self._bar: tqdm[Any] = tqdm(
+            total=total_steps, initial=step, desc=name, unit="step", disable=not shown, mininterval=1
+        )
+
+    def show(self, step: int, loss: float) -> None:
+        """After a step: `step` are done, and this was the loss of the last."""
+        self._bar.update()
+        if self._shown:
+            rate = self._rate(step)
+            if time.monotonic() - self._written_at >= self._every_s or step == self._total:
+                self._written_at = time.monotonic()
+                self._write(step, loss, rate)
+
+    def _write(self, step: int, loss: float, steps_per_s: float) -> None:
+        eta = round((self._total - step) / steps_per_s) if steps_per_s else None
+        images_per_s = round(steps_per_s * self._images, 1)
+        progress = TrainingProgress(step, self._total, images_per_s, eta, loss, self._workers, time.time())
+        with suppress(OSError, storage.StorageError):  # figures for people must not stop the work
+            storage.write_text(storage.join(self._folder, PROGRESS_NAME), json.dumps(asdict(progress)) + "\n")
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

@@ -1,0 +1,153 @@
+"""The report's story of the run, and what it shows of the changes from teacher to student."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import storage
+from data.manifest import open_split
+from pipeline.effort import Clock, Effort, read_effort
+from pipeline.fields import Config
+from pipeline.layout import Layout
+from pipeline.report import REPORT_NAME, write_report
+from pipeline.report_changes import confusions
+from pipeline.report_facts import Predictions
+from tests.conftest import WriteDigits
+from tests.small_run import NUM_TEST, SmallRun
+
+
+@pytest.fixture
+def run(tmp_path: Path, write_digits: WriteDigits) -> SmallRun:
+    return SmallRun(tmp_path, write_digits)
+
+
+def page(config: Config, layout: Layout) -> str:
+    write_report(config, [layout])
+    return (Path(config.run_dir) / REPORT_NAME).read_text()
+
+
+def cells(html: str, row: str) -> list[str]:
+    found = re.search(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', html)
+    assert found, row
+    return re.findall(r"<td>(.*?)</td>", found[1])
+
+
+def with_effort(folder: str, effort: Effort) -> None:
+    values = {"seconds": effort.seconds, "runs": effort.runs, "peak_memory": effort.peak_memory}
+    storage.write_text(storage.join(folder, "seconds.json"), json.dumps(values))
+
+
+def test_each_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None:
+    config = run.config(truth=False)
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    run.label(config, layout)
+    start = 1_764_000_000.0  # 2025-11-24 16:00 UTC
+    with_effort(layout.teacher, Effort(50.0, ((start, start + 20), (start + 3600, start + 3630)), 1_500_000_000))
+    with_effort(layout.labels, Effort(60.0, ((start + 3700, start + 3760),), 2_250_000_000))
+    html = page(config, layout)
+    assert cells(html, "teacher") == ["50.0 s", "–", "2", "2025-11-24 16:00", "1.50 GB"]
+    assert cells(html, "label") == ["60.0 s", "2", "1", "2025-11-24 17:01", "2.25 GB"]
+    assert "Timeline of the stages over 62.7 minutes" in html
+
+
+def test_a_run_of_an_earlier_version_has_no_timeline(run: SmallRun) -> None:
+    config = run.config(truth=False)
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    with_effort(layout.teacher, Effort(50.0))
+    html = page(config, layout)
+    assert cells(html, "teacher") == ["50.0 s"]
+    assert "Timeline" not in html
+
+
+def test_runs_of_a_stage_are_added_up_and_remembered(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert read_effort(folder) == Effort()
+    for _ in range(2):
+        clock = Clock()
+        time.sleep(0.06)
+        clock.add_to(folder)
+    effort = read_effort(folder)
+    assert 0.1 <= effort.seconds < 5
+    (first, end), (second, _) = effort.runs
+    assert first <= end <= second
+    assert effort.peak_memory is None or effort.peak_memory > 10_000_000
+
+
+def test_peak_memory_is_that_since_the_stage_began(tmp_path: Path) -> None:
+    large = np.ones(60_000_000)  # 480 MB
+    del large
+    Clock().add_to(str(tmp_path / "small"))
+    clock = Clock()
+    large = np.ones(60_000_000)
+    del large
+    clock.add_to(str(tmp_path / "large"))
+    small_peak, large_peak = (read_effort(str(tmp_path / name)).peak_memory for name in ("small", "large"))
+    if small_peak is None or large_peak is None:
+        pytest.skip("this system tells no peak memory")
+    assert large_peak - small_peak > 300_000_000
+
+
+def test_a_damaged_file_of_times_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "seconds.json").write_text("{")
+    assert read_effort(str(tmp_path)) == Effort()
+
+
+def evaluated(run: SmallRun, write: WriteDigits, teacher: np.ndarray, student: np.ndarray) -> tuple[Config, Layout]:
+    """A run whose test images are there."""
+    write(run.folder / "test", 0, NUM_TEST)
+    pattern = f"{run.folder}/test/*.tar"
+    base = run.config(truth=False)
+    config = base.model_copy(update={"data": base.data.model_copy(update={"test": [pattern]})})
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    run.model(layout.student, "student", weights=b"other")
+    digest = open_split([pattern], layout.indexes).digest()
+    run.evaluate(layout, {"teacher": teacher, "student": student}, test=digest)
+    return config, layout
+
+
+def test_images_gained_and_lost_are_shown(run: SmallRun, write_digits: WriteDigits) -> None:
+    numbers = np.arange(NUM_TEST)
+    config, layout = evaluated(run, write_digits, numbers >= 3, (numbers < 1) | (numbers > 4))
+    html = page(config, layout)
+    assert (
+        "1 test images that the teacher has wrong the student has right (gained); 2 the other way round (lost)" in html
+    )
+    section = html[html.index("What the student does otherwise") :].partition("</section>")[0]
+    assert len(re.findall('<img src="data:image/png', section)) == 3
+    assert section.count("is-right") == 1
+    assert section.count("is-wrong") == 2
+    assert "is class 0; the teacher says class 1, the student class 0" in section
+
+
+def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digits: WriteDigits) -> None:
+    numbers = np.arange(NUM_TEST)
+    config, layout = evaluated(run, write_digits, numbers >= 3, numbers >= 2)
+    for path in (run.folder / "test").glob("*.tar"):
+        path.unlink()
+    html = page(config, layout)
+    assert "The test images are not there any more" in html
+    assert "What the student does otherwise" in html
+
+
+def test_confusions_are_counted_by_truth_and_answer(run: SmallRun, write_digits: WriteDigits) -> None:
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    sure = np.ones(6, np.float32)
+    first = Predictions("t", labels, np.array([0, 1, 1, 0, 0, 2]), sure)
+    second = Predictions("t", labels, np.array([1, 1, 1, 0, 2, 2]), sure)
+    one, two = confusions(first, second)
+    assert one.tolist() == [[0, 1, 0], [0, 0, 0], [2, 0, 0]]
+    assert two.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+    numbers = np.arange(NUM_TEST)
+    config, layout = evaluated(run, write_digits, numbers % 10 != 3, numbers % 20 != 3)
+    html = page(config, layout)
+    assert cells(html, "class 3 taken for class 4") == ["40", "20"]
+    assert "Confusions that became more frequent" not in html
