@@ -6,7 +6,6 @@ DATA := datasets/fashion_mnist
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*##.*/\1/p' $(firstword $(MAKEFILE_LIST)))
-.PHONY: help demo test check format clean bench-accuracy bench-label bench-select bench-pseudo-labels bench-near-duplicates chaos chaos-train
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -22,7 +21,7 @@ demo: $(VENV)/.installed  ## environment, data, and the whole pipeline on Fashio
 	$(BIN)/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 
 test: $(VENV)/.installed  ## the test suite (under 10 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -76,5 +75,12 @@ bench-export: $(VENV)/.installed  ## writing shards with labels, beside tar copy
 bench-serve: $(VENV)/.installed  ## 64 clients streaming at once: exported shards beside nginx, and joined ones (2 minutes); nginx=PATH
 	$(BIN)/python -m benchmarks.bench_serve $(if $(nginx),nginx=$(nginx))
 
+release: $(VENV)/.installed  ## sdist and wheel, installed into a bare environment that runs the demo (20 minutes, 7 GB more)
+	rm -rf dist build/bare && $(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && bare/bin/python -m data.fashion_mnist out=$(DATA)
+	cd build && bare/bin/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
+
 clean:  ## remove the environment, runs and data
-	rm -rf $(VENV) runs datasets
+	rm -rf $(VENV) runs datasets build dist

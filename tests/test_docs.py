@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,13 @@ def test_the_picture_of_the_architecture_is_of_the_code() -> None:
     shown = re.findall(r"<text [^>]*>([^<]+)</text>", (ROOT / "docs/architecture.svg").read_text())
     expected = {f"{name}  {count}" for name, count in modules.items()}
     assert {html.unescape(text) for text in shown} == expected, "python docs/draw_architecture.py"
+
+
+def test_a_release_has_every_package() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    tops = ("pipeline", "teacher", "student", "data")
+    folders = {path.parent for top in tops for path in (ROOT / top).rglob("*.py")}
+    assert sorted(declared) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
