@@ -228,6 +228,16 @@ def test_a_manifest_of_another_version_is_refused(web: LabelServer, monkeypatch:
         PseudoLabels(web.address)
 
 
+def test_a_sample_more_or_less_than_the_manifest_says_is_an_error(
+    web: LabelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = web.manifest()
+    manifest["shards"][0]["num_samples"] += 1
+    monkeypatch.setattr(web, "manifest", lambda: manifest)
+    with pytest.raises(DataError, match=r"000000\.tar: 10 samples, and 11 by the manifest"):
+        read(PseudoLabels(web.address))
+
+
 def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3: FaultyS3, folder: str) -> None:
     for path in sources.run.parent.rglob("*"):
         if path.is_file():
