@@ -18,7 +18,7 @@ from data.exclude import exclude_inputs, read_keys
 from data.joined import Provenance, Rows, sample_key
 from data.label_files import read_manifest
 from data.label_source import COLUMNS, PseudoLabeled
-from data.manifest import DataError, open_split
+from data.manifest import DataError, Split, open_split
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader
 from data.redact import redacted
@@ -95,8 +95,7 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
     """The labels of a run's last generation that has a selection.
 
     Raises:
-        DataError: there is none, or labels, selection and unlabeled shards are not of each other.
-        StorageError: the unlabeled shards are not where the run's configuration says.
+        DataError: there is none; the unlabeled shards are not where the run's configuration says; or all three are not of each other.
     """
     generation, selection_dir = _last_selection(run_dir)
     labels_dir = storage.join(run_dir, f"gen-{generation}", "labels")
@@ -107,7 +106,7 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
         raise DataError(
             f"{redacted(selection_dir)}: selected from other labels or with another data.exclude; run stage=select"
         )
-    corpus = open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+    corpus = _corpus(run_dir)
     if corpus.digest() != labels["summary"]["corpus"]:
         raise DataError(f"{redacted(labels_dir)}: data.unlabeled has changed since it was labeled; run stage=label")
     copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
@@ -125,6 +124,15 @@ def _last_selection(run_dir: str) -> tuple[int, str]:
         if storage.exists(pointer := storage.join(folder, "current")):
             return generation, storage.join(folder, storage.read_text(pointer).strip())
     raise DataError(f"{redacted(run_dir)}: nothing is labeled and selected there yet; run stage=label")
+
+
+def _corpus(run_dir: str) -> Split:
+    try:
+        return open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+    except (DataError, storage.StorageError) as error:
+        raise DataError(
+            f"{redacted(run_dir)}: data.unlabeled: {error}. A relative path counts from the folder where the run was started: go there"
+        ) from error
 
 
 def _done(folder: str, stage: str) -> dict[str, Any]:

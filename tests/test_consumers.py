@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -153,6 +154,7 @@ def test_hugging_face_datasets(reader: Reader, number: int) -> None:
 
 
 def test_ray_data(reader: Reader) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     found = reader.run("Ray Data")
     assert found["labels"] == reader.truth
     assert found["table"].count() == len(reader.truth)

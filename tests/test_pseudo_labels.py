@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -344,6 +345,16 @@ def test_what_is_no_source_is_told(sources: Sources, tmp_path: Path, web: LabelS
         PseudoLabels(str(sources.run), min_confidence=2)
     with pytest.raises(DataError, match=r"classes: 10: expected class numbers from 0 to 9"):
         PseudoLabels(str(sources.export), classes=[10])
+
+
+def test_a_run_whose_images_are_elsewhere_is_told_of_the_folder(sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(sources.run, tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace(f"{sources.run.parent}/unlabeled", "unlabeled"))
+    with pytest.raises(DataError, match=r"data\.unlabeled: 'unlabeled/\*\.tar' matches no file.*the run was started"):
+        PseudoLabels(str(tmp_path / "run"))
+    with chdir(sources.run.parent):
+        assert as_said(read(PseudoLabels(str(tmp_path / "run")))) == sources.kept
 
 
 def test_more_workers_than_shards_are_warned_of(sources: Sources, caplog: pytest.LogCaptureFixture) -> None:
