@@ -249,6 +249,7 @@ def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3:
         fault = s3.add("cut", "GET", ".tar", keep=100)
         assert as_said(read(labels)) == sources.kept
         assert fault.done
+        assert as_said(read(labels, workers=2)) == sources.kept
 
 
 def test_an_overloaded_server_and_cut_streams_cost_a_retry_of_the_missing_range(
