@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+
+from data.joined import Rows, sample_key
 
 COLUMNS = (
     "__key__", "label", "confidence", "topk_index", "topk_prob", "rest", "copies", "source_shard", "source_ordinal",
@@ -29,6 +32,19 @@ class PseudoLabeled:
     label: int
     confidence: float
     copies: int
+
+
+def as_table(rows: Rows, shard: str) -> pa.Table:
+    """COLUMNS of a shard's rows, with the keys that they have in an archive."""
+    ordinals = rows.labels.column("ordinal")
+    columns = {name: rows.labels.column(name) for name in rows.labels.column_names} | {
+        "__key__": pa.array([sample_key(shard, ordinal) for ordinal in ordinals.to_pylist()], pa.string()),
+        "copies": pa.array(rows.copies.astype(np.uint16)),
+        "source_shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [shard]),
+        "source_ordinal": ordinals,
+        "source_key": rows.labels.column("__key__"),
+    }
+    return pa.table({name: columns[name] for name in COLUMNS})
 
 
 class Source(Protocol):

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from omegaconf import OmegaConf
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
-from data.joined import Provenance, Rows, sample_key
+from data.joined import Provenance, Rows
 from data.label_files import read_manifest
-from data.label_source import COLUMNS, PseudoLabeled
-from data.manifest import DataError, open_split
+from data.label_source import PseudoLabeled, as_table
+from data.manifest import DataError, Split, open_split
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader
 from data.redact import redacted
@@ -51,24 +50,12 @@ class RunLabels:
 
     def table(self, shard: int) -> pa.Table:
         """Labels alone. Raises DataError when they are not those that the run committed."""
-        return self._table(self._rows(shard), self.overlay.shards[shard].name)
-
-    @staticmethod
-    def _table(rows: Rows, name: str) -> pa.Table:
-        ordinals = rows.labels.column("ordinal")
-        columns = {column: rows.labels.column(column) for column in rows.labels.column_names} | {
-            "__key__": pa.array([sample_key(name, ordinal) for ordinal in ordinals.to_pylist()], pa.string()),
-            "copies": pa.array(rows.copies.astype(np.uint16)),
-            "source_shard": pa.array([name] * len(rows), pa.string()).dictionary_encode(),
-            "source_ordinal": ordinals,
-            "source_key": rows.labels.column("__key__"),
-        }
-        return pa.table({column: columns[column] for column in COLUMNS})
+        return as_table(self._rows(shard), self.overlay.shards[shard].name)
 
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
         """Seeks to the images that are wanted. Raises DataError as `table`, and for a shard that was cut short."""
         rows = self._rows(shard)
-        table = self._table(rows, self.overlay.shards[shard].name)
+        table = as_table(rows, self.overlay.shards[shard].name)
         places = [rows.labels.column(name).to_pylist() for name in ("offset", "size")]
         said = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
         entries = list(zip(*places, *said, strict=True))
@@ -95,8 +82,7 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
     """The labels of a run's last generation that has a selection.
 
     Raises:
-        DataError: there is none, or labels, selection and unlabeled shards are not of each other.
-        StorageError: the unlabeled shards are not where the run's configuration says.
+        DataError: there is none; the unlabeled shards are not where the run's configuration says; or all three are not of each other.
     """
     generation, selection_dir = _last_selection(run_dir)
     labels_dir = storage.join(run_dir, f"gen-{generation}", "labels")
@@ -107,7 +93,7 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
         raise DataError(
             f"{redacted(selection_dir)}: selected from other labels or with another data.exclude; run stage=select"
         )
-    corpus = open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+    corpus = _corpus(run_dir)
     if corpus.digest() != labels["summary"]["corpus"]:
         raise DataError(f"{redacted(labels_dir)}: data.unlabeled has changed since it was labeled; run stage=label")
     copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
@@ -125,6 +111,15 @@ def _last_selection(run_dir: str) -> tuple[int, str]:
         if storage.exists(pointer := storage.join(folder, "current")):
             return generation, storage.join(folder, storage.read_text(pointer).strip())
     raise DataError(f"{redacted(run_dir)}: nothing is labeled and selected there yet; run stage=label")
+
+
+def _corpus(run_dir: str) -> Split:
+    try:
+        return open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+    except (DataError, storage.StorageError) as error:
+        raise DataError(
+            f"{redacted(run_dir)}: data.unlabeled: {error}. A relative path counts from the folder where the run was started: go there"
+        ) from error
 
 
 def _done(folder: str, stage: str) -> dict[str, Any]:

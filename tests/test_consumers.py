@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -14,10 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from pipeline.layout import Layout
+from pipeline.models.factory import build_model
+from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.select_stage import select
-from tests.conftest import make_writer
+from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import label_server
 from tests.small_run import SmallRun
 from tests.test_export import with_teacher
@@ -57,6 +63,11 @@ class Reader:
         exec(compile(self.code(title, number), f"{PAGE.name}: {title}", "exec"), variables)
         return variables
 
+    def shell(self, title: str, number: int = 0) -> None:
+        """Run a block as commands, where `python` is this one."""
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(PAGE.parents[1])}
+        subprocess.run(["sh", "-e", "-c", self.code(title, number)], check=True, env=os.environ | path)
+
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[Reader]:
@@ -66,9 +77,18 @@ def reader(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, n
     run.label(run.config(), layout)
     select(run.config(), layout)
     export_here(run.config(export={"samples_per_shard": 10}), layout)
+    save_student(layout)
     with label_server(folder / "run/exports/v1") as server:
         yield Reader(folder, server.address, labels_of_stages(layout))
     ray.shutdown()
+
+
+def save_student(layout: Layout) -> None:
+    """Its weights alone."""
+    arguments = {"width": 0.125, "blocks": [1, 1, 1, 1]}
+    info = WeightsInfo(model="resnetrs26", model_args=arguments, num_classes=10, class_names=DIGIT_NAMES, image_size=32, crop_pct=1,
+                       interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), temperature=1.25)  # fmt: skip
+    save_weights(f"{layout.student}/weights", build_model("resnetrs26", 10, arguments).state_dict(), info)
 
 
 def labels_of_stages(layout: Layout) -> Labels:
@@ -86,7 +106,7 @@ def test_every_block_of_the_page_is_run_here() -> None:
     counts = {title: len(codes) for title, codes in blocks().items()}
     assert counts == {
         "PseudoLabels": 1, "webdataset": 2, "wids": 1, "timm": 1, "Hugging Face datasets": 2, "Ray Data": 1, "DuckDB": 1,
-        "Polars": 1, "curl": 1,
+        "Polars": 1, "curl": 1, "Weights": 3,
     }  # fmt: skip
 
 
@@ -134,6 +154,7 @@ def test_hugging_face_datasets(reader: Reader, number: int) -> None:
 
 
 def test_ray_data(reader: Reader) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     found = reader.run("Ray Data")
     assert found["labels"] == reader.truth
     assert found["table"].count() == len(reader.truth)
@@ -158,9 +179,22 @@ def test_curl(reader: Reader, tmp_path: Path) -> None:
         (reader.folder / "run/exports/v1/pseudo-000000.tar").read_bytes()[:5000]
     )
     with chdir(tmp_path):
-        subprocess.run(["sh", "-e", "-c", reader.code("curl")], check=True)
+        reader.shell("curl")
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     labels = {path.stem: int(path.read_text()) for path in tmp_path.glob("*.cls")}
     assert len(labels) == manifest["shards"][0]["num_samples"]
     assert labels.items() <= reader.truth.items()
     assert {path.stem for path in tmp_path.glob("*.png")} == labels.keys()
+
+
+def test_weights(reader: Reader, tmp_path: Path) -> None:
+    in_timm = reader.run("Weights", 0)
+    assert in_timm["names"] == DIGIT_NAMES
+    assert in_timm["logits"].shape == (1, 10)
+    with chdir(tmp_path):
+        reader.shell("Weights", 1)
+        found = reader.run("Weights", 2)
+    with torch.no_grad():
+        expected = in_timm["model"](torch.from_numpy(found["images"])).numpy()
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-4, rtol=0)
+    assert (found["names"], found["temperature"]) == (DIGIT_NAMES, 1.25)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -228,6 +229,16 @@ def test_a_manifest_of_another_version_is_refused(web: LabelServer, monkeypatch:
         PseudoLabels(web.address)
 
 
+def test_a_sample_more_or_less_than_the_manifest_says_is_an_error(
+    web: LabelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = web.manifest()
+    manifest["shards"][0]["num_samples"] += 1
+    monkeypatch.setattr(web, "manifest", lambda: manifest)
+    with pytest.raises(DataError, match=r"000000\.tar: 10 samples, and 11 by the manifest"):
+        read(PseudoLabels(web.address))
+
+
 def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3: FaultyS3, folder: str) -> None:
     for path in sources.run.parent.rglob("*"):
         if path.is_file():
@@ -238,6 +249,7 @@ def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3:
         fault = s3.add("cut", "GET", ".tar", keep=100)
         assert as_said(read(labels)) == sources.kept
         assert fault.done
+        assert as_said(read(labels, workers=2)) == sources.kept
 
 
 def test_an_overloaded_server_and_cut_streams_cost_a_retry_of_the_missing_range(
@@ -334,6 +346,16 @@ def test_what_is_no_source_is_told(sources: Sources, tmp_path: Path, web: LabelS
         PseudoLabels(str(sources.run), min_confidence=2)
     with pytest.raises(DataError, match=r"classes: 10: expected class numbers from 0 to 9"):
         PseudoLabels(str(sources.export), classes=[10])
+
+
+def test_a_run_whose_images_are_elsewhere_is_told_of_the_folder(sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(sources.run, tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace(f"{sources.run.parent}/unlabeled", "unlabeled"))
+    with pytest.raises(DataError, match=r"data\.unlabeled: 'unlabeled/\*\.tar' matches no file.*the run was started"):
+        PseudoLabels(str(tmp_path / "run"))
+    with chdir(sources.run.parent):
+        assert as_said(read(PseudoLabels(str(tmp_path / "run")))) == sources.kept
 
 
 def test_more_workers_than_shards_are_warned_of(sources: Sources, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.http_file import TOKEN_VARIABLE
 from data.overlay import RowFilter
 from data.settings import UsageError
 from pipeline.export import export
@@ -23,7 +24,7 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.run import _parse_stages
 from pipeline.serve import open_catalog
-from pipeline.serving.access import TOKEN_VARIABLE, check_host, read_token
+from pipeline.serving.access import check_host, read_token
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.filters import PARAMETERS
 from pipeline.serving.handlers import Handlers

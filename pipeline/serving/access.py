@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from data import storage
+from data.http_file import TOKEN_VARIABLE
 from data.manifest import DataError
 from data.redact import redacted
 from data.settings import UsageError
@@ -19,7 +20,6 @@ from pipeline.serving.filters import FilterError
 from pipeline.serving.items import OutdatedError
 from pipeline.serving.metrics import Meters
 
-TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"
 _FREE = ("/healthz",)  # answered without a token
 _ALWAYS = ("/healthz", "/metrics")  # answered when there is no room, so that a busy server does not look dead
 _RETRY_AFTER_S = "5"

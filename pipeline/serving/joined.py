@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import JoinedTar, Rows, sample_key
+from data.label_source import as_table
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import parse_filter
 from pipeline.serving.items import Body, Item, OutdatedError, bytes_body
 
-_FORMAT = 1  # part of every ETag: another number when `data.joined` or `_table` write other bytes of the same rows
+_FORMAT = 1  # part of every ETag: another number when `data.joined` or `as_table` write other bytes of the same rows
 _READERS = 8  # label files read at once
 _SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 
@@ -136,21 +137,6 @@ class JoinedRun:
     def _label_file(self, position: int, keep: RowFilter) -> Body:
         buffer = io.BytesIO()
         pq.write_table(
-            _table(self._rows(position, keep), self.overlay.shards[position].name), buffer, compression="zstd"
+            as_table(self._rows(position, keep), self.overlay.shards[position].name), buffer, compression="zstd"
         )
         return bytes_body(buffer.getvalue())
-
-
-def _table(rows: Rows, shard: str) -> pa.Table:
-    """The rows with the keys that they have in the tar, as the labels of an export are."""
-    labels, ordinals = rows.labels, rows.labels.column("ordinal").to_pylist()
-    source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [shard])
-    columns = {
-        "__key__": pa.array([sample_key(shard, ordinal) for ordinal in ordinals], pa.string()),
-        **{name: labels.column(name) for name in ("label", "confidence", "topk_index", "topk_prob", "rest")},
-        "copies": pa.array(rows.copies.astype(np.uint16)),
-        "source_shard": source,
-        "source_ordinal": labels.column("ordinal"),
-        "source_key": labels.column("__key__"),
-    }
-    return pa.table(columns)
