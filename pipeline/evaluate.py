@@ -16,6 +16,7 @@ from data.labels import read_labels, read_manifest
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
 from pipeline.fields import Config
+from pipeline.generations import summarize
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
@@ -154,6 +155,9 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
             config, layout
         )
+    if config.generations != 1:
+        generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
+        summary |= {"generations": found} if (found := summarize(generations)) else {}
     summary["seconds"] = seconds_by_stage(layout)
     storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
     return summary

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data.redact import redacted
 
@@ -28,6 +28,12 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError("expected two numbers, the smaller first")
     return value
+
+
+def _check_generations(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError("expected a number from 1, or auto")
 
 
 class Section(BaseModel):
@@ -328,7 +334,11 @@ class Config(Section):
 
     run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
     seed: int = Field(0, ge=0)
-    generations: int = Field(1, ge=1, description="rounds: each student is the next round's teacher")
+    generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = Field(
+        1,
+        description="rounds: each student is the next round's teacher; auto: as long as it beats its own on data.validation",
+    )
+    max_generations: int = Field(3, ge=1, description="with generations=auto: at most so many")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
     ray_address: str | None = Field(
@@ -345,6 +355,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.generations == "auto" and not self.data.validation:
+            raise ValueError(
+                "generations=auto compares each student with its teacher on data.validation, which is empty; give shards, or a number"
+            )
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
             raise ValueError(
@@ -368,6 +382,10 @@ class Config(Section):
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
+
+    def most_generations(self) -> int:
+        """How many rounds there may be."""
+        return self.max_generations if self.generations == "auto" else self.generations
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""

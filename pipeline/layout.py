@@ -54,6 +54,11 @@ class Layout:
         return self._of(self.generation, "evaluation")
 
     @property
+    def decision(self) -> str:
+        """With generations=auto: whether the student beats its teacher on the validation images."""
+        return self._of(self.generation, "decision")
+
+    @property
     def exports(self) -> str:
         """Versions of what was exported, of all generations, and `latest`, which names one."""
         return storage.join(self.run_dir, "exports")

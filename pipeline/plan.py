@@ -14,6 +14,7 @@ from data.manifest import Split, open_split
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
 from pipeline.fields import Config, TrainConfig
+from pipeline.generations import RULE, decided
 from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
@@ -49,6 +50,15 @@ def print_status(config: Config, layouts: Sequence[Layout]) -> None:
     for layout in layouts:
         for stage, folder in stage_folders(layout).items():
             print(f"generation {layout.generation}  {stage:10}{_state(folder):12}{_progress(layout, stage)}")
+        if config.generations == "auto":
+            print(_decision(config, layout))
+
+
+def _decision(config: Config, layout: Layout) -> str:
+    """With generations=auto, whether another generation follows this one, or the rule by which that will be decided."""
+    if (found := decided(layout)) is not None:
+        return found.describe(layout.generation, config.max_generations)
+    return f"generation {layout.generation}: then {RULE}; at most max_generations={config.max_generations}"
 
 
 def _state(folder: str) -> str:
@@ -93,6 +103,8 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
                 found, forced = command.outlook(stage, forced=is_begun(stage_folders(layout)[stage])), None
             _print_outlook(config, layout, stage, found, splits)
         student = command.seen.get("student")
+        if config.generations == "auto":
+            print(_decision(config, layout))
 
 
 def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, splits: dict[str, Split]) -> None:

@@ -12,6 +12,7 @@ from data import storage
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.report_facts import Facts, compare, num_parameters, read_facts
+from pipeline.report_generations import generations_section
 from pipeline.report_html import page, paragraph, text, tiles
 from pipeline.report_labels import Survey
 from pipeline.report_models import accuracy_section, calibration_section, class_section, curves_section
@@ -45,7 +46,13 @@ def report_html(facts: Facts, surveys: Mapping[int, Survey]) -> str:
         if (survey := surveys.get(generation.layout.generation)) is not None
         for part in pseudo_label_sections(facts, generation, survey)
     ]
-    models = [accuracy_section(facts), class_section(facts), robustness_section(facts), curves_section(facts)]
+    models = [
+        accuracy_section(facts),
+        generations_section(facts),
+        class_section(facts),
+        robustness_section(facts),
+        curves_section(facts),
+    ]
     models.append(calibration_section(facts))
     return page(title, [top, *models, *labels, time_section(facts), provenance_section(facts)])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.stage import StageError, done_record, recorded_seconds
+from pipeline.training.comparison import Comparison, paired
 from pipeline.training.published import read_info
 
 Record = dict[str, Any]
@@ -92,17 +92,6 @@ class Facts:
         return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One model against another on the same images."""
-
-    difference: float  # of the top-1 accuracies, as a fraction
-    error: float  # its standard error
-    gained: int  # images that only the second has right
-    lost: int  # images that only the first has right
-    images: int
-
-
 def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
     """Read the run's records.
 
@@ -119,19 +108,9 @@ def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
 
 
 def compare(first: Model, second: Model) -> Comparison | None:
-    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same.
-
-    The standard error is that of the mean of paired differences (−1, 0 or 1 per image), the one behind McNemar's test:
-    images that both have right or wrong add no uncertainty.
-    """
+    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same."""
     one, two = first.predictions, second.predictions
-    if one is None or two is None or one.test != two.test:
-        return None
-    number = len(one.labels)
-    gained, lost = int((two.right & ~one.right).sum()), int((one.right & ~two.right).sum())
-    difference = (gained - lost) / number
-    error = math.sqrt(max((gained + lost) / number - difference**2, 0.0) / number)
-    return Comparison(difference, error, gained, lost, number)
+    return None if one is None or two is None or one.test != two.test else paired(one.right, two.right)
 
 
 def read_metrics(model: Model) -> list[dict[str, float]]:
