@@ -183,6 +183,9 @@ class StudentConfig(TrainConfig):
         3, ge=0, description="pseudo-labeled images per labeled one in every batch (0: labels alone)"
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
+    from_teacher: bool = Field(
+        False, description="begin with the teacher's weights (the same model) instead of from scratch"
+    )
     pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
     fix_resolution_epochs: float = Field(
         0, ge=0, description="then so many epochs of the last layers, at a larger size, on labeled images without noise"
@@ -207,6 +210,10 @@ class LabelConfig(Section):
 
     top_k: int = Field(10, ge=1, description="probabilities kept per image; all of them when there are no more classes")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="input noise of the images that are labeled, for Noisy Student's ablation; null: none, as published",
+    )
     views: int = Field(
         1, ge=1, le=10, description="average the teacher over this many views: mirrored and shifted ones"
     )
@@ -319,9 +326,9 @@ class EvaluateConfig(Section):
 class AblateConfig(Section):
     """Which study stage=ablate makes. Neither field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay"] = Field(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = Field(
         "resnet_rs",
-        description="of the teacher's recipe on the labeled images: ResNet-RS's Table 1, or its Table 2",
+        description="of the teacher's recipe: ResNet-RS's Table 1, or its Table 2; noisy_student: of teacher, labels and student",
         json_schema_extra=RUNTIME,
     )
     seeds: int = Field(

@@ -12,7 +12,8 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
     status     what is done
     diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
-    ablate     a study of the teacher's recipe, one change a row, several seeds (ablate.study=resnet_rs|weight_decay)
+    ablate     a study, one change a row, several seeds (ablate.study=resnet_rs|weight_decay: of the teacher's recipe;
+               noisy_student: of teacher, labels and student)
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
@@ -37,6 +38,7 @@ import ray
 from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
+from pipeline.ablate import ablate, open_study, plan_study
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.export import export
@@ -47,7 +49,6 @@ from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan, print_status
 from pipeline.report import write_report
 from pipeline.stage import StageRefusedError, add_seconds, done_record, refuse_other_config
-from student.ablate import ablate, open_study, plan_study
 from student.train import train_student
 from teacher.diff import diff
 from teacher.label import label
