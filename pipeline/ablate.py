@@ -119,7 +119,9 @@ def _duration(study: Study, trials: Sequence[Trial]) -> str:
     config, seconds = todo[0].config, seconds_taken(trials)
     rows = {trial.row: trial for trial in todo}
     timed = {row: trial for row, trial in rows.items() if row not in seconds}
-    for row, trial in tqdm(timed.items(), desc="timing a few steps", unit="row", leave=False):
+    if timed:
+        print(f"study {study.name}: timing a few steps of {len(timed)} rows", flush=True)
+    for row, trial in timed.items():
         seconds[row] = experiment_of(study).expected_seconds(trial.config, trial.sources)
     cpus = os.cpu_count() or 1
     at_once = min(len(todo), max(1, int(cpus // resources_of(config, [cpus])["num_cpus"])))

@@ -18,7 +18,7 @@ from pipeline.study.trials import Experiment
 from pipeline.training.fit import TrainJob, fit, load_trained
 from pipeline.training.inputs import labeled_stream
 
-_FEW_STEPS, _MORE_STEPS = 4, 12  # of which the difference is timed: what comes before the first step cancels out
+_FEW_STEPS, _MORE_STEPS = 2, 8  # of which the difference is timed: what comes before the first step cancels out
 _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
 
 
