@@ -49,7 +49,8 @@ def bench(seeds: int = 2, steps: int = 400, out: str = "runs/bench_noisy_student
 def _data_words() -> list[str]:
     return [
         f"data.labeled=[{DATA}/labeled/*.tar]", f"data.validation=[{DATA}/development/*.tar]",
-        f"data.unlabeled=[{DATA}/unlabeled/*.tar]", "data.test=[]", f"data.held_out_hashes=[{DATA}/development/hashes.parquet]", f"data.truth={DATA}/truth.parquet",
+        f"data.unlabeled=[{DATA}/unlabeled/*.tar]", "data.test=[]", f"data.held_out_hashes=[{DATA}/development/hashes.parquet]",
+        f"data.truth={DATA}/truth.parquet",
     ]  # fmt: skip
 
 

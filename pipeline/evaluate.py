@@ -20,6 +20,7 @@ from pipeline.generations import summarize
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
+from pipeline.speed import measure_speed, read_speed, write_speed
 from pipeline.stage import (
     Fingerprint,
     Stage,
@@ -69,6 +70,9 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     files, robustness = _robustness(config, stage, test, {role: folders[role] for role in infos})
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
+    write_speed(
+        layout, measure_speed({role: folders[role] for role in infos}, config.resolved_device(), config.threads)
+    )
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
@@ -151,6 +155,7 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
         summary |= {
             role: evaluation["summary"][role] for role in ("teacher", "student") if role in evaluation["summary"]
         }
+        summary |= {"speed": speed} if (speed := read_speed(layout)) else {}
     if (labels := done_record(layout.labels)) is not None:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
             config, layout

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from data import storage
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.report_cost import cost_in_short, cost_section
 from pipeline.report_facts import Facts, compare, num_parameters, read_facts
 from pipeline.report_generations import generations_section
 from pipeline.report_html import page, paragraph, text, tiles
@@ -53,7 +54,7 @@ def report_html(facts: Facts, surveys: Mapping[int, Survey]) -> str:
         robustness_section(facts),
         curves_section(facts),
     ]
-    models.append(calibration_section(facts))
+    models += [cost_section(facts), calibration_section(facts)]
     return page(title, [top, *models, *labels, time_section(facts), provenance_section(facts)])
 
 
@@ -79,6 +80,8 @@ def print_table(facts: Facts, surveys: Mapping[int, Survey], url: str) -> None:
             print(f"pseudo-labels{ending}: {_kept(generation.records, survey)}")
     if short := said_in_short(facts):
         print(short)
+    if cost := cost_in_short(facts):
+        print(cost)
     print("time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in times(facts)))
     print(f"report: {_without_credentials(url)}")
 

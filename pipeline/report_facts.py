@@ -19,6 +19,7 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.speed import read_speed
 from pipeline.stage import StageError, done_record, recorded_seconds
 from pipeline.training.comparison import Comparison, paired
 from pipeline.training.published import read_info
@@ -51,6 +52,7 @@ class Model:
     record: Record
     figures: Record | None = None  # of stage=evaluate: top1, top5, images, …
     predictions: Predictions | None = None
+    speed: Record | None = None  # of stage=evaluate's clocks: latency_ms, images_per_s, batch_size, where
 
     @property
     def validation_top1(self) -> float | None:
@@ -209,7 +211,13 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
         return Model(name, folder, record)
     table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(generation.layout.evaluation, PREDICTIONS_NAME))))
     columns = [table.column(column).to_numpy() for column in ("label", f"{role}_label", f"{role}_confidence")]
-    return Model(name, folder, record, figures, Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns))
+    predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
+    return Model(name, folder, record, figures, predictions, _speed_of(generation.layout, role))
+
+
+def _speed_of(layout: Layout, role: str) -> Record | None:
+    speed = read_speed(layout)
+    return None if speed is None or role not in speed["models"] else speed["models"][role] | {"where": speed["where"]}
 
 
 def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:
