@@ -70,6 +70,9 @@ bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashi
 bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion-MNIST, 2 seeds (40 minutes on 2 cores; resumes); seeds=N steps=N
 	$(BIN)/python -m benchmarks.bench_noisy_student $(if $(seeds),seeds=$(seeds)) $(if $(steps),steps=$(steps))
 
+bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same network, images and compute, 3 seeds (hours; resumes)
+	$(BIN)/python -m benchmarks.bench_fixmatch $(if $(seeds),seeds=$(seeds))
+
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates
 
