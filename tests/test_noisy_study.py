@@ -9,18 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 
 from data.failpoint import VARIABLE
 from data.labels import read_labels
+from data.view import EvalView
 from pipeline.ablate import STUDIES
 from pipeline.config import load_config
-from pipeline.fields import Config
+from pipeline.fields import AugmentConfig, Config, TrainConfig
 from pipeline.layout import Branch, Layout
+from pipeline.models.factory import build_model
+from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.noisy_student_trial import NOISY_STUDENT_RECIPE
-from pipeline.stage import done_record
+from pipeline.stage import StageError, done_record
 from pipeline.study.table import row_results
 from pipeline.study.trials import Trial, run_trials, trials_of
-from tests.conftest import WriteDigits
+from pipeline.training.fit import TrainJob, _new_state
+from pipeline.training.noised_view import noised
+from student.train import _initial_weights
+from tests.conftest import WriteDigits, png
 from tests.digits_run import Digits, write_digits_data
 
 NOISY = STUDIES["noisy_student"]
@@ -115,3 +122,40 @@ def test_a_branch_finds_what_it_does_not_make_in_the_nearest_run_that_has_it(tmp
     assert layout.selections == f"{tmp_path}/run/gen-1/selections"  # nobody has any
     assert layout.indexes == Layout(str(tmp_path / "home")).indexes
     assert replace(layout, generation=2).teacher == layout.student
+
+
+def teacher_in(layout: Layout) -> dict[str, torch.Tensor]:
+    """Weights of a small teacher, saved there."""
+    state = build_model("resnetrs26", 10, {"width": 0.125}).state_dict()
+    info = WeightsInfo(model="resnetrs26", model_args={"width": 0.125}, num_classes=10, image_size=16, crop_pct=1,
+                       interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))  # fmt: skip
+    save_weights(f"{layout.teacher}/weights", state, info)
+    return state
+
+
+def test_a_student_from_its_teachers_weights_begins_with_them_and_must_be_the_same_network(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    teacher = teacher_in(layout)
+    words = ["student.model=resnetrs26", "student.from_teacher=true"]
+    same = load_config(None, [*words, "student.model_args={width: 0.125}"])
+    job = TrainJob(
+        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout)
+    )
+    begun = _new_state(job)
+    assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
+    assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
+    assert _initial_weights(load_config(None, []), layout) is None
+    with pytest.raises(StageError, match=r"student\.from_teacher=true: the teacher is .*0\.125.*student\.model_args"):
+        _initial_weights(load_config(None, words), layout)
+
+
+def test_a_noised_view_depends_on_the_image_alone_and_keeps_its_hash(digits: Digits) -> None:
+    clean = EvalView(16, 1.0, "bicubic", "pad")
+    view = noised(clean, AugmentConfig(crop="pad_crop", pad=2, num_ops=0, cutout=4), TrainConfig(mean=(0.3, 0.3, 0.3)))
+    first, second = png(digits[0][0]), png(digits[0][1])
+    pixels, number = view.with_hash(first)
+    assert number == clean.with_hash(first)[1]
+    assert pixels.shape == (16, 16, 3)
+    assert not np.array_equal(pixels, clean(first))
+    assert np.array_equal(pixels, view(first))
+    assert not np.array_equal(view(first) == clean(first), view(second) == clean(second))  # not the same noise for all
