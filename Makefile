@@ -66,6 +66,12 @@ bench-train: $(VENV)/.installed  ## training steps beside timm's script, with sy
 bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (under an hour on 2 cores; resumes)
 	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
 
+bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion-MNIST, 2 seeds (40 minutes expected on 2 free cores; resumes); seeds=N steps=N
+	$(BIN)/python -m benchmarks.bench_noisy_student $(if $(seeds),seeds=$(seeds)) $(if $(steps),steps=$(steps))
+
+bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same network, images and compute, 3 seeds (hours; resumes)
+	$(BIN)/python -m benchmarks.bench_fixmatch $(if $(seeds),seeds=$(seeds))
+
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates
 

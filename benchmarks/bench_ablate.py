@@ -18,7 +18,6 @@ from data.settings import UsageError, run_command
 from pipeline.layout import Layout
 from pipeline.run import main as pipeline
 from pipeline.study.table import RESULTS_NAME
-from student.ablate import STUDIES
 
 LABELS_PER_CLASS = 100
 DATA = f"datasets/fashion_mnist-{LABELS_PER_CLASS}-0"
@@ -39,11 +38,11 @@ class BenchmarkError(ValueError):
     """A study that failed; the message names its command."""
 
 
-def bench(seeds: int = 3, epochs: float = 32, studies: str = ",".join(STUDIES), out: str = "runs/bench_ablate") -> None:
+def bench(seeds: int = 3, epochs: float = 32, studies: str = ",".join(MODELS), out: str = "runs/bench_ablate") -> None:
     """Make or continue the studies and print their tables; see the module's text."""
     names = studies.split(",")
-    if not set(names) <= set(STUDIES):
-        raise UsageError(f"studies={studies}: expected some of {', '.join(STUDIES)}")
+    if not set(names) <= set(MODELS):
+        raise UsageError(f"studies={studies}: expected some of {', '.join(MODELS)}")
     fashion_mnist.prepare(DATA, LABELS_PER_CLASS)
     gains = {name: _gain(_run_study(name, seeds, epochs, storage.join(out, name))) for name in names}
     record = {

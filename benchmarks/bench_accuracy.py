@@ -70,13 +70,13 @@ def bench(
         data = f"datasets/fashion_mnist-{labels_per_class}-{seed}"
         fashion_mnist.prepare(data, labels_per_class, seed)
         folder = Path(out) / f"{labels_per_class}-{seed}"
-        folders = {arm: _run_arm(arm, data, folder, seed, words.split()) for arm in wanted}
-        rows.append({arm: _accuracy(folder, f"{data}/{split}/*.tar", data) for arm, folder in folders.items()})
+        folders = {arm: arm_folder(arm, data, folder, seed, words.split()) for arm in wanted}
+        rows.append({arm: accuracy(folder, f"{data}/{split}/*.tar", data) for arm, folder in folders.items()})
         print(f"seed {seed}: " + "  ".join(f"{arm} {value:.2%}" for arm, value in rows[-1].items()), flush=True)
     _print_results(rows, labels_per_class, split, time.monotonic() - started)
 
 
-def _run_arm(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str]) -> str:
+def arm_folder(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str]) -> str:
     """The folder with an arm's weights; trained if it is not yet."""
     run = f"{out}/run"
     if arm == "teacher":
@@ -162,7 +162,7 @@ def _pack_truth(data: str) -> None:
     write_shards(samples(), str(folder), "truth", PER_SHARD, fashion_mnist.CLASS_NAMES)
 
 
-def _accuracy(folder: str, shards: str, data: str) -> float:
+def accuracy(folder: str, shards: str, data: str) -> float:
     torch.set_num_threads(2)
     logits, labels = predict_split(open_split(shards, f"{data}/index"), load_predictor(folder, "cpu"))
     return top_k_accuracy(np.asarray(logits), labels)[0]

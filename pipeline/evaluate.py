@@ -16,9 +16,11 @@ from data.label_files import read_labels, read_manifest
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
 from pipeline.fields import Config
+from pipeline.generations import summarize
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
+from pipeline.speed import measure_speed, read_speed, write_speed
 from pipeline.stage import (
     Fingerprint,
     Stage,
@@ -68,6 +70,9 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     files, robustness = _robustness(config, stage, test, {role: folders[role] for role in infos})
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
+    write_speed(
+        layout, measure_speed({role: folders[role] for role in infos}, config.resolved_device(), config.threads)
+    )
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
@@ -150,10 +155,14 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
         summary |= {
             role: evaluation["summary"][role] for role in ("teacher", "student") if role in evaluation["summary"]
         }
+        summary |= {"speed": speed} if (speed := read_speed(layout)) else {}
     if (labels := done_record(layout.labels)) is not None:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
             config, layout
         )
+    if config.generations != 1:
+        generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
+        summary |= {"generations": found} if (found := summarize(generations)) else {}
     summary["seconds"] = seconds_by_stage(layout)
     storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
     return summary

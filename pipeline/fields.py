@@ -12,7 +12,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data.redact import redacted
 
@@ -30,6 +30,12 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError("expected two numbers, the smaller first")
     return value
+
+
+def _check_generations(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError("expected a number from 1, or auto")
 
 
 class Section(BaseModel):
@@ -179,6 +185,9 @@ class StudentConfig(TrainConfig):
         3, ge=0, description="pseudo-labeled images per labeled one in every batch (0: labels alone)"
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
+    from_teacher: bool = Field(
+        False, description="begin with the teacher's weights (the same model) instead of from scratch"
+    )
     pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
     fix_resolution_epochs: float = Field(
         0, ge=0, description="then so many epochs of the last layers, at a larger size, on labeled images without noise"
@@ -203,6 +212,10 @@ class LabelConfig(Section):
 
     top_k: int = Field(10, ge=1, description="probabilities kept per image; all of them when there are no more classes")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="input noise of the images that are labeled, for Noisy Student's ablation; null: none, as published",
+    )
     views: int = Field(
         1, ge=1, le=10, description="average the teacher over this many views: mirrored and shifted ones"
     )
@@ -344,9 +357,9 @@ class EvaluateConfig(Section):
 class AblateConfig(Section):
     """Which study stage=ablate makes. Neither field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay"] = Field(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = Field(
         "resnet_rs",
-        description="of the teacher's recipe on the labeled images: ResNet-RS's Table 1, or its Table 2",
+        description="of the teacher's recipe: ResNet-RS's Table 1, or its Table 2; noisy_student: of teacher, labels and student",
         json_schema_extra=RUNTIME,
     )
     seeds: int = Field(
@@ -359,7 +372,11 @@ class Config(Section):
 
     run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
     seed: int = Field(0, ge=0)
-    generations: int = Field(1, ge=1, description="rounds: each student is the next round's teacher")
+    generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = Field(
+        1,
+        description="rounds: each student is the next round's teacher; auto: as long as it beats its own on data.validation",
+    )
+    max_generations: int = Field(3, ge=1, description="with generations=auto: at most so many")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
     ray_address: str | None = Field(
@@ -377,6 +394,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.generations == "auto" and not self.data.validation:
+            raise ValueError(
+                "generations=auto compares each student with its teacher on data.validation, which is empty; give shards, or a number"
+            )
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
             raise ValueError(
@@ -400,6 +421,10 @@ class Config(Section):
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
+
+    def most_generations(self) -> int:
+        """How many rounds there may be."""
+        return self.max_generations if self.generations == "auto" else self.generations
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""

@@ -54,6 +54,11 @@ class Layout:
         return self._of(self.generation, "evaluation")
 
     @property
+    def decision(self) -> str:
+        """With generations=auto: whether the student beats its teacher on the validation images."""
+        return self._of(self.generation, "decision")
+
+    @property
     def exports(self) -> str:
         """Versions of what was exported, of all generations, and `latest`, which names one."""
         return storage.join(self.run_dir, "exports")
@@ -71,3 +76,30 @@ class Layout:
         """The folder of the selection that the student trains on, or None before the first."""
         pointer = storage.join(self.selections, CURRENT_NAME)
         return storage.join(self.selections, storage.read_text(pointer).strip()) if storage.exists(pointer) else None
+
+
+@dataclass(frozen=True)
+class Branch(Layout):
+    """A run that begins with what other runs made: what is not its own is looked up there, the nearest first.
+
+    Attributes:
+        home: the run directory whose indexes of shards it uses.
+        sources: run directories of finished runs.
+        own: (generation, name) of folders that it makes itself, though a source may have them too.
+    """
+
+    home: str = ""
+    sources: tuple[str, ...] = ()
+    own: frozenset[tuple[int, str]] = frozenset()
+
+    def _of(self, generation: int, name: str) -> str:
+        mine = super()._of(generation, name)
+        if (generation, name) in self.own:
+            return mine
+        theirs = (Layout(source)._of(generation, name) for source in self.sources)
+        return next((folder for folder in theirs if storage.exists(folder)), mine)
+
+    @property
+    def indexes(self) -> str:
+        """Those of the run at home: shards are indexed once."""
+        return Layout(self.home).indexes

@@ -9,6 +9,7 @@ from data.exclude import read_keys
 from data.manifest import Split, open_split
 from pipeline.estimate import Work, print_estimate, size_of
 from pipeline.fields import Config, TrainConfig
+from pipeline.generations import describe_decision
 from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.models.resnet_rs import ModelError
@@ -47,6 +48,8 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
                 found, forced = command.outlook(stage, forced=is_begun(stage_folders(layout)[stage])), None
             works += _print_outlook(config, layout, stage, found, splits)
         student = command.seen.get("student")
+        if config.generations == "auto":
+            print(describe_decision(config, layout))
     if works:
         print_estimate(config, works, splits.get("unlabeled"))
 
@@ -70,7 +73,7 @@ def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, s
 def _work(config: Config, layout: Layout, stage: str, splits: dict[str, Split], num_classes: int) -> Work | None:
     """Images through models; None for stages that take seconds. Of a stage that continues: all of it."""
     number = layout.generation
-    name = f"{stage} {number}" if config.generations > 1 else stage
+    name = f"{stage} {number}" if config.generations != 1 else stage
     if stage == "label" and "unlabeled" in splits:
         labels = config.teacher if number == 1 else config.student
         teachers = 1 + len(config.teacher.ensemble)

@@ -182,6 +182,23 @@ def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: st
     return _render(draw, width=1.3 * _WIDTH, height=_rows_height([name for name, _ in rows], 0.25))
 
 
+def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> bytes:
+    """Top-1 in per cent, with its standard error, over images per second: (name, colour, images/s, top-1, error) each."""
+
+    def draw(axes: Axes) -> None:
+        for position, (name, color, rate, top1, error) in enumerate(models):
+            axes.errorbar(
+                rate, top1, error, color=color, marker="os^Dv"[position % 5], ms=7, ls="", capsize=3, label=name
+            )
+        axes.set_xlim(0, 1.15 * max(rate for _, _, rate, _, _ in models))
+        axes.set_xlabel("images/s")
+        axes.set_ylabel("top-1, % of test images")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _legend_above(axes)
+
+    return _render(draw)
+
+
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
     """A study's rows from top to bottom: per cent above the first row, each seed as a dot, the mean and the published as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed

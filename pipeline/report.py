@@ -13,8 +13,10 @@ from pipeline.effort import duration
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.report_changes import changes_section
+from pipeline.report_cost import cost_in_short, cost_section
 from pipeline.report_course import course_section, times
 from pipeline.report_facts import Facts, compare, num_parameters, read_facts
+from pipeline.report_generations import generations_section
 from pipeline.report_html import page, paragraph, text, tiles
 from pipeline.report_labels import Survey
 from pipeline.report_models import accuracy_section, calibration_section, class_section, curves_section
@@ -50,12 +52,13 @@ def report_html(facts: Facts, surveys: Mapping[int, Survey]) -> str:
     ]
     models = [
         accuracy_section(facts),
+        generations_section(facts),
         class_section(facts),
         changes_section(facts),
         robustness_section(facts),
         curves_section(facts),
     ]
-    models.append(calibration_section(facts))
+    models += [cost_section(facts), calibration_section(facts)]
     return page(title, [top, course_section(facts), *models, *labels, provenance_section(facts)])
 
 
@@ -81,6 +84,8 @@ def print_table(facts: Facts, surveys: Mapping[int, Survey], url: str) -> None:
             print(f"pseudo-labels{ending}: {_kept(generation.records, survey)}")
     if short := said_in_short(facts):
         print(short)
+    if cost := cost_in_short(facts):
+        print(cost)
     print("time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in times(facts)))
     print(f"report: {_without_credentials(url)}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +20,9 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.speed import read_speed
 from pipeline.stage import StageError, done_record, recorded_seconds
+from pipeline.training.comparison import Comparison, paired
 from pipeline.training.published import read_info
 
 Record = dict[str, Any]
@@ -52,6 +53,7 @@ class Model:
     record: Record
     figures: Record | None = None  # of stage=evaluate: top1, top5, images, …
     predictions: Predictions | None = None
+    speed: Record | None = None  # of stage=evaluate's clocks: latency_ms, images_per_s, batch_size, where
 
     @property
     def validation_top1(self) -> float | None:
@@ -93,17 +95,6 @@ class Facts:
         return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One model against another on the same images."""
-
-    difference: float  # of the top-1 accuracies, as a fraction
-    error: float  # its standard error
-    gained: int  # images that only the second has right
-    lost: int  # images that only the first has right
-    images: int
-
-
 def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
     """Read the run's records.
 
@@ -120,19 +111,9 @@ def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
 
 
 def compare(first: Model, second: Model) -> Comparison | None:
-    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same.
-
-    The standard error is that of the mean of paired differences (−1, 0 or 1 per image), the one behind McNemar's test:
-    images that both have right or wrong add no uncertainty.
-    """
+    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same."""
     one, two = first.predictions, second.predictions
-    if one is None or two is None or one.test != two.test:
-        return None
-    number = len(one.labels)
-    gained, lost = int((two.right & ~one.right).sum()), int((one.right & ~two.right).sum())
-    difference = (gained - lost) / number
-    error = math.sqrt(max((gained + lost) / number - difference**2, 0.0) / number)
-    return Comparison(difference, error, gained, lost, number)
+    return None if one is None or two is None or one.test != two.test else paired(one.right, two.right)
 
 
 def read_metrics(model: Model) -> list[dict[str, float]]:
@@ -232,7 +213,13 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
         return Model(name, folder, record)
     table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(generation.layout.evaluation, PREDICTIONS_NAME))))
     columns = [table.column(column).to_numpy() for column in ("label", f"{role}_label", f"{role}_confidence")]
-    return Model(name, folder, record, figures, Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns))
+    predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
+    return Model(name, folder, record, figures, predictions, _speed_of(generation.layout, role))
+
+
+def _speed_of(layout: Layout, role: str) -> Record | None:
+    speed = read_speed(layout)
+    return None if speed is None or role not in speed["models"] else speed["models"][role] | {"where": speed["where"]}
 
 
 def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:

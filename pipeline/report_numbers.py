@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.report_facts import Comparison, Model
+from pipeline.report_facts import Model
+from pipeline.training.comparison import Comparison
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

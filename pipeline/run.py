@@ -13,13 +13,15 @@ Stages, in order (stage=all runs them; stage=teacher,label runs two):
     serve      the same over HTTP, without a copy: labels are joined to the images as they are sent (only when named)
     status     what is done, how far the rest is, what stopped it last (watch=true: until all is done)
     diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
-    ablate     a study of the teacher's recipe, one change a row, several seeds (ablate.study=resnet_rs|weight_decay)
+    ablate     a study, one change a row, several seeds (ablate.study=resnet_rs|weight_decay: of the teacher's recipe;
+               noisy_student: of teacher, labels and student)
 
 The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
     force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
                   else the last
     verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
+    generations=auto   further rounds while the student beats its teacher on the validation images by more than a standard error
     before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1
 """
 
@@ -36,11 +38,13 @@ import ray
 from data import storage
 from data.settings import UsageError, nearest
 from pipeline import interrupt
+from pipeline.ablate import ablate, open_study, plan_study
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.effort import Clock
 from pipeline.evaluate import evaluate, write_summary
 from pipeline.export import export
 from pipeline.fields import Config
+from pipeline.generations import all_layouts, decide, describe_best, known_layouts, summarize
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.plan import last_begun, print_plan
@@ -48,7 +52,6 @@ from pipeline.report import write_report
 from pipeline.serve import serve
 from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
 from pipeline.status import note_stop, print_status, watch_status
-from student.ablate import ablate, open_study, plan_study
 from student.train import train_student
 from teacher.diff import diff
 from teacher.label import label
@@ -116,7 +119,7 @@ def run(words: Sequence[str]) -> None:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
     if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
         raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
-    layouts = [Layout(config.run_dir, number + 1) for number in range(config.generations)]
+    layouts = known_layouts(config)
     forced = _forced_stage(options)
     if _flag(options, "plan"):
         print_plan(config, layouts, stages, forced)
@@ -139,11 +142,11 @@ def run(words: Sequence[str]) -> None:
             ablate(config, layouts[0], forced == ABLATE)
     for stage in stages:
         if stage == "status" and _flag(options, "watch"):
-            watch_status(config, layouts)
+            watch_status(config)
         elif stage in READERS:
-            READERS[stage](config, layouts)
+            READERS[stage](config, known_layouts(config))
         elif stage == "diff":
-            diff(config, layouts, options.get("before"), options.get("after"))
+            diff(config, known_layouts(config), options.get("before"), options.get("after"))
 
 
 def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> None:
@@ -156,9 +159,9 @@ def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> Non
 
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
-    """`forced` names a stage to start over, in one generation."""
+    """`forced` names a stage to start over, in one of `layouts`, the generations that are certain before anything runs."""
     last = last_begun(layouts, forced) if forced else None
-    for layout in layouts:
+    for layout in all_layouts(config):
         if layout.generation > 1 and done_record(layout.teacher) is None:
             print(
                 f"generation {layout.generation} begins when generation {layout.generation - 1} has a student (stage=student)"
@@ -169,7 +172,22 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
                 forced = None if _run_or_force(config, layout, stage, layout == last) else forced
             elif stage in STAGES:
                 _run_stage(config, layout, stage, False)
+        goes_on = config.generations != "auto" or _goes_on(config, layout)
         write_summary(config, layout)
+        if not goes_on:
+            return
+
+
+def _goes_on(config: Config, layout: Layout) -> bool:
+    """generations=auto: decide about the next one, and say why; at the end, say which is the best."""
+    decision = decide(config, layout)
+    if decision is None:
+        return True
+    print(decision.describe(layout.generation, config.max_generations), flush=True)
+    is_last = not decision.goes_on or layout.generation == config.max_generations
+    if is_last:
+        print(describe_best(summarize(all_layouts(config)[: layout.generation])))
+    return not is_last
 
 
 def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> bool:

@@ -16,6 +16,7 @@ from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
 from pipeline.effort import duration
 from pipeline.fields import Config
+from pipeline.generations import describe_decision, known_layouts
 from pipeline.layout import Layout
 from pipeline.lock import read_holder
 from pipeline.stage import done_record, is_begun, recorded_seconds
@@ -45,9 +46,10 @@ def print_status(config: Config, layouts: Sequence[Layout]) -> None:
     print("\n".join(_lines(config, layouts)))
 
 
-def watch_status(config: Config, layouts: Sequence[Layout]) -> None:
+def watch_status(config: Config) -> None:
     """`print_status` again and again, until every stage is done. Raises UsageError when there is no such run."""
     while True:
+        layouts = known_layouts(config)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # to the top of an empty screen
         print_status(config, layouts)
@@ -69,11 +71,13 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
 
 
 def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
-    lines = [
-        f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}".rstrip()
-        for layout in layouts
-        for stage, folder in stage_folders(layout).items()
-    ]
+    lines = []
+    for layout in layouts:
+        for stage, folder in stage_folders(layout).items():
+            words = f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}"
+            lines.append(words.rstrip())
+        if config.generations == "auto":
+            lines.append(describe_decision(config, layout))
     holder = read_holder(config.run_dir)
     if holder:
         lines.append(f"at work: process {holder.get('pid')} on {holder.get('host')} ({holder.get('command')})")

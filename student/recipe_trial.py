@@ -18,7 +18,7 @@ from pipeline.study.trials import Experiment
 from pipeline.training.fit import TrainJob, fit, load_trained
 from pipeline.training.inputs import labeled_stream
 
-_FEW_STEPS, _MORE_STEPS = 4, 12  # of which the difference is timed: what comes before the first step cancels out
+_FEW_STEPS, _MORE_STEPS = 2, 8  # of which the difference is timed: what comes before the first step cancels out
 _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
 
 
@@ -28,8 +28,9 @@ def _fingerprint(config: Config) -> Fingerprint:
     return Fingerprint(config.stage_fields("teacher"), inputs | exclude_inputs(config.data.exclude))
 
 
-def _train(config: Config, folder: str) -> dict[str, Any]:
-    """Top-1 of the EMA weights on the validation images."""
+def _train(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
+    """Top-1 of the EMA weights on the validation images. No row needs another: there are no `sources`."""
+    assert not sources, "see student.studies"
     job = _job(config, folder)
     fit(job)
     _, metrics = load_trained(folder, job.total_steps)
@@ -39,24 +40,27 @@ def _train(config: Config, folder: str) -> dict[str, Any]:
     return {"top1": top1, "loss": loss, "steps": job.total_steps, "images": job.validation.num_samples}
 
 
-def _expected_seconds(config: Config) -> float:
-    """Steps × the time of one, and of the validation images."""
+def _expected_seconds(config: Config, sources: tuple[str, ...]) -> float:  # noqa: ARG001 (see _train)
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(config, folder)
-        start, few = _timed(job, _FEW_STEPS, folder)
-        end, more = _timed(job, _MORE_STEPS, folder)
+        return training_seconds(_job(config, folder))[0]
+
+
+def training_seconds(job: TrainJob) -> tuple[float, float]:
+    """Seconds that a training will take (steps × the time of one, and the validation images), and those of an image's forward pass."""
+    start, few = _timed(job, _FEW_STEPS)
+    end, more = _timed(job, _MORE_STEPS)
     step_s = max(0.0, end - start) / (more - few)
-    assert job.validation is not None, "see _job"
-    evaluations = max(1, round(config.teacher.epochs / config.teacher.eval_every_epochs))
-    evaluated = evaluations * job.validation.num_samples / config.teacher.batch_size
-    return job.total_steps * step_s + evaluated * step_s * _FORWARD_SHARE
+    image_s = step_s * _FORWARD_SHARE / sum(stream.images_per_step for stream in job.streams)
+    assert job.validation is not None, "a study compares on the validation images"
+    evaluations = max(1, round(job.config.epochs / job.config.eval_every_epochs))
+    return job.total_steps * step_s + evaluations * job.validation.num_samples * image_s, image_s
 
 
-def _timed(job: TrainJob, steps: int, folder: str) -> tuple[float, int]:
+def _timed(job: TrainJob, steps: int) -> tuple[float, int]:
     """Seconds of a short training that learns next to nothing, and its steps."""
     changes = {"epochs": steps / job.steps_per_epoch, "warmup_epochs": 0.0, "lr": 1e-6}
     section = job.config.model_copy(update=changes)
-    short = replace(job, config=section, folder=storage.join(folder, str(steps)), validation=None)
+    short = replace(job, name="timing", config=section, folder=storage.join(job.folder, str(steps)), validation=None)
     started = time.monotonic()
     fit(short)
     return time.monotonic() - started, short.total_steps

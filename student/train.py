@@ -18,7 +18,7 @@ from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import StreamSpec, labeled_stream
 from pipeline.training.launch import run_training
-from pipeline.training.published import publish, read_info
+from pipeline.training.published import WEIGHTS_FOLDER, publish, read_info
 from pipeline.upstream import (
     explain_inputs,
     require_labeled_corpus,
@@ -56,7 +56,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     streams = _streams(config, layout, labeled, selection_folder)
     job = TrainJob(
         "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
-        config.resolved_device(), validation,
+        config.resolved_device(), validation, _initial_weights(config, layout),
     )  # fmt: skip
     jobs = [job] if (fixing := fix_resolution_job(job, config.student)) is None else [job, fixing]
     for part in jobs:
@@ -115,6 +115,20 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
         temperature=student.pseudo_label_temperature,
     )
     return (*streams, pseudo_labeled)
+
+
+def _initial_weights(config: Config, layout: Layout) -> str | None:
+    """Where the student's training begins; None: from scratch. Raises StageError when the teacher is another model."""
+    if not config.student.from_teacher:
+        return None
+    info, student = read_info(layout.teacher), config.student
+    theirs, ours = (info.model, info.model_args), (student.model, student.model_args)
+    if theirs != ours:
+        raise StageError(
+            f"student.from_teacher=true: the teacher is {theirs[0]} with model_args {theirs[1]}, the student {ours[0]} with {ours[1]}; "
+            "give the student the same student.model and student.model_args"
+        )
+    return storage.join(layout.teacher, WEIGHTS_FOLDER)
 
 
 def _warn_of_smaller_student(config: Config, layout: Layout, num_classes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ def kept_before(layout: Layout) -> tuple[str, str]:
     Raises:
         StageError: there is none.
     """
-    before = Layout(layout.run_dir, layout.generation - 1)
+    before = replace(layout, generation=layout.generation - 1)
     folder = before.current_selection()
     if folder is None:
         raise StageError(
@@ -56,7 +56,7 @@ def keep_images(
         Counts by shard name, and int64 (4, num_classes) by new label: rows that are not excluded, images kept, copies, and of the
         kept ones the lowest confidence as the bits of a float32 (all ones: none is kept).
     """
-    before = Layout(layout.run_dir, layout.generation - 1).labels
+    before = replace(layout, generation=layout.generation - 1).labels
     source = LabelSource(layout.labels, _everything(num_classes), exclusions)
     write = partial(_keep, source, before, kept_from, out_dir)
     counts: dict[str, ShardCounts] = {}

@@ -54,7 +54,7 @@ class SmallRun:
         return config
 
     def layouts(self, config: Config) -> list[Layout]:
-        return [Layout(config.run_dir, number + 1) for number in range(config.generations)]
+        return [Layout(config.run_dir, number + 1) for number in range(config.most_generations())]
 
     def model(self, folder: str, stage: str, seconds: float = 12.0, weights: bytes = b"weights") -> None:
         """A teacher or student with a training curve."""

@@ -39,6 +39,7 @@ def test_all_stages_run_and_the_summary_holds_their_figures(
     assert summary["labels"]["images"] == summary["labels"]["labels"] == digits_run.NUM_UNLABELED
     assert summary["labels"]["kept_right"] >= summary["labels"]["labels_right"] > 0.65
     assert all(summary[role]["robustness"]["images"] == 40 for role in ("teacher", "student"))
+    assert all(summary["speed"]["models"][role]["images_per_s"] > 0 for role in ("teacher", "student"))
     assert set(summary["seconds"]) == {"teacher", "label", "select", "student", "evaluate"}
 
 

@@ -121,7 +121,7 @@ def test_watching_ends_when_all_is_done(
                 storage.write_text(f"{folder}/done.json", "{}")
 
     monkeypatch.setattr(status.time, "sleep", finish)
-    watch_status(config, [layout])
+    watch_status(config)
     assert waits == [status.WATCH_S] * 2
     printed = capsys.readouterr().out
     assert printed.count("generation 1  student   begun") == 2

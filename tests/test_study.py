@@ -11,14 +11,14 @@ import pytest
 import ray
 
 from data.settings import UsageError
+from pipeline.ablate import STUDIES
 from pipeline.config import load_config
 from pipeline.fields import Config
 from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, differences
-from pipeline.study.rows import Own, Row, Study, additive, row_configs
+from pipeline.study.rows import Own, Row, Study, additive, row_configs, rows_for
 from pipeline.study.table import describe, row_results
 from pipeline.study.trials import Experiment, Trial, run_trials, trials_of
-from student.ablate import STUDIES
 from tests.conftest import WriteDigits
 from tests.digits_run import Digits, write_digits_data
 
@@ -36,11 +36,11 @@ SMALL = Study(
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_each_row_differs_from_the_one_it_changes_in_the_fields_that_it_names(study: Study) -> None:
     configs = row_configs(study, load_config(None, RECIPE))
-    for row in study.rows:
-        if row.of is not None:
+    for row in rows_for(study, load_config(None, RECIPE)):
+        if row.of is not None and row.changes:
             changed = differences(configs[row.of].fingerprint(""), configs[row.name].fingerprint(""))
-            named = {"teacher.model_args" if "model_args" in field else field for field in row.changes}
-            assert changed.keys() <= named
+            named = [field.partition("_args")[0] for field in row.changes]
+            assert all(field.startswith(tuple(named)) for field in changed)
             assert changed
 
 
@@ -88,7 +88,7 @@ def local_ray() -> Iterator[None]:
 def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Experiment:
     """Of known results; each run is a line in a file."""
 
-    def run_one(config: Config, folder: str) -> dict[str, Any]:
+    def run_one(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
         row, seed = Path(folder).parent.name, config.seed
         with runs.open("a") as file:
             file.write(f"{row} {seed}\n")
@@ -96,7 +96,7 @@ def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Exper
         return {"top1": top1[row, seed]}
 
     return Experiment(
-        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config: 1.0, ("checkpoints",)
+        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config, sources: 1.0, ("checkpoints",)
     )
 
 
@@ -127,13 +127,13 @@ def test_a_study_makes_what_is_missing_and_compares_seed_by_seed(
     assert runs.read_text() == "dropout 1\n"
     assert "6 trainings, 5 of them done" in capsys.readouterr().out
 
-    plain, dropout, _ = row_results(SMALL, trials)
+    plain, dropout, _ = row_results(SMALL.rows, trials)
     assert (plain.top1, plain.mean, plain.change) == ((50, 60), 55, None)
     assert plain.spread == pytest.approx(50**0.5)
     assert dropout.change == pytest.approx(1.5)  # 2 and 1
     assert dropout.change_error == pytest.approx(0.5)
     assert dropout.published_change == 1
-    line = describe(SMALL, row_results(SMALL, trials)).splitlines()[2]
+    line = describe(SMALL, row_results(SMALL.rows, trials)).splitlines()[2]
     assert re.split("  +", line) == ["+ dropout", "56.50 ± 6.36", "+1.50 ± 0.50", "71.0", "+1.0", "plain"]
 
 
@@ -156,7 +156,7 @@ def test_another_configuration_is_refused_before_anything_runs_and_force_moves_i
 def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_path: Path, local_ray: None) -> None:
     died = tmp_path / "died"
 
-    def run_one(config: Config, folder: str) -> dict[str, Any]:
+    def run_one(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
         if not died.exists():
             died.touch()
             os._exit(1)
@@ -164,7 +164,9 @@ def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_pat
             raise UsageError(f"no seed {config.seed}")
         return {"top1": 0.5}
 
-    experiment = Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config: 1.0)
+    experiment = Experiment(
+        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config, sources: 1.0
+    )
     trials = small_trials(tmp_path / "study", experiment)
     run_trials(SMALL, [trial for trial in trials if trial.seed == 0], experiment)
     assert died.exists()
@@ -227,3 +229,30 @@ def test_without_validation_images_or_with_several_processes_it_says_so(
     assert "compares on data.validation" in capsys.readouterr().err
     assert main([*words, "teacher.workers=2"]) == 2
     assert "teacher.workers=2" in capsys.readouterr().err
+
+
+NOISY = STUDIES["noisy_student"]
+
+
+def test_noisy_students_rows_leave_out_what_the_recipe_is_already() -> None:
+    """The defaults have ratio 3 and soft labels; teacher and student are the same network."""
+    names = [row.name for row in rows_for(NOISY, load_config(None, []))]
+    assert names == [
+        "teacher", "recipe", "no input noise", "no model noise", "noised teacher", "hard labels", "no balancing", "ratio 1", "ratio 7",
+        "student < teacher", "student > teacher", "from teacher's weights", "2 generations", "3 generations",
+    ]  # fmt: skip
+    of = {row.name: row.of for row in rows_for(NOISY, load_config(None, []))}
+    assert of["from teacher's weights"] == "recipe"  # which has the teacher's size
+
+
+def test_noisy_students_rows_take_as_many_steps_at_every_ratio_and_sizes_from_the_teacher() -> None:
+    configs = row_configs(
+        NOISY, load_config(None, ["teacher.model_args={width: 0.5, blocks: [1, 1, 1, 1]}", "student.batch_size=512"])
+    )
+    steps = {
+        name: c.student.epochs / (c.student.batch_size / (1 + c.student.unlabeled_ratio)) for name, c in configs.items()
+    }
+    assert steps["ratio 1"] == steps["ratio 7"] == steps["recipe"]
+    assert configs["student < teacher"].student.model_args == {"width": 0.25, "blocks": [1, 1, 1, 1]}
+    assert configs["from teacher's weights"].student.model_args == configs["recipe"].teacher.model_args
+    assert configs["noised teacher"].label.augment == configs["recipe"].student.augment

@@ -10,7 +10,7 @@ from typing import Any
 
 from data import storage
 from pipeline.plots import study_rows
-from pipeline.study.rows import Study
+from pipeline.study.rows import Row, Study
 from pipeline.study.trials import Trial
 
 RESULTS_NAME, PLOT_NAME = "results.json", "plot.svg"
@@ -37,16 +37,17 @@ class RowResult:
     change_error: float | None
     published: float | None
     published_change: float | None
+    finding: str  # of the paper, in words
     details: tuple[Mapping[str, Any], ...]
 
 
-def row_results(study: Study, trials: Sequence[Trial]) -> list[RowResult]:
+def row_results(rows: Sequence[Row], trials: Sequence[Trial]) -> list[RowResult]:
     """The figures of all rows; every trial must be done."""
     found = _by_row(trials)
     top1 = {row: tuple(100 * result["top1"] for result in results) for row, results in found.items()}
-    published = {row.name: row.published for row in study.rows}
+    published = {row.name: row.published for row in rows}
     results = []
-    for row in study.rows:
+    for row in rows:
         pairs = zip(top1[row.name], top1[row.of], strict=True) if row.of else ()
         differences = [ours - before for ours, before in pairs]
         before = published[row.of] if row.of else None
@@ -61,6 +62,7 @@ def row_results(study: Study, trials: Sequence[Trial]) -> list[RowResult]:
                 change_error=_standard_error(differences),
                 published=row.published,
                 published_change=None if before is None or row.published is None else row.published - before,
+                finding=row.finding,
                 details=tuple(found[row.name]),
             )
         )
@@ -98,7 +100,7 @@ def _cells(result: RowResult) -> tuple[str, ...]:
     ours = f"{result.mean:.2f}{_plus_minus(result.spread)}"
     change = "" if result.change is None else f"{result.change:+.2f}{_plus_minus(result.change_error)}"
     published = "" if result.published is None else f"{result.published:.1f}"
-    published_change = "" if result.published_change is None else f"{result.published_change:+.1f}"
+    published_change = result.finding if result.published_change is None else f"{result.published_change:+.1f}"
     return result.name, ours, change, published, published_change, result.of or ""
 
 

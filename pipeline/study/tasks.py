@@ -12,15 +12,26 @@ from pipeline.cluster import user_error
 from pipeline.fields import Config
 
 _TICK_S = 5.0
+GPU_SHARE = (
+    0.6  # more than half: one training per GPU; what a training starts itself, as a labeling actor, has the rest
+)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def resources_of(config: Config) -> dict[str, float]:
-    """What Ray reserves for one training: its threads and loading processes, or a whole node when that has fewer CPUs."""
-    nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
-    cpus = config.threads + config.teacher.loader_workers
-    return {"num_cpus": min(cpus, max(nodes)), "num_gpus": 1 if config.resolved_device() == "cuda" else 0}
+def ray_nodes() -> list[float]:
+    """CPUs of each node that Ray has."""
+    return [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+
+
+def resources_of(config: Config, nodes: Sequence[float]) -> dict[str, float]:
+    """What Ray reserves for one training: its threads and loading processes, or a whole node when that has fewer CPUs.
+
+    Args:
+        nodes: CPUs of each.
+    """
+    cpus = config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
+    return {"num_cpus": min(cpus, max(nodes)), "num_gpus": GPU_SHARE if config.resolved_device() == "cuda" else 0}
 
 
 def room_for(resources: Mapping[str, float]) -> int:
@@ -28,7 +39,7 @@ def room_for(resources: Mapping[str, float]) -> int:
     there = ray.cluster_resources()
     room = there.get("CPU", 1) // resources["num_cpus"]
     if resources["num_gpus"]:
-        room = min(room, there.get("GPU", 0) // resources["num_gpus"])
+        room = min(room, there.get("GPU", 0))
     return max(1, int(room))
 
 
@@ -37,13 +48,21 @@ def in_tasks(
     items: Sequence[Item],
     resources: Mapping[str, float],
     tick: Callable[[], object] = lambda: None,
+    needs: Sequence[int | None] = (),
 ) -> Iterator[tuple[Item, Result]]:
     """Items with what `function` returns of them in Ray tasks, as they end. A worker that dies is replaced, three times a task.
 
     An error cancels the other tasks and is raised as the task raised it.
+
+    Args:
+        needs: for each item, the place of an earlier one that must have ended before it starts; empty: none needs another.
     """
-    task = ray.remote(function).options(**resources)
-    pending = {task.remote(item): item for item in items}
+    task = ray.remote(lambda item, *_: function(item)).options(**resources)
+    references: list[ray.ObjectRef] = []
+    for place, item in enumerate(items):
+        before = needs[place] if needs else None
+        references.append(task.remote(item, *([] if before is None else [references[before]])))
+    pending = dict(zip(references, items, strict=True))
     try:
         while pending:
             ended, _ = ray.wait(list(pending), num_returns=1, timeout=_TICK_S)

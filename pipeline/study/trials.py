@@ -17,8 +17,8 @@ from data import storage
 from pipeline.cluster import start_ray
 from pipeline.fields import Config
 from pipeline.stage import Fingerprint, Stage, done_record, look, open_stage, recorded_seconds
-from pipeline.study.rows import Study, row_configs, seeds_of
-from pipeline.study.tasks import in_tasks, resources_of, room_for
+from pipeline.study.rows import Study, row_configs, rows_for, seeds_of
+from pipeline.study.tasks import in_tasks, ray_nodes, resources_of, room_for
 
 STAGE = "ablate"
 
@@ -29,14 +29,15 @@ class Experiment:
 
     Attributes:
         fingerprint: what a result is a function of.
-        run: makes or continues the result in a folder; returns it: `top1` (a fraction), and further values for JSON.
-        expected_seconds: how long `run` takes, measured where it is called.
+        run: makes or continues the result in a folder; returns it: `top1` (a fraction), and further values for JSON. Its last
+            argument: the folders that it builds on, the row's own need first, then what that one needed.
+        expected_seconds: how long `run` takes, measured where it is called; of what is in those folders, before anything is.
         scratch: what `run` leaves in the folder that is of no use once the result is committed.
     """
 
     fingerprint: Callable[[Config], Fingerprint]
-    run: Callable[[Config, str], Mapping[str, Any]]
-    expected_seconds: Callable[[Config], float]
+    run: Callable[[Config, str, tuple[str, ...]], Mapping[str, Any]]
+    expected_seconds: Callable[[Config, tuple[str, ...]], float]
     scratch: tuple[str, ...] = ()
 
 
@@ -49,6 +50,7 @@ class Trial:
     config: Config
     folder: str
     fingerprint: Fingerprint
+    sources: tuple[str, ...] = ()  # folders of what it builds on, the nearest first
 
     def result(self) -> Mapping[str, Any] | None:
         """What the experiment returned, or None before it is done."""
@@ -63,12 +65,15 @@ def trials_of(study: Study, config: Config, folder: str, experiment: Experiment)
         UsageError: see `row_configs`.
     """
     trials = []
-    configs = row_configs(study, config)
+    rows, configs = rows_for(study, config), row_configs(study, config)
     for seed in seeds_of(config):
-        for row, values in configs.items():
-            seeded = values.model_copy(update={"seed": seed})
-            where = storage.join(folder, _slug(row), f"seed-{seed}")
-            trials.append(Trial(row, seed, seeded, where, experiment.fingerprint(seeded)))
+        sources: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            seeded = configs[row.name].model_copy(update={"seed": seed})
+            where = storage.join(folder, _slug(row.name), f"seed-{seed}")
+            below = sources[row.needs] if row.needs else ()
+            sources[row.name] = (where, *below)
+            trials.append(Trial(row.name, seed, seeded, where, experiment.fingerprint(seeded), below))
     return trials
 
 
@@ -97,7 +102,7 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     if not todo:
         return
     start_ray(todo[0].config.ray_address)
-    resources = resources_of(todo[0].config)
+    resources = resources_of(todo[0].config, ray_nodes())
     seconds = _expected_seconds(trials, todo, experiment, resources)
     at_once = min(len(todo), room_for(resources))
     total = sum(seconds[trial.row] for trial in todo)
@@ -105,17 +110,23 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     duration = tqdm.format_interval(total / at_once)
     print(f"study {study.name}: {already}; {at_once} at once take about {duration}", flush=True)
     with _bar(study, total) as bar:
-        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh)
+        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, _needs(todo))
         for number, (trial, top1) in enumerate(ended, start=1):
             bar.set_postfix_str(f"{number} of {len(todo)}; {trial.row}, seed {trial.seed}: {top1:.2%}", refresh=False)
-            bar.update(seconds[trial.row])
+            bar.update(min(seconds[trial.row], total - bar.n))  # a sum in another order may be larger by a rounding
+
+
+def _needs(todo: Sequence[Trial]) -> list[int | None]:
+    """For each trial, the place in the list of the one that it builds on, if that is yet to be made."""
+    places = {trial.folder: place for place, trial in enumerate(todo)}
+    return [places.get(trial.sources[0]) if trial.sources else None for trial in todo]
 
 
 def _run_trial(trial: Trial, experiment: Experiment) -> float:
     """In a Ray task: the result's top-1."""
     stage: Stage = open_stage(trial.folder, STAGE, trial.fingerprint)
     if not stage.is_done:
-        stage.commit([], experiment.run(trial.config, trial.folder))
+        stage.commit([], experiment.run(trial.config, trial.folder, trial.sources))
     for name in experiment.scratch:
         storage.remove(storage.join(trial.folder, name))
     result = trial.result()
@@ -127,13 +138,22 @@ def _expected_seconds(
     trials: Iterable[Trial], todo: Iterable[Trial], experiment: Experiment, resources: Mapping[str, float]
 ) -> dict[str, float]:
     """Row → seconds of one training: of those that are done, or measured in a few steps, as many rows at once as will train."""
+    taken = seconds_taken(trials)
+    unknown = {trial.row: trial for trial in todo if trial.row not in taken}
+
+    def measure(row: str) -> float:
+        return experiment.expected_seconds(unknown[row].config, unknown[row].sources)
+
+    return taken | dict(in_tasks(measure, list(unknown), resources))
+
+
+def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:
+    """Row → mean seconds of its trainings that are done."""
     taken: dict[str, list[float]] = {}
     for trial in trials:
         if trial.result() is not None:
             taken.setdefault(trial.row, []).append(recorded_seconds(trial.folder))
-    unknown = {trial.row: trial.config for trial in todo if trial.row not in taken}
-    measured = in_tasks(lambda row: experiment.expected_seconds(unknown[row]), list(unknown), resources)
-    return {row: mean(seconds) for row, seconds in taken.items()} | dict(measured)
+    return {row: mean(seconds) for row, seconds in taken.items()}
 
 
 def _bar(study: Study, seconds: float) -> tqdm[Any]:

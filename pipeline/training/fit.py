@@ -24,6 +24,7 @@ from pipeline.config import require_device
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
+from pipeline.models.weights import load_weights
 from pipeline.training.augment import normalize
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
@@ -59,6 +60,7 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
+    initial_weights: str | None = None  # a folder of weights of the same model, instead of fresh ones
     starts_from: TrainJob | None = None  # its EMA weights, of which only the end is trained; see `fix_resolution`
 
     @property
@@ -133,6 +135,8 @@ def _new_state(job: TrainJob) -> State:
     torch.manual_seed(job.seed)
     model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
     set_bn_momentum(model, config.bn_momentum)
+    if job.initial_weights is not None:
+        model.load_state_dict(load_weights(job.initial_weights)[1])
     if job.starts_from is not None:
         model.load_state_dict(load_trained(job.starts_from.folder, job.starts_from.total_steps)[0])
         freeze_early_layers(model)

@@ -19,6 +19,7 @@ from pipeline.models.weights import WeightsInfo, load_weights, save_weights, wei
 from pipeline.stage import Stage, StageError, digest_of
 from pipeline.training.calibration import calibration_error, fit_temperature, reliability_bins, softmax
 from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
+from pipeline.training.noised_view import noised
 from pipeline.upstream import require_same_classes
 
 WEIGHTS_FOLDER = "weights"
@@ -139,6 +140,9 @@ def load_labeling_predictor(folders: Sequence[str], config: LabelConfig, device:
     members = [
         load_predictor(folder, device, config.batch_size, config.views, config.decoder, fast=True) for folder in folders
     ]
+    if config.augment is not None:
+        for member in members:
+            member.view = noised(member.view, config.augment, member.config)
     return members[0] if len(members) == 1 else Ensemble(members)
 
 

@@ -1,0 +1,138 @@
+"""stage=ablate: a study of a recipe, one change a row, several seeds, compared on the validation images.
+
+Test images are never opened: what a study finds is there to choose by.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from data import storage
+from data.reader import check_labeled
+from pipeline.fields import Config
+from pipeline.labeled import classes_of, open_labeled
+from pipeline.layout import Layout
+from pipeline.noisy_student_trial import NOISY_STUDENT_RECIPE
+from pipeline.stage import StageError
+from pipeline.study.rows import Study, row_configs, rows_for, seeds_of
+from pipeline.study.table import PLOT_NAME, RESULTS_NAME, describe, row_results, write_results
+from pipeline.study.tasks import resources_of
+from pipeline.study.trials import Experiment, Trial, refuse_others, run_trials, seconds_taken, trials_of
+from student.noisy_student_study import NOISY_STUDENT
+from student.recipe_trial import TEACHER_RECIPE
+from student.studies import RESNET_RS, WEIGHT_DECAY
+
+STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
+_EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the others train the teacher's recipe alone
+
+
+def ablate(config: Config, layout: Layout, force: bool = False) -> None:
+    """Make or continue the study `ablate.study`, then print its table and write its files.
+
+    Args:
+        force: move all its earlier results aside first.
+
+    Raises:
+        What `open_study` raises.
+        TrainingError: a loss that is not finite.
+    """
+    study, trials = open_study(config, layout, force)
+    folder = layout.study(study.name)
+    run_trials(study, trials, experiment_of(study), force)
+    results = row_results(rows_for(study, config), trials)
+    write_results(folder, study, seeds_of(config), results)
+    images = results[0].details[0]["images"]
+    print(
+        f"study {study.name}: {images:,} validation images, {config.ablate.seeds} seeds\n\n{describe(study, results)}\n"
+    )
+    print(f"written: {storage.join(folder, RESULTS_NAME)}, {PLOT_NAME}")
+
+
+def experiment_of(study: Study) -> Experiment:
+    """What is made and measured for each of its rows."""
+    return _EXPERIMENTS.get(study.name, TEACHER_RECIPE)
+
+
+def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Study, list[Trial]]:
+    """The study that is asked for and its trials; changes nothing.
+
+    Args:
+        force: earlier results of another configuration are no reason to refuse.
+
+    Raises:
+        StageRefusedError: results of another configuration are there.
+        StageError: there are no labeled or no validation images, or training is to run in several processes.
+        ModelError: a row whose network cannot be built.
+        UsageError: a row that changes nothing in this configuration.
+        DataError: labeled shards that are not right.
+    """
+    _check_data(config, layout)
+    study = STUDIES[config.ablate.study]
+    trials = trials_of(study, config, layout.study(study.name), experiment_of(study))
+    if not force:
+        refuse_others(trials)
+    return study, trials
+
+
+def _check_data(config: Config, layout: Layout) -> None:
+    """Before anything starts: what every row needs. Raises StageError, DataError."""
+    labeled, validation = open_labeled(config, layout)
+    if labeled is None or validation is None:
+        raise StageError("stage=ablate trains on data.labeled and compares on data.validation; give shards for both")
+    for role, section in (("teacher", config.teacher), ("student", config.student)):
+        if section.workers > 1:
+            raise StageError(
+                f"{role}.workers={section.workers}: stage=ablate runs several trainings at once, of one process each; give 1"
+            )
+    num_classes, _ = classes_of(config, labeled)
+    for split in (labeled, validation):
+        check_labeled(split, num_classes)
+
+
+def plan_study(config: Config, layout: Layout) -> None:
+    """Print every row with its changes, how many of its trainings are done, and how long the others take. Raises as `open_study`."""
+    study, trials = open_study(config, layout)
+    for row in rows_for(study, config):
+        done = sum(trial.result() is not None for trial in trials if trial.row == row.name)
+        values = row_configs(study, config)[row.name].fingerprint("")
+        changes = ", ".join(f"{field}={_value(values, field)}" for field in row.changes)
+        print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
+    _print_left_out(study, config)
+    print(f"study {study.name}: {_duration(study, trials)}")
+
+
+def _print_left_out(study: Study, config: Config) -> None:
+    there = {row.name for row in rows_for(study, config)}
+    if left_out := [row.name for row in study.rows if row.name not in there]:
+        print(f"left out, as the configuration is like that already: {', '.join(left_out)}")
+
+
+def _duration(study: Study, trials: Sequence[Trial]) -> str:
+    """How long what is missing takes on this machine: rows with a training that is done tell; of the others a few steps are timed."""
+    todo = [trial for trial in trials if trial.result() is None]
+    if not todo:
+        return "all trainings are done"
+    config, seconds = todo[0].config, seconds_taken(trials)
+    rows = {trial.row: trial for trial in todo}
+    timed = {row: trial for row, trial in rows.items() if row not in seconds}
+    if timed:
+        print(f"study {study.name}: timing a few steps of {len(timed)} rows", flush=True)
+    for row, trial in timed.items():
+        seconds[row] = experiment_of(study).expected_seconds(trial.config, trial.sources)
+    cpus = os.cpu_count() or 1
+    at_once = min(len(todo), max(1, int(cpus // resources_of(config, [cpus])["num_cpus"])))
+    duration = tqdm.format_interval(sum(seconds[trial.row] for trial in todo) / at_once)
+    how = f"{len(rows) - len(timed)} rows by their trainings that are done, {len(timed)} by a few steps"
+    return f"{len(todo)} trainings to make; {at_once} at once on this machine take about {duration} ({how})"
+
+
+def _value(values: Mapping[str, Any], field: str) -> Any:
+    section, _, name = field.rpartition(".")
+    if field in values:
+        return values[field]
+    parts = {key: value for key, value in values.items() if key.startswith(f"{field}.")}  # a section of its own
+    return "(as the student's)" if parts else values[section][name]

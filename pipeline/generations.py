@@ -1,0 +1,167 @@
+"""generations=auto: another round as long as the student beats its teacher on the validation images, by more than chance.
+
+The rule: the student's gain in top-1 is more than `ERRORS` standard errors of the paired difference, and there are fewer than
+`max_generations` rounds. Test images are never looked at: what is chosen by them is not measured by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data import storage
+from data.manifest import Split, open_split
+from pipeline.fields import Config
+from pipeline.layout import Layout
+from pipeline.stage import Fingerprint, done_record, open_stage, require_done
+from pipeline.training.comparison import Comparison, paired
+from pipeline.training.inference import predict_split
+from pipeline.training.published import load_predictor
+
+ERRORS = 1.0  # standard errors that a gain must exceed
+RULE = (
+    f"another generation when the student's gain on the validation images is more than {ERRORS:g} standard error of it"
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A student against its teacher on the validation images, which both see without noise."""
+
+    teacher_top1: float
+    student_top1: float
+    comparison: Comparison
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the rule asks for another generation."""
+        return self.comparison.difference > ERRORS * self.comparison.error
+
+    def describe(self, generation: int, most: int) -> str:
+        """`generation 1: student 84.20 %, teacher 81.60 % on 500 validation images, +2.60 ± 0.90 points: …`."""
+        found = self.comparison
+        head = f"generation {generation}: student {self.student_top1:.2%}, teacher {self.teacher_top1:.2%} on {found.images:,}"
+        gain = f"validation images, {100 * found.difference:+.2f} ± {100 * found.error:.2f} points"
+        return f"{head} {gain}: {self._verdict(generation, most)}"
+
+    def _verdict(self, generation: int, most: int) -> str:
+        if not self.goes_on:
+            return f"not more than {ERRORS:g} standard error, so this is the last"
+        if generation >= most:
+            return f"more than {ERRORS:g} standard error, but max_generations={most}"
+        return f"more than {ERRORS:g} standard error, so generation {generation + 1} follows"
+
+
+def all_layouts(config: Config) -> list[Layout]:
+    """The generations that there may be."""
+    return [Layout(config.run_dir, number + 1) for number in range(config.most_generations())]
+
+
+def known_layouts(config: Config) -> list[Layout]:
+    """The generations that are certain: with `auto`, the first and those that a decision asks for."""
+    layouts = all_layouts(config)
+    if config.generations != "auto":
+        return layouts
+    decisions = [decided(layout) for layout in layouts]
+    number = next((n for n, found in enumerate(decisions) if found is None or not found.goes_on), len(layouts))
+    return layouts[: number + 1]
+
+
+def decide(config: Config, layout: Layout) -> Decision | None:
+    """Compare this generation's student with its teacher, or take what was found before; None while there is no student."""
+    if done_record(layout.student) is None:
+        return None
+    validation = open_split(config.data.validation, layout.indexes)
+    expected = _fingerprint(config, layout, validation)
+    before = done_record(layout.decision)
+    is_older = before is not None and before["fingerprint"] != expected.as_json()  # of other models or images
+    stage = open_stage(layout.decision, "decision", expected, force=is_older)
+    if not stage.is_done:
+        torch.set_num_threads(config.threads)
+        stage.commit([], _compare(config, layout, validation))
+    return decided(layout)
+
+
+def decided(layout: Layout) -> Decision | None:
+    """What `decide` found, if it is of the models that are there now."""
+    record = done_record(layout.decision)
+    models = {role: done_record(folder) for role, folder in (("teacher", layout.teacher), ("student", layout.student))}
+    if record is None or any(
+        model is None or model["digest"] != record["fingerprint"]["inputs"][role] for role, model in models.items()
+    ):
+        return None
+    found = record["summary"]
+    return Decision(found["teacher_top1"], found["student_top1"], Comparison(**found["comparison"]))
+
+
+def summarize(layouts: Sequence[Layout]) -> dict[str, Any]:
+    """Of generations with a student: their validation top-1 (0: the first teacher), the best one, its weights, and the decisions.
+
+    Empty before there is a student, or without validation images. Of equal ones, the earliest is the best.
+    """
+    folders = {0: layouts[0].teacher} | {layout.generation: layout.student for layout in layouts}
+    records = {number: record for number, folder in folders.items() if (record := done_record(folder)) is not None}
+    top1 = {
+        number: record["summary"]["validation_top1"]
+        for number, record in records.items()
+        if "validation_top1" in record["summary"]
+    }
+    if len(top1) < 2:
+        return {}
+    best = max(top1, key=lambda number: (top1[number], -number))
+    decisions = {layout.generation: found for layout in layouts if (found := decided(layout)) is not None}
+    return {
+        "best": best,
+        "best_folder": folders[best].removeprefix(storage.join(layouts[0].run_dir, "")),
+        "validation_top1": {str(number): value for number, value in top1.items()},
+        "decisions": {str(number): asdict(found) | {"goes_on": found.goes_on} for number, found in decisions.items()},
+    }
+
+
+def describe_best(summary: Mapping[str, Any]) -> str:
+    """`best on the validation images: generation 2, 85.10 % (gen-2/student)`."""
+    best = summary["best"]
+    name = f"generation {best}" if best else "the first teacher"
+    top1 = summary["validation_top1"][str(best)]
+    return f"best on the validation images: {name}, {top1:.2%} ({summary['best_folder']})"
+
+
+def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
+    inputs = {"validation": validation.digest()}
+    for role, stage, folder in _models(layout):
+        inputs[role] = require_done(folder, stage)["digest"]
+    return Fingerprint(config.numerics(), inputs)
+
+
+def _models(layout: Layout) -> list[tuple[str, str, str]]:
+    """Role, stage and folder of both."""
+    teaching = "teacher" if layout.generation == 1 else "student"
+    return [("teacher", teaching, layout.teacher), ("student", "student", layout.student)]
+
+
+def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
+    teacher, student = (
+        _right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
+    )
+    return {
+        "teacher_top1": float(teacher.mean()),
+        "student_top1": float(student.mean()),
+        "comparison": asdict(paired(teacher, student)),
+    }
+
+
+def _right(validation: Split, folder: str, device: str) -> np.ndarray:
+    """(N,) bool."""
+    logits, labels = predict_split(validation, load_predictor(folder, device))
+    return np.asarray(logits.argmax(axis=1) == labels)
+
+
+def describe_decision(config: Config, layout: Layout) -> str:
+    """With generations=auto, whether another generation follows this one, or the rule by which that will be decided."""
+    if (found := decided(layout)) is not None:
+        return found.describe(layout.generation, config.max_generations)
+    return f"generation {layout.generation}: then {RULE}; at most max_generations={config.max_generations}"

@@ -1,0 +1,68 @@
+"""What a model costs to use: the time of one image alone, and images per second. Clocks: never part of a committed output."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from data import storage
+from pipeline.layout import Layout
+from pipeline.training.inference import Predictor
+from pipeline.training.published import load_predictor
+
+SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
+_MEASURED_S = 0.5
+_LEAST = 5  # measurements
+_MOST_IMAGES = 64  # in a batch; fewer when they would take longer than a second
+
+
+def measure_speed(folders: Mapping[str, str], device: str, threads: int) -> dict[str, Any]:
+    """By role: `latency_ms` of one image and `images_per_s` in batches of `batch_size`: medians, from pixels to logits.
+
+    The models are as they label: batch norms folded. A second or two each.
+    """
+    torch.set_num_threads(threads)
+    found = {role: _measure(load_predictor(folder, device, 1, fast=True)) for role, folder in folders.items()}
+    where = "GPU" if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}"
+    return {"where": where, "models": found}
+
+
+def _measure(predictor: Predictor) -> dict[str, float]:
+    latency_s = _seconds(predictor, 1)
+    images = max(1, min(_MOST_IMAGES, int(1 / latency_s)))
+    batch_s = _seconds(predictor, images)
+    return {
+        "latency_ms": round(1000 * latency_s, 3),
+        "images_per_s": round(images / batch_s, 1),
+        "batch_size": images,
+    }
+
+
+def _seconds(predictor: Predictor, batch_size: int) -> float:
+    """Median time of a batch, after one to warm up; `logits` comes back to the CPU, so a GPU has ended by then."""
+    predictor.batch_size = batch_size
+    size = predictor.config.image_size
+    images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
+    predictor.logits(images)
+    taken: list[float] = []
+    while len(taken) < _LEAST or sum(taken) < _MEASURED_S:
+        started = time.perf_counter()
+        predictor.logits(images)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def write_speed(layout: Layout, speed: Mapping[str, Any]) -> None:
+    """Beside the generation's evaluation."""
+    storage.write_text(storage.join(layout.evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
+
+
+def read_speed(layout: Layout) -> dict[str, Any] | None:
+    """What `write_speed` wrote; None for an evaluation of an earlier version."""
+    url = storage.join(layout.evaluation, SPEED_NAME)
+    return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None
