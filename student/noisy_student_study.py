@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.study.rows import Row, Study
 
 Fields = Mapping[str, Any]
-TEACHER, RECIPE, EQUAL = "teacher", "recipe", "student = teacher's size"
+TEACHER, RECIPE, EQUAL = "teacher", "recipe", "student of equal size"
 _PER_STEP = ("epochs", "warmup_epochs", "eval_every_epochs")
 
 # Crop and flip remain, as in ResNet-RS's baseline.
@@ -63,9 +63,9 @@ NOISY_STUDENT = Study(
         _row("ratio 1", _ratio(1), ""),
         _row("ratio 3", _ratio(3), ""),
         _row("ratio 7", _ratio(7), ""),
-        _row("student < teacher", _of_teacher(0.5), ""),
+        _row("smaller student", _of_teacher(0.5), ""),
         _row(EQUAL, _of_teacher(1), ""),
-        _row("student > teacher", _of_teacher(1.5), "better"),
+        _row("larger student", _of_teacher(1.5), "better"),
         _row("from teacher's weights", {"student.from_teacher": True}, "worse", of=EQUAL),
         Row("2 generations", {"generations": 2}, of=RECIPE, needs=RECIPE, finding="better"),
         Row("3 generations", {"generations": 3}, of="2 generations", needs="2 generations", finding="better"),

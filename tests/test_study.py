@@ -18,7 +18,7 @@ from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, differences
 from pipeline.study.rows import Own, Row, Study, additive, row_configs, rows_for
 from pipeline.study.table import describe, row_results
-from pipeline.study.trials import Experiment, Trial, run_trials, trials_of
+from pipeline.study.trials import Experiment, Trial, _slug, run_trials, trials_of
 from tests.conftest import WriteDigits
 from tests.digits_run import Digits, write_digits_data
 
@@ -234,12 +234,17 @@ def test_without_validation_images_or_with_several_processes_it_says_so(
 NOISY = STUDIES["noisy_student"]
 
 
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_row_has_a_folder_of_its_own(study: Study) -> None:
+    assert len({_slug(row.name) for row in study.rows}) == len(study.rows)
+
+
 def test_noisy_students_rows_leave_out_what_the_recipe_is_already() -> None:
     """The defaults have ratio 3 and soft labels; teacher and student are the same network."""
     names = [row.name for row in rows_for(NOISY, load_config(None, []))]
     assert names == [
         "teacher", "recipe", "no input noise", "no model noise", "noised teacher", "hard labels", "no balancing", "ratio 1", "ratio 7",
-        "student < teacher", "student > teacher", "from teacher's weights", "2 generations", "3 generations",
+        "smaller student", "larger student", "from teacher's weights", "2 generations", "3 generations",
     ]  # fmt: skip
     of = {row.name: row.of for row in rows_for(NOISY, load_config(None, []))}
     assert of["from teacher's weights"] == "recipe"  # which has the teacher's size
@@ -253,6 +258,6 @@ def test_noisy_students_rows_take_as_many_steps_at_every_ratio_and_sizes_from_th
         name: c.student.epochs / (c.student.batch_size / (1 + c.student.unlabeled_ratio)) for name, c in configs.items()
     }
     assert steps["ratio 1"] == steps["ratio 7"] == steps["recipe"]
-    assert configs["student < teacher"].student.model_args == {"width": 0.25, "blocks": [1, 1, 1, 1]}
+    assert configs["smaller student"].student.model_args == {"width": 0.25, "blocks": [1, 1, 1, 1]}
     assert configs["from teacher's weights"].student.model_args == configs["recipe"].teacher.model_args
     assert configs["noised teacher"].label.augment == configs["recipe"].student.augment
