@@ -91,14 +91,18 @@ def test_every_command_does_what_the_documents_say(photos: Path) -> None:
             ending = (
                 " plan=true" if "stage=ablate" in command else ""
             )  # two dozen trainings; tests/test_study.py makes some
-            result = run(command + ending, photos)
+            result = run(_here(command) + ending, photos)
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             done.append(command)
     assert sum("data.pack" in command for command in done) == 3
     assert (photos / "runs/mine/report.html").stat().st_size > 50_000
     for code in [*fenced("docs/quickstart.md", "python"), *fenced("README.md", "python")]:
-        code = code.replace("runs/demo", "runs/mine").replace("datasets/fashion_mnist/", "shards/")
-        assert run(shlex.join(["python", "-c", code]), photos).returncode == 0, code
+        assert run(shlex.join(["python", "-c", _here(code)]), photos).returncode == 0, code
+
+
+def _here(words: str) -> str:
+    """The demo's run and data stand for the user's."""
+    return words.replace("runs/demo", "runs/mine").replace("datasets/fashion_mnist/", "shards/")
 
 
 def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
