@@ -30,7 +30,9 @@ def start_ray(address: str | None) -> None:
         ray_worker.print_to_stdstream = _show_in_short
     with _own_sigterm():
         if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            context = ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            if context.dashboard_url:
+                print(f"Ray's dashboard: http://{context.dashboard_url}")
         else:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 

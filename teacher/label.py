@@ -26,6 +26,7 @@ from data.label_files import (
     read_quarantined,
 )
 from data.manifest import Shard, Split, open_split, write_table
+from data.redact import redacted
 from pipeline.cluster import start_ray
 from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout
@@ -33,6 +34,7 @@ from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
 from pipeline.training.published import ensemble_digest, read_info
 from teacher.check import VALIDATION_NAME, check_teacher
+from teacher.gauges import Gauges
 from teacher.journal import JOURNAL_NAME, Journal
 from teacher.pool import PoolOptions, ShardPool
 from teacher.progress import Progress, ProgressDisplay
@@ -126,6 +128,7 @@ def _label_shards(
         urls,
     )
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
+    gauges = Gauges(redacted(stage.folder))
     try:
         with ProgressDisplay(stage.folder, corpus.num_samples, done) as display:
             for result in pool.run():
@@ -133,7 +136,9 @@ def _label_shards(
                     done += result.rows + result.quarantined
                     journal.add(result)
                     _check_quarantined(config.label, journal.shards.values(), corpus)
-                display.show(_progress(pool, display, corpus, journal, done))
+                progress = _progress(pool, display, corpus, journal, done)
+                display.show(progress)
+                gauges.set(progress)
     finally:
         with suppress(OSError, storage.StorageError):  # a cache; what stopped the stage is what matters
             journal.write()
