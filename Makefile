@@ -21,7 +21,10 @@ demo: $(VENV)/.installed  ## environment, data, and the whole pipeline on Fashio
 	$(BIN)/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 
 test: $(VENV)/.installed  ## the test suite (under 10 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.installed  ## the tests that take longer: whole runs killed, the documents' commands, several training processes (10 minutes)
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.installed  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -80,6 +80,7 @@ def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_does_what_the_documents_say(photos: Path) -> None:
     settings = merge(yaml.safe_load(fenced("docs/quickstart.md", "yaml")[0]), yaml.safe_load(TINY))
     (photos / "mine.yaml").write_text(yaml.safe_dump(settings))

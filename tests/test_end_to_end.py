@@ -71,6 +71,7 @@ def test_the_weights_load_in_timm_and_name_their_classes(
     assert config["noisy_student"]["validation_top1"] > 0.65
 
 
+@pytest.mark.slow
 def test_the_student_teaches_the_next_generation(
     data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:

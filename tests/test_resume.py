@@ -56,6 +56,7 @@ def moments(run_dir: Path) -> Iterator[Callable[[], bool]]:
     yield lambda: (generation / "evaluation/started.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_the_same_command_finishes_with_the_same_labels(data: Path) -> None:
     command = digits_run.command(*words(data, "broken"))
     for moment in moments(data / "broken"):

@@ -25,6 +25,7 @@ from tests.s3_server import SECRET, FaultyS3, put
 from tests.small_run import SmallRun
 
 
+@pytest.mark.slow
 def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
     s3: FaultyS3, folder: str, tmp_path: Path, digits: digits_run.Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:
