@@ -239,6 +239,7 @@ def test_a_sample_more_or_less_than_the_manifest_says_is_an_error(
         read(PseudoLabels(web.address))
 
 
+@pytest.mark.slow
 def test_an_export_and_a_run_are_read_from_an_object_store(sources: Sources, s3: FaultyS3, folder: str) -> None:
     for path in sources.run.parent.rglob("*"):
         if path.is_file():
