@@ -119,6 +119,8 @@ def run(words: Sequence[str]) -> None:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
     if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
         raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
+    if _flag(options, "watch") and "status" not in stages:
+        raise UsageError(f"watch=true goes with stage=status, not with stage={options['stage']}")
     layouts = known_layouts(config)
     forced = _forced_stage(options)
     if _flag(options, "plan"):

@@ -129,6 +129,11 @@ def test_watching_ends_when_all_is_done(
     assert "\033" not in printed  # no terminal to clear
 
 
+def test_only_the_status_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stage=teacher", f"run_dir={tmp_path}", "watch=true"]) == 2
+    assert "watch=true goes with stage=status" in capsys.readouterr().err
+
+
 def test_a_rate_is_that_of_the_last_two_minutes(clock: Clock) -> None:
     rate = RecentRate()
     assert rate(0) == 0
