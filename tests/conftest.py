@@ -13,6 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+# A machine that stands still for a minute is no reason for Ray to give its only node up, and with it this process.
+os.environ.setdefault("RAY_health_check_failure_threshold", "30")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
 
 from data import remote, retry
 from data.held_out import traits, write_hashes
