@@ -23,7 +23,9 @@ def in_ray_tasks(
 ) -> Iterator[Result]:
     """What `task` returns in each of `num_workers` Ray tasks of one CPU, as they end; each has a fixed part of the shards.
 
-    When a node dies, Ray runs its task again on another. An error cancels the other tasks and is raised as the task raised it.
+    When a node dies, Ray runs its task again on another. An error is raised as the task raised it. The other tasks are not cancelled,
+    but end with this process or before: cancelling one at the moment when it ends brings this process down (Ray 2.60, "Tried to
+    complete task that was not pending").
     """
     num_tasks = min(num_workers, len(shards), _MAX_TASKS)
     shared_task = ray.put(task)
@@ -40,9 +42,6 @@ def in_ray_tasks(
             yield result
     except RayTaskError as error:
         raise user_error(error) from None
-    finally:
-        for unfinished in pending:
-            ray.cancel(unfinished)
 
 
 @ray.remote(num_cpus=1)

@@ -43,9 +43,6 @@ def make_files(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord]
                 _take_one(running, records, bar)
         except RayTaskError as error:
             raise _cause(error) from None
-        finally:
-            for unfinished in running:
-                ray.cancel(unfinished)
     return list(_all(records))
 
 

@@ -52,7 +52,7 @@ def in_tasks(
 ) -> Iterator[tuple[Item, Result]]:
     """Items with what `function` returns of them in Ray tasks, as they end. A worker that dies is replaced, three times a task.
 
-    An error cancels the other tasks and is raised as the task raised it.
+    An error is raised as the task raised it; the other tasks end with this process (why they are not cancelled: `teacher.ray_tasks`).
 
     Args:
         needs: for each item, the place of an earlier one that must have ended before it starts; empty: none needs another.
@@ -71,6 +71,3 @@ def in_tasks(
             tick()
     except RayTaskError as error:
         raise user_error(error) from None
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
