@@ -41,9 +41,7 @@ def commands(document: str) -> list[str]:
     """The commands of its indented blocks, in order, lines that go on joined, comments left out."""
     lines = re.sub(r"\\\n\s+", "", (ROOT / document).read_text()).splitlines()
     indented = [line.strip() for line in lines if line.startswith("    ") and not line.startswith("     ")]
-    return [
-        shlex.join(words) for line in indented if (words := shlex.split(line, comments=True)) and words[0] in _PROGRAMS
-    ]
+    return [shlex.join(shlex.split(line, comments=True)) for line in indented if line.partition(" ")[0] in _PROGRAMS]
 
 
 _PROGRAMS = ("python", "make", "pip", "ray", "tensorboard")
