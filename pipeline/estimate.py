@@ -20,10 +20,8 @@ from pipeline.training.inference import view_of
 
 GPUS = (8, 64)
 _REFERENCE = ("resnetrs152", 256)
-_GPU_TRAINS, _GPU_LABELS = (
-    282.0,
-    2029.0,
-)  # images/s of it: timm's published figures, mixed precision, RTX 3090 and RTX 4090
+# images/s of it: timm's published figures, mixed precision, RTX 3090 and RTX 4090
+_GPU_TRAINS, _GPU_LABELS = 282.0, 2029.0
 _STAND_IN = ("resnetrs50", 160)  # is timed in the place of models too large to be tried in a moment
 _MOST_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # of one image, to be tried itself
 _BATCH_FLOPS = {"cpu": 2e10, "cuda": 2e12}

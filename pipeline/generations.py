@@ -122,6 +122,13 @@ def summarize(layouts: Sequence[Layout]) -> dict[str, Any]:
     }
 
 
+def describe_decision(config: Config, layout: Layout) -> str:
+    """With generations=auto, whether another generation follows this one, or the rule by which that will be decided."""
+    if (found := decided(layout)) is not None:
+        return found.describe(layout.generation, config.max_generations)
+    return f"generation {layout.generation}: then {RULE}; at most max_generations={config.max_generations}"
+
+
 def describe_best(summary: Mapping[str, Any]) -> str:
     """`best on the validation images: generation 2, 85.10 % (gen-2/student)`."""
     best = summary["best"]
@@ -158,10 +165,3 @@ def _right(validation: Split, folder: str, device: str) -> np.ndarray:
     """(N,) bool."""
     logits, labels = predict_split(validation, load_predictor(folder, device))
     return np.asarray(logits.argmax(axis=1) == labels)
-
-
-def describe_decision(config: Config, layout: Layout) -> str:
-    """With generations=auto, whether another generation follows this one, or the rule by which that will be decided."""
-    if (found := decided(layout)) is not None:
-        return found.describe(layout.generation, config.max_generations)
-    return f"generation {layout.generation}: then {RULE}; at most max_generations={config.max_generations}"

@@ -12,10 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data import storage
-from pipeline.training.progress import PROGRESS_NAME, RecentRate
+from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
-_WRITE_S = 5.0
 _MAX_LINES = 500  # of timing.jsonl; beyond, every second one goes
 
 
@@ -64,7 +63,7 @@ class ProgressDisplay:
         self._has_begun = False
         timing = storage.join(folder, TIMING_NAME)
         self._lines = storage.read_text(timing).splitlines() if storage.exists(timing) else []
-        self._every_s = self._write_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
+        self._every_s = self._write_s = write_every_s(folder)
         self._line_at = self._written_at = 0.0
         self.last: Progress | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,3 +103,19 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(request: pytest.FixtureRequest) -> str:
     """A folder of the test's own."""
     return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']').replace(' ', '-')}"
+
+
+class Clock:
+    """Stands in for time.monotonic."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock

@@ -8,27 +8,12 @@ import pytest
 
 from teacher import progress as progress_module
 from teacher.progress import PROGRESS_NAME, TIMING_NAME, Progress, ProgressDisplay, read_progress
+from tests.conftest import Clock
 
 SOME = Progress(
     images_done=50, images_total=1000, shards_done=1, shards_total=10, quarantined=2, workers=3, images_per_s=12.5, eta_s=76,
     seconds={"model": 1.5},
 )  # fmt: skip
-
-
-class Clock:
-    """Stands in for time.monotonic."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(progress_module.time, "monotonic", clock)
-    return clock
 
 
 def test_the_rate_begins_with_the_first_worker_and_forgets_what_is_long_ago(tmp_path: Path, clock: Clock) -> None:

@@ -17,28 +17,11 @@ from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.run import main
 from pipeline.status import note_stop, print_status, watch_status
-from pipeline.training import progress as training_progress
 from pipeline.training.progress import RecentRate, TrainingDisplay, TrainingProgress, read_training_progress
-from tests.conftest import WriteDigits
+from tests.conftest import Clock, WriteDigits
 from tests.small_run import SmallRun
 
 SOME = TrainingProgress(120, 500, 380.0, 70, 0.5312, 1)
-
-
-class Clock:
-    """Stands in for time.monotonic."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(training_progress.time, "monotonic", clock)
-    return clock
 
 
 @pytest.fixture

@@ -15,7 +15,12 @@ from data import storage
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # rates are those of the last two minutes
-_WRITE_S = 5.0
+_WRITE_S, _REMOTE_WRITE_S = 5.0, 20.0
+
+
+def write_every_s(folder: str) -> float:
+    """Seconds between two writes of a progress file: an object store is asked less often."""
+    return _WRITE_S if storage.is_local(folder) else _REMOTE_WRITE_S
 
 
 class RecentRate:
@@ -76,7 +81,7 @@ class TrainingDisplay:
     ) -> None:
         self._folder, self._total, self._images, self._workers = folder, total_steps, images_per_step, workers
         self._shown, self._rate, self._written_at = shown, RecentRate(), 0.0
-        self._every_s = _WRITE_S if storage.is_local(folder) else 4 * _WRITE_S
+        self._every_s = write_every_s(folder)
         self._rate(step)
         self._bar: tqdm[Any] = tqdm(
             total=total_steps, initial=step, desc=name, unit="step", disable=not shown, mininterval=1
