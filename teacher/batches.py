@@ -57,13 +57,39 @@ class Meter:
             return self._images, dict(self._seconds)
 
 
+class ImageMemory:
+    """Memory for the images of batches, used again: to get fresh pages for each takes a twentieth of all time.
+
+    Args:
+        batch_size: images of a batch, at most.
+        image_size: their side, pixels.
+    """
+
+    def __init__(self, batch_size: int, image_size: int) -> None:
+        self._shape = (batch_size, image_size, image_size, 3)
+        self._free: list[np.ndarray] = []
+
+    def take(self, number: int) -> np.ndarray:
+        """For `number` images, with anything in it: uint8 (number, image_size, image_size, 3)."""
+        try:
+            whole = self._free.pop()
+        except IndexError:
+            whole = np.empty(self._shape, np.uint8)
+        return whole[:number]
+
+    def give_back(self, images: np.ndarray) -> None:
+        """What `take` returned, when nobody reads it any more."""
+        assert images.base is not None
+        self._free.append(images.base)
+
+
 @dataclass
 class Batch:
     """Consecutive samples of a shard, each of them decoded or with a reason why not.
 
     Attributes:
         start: ordinal of the first one.
-        images: uint8 (N, S, S, 3); zeros where there is a problem.
+        images: uint8 (N, S, S, 3); anything where there is a problem.
         hashes: uint64 (N,).
         problems: (N,) reasons, empty where the image is fine.
     """
@@ -93,12 +119,14 @@ def submitted_batches(
     pool: ThreadPoolExecutor,
     turn: threading.Lock,
     meter: Meter,
+    memory: ImageMemory,
 ) -> Iterator[Batch]:
     """The shard's batches, in order, each read and on its way through `pool`.
 
     Args:
         index: the shard's.
         pool: decodes.
+        memory: from where the batches' images have theirs; who takes a batch gives it back.
         turn: held while the shard is read. The next shard's reading begins as this one's last batches go through the model.
 
     Raises:
@@ -113,8 +141,7 @@ def submitted_batches(
             ]
             with meter.timing("read"):
                 contents = reader.read_many(0, wanted)
-            images = np.zeros((len(wanted), view.image_size, view.image_size, 3), np.uint8)
-            batch = Batch(start, images, np.zeros(len(wanted), np.uint64), problems)
+            batch = Batch(start, memory.take(len(wanted)), np.zeros(len(wanted), np.uint64), problems)
             for first in range(0, len(wanted), _CHUNK):
                 rows = range(first, min(first + _CHUNK, len(wanted)))
                 batch.pending.append(pool.submit(_decode, batch, rows, contents, view, meter))

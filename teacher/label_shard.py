@@ -16,7 +16,7 @@ from data.label_files import LabeledShard, Quarantined, TopK, label_table, top_k
 from data.manifest import Shard
 from pipeline.stage import StageError
 from pipeline.training.inference import Ensemble, Predictor
-from teacher.batches import Batch, Meter, ahead, submitted_batches
+from teacher.batches import Batch, ImageMemory, Meter, ahead, submitted_batches
 
 
 @dataclass
@@ -58,6 +58,7 @@ class ShardLabeler:
             self._at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // self._at_once),)
         )
         self._reading = threading.Lock()
+        self._memory = ImageMemory(predictor.batch_size, predictor.view.image_size)
 
     def label(self, shard: Shard, url: str, problems: Mapping[int, str] | None = None) -> LabeledShard:
         """Label a shard and commit its label file `url`.
@@ -71,7 +72,7 @@ class ShardLabeler:
         """
         index, rows, predictor = _with_problems(shard.index(), problems or {}), _Rows(), self._predictor
         submitted = submitted_batches(
-            shard, index, predictor.view, predictor.batch_size, self._decoding, self._reading, self.meter
+            shard, index, predictor.view, predictor.batch_size, self._decoding, self._reading, self.meter, self._memory
         )
         asked: deque[tuple[Batch, Future[np.ndarray]]] = deque()
         for batch in ahead(submitted):
@@ -107,6 +108,7 @@ class ShardLabeler:
             rows.top_k.append(top_k_of(probabilities, self._top_k))
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
+        self._memory.give_back(batch.images)
         self.meter.add_images(len(good))
 
 
