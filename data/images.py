@@ -220,7 +220,7 @@ def image_hash(image: Pixels) -> int:
     step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
     sampled = image[step // 2 :: step, step // 2 :: step]
     colors = sampled.transpose(2, 0, 1).astype(np.float32, order="C")  # pixel by pixel it takes twice the time
-    grey = (GREY @ colors.reshape(3, -1)).reshape(sampled.shape[:2])
+    grey = (GREY @ colors.reshape(3, -1)).reshape(*sampled.shape[:2])
     low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
     return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
 
