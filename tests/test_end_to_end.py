@@ -112,6 +112,7 @@ def test_a_changed_field_is_refused_by_name_and_leaves_the_run_as_it_was(
     assert (run_dir / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_selection_touches_no_label_and_is_what_the_student_would_use(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -209,6 +210,7 @@ def test_test_shards_without_labels_leave_the_figures_that_are_there(
     assert (run_dir / "gen-1/evaluation/done.json").exists()
 
 
+@pytest.mark.slow
 def test_new_shards_are_labeled_and_old_labels_kept(
     data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], write_digits: WriteDigits
 ) -> None:

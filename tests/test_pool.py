@@ -109,11 +109,13 @@ def test_a_dead_workers_shards_go_to_another(tmp_path: Path) -> None:
     assert some.replaced == 1
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_named_and_not_the_ones_beside_it(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"^always-dies\.tar: 7 labeling workers .* were lost at it"):
         results(pool(tmp_path, "a", "always-dies", *(f"s{number}" for number in range(30))))
 
 
+@pytest.mark.slow
 def test_a_shard_that_workers_were_lost_at_is_tried_with_care(tmp_path: Path) -> None:
     names = ["a", "dies-once", "dies-unless-careful"]
     assert results(pool(tmp_path, *names)) == names

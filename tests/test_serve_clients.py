@@ -146,6 +146,7 @@ def _is_closed(url: str) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_after_the_server_was_killed_and_started_again(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as first:
         whole = fetch(f"{(url := first.url())}/{SHARD}")
