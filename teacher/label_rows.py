@@ -36,21 +36,18 @@ class Exclusions:
     Attributes:
         held_out_samples: ordinals by shard name, near-duplicates of held-out images.
         keys: the user's lines; see `data.exclude.keys_in`.
-        samples: the user's ordinals by shard name.
         crowds: cut-offs of groups of too many images with one perceptual hash.
     """
 
     held_out_samples: Mapping[str, Collection[int]] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
-    samples: Mapping[str, Collection[int]] = field(default_factory=dict)
     crowds: Crowds | None = None
 
     def digest(self) -> str:
         """SHA-256 of the contents as sets, in hex: the same for any order and with repeats."""
-        by_shard = [
-            sorted((shard, sorted({int(ordinal) for ordinal in ordinals})) for shard, ordinals in samples.items())
-            for samples in (self.held_out_samples, self.samples)
-        ]
+        by_shard = sorted(
+            (shard, sorted({int(ordinal) for ordinal in ordinals})) for shard, ordinals in self.held_out_samples.items()
+        )
         digest = hashlib.sha256(repr((sorted(self.keys), by_shard)).encode("utf-8", "surrogatepass"))
         for column in (self.crowds.hash, self.crowds.key, self.crowds.tie) if self.crowds else ():
             digest.update(column.tobytes())
@@ -123,9 +120,8 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
 
 
 def _needed_columns(shard: str, exclusions: Exclusions, needs_ordinals: bool, needs_hashes: bool) -> list[str]:
-    by_ordinal = shard in exclusions.samples or shard in exclusions.held_out_samples
     wanted = {
-        "ordinal": needs_ordinals or by_ordinal or exclusions.crowds is not None,
+        "ordinal": needs_ordinals or shard in exclusions.held_out_samples or exclusions.crowds is not None,
         "image_hash": needs_hashes or exclusions.crowds is not None,
         "__key__": len(exclusions.keys) > 0,
     }
@@ -148,10 +144,7 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, source: LabelSource) 
     ordinal = _values(path, batch, "ordinal") if "ordinal" in batch.schema.names else None
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
     held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
-    by_user = _either(
-        _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None,
-        _is_one_of(ordinal, exclusions.samples.get(shard)),
-    )
+    by_user = _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None
     crowded = None
     if exclusions.crowds is not None and ordinal is not None and image_hash is not None:
         crowded = exclusions.crowds.beyond(shard, image_hash, confidence_key(confidence), ordinal)
