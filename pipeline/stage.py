@@ -81,7 +81,7 @@ class Stage:
 
     def reopen(self, reason: str) -> None:
         """Go on with a stage that was done (a grown corpus, a lost file): the marker goes first, so that a crash is seen."""
-        print(f"{self.name}: {reason}")
+        print(f"{self.name}: not done any more: {reason}")
         storage.remove(self.path(_DONE))
         self.state = "continue"
 
