@@ -57,13 +57,16 @@ def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's handler: `ray.init` puts one in its place that exits without a word."""
+    """Keep this process's handler: `ray.init` puts one in its place that exits without a word, and for a moment one that prints a
+    stack and has the process aborted by an alarm three seconds later."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit:  # Ray's handler has had the signal already
-        signal.signal(signal.SIGTERM, handler)
-        signal.raise_signal(signal.SIGTERM)
+    except BaseException as error:
+        signal.alarm(0)
+        if isinstance(error, SystemExit):  # Ray's handler has had the signal already
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
         raise
     finally:
         signal.signal(signal.SIGTERM, handler)

@@ -103,7 +103,7 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 async def secure(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)
     """Headers of every answer."""
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'"
+    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
     response.headers["Server"] = "noisy-student-pipeline"
 
 
