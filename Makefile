@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## environment, data, and the whole pipeline on Fashio
 test: $(VENV)/.installed  ## the test suite (under 10 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(VENV)/.installed  ## the tests that take longer: whole runs killed, the documents' commands, several training processes (10 minutes)
+test-slow: $(VENV)/.installed  ## the tests that take longer: whole runs killed, the documents' commands, several training processes (half an hour)
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.installed  ## format, lint, types, import rules
