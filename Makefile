@@ -69,7 +69,7 @@ bench-loader: $(VENV)/.installed  ## the training input per core, beside timm an
 bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
 	$(BIN)/python -m benchmarks.bench_train
 
-bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (under an hour on 2 cores; resumes)
+bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (the first 50 minutes on 2 cores, both not timed; resumes)
 	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
 
 bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion-MNIST, 2 seeds (40 minutes expected on 2 free cores; resumes); seeds=N steps=N

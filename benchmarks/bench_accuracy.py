@@ -34,6 +34,7 @@ from data.reader import ImageReader
 from data.settings import UsageError, run_command
 from data.shards import Members, labeled_members, write_shards
 from pipeline.config import load_config
+from pipeline.fields import TrainConfig
 from pipeline.run import main as pipeline
 from pipeline.training.inference import predict_split, top_k_accuracy
 from pipeline.training.published import load_predictor
@@ -116,8 +117,8 @@ def _all_labels_words(data: str) -> list[str]:
 def _student_as_teacher() -> list[str]:
     """The student's model, noise and schedule as overrides of the teacher, on labels alone: as many steps, of labels only."""
     student = load_config("fashion_mnist", []).student
-    skipped = {"unlabeled_ratio", "pseudo_labels", "pseudo_label_temperature", "augment", "batch_size"}
-    words = [f"teacher.{name}={_word(value)}" for name, value in student if name not in skipped]
+    shared = TrainConfig.model_fields.keys() - {"augment", "batch_size"}
+    words = [f"teacher.{name}={_word(value)}" for name, value in student if name in shared]
     words += [f"teacher.augment.{name}={_word(value)}" for name, value in student.augment]
     return [*words, f"teacher.batch_size={student.batch_size // (1 + student.unlabeled_ratio)}"]
 

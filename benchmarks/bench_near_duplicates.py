@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from data import fashion_mnist
 from data.held_out import HeldOut, traits
 from data.images import Pixels, decode, image_hash
 from data.manifest import open_split
@@ -43,6 +44,7 @@ PHOTOS = (
 
 def bench(data: str = "datasets/fashion_mnist", rows: int = 500_000) -> None:
     """Print the tables (see the module's text)."""
+    fashion_mnist.prepare(data)
     squares = photo_squares()
     print(f"{len(squares)} squares of {SQUARE} pixels of photos; part of the copies found at a correlation of …")
     recall = print_recall(squares)

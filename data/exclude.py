@@ -18,11 +18,13 @@ def read_keys(url: str | None) -> frozenset[str]:
     if url is None:
         return frozenset()
     try:
-        return frozenset(storage.read_text(url).splitlines()) - {""}
+        lines = storage.read_text(url).removeprefix("\ufeff").splitlines()  # editors put the mark there
+        return frozenset(line.strip() for line in lines) - {""}
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude={url}: expected a text file of keys, one a line ({error})") from error
 
 
+@lru_cache(maxsize=8)
 def keys_in(lines: frozenset[str], shard: str) -> frozenset[str]:
     """The keys that lines exclude in the shard of a name (without `.tar`)."""
     own = _by_shard(lines).get(shard)

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def find_files() -> dict[str, bytes]:
         for place, read in places.items():
             try:
                 return {name: _checked(name, read(name)) for name in _SHA256}
-            except (OSError, DataError, subprocess.SubprocessError) as error:
+            except (OSError, EOFError, zlib.error, HTTPException, DataError, subprocess.SubprocessError) as error:
                 tried.append(f"  {place}: {_reason(error)}")
     raise DataError(
         "Fashion-MNIST was not found. Tried:\n" + "\n".join(tried) + f"\nInstall the Debian package {_DEBIAN_PACKAGE} "

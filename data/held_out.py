@@ -123,7 +123,7 @@ def _read(url: str) -> bytes:
 def _schema(content: bytes, url: str) -> pa.Schema:
     try:
         return pq.read_schema(io.BytesIO(content)).remove_metadata()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"data.held_out_hashes: {url}: expected a {HASHES_NAME} as data.pack writes it ({reason})"

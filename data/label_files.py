@@ -153,7 +153,7 @@ def describe_label_file(url: str) -> LabeledShard | None:
     content = storage.read_bytes(url)
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError):  # OSError: of a damaged footer
         return None
     return _describe(
         storage.base_name(url).removesuffix(".parquet"), file.metadata.num_rows, file.schema_arrow.metadata, content

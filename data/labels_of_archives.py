@@ -63,9 +63,10 @@ class Archives:
     def table(self, shard: int) -> pa.Table:
         """Labels alone, of the Parquet file beside the archive. Raises DataError when that is none of this pipeline."""
         url = self.archives[shard].labels_url
+        content = storage.read_bytes(url)
         try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=list(COLUMNS))
-        except pa.ArrowException as error:
+            table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
         mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
         return table.filter(pa.array(mask))

@@ -58,6 +58,8 @@ def pack(
     root = Path(images)
     if not root.is_dir():
         raise DataError(f"images={images}: no such folder")
+    if samples_per_shard < 1:
+        raise DataError(f"samples_per_shard={samples_per_shard}: expected 1 or more")
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if labeled else None
     if labeled and not classes:
         raise DataError(f"images={images}: expected one folder per class; for unlabeled images say labeled=false")
@@ -101,14 +103,14 @@ def _find(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _split(labels: np.ndarray, validation: float, seed: int) -> dict[str, np.ndarray]:
-    """Shuffled indices of `labeled` and, stratified by class (at least one each), `validation`."""
+    """Shuffled indices of `labeled` and, stratified by class, `validation`: at least one image of each, but never the only one."""
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation}: expected a fraction from 0 to below 1")
     order = np.random.default_rng(seed).permutation(len(labels))
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels) if validation else ():
         members = order[labels[order] == label]
-        held_out[members[: max(1, round(validation * len(members)))]] = True
+        held_out[members[: min(len(members) - 1, max(1, round(validation * len(members))))]] = True
     splits = {"labeled": order[~held_out[order]], "validation": order[held_out[order]]}
     return {name: indices for name, indices in splits.items() if len(indices)}
 

@@ -76,6 +76,8 @@ def check_labeled(split: Split, num_classes: int) -> None:
             if problem:
                 raise DataError(f"{where}: {problem}; repair or remove it")
             if label is None:
-                raise DataError(f"{where}: no .cls member; labeled shards need one in every sample")
+                raise DataError(
+                    f"{where}: no .cls member with a class index (0, 1, …); labeled shards need one in every sample"
+                )
             if not 0 <= label < num_classes:
                 raise DataError(f"{where}: label {label} is out of range; expected 0 to {num_classes - 1}")

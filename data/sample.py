@@ -131,10 +131,8 @@ def _add_member(sample: Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, e
     elif extension == LABEL_FIELD:
         stream = tar.extractfile(member) if is_plain else None
         text = stream.read(_LABEL_LIMIT).decode("ascii", "replace").strip() if stream else ""
-        if text.isdigit() and int(text) < _MAX_LABEL:
+        if text.isdigit() and int(text) < _MAX_LABEL:  # others are no labels; the image is as good as any unlabeled one
             sample.label = int(text)
-        else:
-            sample.problem = f"label {text!r} is not a class index"
 
 
 def _finished(sample: Sample) -> Sample:

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 _show = getattr(ray_worker, "print_to_stdstream", None)
 
@@ -42,8 +42,14 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
-def user_error(error: RayTaskError) -> Exception:
-    """Of what a task raised: a user's or the machine's error as it was, whose message is a sentence; of a bug, all that Ray tells."""
+def user_error(error: RayError) -> Exception:
+    """What to raise for a task that failed: a user's or the machine's error as it was, whose message is a sentence; of a bug, all
+    that Ray tells; of a worker that Ray lost again and again (no memory, its node gone), a sentence."""
+    if not isinstance(error, RayTaskError):
+        reason = str(error).strip().partition("\n")[0]
+        return OSError(
+            f"a Ray task was lost ({reason}); with more memory or fewer tasks at once, the same command continues"
+        )
     return error.cause if isinstance(error.cause, ValueError | OSError) else error
 
 

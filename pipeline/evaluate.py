@@ -152,13 +152,16 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     """Write RUN/summary.json from what is done so far, and return it."""
     summary: dict[str, Any] = {}
     if (evaluation := done_record(layout.evaluation)) is not None:
+        measured, models = evaluation["fingerprint"]["inputs"], {"teacher": layout.teacher, "student": layout.student}
         summary |= {
-            role: evaluation["summary"][role] for role in ("teacher", "student") if role in evaluation["summary"]
-        }
+            role: evaluation["summary"][role]
+            for role, folder in models.items()
+            if role in evaluation["summary"] and (record := done_record(folder)) and record["digest"] == measured[role]
+        }  # figures of models that are not there any more would mislead
         summary |= {"speed": speed} if (speed := read_speed(layout)) else {}
     if (labels := done_record(layout.labels)) is not None:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
-            config, layout
+            config, layout, labels["digest"]
         )
     if config.generations != 1:
         generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
@@ -181,10 +184,11 @@ def seconds_by_stage(layout: Layout) -> dict[str, float]:
     return {name: recorded_seconds(folder) for name, folder in folders.items() if folder and done_record(folder)}
 
 
-def _selected(config: Config, layout: Layout) -> dict[str, Any]:
-    """How many pseudo-labels were kept and, where the truth is known, what part of them is right."""
+def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:
+    """How many pseudo-labels were kept and, where the truth is known, what part of them is right; nothing of older labels."""
     folder = layout.current_selection()
-    if folder is None or (record := done_record(folder)) is None:
+    record = done_record(folder) if folder else None
+    if folder is None or record is None or record["fingerprint"]["inputs"]["labels"] != labels_digest:
         return {}
     figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
     if config.data.truth and storage.exists(config.data.truth):

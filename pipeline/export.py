@@ -8,6 +8,8 @@ RUN/exports/latest   names the last one made
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from data import storage
@@ -16,6 +18,7 @@ from data.manifest import MANIFEST_NAME, ShardRecord
 from pipeline.cluster import start_ray
 from pipeline.exporting.card import card, gather_facts
 from pipeline.exporting.files import read_manifest, write_manifests
+from pipeline.exporting.images import has_tables, tables_of
 from pipeline.exporting.record import RECORDS_FOLDER, read_records, write_records
 from pipeline.exporting.tasks import make_files
 from pipeline.exporting.todo import Job, files_of
@@ -25,6 +28,7 @@ from pipeline.overlay import open_overlay
 from pipeline.stage import Fingerprint, Stage, StageRefusedError, look, open_stage, require_done
 
 CARD_NAME = "README.md"
+_THREADS = 8
 
 
 def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -70,7 +74,12 @@ def _there(stage: Stage) -> dict[str, ShardRecord]:
     found = read_records(stage.folder)
     if storage.exists(stage.path(MANIFEST_NAME)):
         sizes = storage.list_sizes(stage.folder)
-        found |= {r.name: r for r in read_manifest(stage.folder).shards if sizes.get(r.name) == r.bytes}
+        whole = [r for r in read_manifest(stage.folder).shards if sizes.get(r.name) == r.bytes]
+        if not stage.is_done:  # else the sizes of what lies beside them are known to be right
+            with ThreadPoolExecutor(_THREADS) as pool:
+                checks = pool.map(partial(has_tables, stage.folder), whole)
+                whole = [record for record, is_whole in zip(whole, checks, strict=True) if is_whole]
+        found |= {record.name: record for record in whole}
     return found
 
 
@@ -92,7 +101,7 @@ def _commit(
         "files": len(records),
         "bytes": (num_bytes := sum(record.bytes for record in records)),
     }
-    stage.commit([*outputs, CARD_NAME], summary)
+    stage.commit([*outputs, CARD_NAME, *(name for record in records for name in tables_of(record))], summary)
     print(
         f"export: {summary['samples']:,} samples in {summary['files']:,} files, {num_bytes / 1e9:.3g} GB: {stage.folder}"
     )

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 (not an error)
-    """A signal asked this process to stop."""
+class Interrupted(BaseException):
+    """A signal asked this process to stop; like KeyboardInterrupt, no `except Exception` takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

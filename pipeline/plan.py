@@ -14,15 +14,16 @@ from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
-from pipeline.stage import StageError, is_begun
+from pipeline.stage import StageError, done_record, is_begun
 from pipeline.status import stage_folders
 from pipeline.training.inputs import labeled_stream
 
 
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
-    """The last generation in which a stage was begun; the first when it was in none."""
+    """The last generation in which a stage was begun, or for an export, something was selected; the first when it was in none."""
     own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
-    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[stage])), layouts[0])
+    source = "select" if stage == "export" else stage
+    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[source])), layouts[0])
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:
@@ -50,8 +51,23 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
         student = command.seen.get("student")
         if config.generations == "auto":
             print(describe_decision(config, layout))
+    if "export" in stages:
+        print(f"export      {_export_size(config, layouts, splits.get('unlabeled'))}")
     if works:
         print_estimate(config, works, splits.get("unlabeled"))
+
+
+def _export_size(config: Config, layouts: Sequence[Layout], unlabeled: Split | None) -> str:
+    """What an export would write, as far as that is known."""
+    if config.export.format != "shards":
+        return "labels alone, no images"
+    if unlabeled is None or not unlabeled.num_samples:
+        return ""
+    folder = last_begun(layouts, "export").current_selection()
+    record = done_record(folder) if folder else None
+    kept = record["summary"]["kept"] if record else unlabeled.num_samples
+    size = unlabeled.bytes * kept / unlabeled.num_samples / 1e9
+    return f"{'' if record else 'at most '}{kept:,} images, about {size:,.2g} GB, beside the unlabeled shards"
 
 
 def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, splits: dict[str, Split]) -> list[Work]:

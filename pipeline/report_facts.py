@@ -176,7 +176,11 @@ def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
 
     A student of an earlier selection is still the run's student; figures of other labels or models would mislead.
     """
-    sources = {"select": {"labels": "label"}, "student": {"selection": "select", "labels": "label"}}
+    sources = {
+        "label": {"teacher": "teacher"},
+        "select": {"labels": "label"},
+        "student": {"selection": "select", "labels": "label"},
+    }
     inputs = record["fingerprint"]["inputs"]
     older = [
         source

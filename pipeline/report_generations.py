@@ -20,10 +20,10 @@ def generations_section(facts: Facts) -> str:
         f"The rule: {RULE}; at most {facts.config.max_generations}. Both models see the same validation images, those of "
         "the training curves; test images are not looked at."
     )
-    best = describe_best(summarize(layouts))
-    return section(
-        "Generations", paragraph(f"{best[0].upper()}{best[1:]}."), table(header, rows), paragraph(words, "soft")
-    )
+    summary = summarize(layouts)  # nothing, if the first teacher was made without validation images
+    best = describe_best(summary) if summary else ""
+    shown = paragraph(f"{best[0].upper()}{best[1:]}.") if best else ""
+    return section("Generations", shown, table(header, rows), paragraph(words, "soft"))
 
 
 def _row(number: int, decision: Decision) -> list[str]:

@@ -20,9 +20,8 @@ def provenance_section(facts: Facts) -> str:
     run_dir = str(settings.get("run_dir") or "RUN")
     words = [str(word) for word in settings.get("command_line", [])]
     again = shlex.join(["python", "-m", "pipeline.run", "stage=all", f"run_dir={run_dir}", *words])
-    anew = f"mkdir -p NEW && cp {shlex.quote(storage.join(run_dir, 'config.yaml'))} NEW/\n" + shlex.join(
-        ["python", "-m", "pipeline.run", "stage=all", "run_dir=NEW"]
-    )
+    config = f"config={storage.join(run_dir, 'config.yaml')}"
+    anew = shlex.join(["python", "-m", "pipeline.run", "stage=all", config, "run_dir=NEW"])
     versions = [["python", platform.python_version()], *([name, version(name)] for name in _LIBRARIES)]
     return section(
         "Provenance",

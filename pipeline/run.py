@@ -36,12 +36,13 @@ from typing import Any
 import ray
 
 from data import storage
+from data.exclude import read_keys
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.ablate import ablate, open_study, plan_study
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.effort import Clock
-from pipeline.evaluate import evaluate, write_summary
+from pipeline.evaluate import evaluate, require_test, write_summary
 from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.generations import all_layouts, decide, describe_best, known_layouts, summarize
@@ -119,6 +120,8 @@ def run(words: Sequence[str]) -> None:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
     if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
         raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
+    if ("before" in options or "after" in options) and "diff" not in stages:
+        raise UsageError(f"before= and after= go with stage=diff, not with stage={options['stage']}")
     if _flag(options, "watch") and "status" not in stages:
         raise UsageError(f"watch=true goes with stage=status, not with stage={options['stage']}")
     layouts = known_layouts(config)
@@ -129,7 +132,7 @@ def run(words: Sequence[str]) -> None:
             plan_study(config, layouts[0])
         return
     if _flag(options, "verify"):
-        _verify(config, layouts, options.get("stage"))
+        _verify(config, layouts, options.get("stage"), forced)
         return
     if any(stage in STAGES for stage in stages):
         with run_lock(config.run_dir, _command(words)):
@@ -151,9 +154,9 @@ def run(words: Sequence[str]) -> None:
             diff(config, known_layouts(config), options.get("before"), options.get("after"))
 
 
-def _verify(config: Config, layouts: Sequence[Layout], stage: str | None) -> None:
-    if stage != "label":
-        raise UsageError("verify=true goes with stage=label alone")
+def _verify(config: Config, layouts: Sequence[Layout], stage: str | None, forced: str | None) -> None:
+    if stage != "label" or forced:
+        raise UsageError("verify=true goes with stage=label alone, without force=true")
     with run_lock(config.run_dir, "verify"):
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
@@ -187,8 +190,8 @@ def _goes_on(config: Config, layout: Layout) -> bool:
         return True
     print(decision.describe(layout.generation, config.max_generations), flush=True)
     is_last = not decision.goes_on or layout.generation == config.max_generations
-    if is_last:
-        print(describe_best(summarize(all_layouts(config)[: layout.generation])))
+    if is_last and (found := summarize(all_layouts(config)[: layout.generation])):
+        print(describe_best(found))
     return not is_last
 
 
@@ -225,7 +228,16 @@ def _long_stages(layout: Layout) -> dict[str, str]:
 
 
 def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
-    """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them?"""
+    """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them, or miss a file?"""
+    if "evaluate" in stages:
+        require_test(config)
+    files = {"data.held_out_hashes": config.data.held_out_hashes if "select" in stages else []}
+    files["data.truth"] = [config.data.truth] if config.data.truth else []
+    for field, urls in files.items():
+        for url in urls:
+            if not storage.exists(url):
+                raise UsageError(f"{field}={url}: no such file; check the path, or leave it out")
+    read_keys(config.data.exclude)
     for layout in layouts:
         for stage, folder in _long_stages(layout).items():
             if stage in stages:

@@ -18,7 +18,7 @@ from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import open_version
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.listening import Settings, serve_until
-from pipeline.stage import StageError, done_record, require_done
+from pipeline.stage import StageError, require_done
 
 
 def serve(config: Config, layouts: Sequence[Layout]) -> None:
@@ -59,8 +59,8 @@ def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
 
 
 def _joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
-    """The labels of the last generation that has some."""
-    layout = next((layout for layout in reversed(layouts) if done_record(layout.labels)), layouts[0])
+    """The labels of the last generation in which something was selected."""
+    layout = next((layout for layout in reversed(layouts) if layout.current_selection()), layouts[0])
     overlay, labels, _ = open_overlay(config, layout)
     title = f"generation {layout.generation}, selection {storage.base_name(overlay.selection_dir)}"
     return JoinedRun(overlay, labels["summary"]["num_classes"], title, _class_counts(overlay.selection_dir))

@@ -78,8 +78,8 @@ def _job(config: Config, folder: str) -> TrainJob:
 
 def _splits(config: Config) -> tuple[Split, Split]:
     labeled, validation = open_labeled(config, Layout(config.run_dir))
-    assert labeled is not None, "student.ablate has checked it"
-    assert validation is not None, "student.ablate has checked it"
+    assert labeled is not None, "pipeline.ablate has checked it"
+    assert validation is not None, "pipeline.ablate has checked it"
     return labeled, validation
 
 

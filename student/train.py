@@ -11,6 +11,7 @@ from data.exclude import exclude_inputs, read_keys
 from data.label_files import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
+from pipeline.config import require_device
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
@@ -47,6 +48,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout))
     if stage.is_done:
         return require_done(layout.student, "student")
+    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
     num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
     require_same_classes(class_names, "the teacher", labeled.class_names, "data.labeled")
     check_labeled(labeled, num_classes)

@@ -17,21 +17,22 @@ from data.reader import ImageReader
 from data.view import EvalView
 from teacher.batches import Meter
 
-_START_S = 120.0  # for a process to load its libraries
+_START_S = 120  # for a process to load its libraries
 
 
 def crashing_images(shard: Shard, view: EvalView, patience_s: float, meter: Meter) -> dict[int, str]:
-    """Decode a shard in child processes, a new one after each that ends.
+    """Decode a shard in a child process, and in a new one after each that ends.
 
     Args:
-        patience_s: for one image.
-        meter: each image's time is accounted there, as decoding, which shows that this goes on.
+        patience_s: to decode one image; reading it does not count.
+        meter: accounts the time to `read` and `decode`, which shows that this goes on.
 
     Returns:
         What happened, by ordinal.
 
     Raises:
-        RuntimeError: a child process could not be started.
+        RuntimeError: a child process could not be started, or ended by itself: that is no image's fault.
+        DataError, OSError: an image cannot be read, as when the shard is labeled without such care.
     """
     found: dict[int, str] = {}
     start = 0
@@ -51,42 +52,67 @@ def _try(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Met
     child.start()
     sender.close()
     try:
-        if not receiver.poll(_START_S):
-            raise RuntimeError(f"{shard.url}: a process that decodes it alone did not start within {_START_S:g} s")
-        receiver.recv()
+        _wait_for_start(shard, receiver, meter)
+        _receive(shard, receiver, child)
         for ordinal in range(start, shard.num_samples):
+            with meter.timing("read"):
+                _receive(shard, receiver, child)
             with meter.timing("decode"):
                 if not receiver.poll(patience_s):
                     return ordinal, f"decoding it takes more than {patience_s:g} s"
                 try:
-                    receiver.recv()
-                except EOFError:
-                    return ordinal, f"decoding it ended the process ({_ending(child)})"
+                    _receive(shard, receiver, child)
+                except _EndedBySignalError as ending:
+                    return ordinal, f"decoding it ended the process ({ending})"
         return shard.num_samples, ""
-    except EOFError as error:
-        raise RuntimeError(
-            f"{shard.url}: a process that decodes it alone ended as it started ({_ending(child)})"
-        ) from error
     finally:
         receiver.close()
         child.kill()
         child.join()
 
 
-def _ending(child: BaseProcess) -> str:
-    child.join()
-    code = child.exitcode or 0
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+class _EndedBySignalError(RuntimeError):
+    """A child process did not end by itself; the message is the signal's name."""
+
+
+def _wait_for_start(shard: Shard, receiver: Connection, meter: Meter) -> None:
+    for _ in range(_START_S):
+        with meter.timing("read"):  # a second at a time: whoever looks for progress sees some
+            if receiver.poll(1.0):
+                return
+    raise RuntimeError(f"{shard.url}: a process that decodes it alone did not start within {_START_S} s")
+
+
+def _receive(shard: Shard, receiver: Connection, child: BaseProcess) -> None:
+    """Wait for the child's next word; raises the error that is one."""
+    try:
+        word = receiver.recv()
+    except EOFError as error:
+        child.join()
+        code = child.exitcode or 0
+        if code < 0:
+            raise _EndedBySignalError(signal.Signals(-code).name) from error
+        raise RuntimeError(
+            f"{shard.url}: a process that decodes it alone ended by itself (exit code {code})"
+        ) from error
+    if isinstance(word, Exception):
+        raise word
 
 
 def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> None:
-    """Runs in the child: says that it is there, and then when each image is over."""
-    index = shard.index()
-    columns = (index.column(name).slice(start).to_pylist() for name in ("offset", "size", "problem"))
-    with suppress(BrokenPipeError), ImageReader([shard.url]) as reader:
-        sender.send(None)
-        for offset, size, problem in zip(*columns, strict=True):
-            if not problem:
-                with suppress(DecodeError):
-                    view.with_hash(reader.read(0, offset, size))
-            sender.send(None)
+    """Runs in the child: says that it is there, and of each image when it is read and when it is over; or what went wrong."""
+    with suppress(BrokenPipeError):
+        try:
+            index = shard.index()
+            columns = (index.column(name).slice(start).to_pylist() for name in ("offset", "size", "problem"))
+            with ImageReader([shard.url]) as reader:
+                sender.send(None)
+                for offset, size, problem in zip(*columns, strict=True):
+                    content = b"" if problem else reader.read(0, offset, size)
+                    sender.send(None)
+                    if not problem:
+                        with suppress(DecodeError):
+                            view.with_hash(content)
+                    sender.send(None)
+        except (ValueError, OSError) as error:  # the machine's or the user's; others show their traceback here
+            sender.send(error)

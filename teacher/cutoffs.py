@@ -21,6 +21,7 @@ UInt64 = npt.NDArray[np.uint64]
 Float32 = npt.NDArray[np.float32]
 
 MAX_CONFIDENCE = np.float32(1.00001)  # a float32 softmax may overshoot 1 by a few units in the last place
+UNREACHED = 2.0  # a threshold that no confidence reaches
 NO_CUT = 0xFFFFFFFF  # above the key of any confidence: nothing reaches it
 _SIGN = np.uint32(0x7FFFFFFF)
 _MAX_CLASSES = 1_000_000  # keeps label * bins within int32
@@ -40,7 +41,7 @@ class SelectRule:
         confidence_threshold: rows below it get no copies; compared as float32, as confidences are stored.
         per_class: images per class, repeats included; None keeps every row above the threshold once.
         max_copies: most copies of one image.
-        class_thresholds: for each class, instead of `confidence_threshold`; empty: the same for all.
+        class_thresholds: for each class, instead of `confidence_threshold`; `UNREACHED` keeps none of it; empty: the same for all.
     """
 
     num_classes: int
@@ -58,7 +59,7 @@ class SelectRule:
         if self.class_thresholds and len(self.class_thresholds) != self.num_classes:
             raise SelectError(f"class_thresholds: expected {self.num_classes} but got {len(self.class_thresholds)}")
         for threshold in self.class_thresholds:
-            _check_range("class_thresholds", threshold, 0, 1)
+            _check_range("class_thresholds", threshold, 0, 1 if threshold != UNREACHED else UNREACHED)
         _check_range("num_classes", self.num_classes, 1, _MAX_CLASSES)
         _check_range("confidence_threshold", self.confidence_threshold, 0, 1)
         _check_range("max_copies", self.max_copies, 1, _MAX_UINT16)

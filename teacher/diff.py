@@ -243,7 +243,8 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
             f"stage=diff: {name!r} is none of the generations {', '.join(layouts)}; as in before=1 after=2, or after=1/9f3a…"
         )
     current = layout.current_selection()
-    found = [entry for entry in storage.list_names(layout.selections) if digest and entry.startswith(digest)]
+    there = [entry for entry in storage.list_names(layout.selections) if ".old-" not in entry]  # those were moved aside
+    found = [entry for entry in there if digest and entry.startswith(digest)]
     if digest and len(found) != 1:
         raise StageError(f"stage=diff: {name!r}: {len(found)} selections in {layout.selections} begin so; expected one")
     folder = storage.join(layout.selections, found[0]) if found else current

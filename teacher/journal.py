@@ -35,9 +35,8 @@ class Journal:
         journal, known = Journal(folder), {}
         if storage.exists(storage.join(folder, LABELS_MANIFEST)):
             known = {entry.name: entry for entry in read_manifest(folder)}
-        if (content := _read(folder)) is not None:
-            journal.teacher_check = content["teacher_check"]
-            known |= {row["name"]: LabeledShard(**row) for row in content["shards"]}
+        journal.teacher_check, cached = _read(folder)
+        known |= cached
         journal.shards = _finished(folder, corpus, made_by, known)
         return journal
 
@@ -54,12 +53,15 @@ class Journal:
         self._written_at = time.monotonic()
 
 
-def _read(folder: str) -> dict[str, Any] | None:
+def _read(folder: str) -> tuple[dict[str, Any] | None, dict[str, LabeledShard]]:
+    """The check of the teacher and the shards; nothing where the journal is missing, damaged or of another version: it is a cache,
+    and the label files tell the same."""
     url = storage.join(folder, JOURNAL_NAME)
     try:
-        return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None
-    except ValueError:
-        return None  # a cache: the label files tell the same
+        content = json.loads(storage.read_text(url)) if storage.exists(url) else {"teacher_check": None, "shards": []}
+        return content["teacher_check"], {row["name"]: LabeledShard(**row) for row in content["shards"]}
+    except (ValueError, KeyError, TypeError):
+        return None, {}
 
 
 def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +28,7 @@ from data.label_files import (
 from data.manifest import Shard, Split, open_split, write_table
 from data.redact import redacted
 from pipeline.cluster import start_ray
+from pipeline.config import require_device
 from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
@@ -67,9 +68,11 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         record = require_done(stage.folder, "label")
         if record["summary"]["corpus"] == corpus.digest() and not todo:
             return record
-        stage.reopen(f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels")
+        new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
+        stage.reopen(new if todo else "data.unlabeled has fewer shards than before")
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
+    require_device(config.resolved_device())
     report_odd_keys(corpus)
     _check_names(corpus)
     info = read_info(layout.teacher)
@@ -77,7 +80,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
     if journal.teacher_check is None or not storage.exists(stage.path(VALIDATION_NAME)):
         journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
-    _check_quarantined(config.label, journal.shards.values(), corpus)
+    _check_quarantined(config.label, stage, journal, corpus)
     if todo:
         _label_shards(config, layout, stage, corpus, todo, journal)
     return _commit(stage, info, corpus, journal)
@@ -135,7 +138,7 @@ def _label_shards(
                 if result is not None:
                     done += result.rows + result.quarantined
                     journal.add(result)
-                    _check_quarantined(config.label, journal.shards.values(), corpus)
+                    _check_quarantined(config.label, stage, journal, corpus)
                 progress = _progress(pool, display, corpus, journal, done)
                 display.show(progress)
                 gauges.set(progress)
@@ -174,13 +177,15 @@ def _print_times(pool: ShardPool) -> None:
     )
 
 
-def _check_quarantined(config: LabelConfig, finished: Iterable[LabeledShard], corpus: Split) -> None:
-    """Stop a run that is mostly bad: as soon as it is certain, not at the first bad shard."""
+def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corpus: Split) -> None:
+    """Stop a run that is mostly bad: as soon as it is certain, not at the first bad shard; the table of them is there then."""
+    finished = list(journal.shards.values())
     bad = sum(entry.quarantined for entry in finished)
     if bad > config.max_quarantined * corpus.num_samples:
+        write_table(stage.path(QUARANTINE_NAME), _quarantine(stage, finished))
         raise StageError(
             f"{bad} of {corpus.num_samples} images could not be used, more than label.max_quarantined="
-            f"{config.max_quarantined}; look at them (the label files' metadata name each), repair the shards or raise the limit"
+            f"{config.max_quarantined}; {stage.path(QUARANTINE_NAME)} names each and says why: repair the shards or raise the limit"
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -167,8 +168,12 @@ def _check_range(path: str, name: str, low: float, high: float, least: float, mo
 
 
 def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> _Mask:
-    found = pc.is_in(batch.column("__key__"), value_set=pa.array(sorted(keys), type=_TYPES["__key__"]))
-    return found.to_numpy(zero_copy_only=False)
+    return pc.is_in(batch.column("__key__"), value_set=_as_array(keys)).to_numpy(zero_copy_only=False)
+
+
+@lru_cache(maxsize=8)  # a long list costs a tenth of a second each time, and there are thousands of batches
+def _as_array(keys: frozenset[str]) -> pa.Array:
+    return pa.array(sorted(keys), type=_TYPES["__key__"])
 
 
 def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> _Mask | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.label_files import LabeledShard
@@ -149,8 +149,8 @@ class ShardPool:
         return results
 
     def _resize(self) -> None:
-        waiting = len(self._queue) + sum(len(worker.jobs) for worker in self._workers)
-        least, most = (min(number, waiting) for number in (self._options.min_workers, self._options.max_workers))
+        useful = len(self._queue) + sum(bool(worker.jobs) for worker in self._workers)
+        least, most = (min(number, useful) for number in (self._options.min_workers, self._options.max_workers))
         while len(self._workers) < least or (len(self._workers) < most and self._has_room()):
             actor = self._make_actor()
             self._workers.append(_Worker(actor, actor.prepare.remote()))
@@ -197,10 +197,10 @@ class ShardPool:
                 continue  # it died a moment ago, by another of its answers
             try:
                 answer = ray.get(ref)
-            except RayActorError as error:
-                self._lose(worker, f"died: {_first_line(error)}")
             except RayTaskError as error:
                 raise _cause(error) from None
+            except RayError as error:  # it died, Ray's memory monitor ended it, or its node is gone
+                self._lose(worker, f"died: {_first_line(error)}")
             else:
                 if (result := self._accept(worker, ref, answer)) is not None:
                     yield result
@@ -255,8 +255,7 @@ class ShardPool:
             if job.attempts >= _ATTEMPTS:
                 raise StageError(
                     f"{job.shard.url}: {job.attempts} labeling workers that had no other shard were lost at it; look for memory "
-                    "limits (label.batch_size, label.decode_threads); no single image crashes its decoder. The last one "
-                    + why
+                    "limits (label.batch_size, label.decode_threads). The last one " + why
                 )
             self._queue.appendleft(job)
         shards = " and ".join(job.shard.name for job in worker.jobs.values()) or "no shard"

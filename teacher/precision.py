@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from teacher.cutoffs import SelectError
+from teacher.cutoffs import UNREACHED, SelectError
 
 LEAST_IMAGES = 100
 """Fewer say little: at a precision of 0.95 the interval of 100 images is 0.89 to 0.98."""
@@ -103,7 +103,7 @@ def choose_thresholds(
         rows = half.take(half.predicted == index)
         if len(rows) >= LEAST_IMAGES:
             own = _lowest(rows, target, least)
-            thresholds[index] = 1.0 if own is None else own
+            thresholds[index] = UNREACHED if own is None else own
     return thresholds
 
 

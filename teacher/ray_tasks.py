@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from pipeline.cluster import user_error
 from teacher.threads import Progress, Result
@@ -40,7 +40,7 @@ def in_ray_tasks(
             if progress:
                 progress(doing, done, len(shards))
             yield result
-    except RayTaskError as error:
+    except RayError as error:
         raise user_error(error) from None
 
 

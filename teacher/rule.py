@@ -11,7 +11,7 @@ from data.label_files import read_labels
 from pipeline.fields import SelectConfig
 from pipeline.layout import Layout
 from teacher.check import VALIDATION_NAME
-from teacher.cutoffs import SelectRule
+from teacher.cutoffs import UNREACHED, SelectRule
 from teacher.precision import HeldOut, choose_thresholds
 
 
@@ -39,13 +39,16 @@ def print_precision(found: dict[str, Any] | None) -> None:
     """What was promised and what the check of it found (see `precision_json`); silent without a promise."""
     if found is None or found["target"] is None:
         return
-    thresholds = [entry["threshold"] for entry in found["classes"]]
+    thresholds = [entry["threshold"] for entry in found["classes"] if entry["threshold"] < UNREACHED]
+    none_kept = len(found["classes"]) - len(thresholds)
     low, high, chosen, checked = min(thresholds), max(thresholds), found["chosen_on"], found["checked_on"]
     interval = (
         f": {checked['precision']:.1%} ({checked['low']:.1%} to {checked['high']:.1%})" if checked["images"] else ""
     )
+    without = f"{none_kept} classes never are so often right: none of theirs is kept. " if none_kept else ""
     print(
         f"select: target_precision={found['target']}: threshold {low:.4f}{f' to {high:.4f}' * (low < high)}, chosen on half of the "
         f"validation images ({chosen['right']} of {chosen['images']} above it are right); of the other half {checked['right']} of "
-        f"{checked['images']}{interval}. Verdict: {found['verdict']}. This goes for images like the labeled ones."
+        f"{checked['images']}{interval}. Verdict: {found['verdict']}. "
+        f"{without}This goes for images like the labeled ones."
     )

@@ -125,9 +125,12 @@ def _choose(
     counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
     content = selection_json(selection, counts, labels["class_names"])
     if content["totals"]["kept"] == 0:
+        why = ", ".join(
+            f"{number:,} {reason.replace('_', ' ')}" for reason, number in content["reasons"].items() if number
+        )
         raise StageError(
-            f"{layout.labels}: no label has confidence {rule.thresholds.min():.4g} or more; "
-            "lower select.confidence_threshold (or target_precision), or look at the teacher"
+            f"{layout.labels}: of {content['totals']['rows']:,} labels none is kept ({why}; thresholds from "
+            f"{rule.thresholds.min():.4g}); lower select.confidence_threshold or target_precision, or look at the teacher"
         )
     return content | {"precision": precision_json(held_out, rule.thresholds, config.select.target_precision, least)}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.exclude import exclude_inputs, read_keys
 from data.manifest import Split
 from data.reader import check_labeled
-from pipeline.config import redacted
+from pipeline.config import redacted, require_device
 from pipeline.fields import Config, TrainConfig
 from pipeline.labeled import classes_of, open_labeled
 from pipeline.layout import Layout
@@ -35,6 +35,7 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     stage = open_stage(layout.teacher, "teacher", fingerprint(config, labeled, validation), force)
     if stage.is_done:
         return require_done(layout.teacher, "teacher")
+    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
     num_classes, class_names = classes_of(config, labeled or validation)
     if validation is not None:
         check_labeled(validation, num_classes)

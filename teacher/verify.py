@@ -119,5 +119,5 @@ def _report(folder: str, problems: list[tuple[str, str]], num_shards: int) -> st
     lines = [f"  {name}: {problem}" for name, problem in problems[:_MAX_SHOWN]]
     more = [f"  and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
     head = f"{folder}: {len(problems)} of {num_shards} shards are not as they should be:"
-    tail = f"Wrong files are in {folder}/{DAMAGED_FOLDER} now. To make just these shards again, run stage=label."
+    tail = f"Label files that are wrong were moved to {folder}/{DAMAGED_FOLDER}. To make just these shards again, run stage=label."
     return "\n".join([head, *lines, *more, tail])

@@ -108,7 +108,10 @@ class Page:
             self._loaded = True
 
     async def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a page and wait until it is loaded with all its images."""
+        """Show a page, in a tab of its own, and wait until it is loaded with all its images."""
+        self.session, self._loaded = "", False
+        self.requests.clear()
+        self.errors.clear()
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
         self.session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -152,7 +155,7 @@ class Page:
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Page]:
-    """A browser of its own with an empty profile, for one page."""
+    """A browser of its own with an empty profile."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE

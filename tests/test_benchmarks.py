@@ -10,6 +10,8 @@ import pytest
 
 import benchmarks.__main__ as every
 from benchmarks.__main__ import NAMES, main, table
+from benchmarks.bench_accuracy import _student_as_teacher
+from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,3 +56,11 @@ def test_the_last_record_of_a_name_counts() -> None:
 def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["names=labels", f"out={tmp_path}"]) == 2
     assert "expected some of label," in capsys.readouterr().err
+
+
+def test_the_students_recipe_can_be_a_teachers() -> None:
+    words = _student_as_teacher()
+    teacher, student = (getattr(load_config("fashion_mnist", words), name) for name in ("teacher", "student"))
+    assert {name: getattr(teacher, name) for name in ("model", "lr", "epochs", "dropout", "augment")} == {
+        name: getattr(student, name) for name in ("model", "lr", "epochs", "dropout", "augment")
+    }

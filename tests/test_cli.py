@@ -98,6 +98,35 @@ def test_force_starts_the_named_stage_over_and_not_what_follows(
     assert calls == [("label", 1, True), ("select", 1, False)]
 
 
+def test_an_export_can_be_started_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = record_forced(monkeypatch)
+    assert main(["stage=export", f"run_dir={tmp_path}/run", "force=true"]) == 0
+    assert calls == [("export", 1, True)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stage=all"], "data.test is empty"),
+        (
+            ["stage=label", "data.held_out_hashes=[nowhere.parquet]"],
+            "data.held_out_hashes=nowhere.parquet: no such file",
+        ),
+        (["stage=all", "data.test=[x.tar]", "data.truth=nowhere.parquet"], "data.truth=nowhere.parquet: no such file"),
+        (["stage=teacher", "data.exclude=nowhere.txt"], "data.exclude=nowhere.txt"),
+        (["stage=label", "before=1"], "before= and after= go with stage=diff"),
+        (["stage=label", "verify=true", "force=true"], "verify=true goes with stage=label alone, without force=true"),
+    ],
+)
+def test_what_a_later_stage_would_miss_is_said_before_the_first_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    calls = record_forced(monkeypatch)
+    assert message in error_of(capsys, *words, f"run_dir={tmp_path}/run")
+    assert calls == []
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
 def test_force_moves_one_generations_output_the_last_that_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from data.images import DecodeError, Pixels
 from data.label_files import read_labels, read_quarantined
-from data.manifest import Shard, open_split
+from data.manifest import DataError, Shard, open_split
 from data.view import EvalView
 from pipeline.fields import TrainConfig
 from pipeline.training.inference import Predictor
@@ -52,6 +52,7 @@ def content(shard: Shard, ordinal: int) -> bytes:
     return Path(shard.url).read_bytes()[offset : offset + size]
 
 
+@pytest.mark.slow
 def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: Shard) -> None:
     view = Fragile(32, 1.0, "bicubic", "pad", "fast", *(content(shard, n) for n in (CRASHES, HANGS, CANNOT)))
     assert crashing_images(shard, view, 2.0, Meter()) == {
@@ -62,7 +63,13 @@ def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: S
 
 def test_a_process_that_cannot_start_is_no_image_at_fault(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher.crashes._decode", os._exit)
-    with pytest.raises(RuntimeError, match="ended as it started"):
+    with pytest.raises(RuntimeError, match="ended by itself"):
+        crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
+
+
+def test_an_image_that_cannot_be_read_is_an_error_and_no_image_at_fault(shard: Shard) -> None:
+    os.truncate(shard.url, shard.index().column("offset")[11].as_py() + 1)
+    with pytest.raises(DataError, match="cut short"):
         crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
 
 

@@ -99,6 +99,16 @@ def test_another_setting_says_what_changed_against_the_last_one(
     assert result["before"].split("/")[1] == storage.base_name(first or "")
 
 
+def test_after_a_selection_was_made_anew_others_are_compared_with_it(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, (layout,) = labeled(run)
+    select(config, layout, force=True)  # leaves the old one beside it
+    capsys.readouterr()
+    select(with_rule(config, per_class=3), layout)
+    assert "0 of 117 labels flipped" in capsys.readouterr().out
+
+
 def test_a_selection_of_labels_that_were_made_anew_is_not_compared(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,3 +89,8 @@ def test_the_fields_old_place_is_an_error_that_names_the_new_one_unless_it_was_e
     with pytest.raises(ValueError, match=r"select\.exclude: is data\.exclude now; give data\.exclude=keys\.txt"):
         load_config(None, ["select.exclude=keys.txt"])
     assert load_config(None, ["select.exclude=null"]) == load_config(None, [])
+
+
+def test_a_byte_order_mark_and_blanks_at_the_ends_are_no_part_of_a_key(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("\ufefffirst \r\nsecond\t\r\n".encode())
+    assert read_keys(f"{tmp_path}/list.txt") == {"first", "second"}

@@ -192,6 +192,17 @@ def test_a_file_that_was_lost_or_cut_short_is_made_again_and_no_other(run: Small
     assert (folder / "pseudo-000001.tar").stat().st_mtime_ns == untouched
 
 
+def test_a_table_beside_a_shard_that_was_lost_or_cut_short_is_made_again_with_it(run: SmallRun) -> None:
+    folder = exported(run, samples_per_shard=20)
+    whole = contents(folder)
+    untouched = (folder / "pseudo-000001.tar").stat().st_mtime_ns
+    (folder / "labels/pseudo-000000.parquet").unlink()
+    os.truncate(folder / "index/pseudo-000002.parquet", 100)
+    exported(run, samples_per_shard=20)
+    assert contents(folder) == whole
+    assert (folder / "pseudo-000001.tar").stat().st_mtime_ns == untouched
+
+
 STEPS = [
     "before-rename/pseudo-000002.tar",
     "after-rename/pseudo-000001.tar.json",
@@ -200,6 +211,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_ends_with_the_same_bytes(run: SmallRun) -> None:
     whole = contents(exported(run, samples_per_shard=20))
     out = [str(run.folder / str(number)) for number in range(len(STEPS))]
@@ -308,7 +320,7 @@ def test_nothing_selected_is_said(run: SmallRun) -> None:
     nothing = configured(run).model_copy(
         update={"select": configured(run).select.model_copy(update={"confidence_threshold": 1.0})}
     )
-    with pytest.raises(StageError, match="no label has confidence"):
+    with pytest.raises(StageError, match="none is kept"):
         select(nothing, layout)
     with pytest.raises(StageError, match="stage=select"):
         export(nothing, layout)

@@ -157,3 +157,15 @@ def test_a_run_goes_on_by_itself_and_after_a_kill_never_opening_test_images(
     assert summaries[0] == summaries[1]
     assert summaries[0]["best"] == max(range(3), key=lambda n: summaries[0]["validation_top1"][str(n)])
     assert not (tmp_path / "whole/gen-3").exists()
+
+
+def test_a_first_teacher_without_validation_images_leaves_no_best_and_no_error(
+    run: AutoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide(run.auto, run.layout(1))
+    record = Path(run.layout(1).teacher, "done.json")
+    done = json.loads(record.read_text())
+    del done["summary"]["validation_top1"]
+    record.write_text(json.dumps(done))
+    assert summarize([run.layout(1)]) == {}
+    assert "+15.00 ± 4.77" in generations_section(read_facts(run.auto, known_layouts(run.auto)))

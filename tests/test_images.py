@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 import struct
 import warnings
 import zlib
@@ -20,6 +21,7 @@ from timm.data import create_transform
 
 from data import images
 from data.images import DecodeError, Pixels, decode, eval_transform, image_hash, window
+from pipeline.interrupt import Interrupted
 
 
 def encode(image: Image.Image | np.ndarray, file_format: str, **options: Any) -> bytes:
@@ -324,3 +326,12 @@ def test_the_hash_is_the_median_of_the_lowest_frequencies() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (8, 8), (2, 5)])
 def test_tiny_and_flat_images_have_a_hash_too(shape: tuple[int, int]) -> None:
     assert 0 <= image_hash(np.full((*shape, 3), 77, np.uint8)) < 2**64
+
+
+def test_a_signal_while_an_image_is_decoded_is_no_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(content: bytes) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("data.images._open", interrupted)
+    with pytest.raises(Interrupted):
+        decode(b"any")

@@ -194,6 +194,14 @@ def test_continuing_opens_no_label_file_that_the_journal_knows(run: Run, monkeyp
     assert journal_module.Journal.open(str(folder), changed, made_by).shards == {}
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"teacher_check": null, "shards": [{"name": "x"}]}'])
+def test_a_journal_that_is_damaged_or_of_another_version_is_done_without(run: Run, content: str) -> None:
+    config, layout, folder = run
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    (folder / journal_module.JOURNAL_NAME).write_text(content)
+    assert len(journal_module.Journal.open(str(folder), corpus, made_by_of(folder)).shards) == NUM_SHARDS
+
+
 def test_a_label_file_of_another_teacher_is_not_taken_for_this_ones(run: Run) -> None:
     """A worker that outlives its driver may commit one after force=true began the folder anew."""
     config, layout, folder = run

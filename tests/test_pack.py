@@ -39,6 +39,20 @@ def test_class_folders_become_labeled_and_validation_shards_with_hashes(photos: 
     assert read_labels(f"{tmp_path}/out/validation/hashes.parquet").num_rows > 0
 
 
+def test_a_classes_only_image_is_for_training(photos: Path, tmp_path: Path) -> None:
+    (photos / "three").mkdir()
+    (photos / "two/29.png").rename(photos / "three/29.png")
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    labels = {
+        name: [label for shard in split.shards for label in shard.index().column("label").to_pylist()]
+        for name in ("labeled", "validation")
+        if (split := open_split(f"{tmp_path}/out/{name}/*.tar", f"{tmp_path}/index"))
+    }
+    three = 1  # of one, three, two
+    assert labels["labeled"].count(three) == 1
+    assert three not in labels["validation"]
+
+
 def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path, tmp_path: Path) -> None:
     pack.pack(str(photos), str(tmp_path / "out"), validation=0)
     split = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index")

@@ -42,25 +42,25 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, n
     ray.shutdown()
 
 
-@pytest.mark.parametrize(("width", "dark"), LOOKS)
 @pytest.mark.parametrize("name", ["report", "served"])
-def test_a_page_can_be_read(name: str, width: int, dark: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_page_can_be_read(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     url: str = request.getfixturevalue(name)
 
-    async def look() -> tuple[list[str], list[str], bytes]:
+    async def look() -> None:
         async with browser() as page:
-            await page.open(url, width, dark=dark)
-            return await page.faults(), page.requests, await page.screenshot()
+            for width, dark in LOOKS:
+                await page.open(url, width, dark=dark)
+                assert await page.faults() == [], (width, dark)
+                own = [address for address in page.requests if not address.startswith("data:")]
+                assert all(address.startswith(url) for address in own)  # nothing from elsewhere
+                assert own == [url] or name == "served"  # the report is one file
+                png = await page.screenshot()
+                (tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png").write_bytes(png)
+                picture = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+                assert picture.shape[1] == width
+                assert (np.median(picture) < 100) == dark
 
-    faults, requests, png = asyncio.run(look())
-    (tmp_path / f"{name}.png").write_bytes(png)
-    assert faults == []
-    own = [address for address in requests if not address.startswith("data:")]
-    assert all(address.startswith(url) for address in own)  # nothing from elsewhere
-    assert own == [url] or name == "served"  # the report is one file
-    picture = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
-    assert picture.shape[1] == width
-    assert (np.median(picture) < 100) == dark
+    asyncio.run(look())
 
 
 @pytest.mark.parametrize("name", ["report", "served"])

@@ -15,7 +15,7 @@ from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.cluster import start_ray
 from pipeline.stage import StageError
-from teacher.pool import PoolOptions, ShardPool, WorkerError, here
+from teacher.pool import PoolOptions, ShardPool, WorkerError, _Worker, here
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,6 +120,33 @@ def test_a_shard_that_workers_were_lost_at_is_tried_with_care(tmp_path: Path) ->
     names = ["a", "dies-once", "dies-unless-careful"]
     assert results(pool(tmp_path, *names)) == names
     assert [path.name for path in tmp_path.glob("careful-*")] == ["careful-dies-unless-careful"]
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [
+        ray.exceptions.OutOfMemoryError("the node ran low on memory")
+    ]  # neither a dead actor's error nor a task's
+
+    def get(ref: ray.ObjectRef) -> object:
+        answer = ray_get(ref)
+        if isinstance(answer, LabeledShard) and errors:
+            raise errors.pop()
+        return answer
+
+    ray_get = ray.get
+    monkeypatch.setattr("teacher.pool.ray.get", get)
+    some = pool(tmp_path, "a", "b", "c")
+    assert results(some) == ["a", "b", "c"]
+    assert some.replaced == 1
+
+
+def test_no_worker_is_started_for_a_shard_that_another_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = pool(tmp_path, "a", "b", least=2, most=2)
+    busy = _Worker(actor="busy", starting=None, jobs={"a": some._queue.pop(), "b": some._queue.pop()})  # type: ignore[arg-type,dict-item]
+    some._workers.append(busy)
+    monkeypatch.setattr(some, "_make_actor", lambda: pytest.fail("it would have nothing to do"))
+    some._resize()
+    assert some._workers == [busy]
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher.cutoffs import SelectError
+from teacher.cutoffs import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
 from teacher.precision import LEAST_IMAGES, HeldOut, Precision, choose_thresholds, precision_json, verdict
 
 
@@ -94,6 +94,17 @@ def test_classes_have_their_own_threshold_where_there_are_enough_images() -> Non
     own = choose_thresholds(rows, 0.95, 0.0, 3, by_class=True)
     assert own[0] > common[0] > own[1]
     assert own[2] == common[2], "half of LEAST_IMAGES is not enough"
+
+
+def test_a_class_that_never_reaches_the_target_keeps_none_not_even_the_surest() -> None:
+    predicted = np.repeat([0, 1], [1000, 1000])
+    confidence = np.where(predicted == 0, np.float32(1.000001), np.linspace(0.5, 1.0, 2000, dtype=np.float32))
+    right = np.where(
+        predicted == 0, np.arange(2000) % 2 == 0, True
+    )  # the overconfident class is right half of the time
+    thresholds = choose_thresholds(held_out(confidence, right, predicted), 0.7, 0.0, 2, by_class=True)
+    assert thresholds[0] == UNREACHED > MAX_CONFIDENCE
+    assert SelectRule(2, float(thresholds.min()), None, 1, tuple(thresholds.tolist())).thresholds[0] == UNREACHED
 
 
 def test_a_promise_that_the_check_refutes_is_called_missed() -> None:

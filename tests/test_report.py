@@ -24,6 +24,7 @@ from data.label_files import (
 )
 from data.manifest import write_table
 from data.thumbnail import thumbnail as thumbnail_of
+from pipeline.evaluate import write_summary
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
@@ -391,3 +392,21 @@ def test_errors_under_corruptions_are_shown_where_they_were_measured(
     said = "Under corruption: teacher 40.0 % wrong, student 30.0 % wrong (0.75 times its teacher's errors)."
     assert said in capsys.readouterr().out
     assert said.replace("'", "&#x27;") in html
+
+
+def test_what_is_older_than_the_models_that_are_there_is_not_shown_as_theirs(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    assert {"teacher", "student", "labels"} <= write_summary(config, layout).keys()
+    storage.remove(layout.student)
+    run.model(layout.student, "student", weights=b"another")
+    summary = write_summary(config, layout)
+    assert "student" not in summary  # it has not been evaluated
+    assert summary["teacher"]["top1"] == 0.75
+    storage.remove(layout.teacher)
+    run.model(layout.teacher, "teacher", weights=b"another")
+    assert "teacher" not in write_summary(config, layout)
+    html = report_of(config, [layout])
+    assert "the output of stage label is not shown: it is from before stage teacher ran last" in html
+    storage.remove(layout.labels)
+    run.label(config, layout, num_wrong=10)
+    assert "kept" not in write_summary(config, layout)["labels"]  # nothing has been selected from these

@@ -199,6 +199,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
         assert json.loads((tmp_path / "lock.json").read_text())["command"].startswith("the lock")
 
 
+@pytest.mark.slow
 def test_on_an_object_store_a_lease_keeps_the_second_writer_out_until_it_lapses() -> None:
     url = "memory://lease-test/run"
     with run_lock(url, "first"), pytest.raises(LockedError, match="first"), run_lock(url, "second"):

@@ -84,6 +84,13 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt" for step in (2, 5, 6, 7)]
 
 
+def test_a_damaged_later_checkpoint_does_not_outlive_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "step-000000009.pt").write_bytes(b"damaged")  # the training has gone back to step 4
+    for step in (5, 6):
+        save_checkpoint(str(tmp_path), step, {"step": step}, keep=1, best=4)
+        assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt"]
+
+
 def test_a_training_keeps_its_best_and_its_last_checkpoint(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import Entry, LabelEntries, Rows, sample_bytes
@@ -17,6 +19,27 @@ from pipeline.exporting.plan import Part
 from pipeline.exporting.record import Hashing, write_record
 
 LABELS_FOLDER = "labels"
+
+
+def tables_of(record: ShardRecord) -> list[str]:
+    """The tables beside a file of an export, with a row for each of its samples; none beside labels alone."""
+    stem, _, extension = record.name.rpartition(".")
+    has_images = extension == "tar" and record.index_sha256 != ""
+    return [f"{folder}/{stem}.parquet" for folder in (INDEX_FOLDER, LABELS_FOLDER)] if has_images else []
+
+
+def has_tables(folder: str, record: ShardRecord) -> bool:
+    """Whether they are there and whole."""
+    for name in tables_of(record):
+        try:
+            table = pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
+        except (FileNotFoundError, pa.ArrowException, OSError):
+            return False
+        if table.num_rows != record.num_samples:
+            return False
+    return True
+
+
 _CHUNK = 64  # samples made at once
 
 

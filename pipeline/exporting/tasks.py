@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from data.manifest import ShardRecord
-from pipeline.cluster import num_cpus
+from pipeline.cluster import num_cpus, user_error
 from pipeline.exporting.todo import File, Job, make_file
 
 _AHEAD = 2  # tasks waiting for each CPU
@@ -41,8 +41,8 @@ def make_files(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord]
                     _take_one(running, records, bar)
             while running:
                 _take_one(running, records, bar)
-        except RayTaskError as error:
-            raise _cause(error) from None
+        except RayError as error:
+            raise user_error(error) from None
     return list(_all(records))
 
 
@@ -62,7 +62,3 @@ def _all(records: Iterable[ShardRecord | None]) -> Iterator[ShardRecord]:
     for record in records:
         assert record is not None, "every file was made or there"
         yield record
-
-
-def _cause(error: RayTaskError) -> Exception:
-    return error.cause if isinstance(error.cause, ValueError | OSError) else error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from pipeline.cluster import user_error
 from pipeline.fields import Config
@@ -69,5 +69,5 @@ def in_tasks(
             for reference in ended:
                 yield pending.pop(reference), ray.get(reference)
             tick()
-    except RayTaskError as error:
+    except RayError as error:
         raise user_error(error) from None

@@ -23,12 +23,17 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int = 2, best: int | None = None) -> None:
-    """Write `step-<step>.pt` atomically, then drop all but the newest `keep` and that of step `best`."""
+    """Write `step-<step>.pt` atomically, then drop all but the newest `keep` up to it and that of step `best`.
+
+    Later ones are there only if they were damaged and the training went back: they are dropped, too.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     storage.write_bytes(storage.join(folder, _name(step)), buffer.getvalue())
-    for name in _names(folder)[:-keep]:
-        if best is None or name != _name(best):
+    names = _names(folder)
+    kept = {*names[: names.index(_name(step)) + 1][-keep:], *([_name(best)] if best is not None else [])}
+    for name in names:
+        if name not in kept:
             storage.remove(storage.join(folder, name))
 
 
