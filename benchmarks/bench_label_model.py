@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_label import StubPredictor
+from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import make_photos
 from data.manifest import Shard, open_split
 from data.settings import run_command
@@ -30,9 +31,8 @@ from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
-from tests.test_real_model import timms_names
 
-MODEL, SIZE, BATCH, PER_SHARD = "tf_efficientnet_lite0", 224, 64, 256
+SIZE, BATCH, PER_SHARD = 224, 64, 256
 
 
 def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "runs/bench_label") -> None:
@@ -58,7 +58,7 @@ def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "run
 def make_predictor(fast: bool) -> Predictor:
     """EfficientNet-Lite0, as timm builds it or as `stage=label` runs it."""
     model = build_model(MODEL, 1000, {})
-    model.load_state_dict(timms_names())
+    model.load_state_dict(lite0_weights())
     config = TrainConfig(model=MODEL, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=fast)
     return Predictor(fold_batch_norm(model, SIZE) if fast else model, config, "cpu", BATCH, decoder="fast")
 

@@ -4,7 +4,7 @@
 
 JPEG photos of 50 kB in the page cache, on loopback. Each client asks for one shard after the other on a connection of its own and
 throws the bytes away in the kernel (MSG_TRUNC), so that the clients take little of the processor. Before it is timed, each
-contender's first shard is compared with the file. Medians over rounds, taking turns; memory is the server process's, looked at
+contender's first shard is compared with the file, where it is one. Medians over rounds, taking turns; memory is the server process's, looked at
 twice a second.
 
     ours     stage=serve, an exported version: one process, sendfile

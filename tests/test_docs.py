@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 NOT_RUN = {  # command → what runs it instead
     "make demo": "it is the demo",
     "make test": "it is this",
-    "pip install noisy-student-pipeline": "installing is not for tests",
+    "pip install -e .": "installing is not for tests",
     "teacher.weights=lite0.safetensors": "tests/test_real_model.py",
     "data.pack images=photos out=": "tests/test_real_model.py",
     "stage=serve": "tests/test_serve.py",

@@ -48,7 +48,7 @@ def test_copies_stay_with_their_images_and_labels_are_new(run: SmallRun) -> None
     assert "with this generation&#x27;s labels; none was chosen anew" in report_of(config, [first, second])
 
 
-def test_an_image_that_has_no_label_any_more_or_is_excluded_by_now_is_not_kept(run: SmallRun) -> None:
+def test_an_image_that_is_excluded_by_now_is_not_kept(run: SmallRun) -> None:
     config, first, second = two_generations(run)
     chosen = [key for key, (_, copies) in rows(first, first.current_selection()).items() if copies]
     shard = read_labels(f"{second.labels}/{chosen[0][0]}.parquet").to_pylist()

