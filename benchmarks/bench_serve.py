@@ -3,8 +3,8 @@
     python -m benchmarks.bench_serve [clients=64] [seconds=8] [rounds=3] [shards=8] [images=2000] [nginx=nginx]
 
 JPEG photos of 50 kB in the page cache, on loopback. Each client asks for one shard after the other on a connection of its own and
-throws the bytes away in the kernel (MSG_TRUNC), so that the clients take little of the processor. Before it is timed, each
-contender's first shard is compared with the file, where it is one. Medians over rounds, taking turns; memory is the server process's, looked at
+throws the bytes away in the kernel (MSG_TRUNC), so that the clients take little of the processor. Before they are timed, the first
+shard of ours and of nginx is compared with the file. Medians over rounds, taking turns; memory is the server process's, looked at
 twice a second.
 
     ours     stage=serve, an exported version: one process, sendfile
