@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.http_file import is_http
 from data.sample import Sample, has_odd_key, iterate_samples
 
 MANIFEST_NAME = "manifest.json"
@@ -179,12 +180,22 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
 
 
 def _sizes(urls: Sequence[str]) -> dict[str, int]:
-    """Bytes of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes."""
-    listings = {folder: storage.list_sizes(folder) for folder in dict.fromkeys(map(_folder, urls))}
-    sizes = {url: listings[_folder(url)].get(storage.base_name(url)) for url in urls}
+    """Bytes of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes. Web servers have none."""
+    web, others = [url for url in urls if is_http(url)], [url for url in urls if not is_http(url)]
+    listings = {folder: storage.list_sizes(folder) for folder in dict.fromkeys(map(_folder, others))}
+    sizes = {url: listings[_folder(url)].get(storage.base_name(url)) for url in others}
+    with ThreadPoolExecutor(8) as pool:
+        sizes |= dict(zip(web, pool.map(_size, web), strict=True))
     if missing := [url for url, size in sizes.items() if size is None]:
         raise DataError(f"{missing[0]}: no such shard; check the path, or remove it from the list")
     return {url: size for url, size in sizes.items() if size is not None}
+
+
+def _size(url: str) -> int | None:
+    try:
+        return storage.size(url)
+    except FileNotFoundError:
+        return None
 
 
 def _check_names(urls: list[str]) -> None:

@@ -17,7 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.http_file import TOKEN_VARIABLE
+from data.images import decode
+from data.manifest import DataError, open_split
 from data.overlay import RowFilter
+from data.reader import ImageReader
 from data.settings import UsageError
 from pipeline.export import export
 from pipeline.fields import Config
@@ -348,3 +351,17 @@ def test_serving_is_in_no_fingerprint_and_not_part_of_all(run: SmallRun) -> None
     assert changed.fingerprint("") == run.config().fingerprint("")
     assert "serve" not in _parse_stages("all")
     assert _parse_stages("serve,export") == ["export", "serve"]
+
+
+def test_shards_of_a_web_server_are_indexed_and_read_like_any_others(
+    run: SmallRun, joined: str, tmp_path: Path
+) -> None:
+    urls = [f"{joined}/shards/{name}.tar" for name in SHARDS]
+    split = open_split(urls, str(tmp_path / "index"))
+    assert split.num_samples == fetch(f"{joined}/manifest.json").json()["num_samples"]
+    index = split.shards[0].index()
+    with ImageReader([urls[0]]) as reader:
+        content = reader.read(0, index.column("offset")[1].as_py(), index.column("size")[1].as_py())
+    assert decode(content).shape == (8, 8, 3)
+    with pytest.raises(DataError, match=r"unlabeled-999999\.tar: no such shard"):
+        open_split([f"{joined}/shards/unlabeled-999999.tar"], str(tmp_path / "index"))

@@ -59,6 +59,9 @@ def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures
             cause, ValueError | OSError
         ):  # of the user's or the machine's making; it would come again
             raise cause from None
+    # what torch says when another process has gone is a RuntimeError; other kinds are bugs, and would come again
+    if lost is None and not all(isinstance(cause, RuntimeError) for cause in causes):
+        raise error from None
     if failures <= job.config.max_failures:
         print(
             f"{job.name}: {_what(lost or error)}; all are started again from the last checkpoint "

@@ -49,20 +49,8 @@ def publish(
     model = build_model(section.model, num_classes, section.model_args, 0.0, 0.0)
     model.load_state_dict(state)
     quality: dict[str, Any] = {}
-    temperature = 1.0
     if validation is not None:
-        logits, labels = predict_split(validation, Predictor(model, section, config.resolved_device()))
-        temperature = fit_temperature(logits, labels)
-        quality = {
-            "validation_top1": top_k_accuracy(logits, labels)[0],
-            "validation_images": len(labels),
-            "temperature": temperature,
-            "calibration_error_before": calibration_error(softmax(logits, 1.0), labels),
-            "calibration_error_after": calibration_error(softmax(logits, temperature), labels),
-            "reliability": {
-                when: _reliability(softmax(logits, t), labels) for when, t in (("before", 1.0), ("after", temperature))
-            },
-        }
+        quality = _quality(*predict_split(validation, Predictor(model, section, config.resolved_device())))
     info = WeightsInfo(
         model=section.model,
         model_args=section.model_args,
@@ -74,7 +62,7 @@ def publish(
         resize="pad" if section.augment.crop == "pad_crop" else "crop",
         mean=section.mean,
         std=section.std,
-        temperature=temperature,
+        temperature=quality.get("temperature", 1.0),
         validation_top1=quality.get("validation_top1"),
         generation=generation,
         seed=config.seed,
@@ -83,6 +71,26 @@ def publish(
     save_weights(stage.path(WEIGHTS_FOLDER), state, info)
     files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
     stage.commit([*files, *outputs], quality | (extra or {}))
+
+
+def _quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What the validation images say of a model: accuracy, the temperature that calibrates it, and how calibrated it is without
+    and with it.
+
+    Args:
+        logits: float32 (N, C).
+        labels: (N,) int.
+    """
+    temperature = fit_temperature(logits, labels)
+    before, after = softmax(logits, 1.0), softmax(logits, temperature)
+    return {
+        "validation_top1": top_k_accuracy(logits, labels)[0],
+        "validation_images": len(labels),
+        "temperature": temperature,
+        "calibration_error_before": calibration_error(before, labels),
+        "calibration_error_after": calibration_error(after, labels),
+        "reliability": {"before": _reliability(before, labels), "after": _reliability(after, labels)},
+    }
 
 
 def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
