@@ -168,8 +168,11 @@ def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: by
 
 
 def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a label file (all columns by default)."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=list(columns) if columns else None)
+    """Rows of a label file; with `columns`, only these are read (all by default)."""
+    if columns is None:
+        return pq.read_table(io.BytesIO(storage.read_bytes(url)))
+    with storage.open_native(url) as stream:
+        return pq.read_table(stream, columns=list(columns))
 
 
 def read_quarantined(table: pa.Table) -> list[Quarantined]:

@@ -97,7 +97,7 @@ def compare(before: Side, after: Side) -> Counts:
     def count(shards: Iterable[str]) -> Counts:
         part = Counts.zeros(after.num_classes)
         for shard in shards:
-            part.add(_compare_shard(before, after, shard))
+            _add_shard(part, before, after, shard)
         return part
 
     total = Counts.zeros(after.num_classes)
@@ -159,10 +159,14 @@ def _drift(entry: dict[str, Any]) -> int:
     return abs(entry["labels_after"] - entry["labels_before"]) + abs(entry["kept_after"] - entry["kept_before"])
 
 
-def _compare_shard(before: Side, after: Side, shard: str) -> Counts:
-    part = Counts.zeros(after.num_classes)
-    (ordinal_1, label_1, copies_1), (ordinal_2, label_2, copies_2) = (_read(side, shard) for side in (before, after))
-    _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
+def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
+    ordinal_1, label_1 = _read_labels(before, shard)
+    ordinal_2, label_2 = (ordinal_1, label_1) if after.labels == before.labels else _read_labels(after, shard)
+    copies_1, copies_2 = _read_copies(before, shard, len(label_1)), _read_copies(after, shard, len(label_2))
+    if ordinal_1 is ordinal_2:
+        rows_1 = rows_2 = np.arange(len(ordinal_1))
+    else:
+        _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
     np.add.at(part.flips, (label_1[rows_1], label_2[rows_2]), 1)
     kept_1, kept_2 = copies_1 > 0, copies_2 > 0
     np.add.at(part.kept, (kept_1[rows_1].astype(int), kept_2[rows_2].astype(int), label_2[rows_2]), 1)
@@ -171,20 +175,27 @@ def _compare_shard(before: Side, after: Side, shard: str) -> Counts:
     np.add.at(part.new, label_2[alone_2], 1)
     np.add.at(part.kept[:, 0], (kept_1[alone_1].astype(int), label_1[alone_1]), 1)
     np.add.at(part.kept[0], (kept_2[alone_2].astype(int), label_2[alone_2]), 1)
-    part.copies[:] = copies_1.sum(dtype=np.int64), copies_2.sum(dtype=np.int64)
-    return part
+    part.copies[:] += np.array([copies_1.sum(dtype=np.int64), copies_2.sum(dtype=np.int64)])
 
 
-def _read(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ordinal, label and copies of a shard's rows; none where the side does not have the shard."""
+def _read_labels(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ordinal and label of a shard's rows; none where the side does not have the shard."""
     url = storage.join(side.labels, f"{shard}.parquet")
     if not storage.exists(url):
-        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16)
+        return np.empty(0, np.int32), np.empty(0, np.int32)
     table = read_labels(url, ["ordinal", "label"])
-    copies = read_labels(storage.join(side.selection, f"{shard}.parquet"), [COPIES_COLUMN]).column(COPIES_COLUMN)
-    if len(copies) != len(table):
-        raise StageError(f"{side.selection}/{shard}.parquet is of other labels than {url}; run stage=select again")
-    return table.column("ordinal").to_numpy(), table.column("label").to_numpy(), copies.to_numpy()
+    return table.column("ordinal").to_numpy(), table.column("label").to_numpy()
+
+
+def _read_copies(side: Side, shard: str, num_rows: int) -> np.ndarray:
+    """How often each row is kept, uint16 (num_rows,)."""
+    if not num_rows:
+        return np.empty(0, np.uint16)
+    url = storage.join(side.selection, f"{shard}.parquet")
+    copies = read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy()
+    if len(copies) != num_rows:
+        raise StageError(f"{url} is of other labels than {side.labels}/{shard}.parquet; run stage=select again")
+    return copies
 
 
 def _class_json(side: Side, counts: Counts, index: int) -> dict[str, Any]:
