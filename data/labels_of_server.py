@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
-from urllib.parse import urlencode, urljoin, urlsplit
+from typing import Literal
+from urllib.parse import urljoin, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -46,7 +46,7 @@ def open_served(url: str, keep: RowFilter) -> Archives:
     if not _is_served(content):
         return exported(url, address, content, keep)
     served = _parse(address, content)
-    if served.kind == "joined" and (query := _query(keep)):  # filtered there, so that what is not wanted is not sent
+    if served.kind == "joined" and (query := keep.query()):  # filtered there, so that what is not wanted is not sent
         address += query
         served = _parse(address, storage.read_bytes(address))
     archives = tuple(_archive(address, entry) for entry in served.shards if entry.num_samples)
@@ -75,13 +75,3 @@ def _archive(address: str, entry: _ServedShard) -> Archive:
         if urlsplit(url)[:2] != urlsplit(address)[:2]:  # where the token would go, too
             raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")
     return Archive(urls[0], urls[1], entry.num_samples, entry.sha256)
-
-
-def _query(keep: RowFilter) -> str:
-    """A filter as the server's parameters; empty for what it hands out without any."""
-    values: dict[str, Any] = {"min_confidence": repr(keep.min_confidence)} if keep.min_confidence > 0 else {}
-    if keep.classes is not None:
-        values["classes"] = ",".join(map(str, sorted(keep.classes)))
-    if not keep.selected:
-        values["selected"] = "false"
-    return f"?{urlencode(values, safe=',')}" if values else ""

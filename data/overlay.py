@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,17 @@ class RowFilter:
         """As `mask`, of one row."""
         is_wanted = (copies > 0 or not self.selected) and (self.classes is None or label in self.classes)
         return is_wanted and bool(np.float32(confidence) >= np.float32(self.min_confidence))
+
+    def query(self) -> str:
+        """`?…` as a server of pseudo-labels takes it, the same for equal filters; empty for what is handed out without any."""
+        values: dict[str, str] = {}
+        if self.min_confidence > 0:
+            values["min_confidence"] = repr(self.min_confidence)
+        if self.classes is not None:
+            values["classes"] = ",".join(map(str, sorted(self.classes)))
+        if not self.selected:
+            values["selected"] = "false"
+        return f"?{urlencode(values, safe=',')}" if values else ""
 
     def digest(self) -> str:
         """The same for equal filters."""

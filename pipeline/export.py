@@ -14,6 +14,7 @@ from typing import Any
 
 from data import storage
 from data.exclude import exclude_inputs
+from data.labels_of_archives import LATEST_NAME
 from data.manifest import MANIFEST_NAME, ShardRecord
 from pipeline.cluster import start_ray
 from pipeline.exporting.card import card, gather_facts
@@ -23,7 +24,7 @@ from pipeline.exporting.record import RECORDS_FOLDER, read_records, write_record
 from pipeline.exporting.tasks import make_files
 from pipeline.exporting.todo import Job, files_of
 from pipeline.fields import Config
-from pipeline.layout import LATEST_NAME, VERSION, Layout
+from pipeline.layout import VERSION, Layout
 from pipeline.overlay import open_overlay
 from pipeline.stage import Fingerprint, Stage, StageRefusedError, look, open_stage, require_done
 

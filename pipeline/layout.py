@@ -9,7 +9,6 @@ from data import storage
 
 CURRENT_NAME = "current"  # a file that names the selection in use
 PREVIOUS_NAME = "previous"  # and the one that was in use before
-LATEST_NAME = "latest"  # a file that names the export made last
 VERSION = re.compile(r"v([1-9]\d*)")  # of an export
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import storage
+from data.labels_of_archives import LATEST_NAME
 from pipeline import interrupt
 from pipeline.fields import Config
-from pipeline.layout import LATEST_NAME, Layout
+from pipeline.layout import Layout
 from pipeline.overlay import open_overlay
 from pipeline.serving.access import check_host, read_token
 from pipeline.serving.catalog import Catalog

@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import Entry, LabelEntries, Rows, sample_bytes
+from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, ShardRecord, index_digest, write_table
 from data.overlay import Overlay
 from data.reader import ImageReader
 from data.tar import end_of_archive
 from pipeline.exporting.plan import Part
 from pipeline.exporting.record import Hashing, write_record
-
-LABELS_FOLDER = "labels"
 
 
 def tables_of(record: ShardRecord) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 from data.overlay import RowFilter
-from pipeline.serving.filters import query_of
 from pipeline.serving.items import Item
 
 FORMAT, FORMAT_VERSION = "noisy-student-pseudo-labels", 1
@@ -80,7 +79,7 @@ class Catalog(Protocol):
 
 def manifest_of(catalog: Catalog, keep: RowFilter) -> dict[str, Any]:
     """What manifest.json says; URLs are relative to its own."""
-    query, entries = query_of(keep), catalog.entries(keep)
+    query, entries = keep.query(), catalog.entries(keep)
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data import storage
+from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.overlay import RowFilter
 from pipeline.exporting.files import read_manifest
-from pipeline.exporting.images import LABELS_FOLDER
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
 from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlencode
 
 from data.overlay import RowFilter
 from data.settings import nearest
@@ -35,18 +34,6 @@ def parse_filter(query: Sequence[tuple[str, str]], num_classes: int) -> RowFilte
         min_confidence=_fraction(values.get("min_confidence", "0")),
         classes=None if classes is None else frozenset(_class(text, num_classes) for text in classes.split(",")),
     )
-
-
-def query_of(keep: RowFilter) -> str:
-    """`?…` for the filter, the same for equal ones; empty for what is handed out without any."""
-    values: dict[str, str] = {}
-    if keep.min_confidence > 0:
-        values["min_confidence"] = repr(keep.min_confidence)
-    if keep.classes is not None:
-        values["classes"] = ",".join(map(str, sorted(keep.classes)))
-    if not keep.selected:
-        values["selected"] = "false"
-    return f"?{urlencode(values, safe=',')}" if values else ""
 
 
 def _flag(text: str) -> bool:
