@@ -97,7 +97,7 @@ def test_a_row_that_was_killed_continues_to_the_same_bytes(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "step-10/student/*")
-    with pytest.raises(ray.exceptions.WorkerCrashedError):
+    with pytest.raises(OSError, match="a Ray task was lost"):
         make(config, tmp_path / "killed", "teacher", "recipe")
     checkpoints = tmp_path / "killed/recipe/seed-0/gen-1/student/checkpoints"
     assert any(checkpoints.glob("step-*10.pt"))
