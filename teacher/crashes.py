@@ -31,8 +31,8 @@ def crashing_images(shard: Shard, view: EvalView, patience_s: float, meter: Mete
         What happened, by ordinal.
 
     Raises:
-        RuntimeError: a child process could not be started, or ended by itself: that is no image's fault.
-        DataError, OSError: an image cannot be read, as when the shard is labeled without such care.
+        RuntimeError: a child process could not be started, or ended while it decoded nothing: that is no image's fault.
+        What reading or decoding raises, as when the shard is labeled without such care.
     """
     found: dict[int, str] = {}
     start = 0
@@ -53,26 +53,30 @@ def _try(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Met
     sender.close()
     try:
         _wait_for_start(shard, receiver, meter)
-        _receive(shard, receiver, child)
+        _receive(receiver, child)
         for ordinal in range(start, shard.num_samples):
             with meter.timing("read"):
-                _receive(shard, receiver, child)
+                _receive(receiver, child)
             with meter.timing("decode"):
                 if not receiver.poll(patience_s):
                     return ordinal, f"decoding it takes more than {patience_s:g} s"
                 try:
-                    _receive(shard, receiver, child)
-                except _EndedBySignalError as ending:
+                    _receive(receiver, child)
+                except _EndedError as ending:
                     return ordinal, f"decoding it ended the process ({ending})"
         return shard.num_samples, ""
+    except _EndedError as ending:
+        raise RuntimeError(
+            f"{shard.url}: a process that decodes it alone ended between two images ({ending})"
+        ) from ending
     finally:
         receiver.close()
         child.kill()
         child.join()
 
 
-class _EndedBySignalError(RuntimeError):
-    """A child process did not end by itself; the message is the signal's name."""
+class _EndedError(Exception):
+    """A child process is gone; the message is the signal's name or the exit code."""
 
 
 def _wait_for_start(shard: Shard, receiver: Connection, meter: Meter) -> None:
@@ -83,18 +87,14 @@ def _wait_for_start(shard: Shard, receiver: Connection, meter: Meter) -> None:
     raise RuntimeError(f"{shard.url}: a process that decodes it alone did not start within {_START_S} s")
 
 
-def _receive(shard: Shard, receiver: Connection, child: BaseProcess) -> None:
+def _receive(receiver: Connection, child: BaseProcess) -> None:
     """Wait for the child's next word; raises the error that is one."""
     try:
         word = receiver.recv()
     except EOFError as error:
         child.join()
         code = child.exitcode or 0
-        if code < 0:
-            raise _EndedBySignalError(signal.Signals(-code).name) from error
-        raise RuntimeError(
-            f"{shard.url}: a process that decodes it alone ended by itself (exit code {code})"
-        ) from error
+        raise _EndedError(signal.Signals(-code).name if code < 0 else f"exit code {code}") from error
     if isinstance(word, Exception):
         raise word
 
@@ -114,5 +114,5 @@ def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> Non
                         with suppress(DecodeError):
                             view.with_hash(content)
                     sender.send(None)
-        except (ValueError, OSError) as error:  # the machine's or the user's; others show their traceback here
+        except Exception as error:  # no image's fault: labeling without such care would raise it, too
             sender.send(error)
