@@ -46,17 +46,21 @@ def user_error(error: RayError) -> Exception:
     """What to raise for a task that failed: a user's or the machine's error as it was, whose message is a sentence; of a bug, all
     that Ray tells; of a worker that Ray lost again and again (no memory, its node gone), a sentence."""
     if not isinstance(error, RayTaskError):
-        reason = str(error).strip().partition("\n")[0]
         return OSError(
-            f"a Ray task was lost ({reason}); with more memory or fewer tasks at once, the same command continues"
+            f"a Ray task was lost ({first_line(error)}); with more memory or fewer tasks at once, the same command continues"
         )
     return error.cause if isinstance(error.cause, ValueError | OSError) else error
+
+
+def first_line(error: object) -> str:
+    """Of what Ray says of an error, which goes on for paragraphs."""
+    return str(error).strip().partition("\n")[0]
 
 
 def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:
     """Of a node that died Ray prints the last twenty lines of a log, of a worker a long paragraph, among which our one line would
     be lost; their beginning says it."""
-    lines = [textwrap.shorten(str(line).strip().partition("\n")[0], 160) for line in data.get("lines", ())]
+    lines = [textwrap.shorten(first_line(line), 160) for line in data.get("lines", ())]
     assert _show is not None, "only called in its place"
     _show({**data, "lines": lines}, *args, **options)
 

@@ -152,13 +152,7 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     """Write RUN/summary.json from what is done so far, and return it."""
     summary: dict[str, Any] = {}
     if (evaluation := done_record(layout.evaluation)) is not None:
-        measured, models = evaluation["fingerprint"]["inputs"], {"teacher": layout.teacher, "student": layout.student}
-        summary |= {
-            role: evaluation["summary"][role]
-            for role, folder in models.items()
-            if role in evaluation["summary"] and (record := done_record(folder)) and record["digest"] == measured[role]
-        }  # figures of models that are not there any more would mislead
-        summary |= {"speed": speed} if (speed := read_speed(layout)) else {}
+        summary |= _figures(layout, evaluation)
     if (labels := done_record(layout.labels)) is not None:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
             config, layout, labels["digest"]
@@ -169,6 +163,22 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     summary["seconds"] = seconds_by_stage(layout)
     storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the models that were evaluated and are still there, and what their speed was: others' would be taken for theirs."""
+    folders = {"teacher": layout.teacher, "student": layout.student}
+    figures = {
+        role: evaluation["summary"][role]
+        for role, folder in folders.items()
+        if role in evaluation["summary"]
+        and (record := done_record(folder)) is not None
+        and record["digest"] == evaluation["fingerprint"]["inputs"][role]
+    }
+    if (speed := read_speed(layout)) is None:
+        return figures
+    models = {role: found for role, found in speed["models"].items() if role in figures}
+    return figures | {"speed": speed | {"models": models}}
 
 
 def seconds_by_stage(layout: Layout) -> dict[str, float]:

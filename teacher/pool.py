@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline import interrupt
+from pipeline.cluster import first_line, user_error
 from pipeline.stage import StageError
 
 _ATTEMPTS = 7  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
@@ -200,7 +201,7 @@ class ShardPool:
             except RayTaskError as error:
                 raise _cause(error) from None
             except RayError as error:  # it died, Ray's memory monitor ended it, or its node is gone
-                self._lose(worker, f"died: {_first_line(error)}")
+                self._lose(worker, f"died: {first_line(error)}")
             else:
                 if (result := self._accept(worker, ref, answer)) is not None:
                     yield result
@@ -303,9 +304,5 @@ def _kill(pid: int) -> None:
 
 
 def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    return cause if isinstance(cause, ValueError | OSError) else WorkerError(str(error))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    cause = user_error(error)
+    return WorkerError(str(error)) if cause is error else cause

@@ -19,27 +19,22 @@ from data.tar import end_of_archive
 from pipeline.exporting.plan import Part
 from pipeline.exporting.record import Hashing, write_record
 
+_CHUNK = 64  # samples made at once
+
 
 def tables_of(record: ShardRecord) -> list[str]:
-    """The tables beside a file of an export, with a row for each of its samples; none beside labels alone."""
-    stem, _, extension = record.name.rpartition(".")
-    has_images = extension == "tar" and record.index_sha256 != ""
-    return [f"{folder}/{stem}.parquet" for folder in (INDEX_FOLDER, LABELS_FOLDER)] if has_images else []
+    """The tables beside a file of an export, with a row for each of its samples; none beside labels alone, which have no index."""
+    stem = record.name.removesuffix(".tar")
+    return [f"{folder}/{stem}.parquet" for folder in (INDEX_FOLDER, LABELS_FOLDER)] if record.index_sha256 else []
 
 
 def has_tables(folder: str, record: ShardRecord) -> bool:
     """Whether they are there and whole."""
-    for name in tables_of(record):
-        try:
-            table = pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(folder, name))))
-        except (FileNotFoundError, pa.ArrowException, OSError):
-            return False
-        if table.num_rows != record.num_samples:
-            return False
-    return True
-
-
-_CHUNK = 64  # samples made at once
+    try:
+        tables = [pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(folder, n)))) for n in tables_of(record)]
+    except (pa.ArrowException, OSError):
+        return False
+    return all(table.num_rows == record.num_samples for table in tables)
 
 
 def write_images(overlay: Overlay, part: Part, folder: str, name: str) -> ShardRecord:

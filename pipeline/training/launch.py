@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
 from pipeline import interrupt
-from pipeline.cluster import start_ray
+from pipeline.cluster import first_line, start_ray
 from pipeline.training.fit import TrainingError, TrainJob, fit
 from pipeline.training.inputs import LoaderLostError
 
@@ -54,14 +54,12 @@ def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures
     """Return when the processes are to be started again."""
     causes = _causes(error)
     lost = next((cause for cause in causes if isinstance(cause, _LOST)), None)
-    for cause in causes:  # the others lost their connection to the one that failed: theirs are other errors
-        if lost is None and isinstance(
-            cause, ValueError | OSError
-        ):  # of the user's or the machine's making; it would come again
-            raise cause from None
-    # what torch says when another process has gone is a RuntimeError; other kinds are bugs, and would come again
-    if lost is None and not all(isinstance(cause, RuntimeError) for cause in causes):
-        raise error from None
+    if lost is None:  # what would come again: errors of the user's or the machine's making, and bugs
+        for cause in causes:
+            if isinstance(cause, ValueError | OSError):
+                raise cause from None
+        if not all(isinstance(cause, RuntimeError) for cause in causes):  # torch's, of a connection to one that failed
+            raise error from None
     if failures <= job.config.max_failures:
         print(
             f"{job.name}: {_what(lost or error)}; all are started again from the last checkpoint "
@@ -83,8 +81,7 @@ def _causes(error: ray.train.TrainingFailedError) -> list[BaseException]:
 
 
 def _what(cause: BaseException) -> str:
-    first_line = str(cause).strip().partition("\n")[0]
-    return f"a training process was lost ({type(cause).__name__}: {first_line})"
+    return f"a training process was lost ({type(cause).__name__}: {first_line(cause)})"
 
 
 def _run_once(job: TrainJob) -> ray.train.TrainingFailedError | None:
