@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from data.manifest import open_split
 from data.reader import ImageReader
 from data.settings import run_command
 from data.view import EvalView
+from pipeline.effort import peak_memory
 from pipeline.fields import TrainConfig
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
@@ -166,7 +166,7 @@ def bench(rounds: int = 3, images: int = 4000, only: str = "", out: str = "runs/
     pattern = make_photos(f"{out}/photos-{images}", images // PER_SHARD, PER_SHARD)
     if only:
         rate = CONTENDERS[only](_part(pattern, _SHARE.get(only, 1.0)))
-        print(json.dumps({"rate": rate, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(json.dumps({"rate": rate, "memory_mb": (peak_memory() or 0) / 2**20}))
         return
     results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     for number in range(rounds):

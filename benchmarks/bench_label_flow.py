@@ -10,7 +10,6 @@ flight and with two (as in a labeling actor), for shards of one, two and eight b
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from benchmarks.bench_label import BATCH, NUM_CLASSES, THREADS, StubPredictor
 from benchmarks.photos import make_photos
 from data.manifest import Shard, open_split
 from data.settings import run_command
+from pipeline.effort import peak_memory
 from teacher.label_shard import ShardLabeler
 
 SHAPES = ((10, 100), (100, 100), (1, 10_000))  # shards, images in each
@@ -50,7 +50,7 @@ def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "
             open_split(memory_of, "/nonexistent").shards,
             2,
         )
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print((peak_memory() or 0) >> 20)
         return
     utilization = {}
     for batches in (1, 2, 8):

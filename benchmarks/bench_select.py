@@ -37,6 +37,7 @@ from benchmarks import select_peers
 from benchmarks.label_files import NUM_CLASSES, make_label_files
 from data import storage
 from data.settings import run_command
+from pipeline.effort import peak_memory
 from pipeline.stage import Fingerprint, open_stage
 from teacher.cutoffs import SelectRule
 from teacher.select import select_shards
@@ -115,17 +116,11 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
     run = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
-        "memory_mb": _peak_memory_mb(),
+        "memory_mb": (peak_memory() or 0) / 2**20,
     }
     found |= {"totals": select_peers.totals(out)} if name in PEERS else {}
     shutil.rmtree(out)
     return run | found
-
-
-def _peak_memory_mb() -> float:
-    """Of this process alone: `ru_maxrss` would begin with what the parent had when it forked."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _in_process(arguments: dict[str, Any]) -> Run:

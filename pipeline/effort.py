@@ -50,7 +50,7 @@ class Clock:
         """Add the run, up to now, to what is known of the stage."""
         before, seconds = read_effort(folder), time.monotonic() - self._started
         runs = [*before.runs, (round(self._at, 1), round(self._at + seconds, 1))]
-        peak = max((value for value in (before.peak_memory, _peak_memory()) if value is not None), default=None)
+        peak = max((value for value in (before.peak_memory, peak_memory()) if value is not None), default=None)
         values = {"seconds": round(before.seconds + seconds, 1), "runs": runs[-_MAX_RUNS:], "peak_memory": peak}
         storage.write_text(storage.join(folder, EFFORT_NAME), json.dumps(values) + "\n")
 
@@ -71,7 +71,9 @@ def _forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
+    """Most bytes that were resident, of this process alone; None where the system does not tell. (`ru_maxrss` begins with what the
+    parent had when it forked.)"""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:

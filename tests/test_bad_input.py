@@ -174,26 +174,24 @@ def test_selection_and_the_order_of_training_cope_with_shards_without_labels(lab
 
 
 LABEL_ALL = """
-import json, resource, sys, torch
+import json, sys, torch
 from data.manifest import open_split
+from pipeline.effort import peak_memory
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training.inference import Predictor
 from teacher.label_shard import ShardLabeler
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 torch.set_num_threads(1)
 model = build_model("resnetrs26", 3, {"width": 0.125, "blocks": [1, 1, 1, 1]})
 predictor = Predictor(model, TrainConfig(image_size=96), "cpu", 8, decoder="fast")
 labeler = ShardLabeler(predictor, 3, 10, 1, 1, "test")
 predictor.probabilities(torch.zeros(8, 3, 96, 96, dtype=torch.uint8))
-peaks = [peak()]
+peaks = [peak_memory()]
 for pattern in sys.argv[2:]:
     for shard in open_split(pattern, sys.argv[1]).shards:
         labeler.label(shard, f"{sys.argv[1]}/{shard.name}.parquet")
-    peaks.append(peak())
+    peaks.append(peak_memory())
 print(json.dumps(peaks))
 """
 
@@ -204,7 +202,7 @@ def test_no_image_costs_more_memory_than_the_largest_allowed_one(corpus: Path, t
     command = [sys.executable, "-c", LABEL_ALL, str(tmp_path), f"{corpus}/*.tar", f"{tmp_path}/largest.tar"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    start, after_corpus, after_largest = (kilobytes // 1024 for kilobytes in json.loads(result.stdout))
+    start, after_corpus, after_largest = (num_bytes >> 20 for num_bytes in json.loads(result.stdout))
     assert after_corpus - start < 200
     assert after_largest - start < 1300
 
