@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from data import storage
@@ -137,12 +139,18 @@ def failing(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> 
     return begun
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError()), "ActorDiedError"),
+        (WorkerHealthCheckTimeoutError("A worker health check timed out."), "WorkerHealthCheckTimeoutError"),
+    ],
+)
 def test_processes_that_are_lost_again_and_again_end_in_an_error_that_says_how_often(
-    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch, loss: Exception, told: str
 ) -> None:
-    died = {0: RuntimeError("Connection closed by peer"), 1: ray.exceptions.ActorDiedError()}
-    begun = failing(monkeypatch, died)
-    with pytest.raises(TrainingError, match=r"lost \(ActorDiedError: .*\), 3 times now, and teacher\.max_failures=2; "):
+    begun = failing(monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: loss})
+    with pytest.raises(TrainingError, match=rf"lost \({told}: .*\), 3 times now, and teacher\.max_failures=2; "):
         run_training(make_job(labeled, tmp_path / "run", max_failures=2), None)
     assert len(begun) == 3
 

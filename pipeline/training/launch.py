@@ -53,7 +53,7 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
 def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures: int) -> None:
     """Return when the processes are to be started again."""
     causes = _causes(error)
-    lost = next((cause for cause in causes if isinstance(cause, _LOST)), None)
+    lost = next((cause for cause in causes if _is_loss(cause)), None)
     if lost is None:  # what would come again: errors of the user's or the machine's making, and bugs
         for cause in causes:
             if isinstance(cause, ValueError | OSError):
@@ -75,9 +75,17 @@ def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures
 
 
 def _causes(error: ray.train.TrainingFailedError) -> list[BaseException]:
-    """What went wrong in each process that failed, by rank; Ray wraps errors with a traceback."""
+    """What went wrong in each process that failed, by rank.
+
+    A process that is gone comes as the health check that failed; what is asked for is why it did.
+    """
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    return [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    return [getattr(failure, "health_check_failure", failure) for _, failure in sorted(failures.items())]
+
+
+def _is_loss(cause: BaseException) -> bool:
+    """True for a process that is gone or hangs; what hangs, Ray Train tells in an error of its own."""
+    return isinstance(cause, _LOST) or type(cause).__module__.startswith("ray.train.")
 
 
 def _what(cause: BaseException) -> str:
