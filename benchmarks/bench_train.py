@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
+import ray
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -53,7 +54,6 @@ def bench(rounds: int = 3, steps: int = 30, out: str = "runs/bench_train") -> No
     """Run all contenders in turn and print their rates."""
     torch.set_num_threads(1)
     pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
-    start_ray(None)
     contenders: dict[str, Callable[[], float]] = {
         "ours": lambda: ours(pattern, CONFIG, steps),
         "timm": lambda: timm(pattern, CONFIG, steps),
@@ -112,7 +112,11 @@ def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
         trainer.fit()
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    return ours(pattern, config, steps, run)
+    start_ray(None)
+    try:
+        return ours(pattern, config, steps, run)
+    finally:
+        ray.shutdown()  # timm forks its loading processes, which would break the connection
 
 
 def _print_results(found: dict[str, list[float]]) -> None:

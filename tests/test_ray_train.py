@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.cluster import start_ray
 from pipeline.interrupt import Interrupted, handled
 from pipeline.training import launch
 from pipeline.training.fit import TrainingError, TrainJob, load_trained
-from pipeline.training.inputs import labeled_stream
+from pipeline.training.inputs import Batches, labeled_stream, load
 from pipeline.training.launch import run_training
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
@@ -125,6 +126,41 @@ def test_more_workers_than_ray_has_room_for_are_refused_at_once(
     job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu")
     with pytest.raises(TrainingError, match=r"teacher\.workers=1000, but Ray has \d+ CPUs"):
         run_training(job, None)
+
+
+class Answering:
+    def ping(self) -> str:
+        return "here"
+
+
+ANSWERING: Any = ray.remote(num_cpus=0)(Answering)
+
+
+def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray_here: None) -> None:
+    """A fork in which another thread's handle of an actor ends writes to it."""
+    local, held, done = threading.local(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        local.actor = ANSWERING.remote()
+        ray.get(local.actor.ping.remote())
+        held.set()
+        done.wait()
+
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+    streams = (labeled_stream(labeled, CONFIG.batch_size),)
+    for _ in range(3):
+        with (
+            closing(Batches(streams, CONFIG, 10, seed=0)) as batches,
+            closing(load(batches, range(2), 1, False)) as loaded,
+        ):
+            assert len(list(loaded)) == 2
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.append(ray.get(ANSWERING.remote().ping.remote())), daemon=True)
+    asking.start()
+    asking.join(60)
+    done.set()
+    assert answers == ["here"]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> list[TrainJob]:

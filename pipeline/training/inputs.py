@@ -11,10 +11,13 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Literal
 
 import numpy as np
+import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -230,9 +233,13 @@ class _Loaded(Dataset[Batch | Exception]):
 def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generator[Batch, None, None]:
     """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
 
+    These are forks, but not of a process that is connected to Ray: what its other threads know of actors ends in a fork, which
+    tells Ray so in the middle of the parent's own messages, and the parent's next actor is waited for without end.
+
     Raises:
         DataError: as `Batches`.
     """
+    spawns = num_workers > 0 and ray.is_initialized()
     loader = DataLoader(
         _Loaded(batches),
         batch_size=None,
@@ -241,8 +248,11 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generat
         worker_init_fn=_init_loader_worker,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin,
+        multiprocessing_context="spawn" if spawns else None,
     )
-    for item in loader:
+    with _signals_held_back() if num_workers else nullcontext():
+        items = iter(loader)
+    for item in items:
         if isinstance(item, Exception):
             raise item
         yield item
@@ -265,6 +275,17 @@ def tell_of_lost_loaders(name: str, train: Callable[[], None]) -> None:
         f"{name}: a loading process was lost ({lost}); if memory ran out, give a lower {name}.loader_workers. "
         "The same command continues from the last checkpoint"
     )
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes that are started here block SIGINT and SIGTERM, which would end them before `_init_loader_worker`."""
+    resource_tracker.ensure_running()  # it comes with the first spawned process, and would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)
