@@ -186,7 +186,8 @@ class StudentConfig(TrainConfig):
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
     from_teacher: bool = Field(
-        False, description="begin with the teacher's weights (the same model) instead of from scratch"
+        False,
+        description="begin as the teacher (the same model, or a ResNet-RS with more blocks and the same width) instead of from scratch",
     )
     pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
     fix_resolution_epochs: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from data import storage
@@ -14,7 +15,7 @@ from data.reader import check_labeled
 from pipeline.config import require_device
 from pipeline.fields import Config
 from pipeline.layout import Layout
-from pipeline.models.factory import build_model, count_parameters
+from pipeline.models.factory import begins_as, build_model, count_parameters, on_meta
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import StreamSpec, labeled_stream
@@ -58,7 +59,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     streams = _streams(config, layout, labeled, selection_folder)
     job = TrainJob(
         "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
-        config.resolved_device(), validation, _initial_weights(config, layout),
+        config.resolved_device(), validation, _initial_weights(config, layout, num_classes),
     )  # fmt: skip
     jobs = [job] if (fixing := fix_resolution_job(job, config.student)) is None else [job, fixing]
     for part in jobs:
@@ -119,16 +120,17 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
     return (*streams, pseudo_labeled)
 
 
-def _initial_weights(config: Config, layout: Layout) -> str | None:
-    """Where the student's training begins; None: from scratch. Raises StageError when the teacher is another model."""
+def _initial_weights(config: Config, layout: Layout, num_classes: int) -> str | None:
+    """Where the student's training begins; None: from scratch. Raises StageError when it cannot begin as its teacher."""
     if not config.student.from_teacher:
         return None
     info, student = read_info(layout.teacher), config.student
     theirs, ours = (info.model, info.model_args), (student.model, student.model_args)
-    if theirs != ours:
+    teacher, own = (on_meta(partial(build_model, name, num_classes, args, 0.0, 0.0)) for name, args in (theirs, ours))
+    if not begins_as(teacher, own):
         raise StageError(
             f"student.from_teacher=true: the teacher is {theirs[0]} with model_args {theirs[1]}, the student {ours[0]} with {ours[1]}; "
-            "give the student the same student.model and student.model_args"
+            "give the student the same student.model and student.model_args, or a ResNet-RS with more blocks, otherwise the same"
         )
     return storage.join(layout.teacher, WEIGHTS_FOLDER)
 

@@ -124,29 +124,69 @@ def test_a_branch_finds_what_it_does_not_make_in_the_nearest_run_that_has_it(tmp
     assert replace(layout, generation=2).teacher == layout.student
 
 
-def teacher_in(layout: Layout) -> dict[str, torch.Tensor]:
-    """Weights of a small teacher, saved there."""
-    state = build_model("resnetrs26", 10, {"width": 0.125}).state_dict()
+def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Weights of a small teacher, saved there; fresh ones by default."""
+    state = state or build_model("resnetrs26", 10, {"width": 0.125}).state_dict()
     info = WeightsInfo(model="resnetrs26", model_args={"width": 0.125}, num_classes=10, image_size=16, crop_pct=1,
                        interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))  # fmt: skip
     save_weights(f"{layout.teacher}/weights", state, info)
     return state
 
 
-def test_a_student_from_its_teachers_weights_begins_with_them_and_must_be_the_same_network(tmp_path: Path) -> None:
+def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     teacher = teacher_in(layout)
     words = ["student.model=resnetrs26", "student.from_teacher=true"]
     same = load_config(None, [*words, "student.model_args={width: 0.125}"])
     job = TrainJob(
-        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout)
+        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout, 10)
     )
     begun = _new_state(job)
     assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
     assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
-    assert _initial_weights(load_config(None, []), layout) is None
+    assert _initial_weights(load_config(None, []), layout, 10) is None
+
+
+@pytest.mark.parametrize("args", ["{}", "{width: 0.125, blocks: [2, 1, 2, 2]}", "{width: 0.125, se_ratio: 0.0625}"])
+def test_a_student_that_cannot_begin_as_its_teacher_is_refused(tmp_path: Path, args: str) -> None:
+    layout = Layout(str(tmp_path))
+    teacher_in(layout)
+    other = load_config(None, ["student.model=resnetrs26", "student.from_teacher=true", f"student.model_args={args}"])
     with pytest.raises(StageError, match=r"student\.from_teacher=true: the teacher is .*0\.125.*student\.model_args"):
-        _initial_weights(load_config(None, words), layout)
+        _initial_weights(other, layout, 10)
+
+
+def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    words = [
+        "student.model=resnetrs50",
+        "student.from_teacher=true",
+        "student.dropout=0.2",
+        "student.stochastic_depth=0.2",
+    ]
+    config = load_config(None, [*words, "student.model_args={width: 0.125, blocks: [2, 3, 2, 4]}"])
+    teacher = build_model("resnetrs26", 10, {"width": 0.125})
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # as after a training: no block is its shortcut
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    teacher_in(layout, teacher.state_dict())
+    begun = _new_state(
+        TrainJob(
+            "student",
+            str(tmp_path),
+            config.student,
+            (),
+            10,
+            100,
+            0,
+            1,
+            "cpu",
+            None,
+            _initial_weights(config, layout, 10),
+        )
+    )
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.equal(begun.model.eval()(images), teacher.eval()(images))
 
 
 def test_a_noised_view_depends_on_the_image_alone_and_keeps_its_hash(digits: Digits) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import nearest
-from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, resnet_rs, timm_args
+from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, ResNetRS, resnet_rs, timm_args
 
 _FAMILY = re.compile(r"resnetrs(\d+)")
 
@@ -76,6 +76,24 @@ def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str
     if family is not None and int(family[1]) in BLOCKS:
         return timm_args(Architecture(int(family[1]), **args))
     return name, dict(args)
+
+
+def begins_as(teacher: nn.Module, student: nn.Module) -> bool:
+    """True when a fresh `student` with all of `teacher`'s weights computes what `teacher` does.
+
+    The same network does, and a ResNet-RS with further blocks in its stages: those begin as their shortcuts.
+    """
+    theirs, ours = ({name: value.shape for name, value in model.state_dict().items()} for model in (teacher, student))
+    further = ours.keys() - theirs.keys()
+    if not theirs.items() <= ours.items() or (further and not isinstance(student, ResNetRS)):
+        return False
+    blocks = {_block(name) for name in theirs}
+    return all(name.startswith("layer") and _block(name) not in blocks for name in further)
+
+
+def _block(name: str) -> str:
+    """`layer1.0` of `layer1.0.conv1.weight`."""
+    return ".".join(name.split(".")[:2])
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

@@ -60,7 +60,7 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
-    initial_weights: str | None = None  # a folder of weights of the same model, instead of fresh ones
+    initial_weights: str | None = None  # a folder of weights; what the model has beyond them is fresh (`begins_as`)
     starts_from: TrainJob | None = None  # its EMA weights, of which only the end is trained; see `fix_resolution`
 
     @property
@@ -136,7 +136,7 @@ def _new_state(job: TrainJob) -> State:
     model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
     set_bn_momentum(model, config.bn_momentum)
     if job.initial_weights is not None:
-        model.load_state_dict(load_weights(job.initial_weights)[1])
+        model.load_state_dict(model.state_dict() | load_weights(job.initial_weights)[1])
     if job.starts_from is not None:
         model.load_state_dict(load_trained(job.starts_from.folder, job.starts_from.total_steps)[0])
         freeze_early_layers(model)
