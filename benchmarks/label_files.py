@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data.label_files import label_schema
+from data.label_files import label_schema, write_label_table
 
 NUM_CLASSES = 1000
 _BLOCK = 10_000  # rows made from one seed, so that the rows are the same in files of any size
@@ -64,7 +63,8 @@ def _write_file(folder: Path, shard: str, first: int, num_rows: int) -> None:
     }
     path = folder / f"{shard}.parquet"
     temporary = path.with_suffix(".writing")
-    pq.write_table(pa.table(columns, schema=_SCHEMA), temporary, compression="zstd")
+    with temporary.open("wb") as file:
+        write_label_table(pa.table(columns, schema=_SCHEMA), file)
     temporary.rename(path)
 
 

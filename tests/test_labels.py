@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -103,6 +104,20 @@ def test_the_same_shard_gives_the_same_bytes_for_any_number_of_decoding_threads(
     for threads in (1, 4):
         label_shard(only_shard(tmp_path / "unlabeled"), str(tmp_path / f"{threads}.parquet"), predictor(), 10, threads)
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "4.parquet").read_bytes()
+
+
+def test_what_selection_reads_again_and_again_needs_no_decompression_and_no_dictionary_of_floats(
+    tmp_path: Path, write_digits: WriteDigits
+) -> None:
+    write_digits(tmp_path / "unlabeled", 0, 40, labeled=False)
+    label_shard(only_shard(tmp_path / "unlabeled"), str(tmp_path / "out.parquet"), predictor(), 10, 2)
+    group = pq.read_metadata(tmp_path / "out.parquet").row_group(0)
+    chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
+    assert {name for name, chunk in chunks.items() if chunk.compression == "UNCOMPRESSED"} == {
+        "ordinal", "label", "confidence", "image_hash",
+    }  # fmt: skip
+    assert not any(chunks[name].has_dictionary_page for name in ("confidence", "rest", "image_hash"))
+    assert all("DELTA_BINARY_PACKED" in chunks[name].encodings for name in ("ordinal", "offset", "size"))
 
 
 def test_what_cannot_be_used_is_quarantined_with_key_offset_and_reason(
