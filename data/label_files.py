@@ -28,20 +28,9 @@ _LAST_CLASS = 0xFFFF
 _QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
 _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
-    "ordinal": _DELTA,
-    "offset": _DELTA,
-    "size": _DELTA,
-    "confidence": "PLAIN",
-    "rest": "PLAIN",
-    "image_hash": "PLAIN",
-}
-_UNCOMPRESSED = {
-    "ordinal",
-    "label",
-    "confidence",
-    "rest",
-    "image_hash",
-}  # hardly smaller, and selection reads them three times
+    "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
+}  # fmt: skip
+_UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}  # hardly smaller, and selection reads them three times
 
 
 @dataclass(frozen=True)
