@@ -81,7 +81,7 @@ def wait_for_step(job: TrainJob, step: int) -> None:
 def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes_that_are_not(
     tmp_path: Path, labeled: Split, ray_here: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken")
+    whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken", loader_workers=1)
     assert train(whole, world=2) == [0, 0]
     trouble = threading.Thread(target=kill_a_worker_then_ask_to_stop, args=(broken,))
     trouble.start()
