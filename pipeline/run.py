@@ -53,7 +53,7 @@ from pipeline.report import write_report
 from pipeline.serve import serve
 from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
 from pipeline.status import note_stop, print_status, watch_status
-from student.train import train_student
+from student.train import require_beginning, train_student
 from teacher.diff import diff
 from teacher.label import label
 from teacher.pool import WorkerError
@@ -238,6 +238,8 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
             if not storage.exists(url):
                 raise UsageError(f"{field}={url}: no such file; check the path, or leave it out")
     read_keys(config.data.exclude)
+    if {"teacher", "student"} <= set(stages):
+        require_beginning(config.student, config.teacher.model, config.teacher.model_args)
     for layout in layouts:
         for stage, folder in _long_stages(layout).items():
             if stage in stages:

@@ -13,7 +13,7 @@ from data.label_files import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
 from pipeline.config import require_device
-from pipeline.fields import Config
+from pipeline.fields import Config, StudentConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import begins_as, build_model, count_parameters, on_meta
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
@@ -59,7 +59,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     streams = _streams(config, layout, labeled, selection_folder)
     job = TrainJob(
         "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
-        config.resolved_device(), validation, _initial_weights(config, layout, num_classes),
+        config.resolved_device(), validation, _initial_weights(config, layout),
     )  # fmt: skip
     jobs = [job] if (fixing := fix_resolution_job(job, config.student)) is None else [job, fixing]
     for part in jobs:
@@ -120,19 +120,22 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
     return (*streams, pseudo_labeled)
 
 
-def _initial_weights(config: Config, layout: Layout, num_classes: int) -> str | None:
+def _initial_weights(config: Config, layout: Layout) -> str | None:
     """Where the student's training begins; None: from scratch. Raises StageError when it cannot begin as its teacher."""
-    if not config.student.from_teacher:
-        return None
-    info, student = read_info(layout.teacher), config.student
-    theirs, ours = (info.model, info.model_args), (student.model, student.model_args)
-    teacher, own = (on_meta(partial(build_model, name, num_classes, args, 0.0, 0.0)) for name, args in (theirs, ours))
-    if not begins_as(teacher, own):
+    info = read_info(layout.teacher)
+    require_beginning(config.student, info.model, info.model_args)
+    return storage.join(layout.teacher, WEIGHTS_FOLDER) if config.student.from_teacher else None
+
+
+def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mapping[str, Any]) -> None:
+    """Raises StageError when the student is to begin as a teacher of this model, and cannot."""
+    models = (teacher, teacher_args), (student.model, student.model_args)
+    if student.from_teacher and not begins_as(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
         raise StageError(
-            f"student.from_teacher=true: the teacher is {theirs[0]} with model_args {theirs[1]}, the student {ours[0]} with {ours[1]}; "
-            "give the student the same student.model and student.model_args, or a ResNet-RS with more blocks, otherwise the same"
+            f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
+            f"the student {student.model} with {student.model_args}; give the student the same student.model and "
+            "student.model_args, or a ResNet-RS with more blocks, otherwise the same"
         )
-    return storage.join(layout.teacher, WEIGHTS_FOLDER)
 
 
 def _warn_of_smaller_student(config: Config, layout: Layout, num_classes: int) -> None:

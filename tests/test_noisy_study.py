@@ -139,12 +139,12 @@ def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) ->
     words = ["student.model=resnetrs26", "student.from_teacher=true"]
     same = load_config(None, [*words, "student.model_args={width: 0.125}"])
     job = TrainJob(
-        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout, 10)
+        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout)
     )
     begun = _new_state(job)
     assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
     assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
-    assert _initial_weights(load_config(None, []), layout, 10) is None
+    assert _initial_weights(load_config(None, []), layout) is None
 
 
 @pytest.mark.parametrize("args", ["{}", "{width: 0.125, blocks: [2, 1, 2, 2]}", "{width: 0.125, se_ratio: 0.0625}"])
@@ -153,7 +153,7 @@ def test_a_student_that_cannot_begin_as_its_teacher_is_refused(tmp_path: Path, a
     teacher_in(layout)
     other = load_config(None, ["student.model=resnetrs26", "student.from_teacher=true", f"student.model_args={args}"])
     with pytest.raises(StageError, match=r"student\.from_teacher=true: the teacher is .*0\.125.*student\.model_args"):
-        _initial_weights(other, layout, 10)
+        _initial_weights(other, layout)
 
 
 def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(t
             1,
             "cpu",
             None,
-            _initial_weights(config, layout, 10),
+            _initial_weights(config, layout),
         )
     )
     images = torch.randn(4, 3, 16, 16)
