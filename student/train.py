@@ -129,8 +129,10 @@ def _initial_weights(config: Config, layout: Layout) -> str | None:
 
 def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mapping[str, Any]) -> None:
     """Raises StageError when the student is to begin as a teacher of this model, and cannot."""
+    if not student.from_teacher or (teacher, teacher_args) == (student.model, student.model_args):
+        return
     models = (teacher, teacher_args), (student.model, student.model_args)
-    if student.from_teacher and not begins_as(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
+    if not begins_as(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
         raise StageError(
             f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
             f"the student {student.model} with {student.model_args}; give the student the same student.model and "

@@ -79,16 +79,15 @@ def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def begins_as(teacher: nn.Module, student: nn.Module) -> bool:
-    """True when a fresh `student` with all of `teacher`'s weights computes what `teacher` does.
+    """True for ResNet-RS models of which a fresh `student` with all of `teacher`'s weights computes what `teacher` does.
 
-    The same network does, and a ResNet-RS with further blocks in its stages: those begin as their shortcuts.
+    It may have further blocks in its stages: those begin as their shortcuts. Nothing else may differ.
     """
-    theirs, ours = ({name: value.shape for name, value in model.state_dict().items()} for model in (teacher, student))
-    further = ours.keys() - theirs.keys()
-    if not theirs.items() <= ours.items() or (further and not isinstance(student, ResNetRS)):
+    if not (isinstance(teacher, ResNetRS) and isinstance(student, ResNetRS)):
         return False
+    theirs, ours = ({name: value.shape for name, value in model.state_dict().items()} for model in (teacher, student))
     blocks = {_block(name) for name in theirs}
-    return all(name.startswith("layer") and _block(name) not in blocks for name in further)
+    return theirs.items() <= ours.items() and all(_block(name) not in blocks for name in ours.keys() - theirs.keys())
 
 
 def _block(name: str) -> str:
