@@ -11,7 +11,6 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data.redact import redacted
@@ -420,6 +419,8 @@ class Config(Section):
     def resolved_device(self) -> str:
         """`cpu` or `cuda`."""
         if self.device == "auto":
+            import torch  # only here: half a gigabyte, which selection does without
+
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
 
