@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from data.manifest import DataError, Split, open_split, write_table
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training import fit as fit_module
+from pipeline.training import inputs
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.inference import Predictor
@@ -179,12 +181,29 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path,
     batches.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may tell while hypothesis counts
 def test_a_loading_process_that_is_lost_is_told_once_and_with_what_to_do(tmp_path: Path, labeled: Split) -> None:
     job = make_job(labeled, tmp_path / "run")
     batches = LostBatches(job.streams, job.config, 10, 0)
     with pytest.raises(LoaderLostError, match=r"a loading process was lost .*teacher\.loader_workers"):
         tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 1, pin=False)).clear())
     signal.raise_signal(signal.SIGCHLD)  # upon which torch looks for lost processes
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError("the socket of a batch")])
+def test_a_batch_that_a_lost_process_announced_is_told_as_its_loss(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job = make_job(labeled, tmp_path / "run")
+    monkeypatch.setattr(inputs, "DataLoader", lambda *_, **__: raising(error))
+    told = rf"a loading process was lost .*{type(error).__name__}"
+    with closing(Batches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
+        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 0, pin=False)).clear())
+
+
+def raising(error: Exception) -> Iterator[Batch]:
+    raise error
+    yield
 
 
 class LostBatches(Batches):

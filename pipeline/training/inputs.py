@@ -252,10 +252,19 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generat
     )
     with _signals_held_back() if num_workers else nullcontext():
         items = iter(loader)
-    for item in items:
+    while (item := _next(items)) is not None:
         if isinstance(item, Exception):
             raise item
         yield item
+
+
+def _next(items: Iterator[Batch | Exception]) -> Batch | Exception | None:
+    """None at the end. A process that was killed may have announced a batch that can't be fetched from it any more."""
+    try:
+        return next(items, None)
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        # as torch tells of a lost process
+        raise RuntimeError(f"DataLoader worker does not answer any more ({type(error).__name__})") from None
 
 
 class LoaderLostError(ValueError):
