@@ -3,8 +3,8 @@
     python -m benchmarks.bench_noisy_student [seeds=2] [steps=400] [out=runs/bench_noisy_student]
 
 500 labeled and 54,000 unlabeled images; rows are compared on the 5,000 development images, and the test images are not read. The
-recipe is `config=fashion_mnist` with `steps` steps of the student instead of 1,400, and labels from one view instead of four; the
-teacher is the demo's. The study is a run directory: the same command continues.
+recipe is `config=fashion_mnist` with `steps` steps of a student from scratch instead of 1,400, and labels from one view instead of
+four; the teacher is the demo's. The study is a run directory: the same command continues.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
 }  # fmt: skip
-_UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}  # hardly smaller, and selection reads them three times
+# Hardly smaller compressed, and selection reads them again and again.
+_UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}
 
 
 @dataclass(frozen=True)

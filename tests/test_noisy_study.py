@@ -26,6 +26,7 @@ from pipeline.study.table import row_results
 from pipeline.study.trials import Trial, run_trials, trials_of
 from pipeline.training.fit import TrainJob, _new_state
 from pipeline.training.noised_view import noised
+from pipeline.training.state import State
 from student.train import _initial_weights
 from tests.conftest import WriteDigits, png
 from tests.digits_run import Digits, write_digits_data
@@ -133,15 +134,20 @@ def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> 
     return state
 
 
+def beginning(config: Config, layout: Layout) -> State:
+    """Of the student's training."""
+    weights = _initial_weights(config, layout)
+    return _new_state(
+        TrainJob("student", layout.student, config.student, (), 10, 100, 0, 1, "cpu", initial_weights=weights)
+    )
+
+
 def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     teacher = teacher_in(layout)
     words = ["student.model=resnetrs26", "student.from_teacher=true"]
     same = load_config(None, [*words, "student.model_args={width: 0.125}"])
-    job = TrainJob(
-        "student", str(tmp_path), same.student, (), 10, 100, 0, 1, "cpu", None, _initial_weights(same, layout)
-    )
-    begun = _new_state(job)
+    begun = beginning(same, layout)
     assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
     assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
     assert _initial_weights(load_config(None, []), layout) is None
@@ -158,33 +164,15 @@ def test_a_student_that_cannot_begin_as_its_teacher_is_refused(tmp_path: Path, a
 
 def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
-    words = [
-        "student.model=resnetrs50",
-        "student.from_teacher=true",
-        "student.dropout=0.2",
-        "student.stochastic_depth=0.2",
-    ]
-    config = load_config(None, [*words, "student.model_args={width: 0.125, blocks: [2, 3, 2, 4]}"])
+    noise = ["student.dropout=0.2", "student.stochastic_depth=0.2"]
+    deeper = ["student.model=resnetrs50", "student.model_args={width: 0.125, blocks: [2, 3, 2, 4]}"]
+    config = load_config(None, ["student.from_teacher=true", *deeper, *noise])
     teacher = build_model("resnetrs26", 10, {"width": 0.125})
     with torch.no_grad():
         for parameter in teacher.parameters():  # as after a training: no block is its shortcut
             parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     teacher_in(layout, teacher.state_dict())
-    begun = _new_state(
-        TrainJob(
-            "student",
-            str(tmp_path),
-            config.student,
-            (),
-            10,
-            100,
-            0,
-            1,
-            "cpu",
-            None,
-            _initial_weights(config, layout),
-        )
-    )
+    begun = beginning(config, layout)
     images = torch.randn(4, 3, 16, 16)
     assert torch.equal(begun.model.eval()(images), teacher.eval()(images))
 

@@ -22,11 +22,11 @@ from pipeline.cluster import start_ray
 from pipeline.interrupt import Interrupted, handled
 from pipeline.training import launch
 from pipeline.training.fit import TrainingError, TrainJob, load_trained
-from pipeline.training.inputs import Batches, labeled_stream, load
+from pipeline.training.inputs import labeled_stream, load
 from pipeline.training.launch import run_training
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
-from tests.test_training import CONFIG
+from tests.test_training import CONFIG, SignalsBlocked
 from tests.training_processes import train
 
 
@@ -150,11 +150,8 @@ def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray
     held.wait()
     streams = (labeled_stream(labeled, CONFIG.batch_size),)
     for _ in range(3):
-        with (
-            closing(Batches(streams, CONFIG, 10, seed=0)) as batches,
-            closing(load(batches, range(2), 1, False)) as loaded,
-        ):
-            assert len(list(loaded)) == 2
+        with closing(SignalsBlocked(streams, CONFIG, 10, seed=0)) as batches:
+            assert [batch.keys for batch in load(batches, range(2), 1, False)] == 2 * [["SIGINT", "SIGTERM"]]
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(ray.get(ANSWERING.remote().ping.remote())), daemon=True)
     asking.start()

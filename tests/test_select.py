@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -379,3 +381,10 @@ def test_a_rule_that_makes_no_sense_names_its_field(field: str, value: float) ->
     good: dict[str, Any] = {"num_classes": 2, "confidence_threshold": 0.3, "per_class": 5, "max_copies": 2}
     with pytest.raises(SelectError, match=f"select.{field} must be between"):
         SelectRule(**{**good, field: value})
+
+
+def test_processes_that_select_do_not_load_torch() -> None:
+    """Half a gigabyte in each of a cluster's tasks; it came once with a module that all others import."""
+    modules = "teacher.select, teacher.selection, teacher.ray_tasks, pipeline.stage"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -206,6 +206,24 @@ def raising(error: Exception) -> Iterator[Batch]:
     yield
 
 
+def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_and_this_one_goes_on_without(
+    tmp_path: Path, labeled: Split
+) -> None:
+    job = make_job(labeled, tmp_path / "run")
+    with closing(SignalsBlocked(job.streams, job.config, 10, 0)) as batches:
+        (batch,) = load(batches, range(1), 1, pin=False)
+    assert batch.keys == ["SIGINT", "SIGTERM"]
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class SignalsBlocked(Batches):
+    """Their keys are the signals that the process blocks."""
+
+    def __getitem__(self, step: int) -> Batch:
+        blocked = sorted(signal.Signals(number).name for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return replace(super().__getitem__(step), keys=blocked)
+
+
 class LostBatches(Batches):
     """As when memory runs out at step 2."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -85,14 +86,9 @@ def begins_as(teacher: nn.Module, student: nn.Module) -> bool:
     """
     if not (isinstance(teacher, ResNetRS) and isinstance(student, ResNetRS)):
         return False
-    theirs, ours = ({name: value.shape for name, value in model.state_dict().items()} for model in (teacher, student))
-    blocks = {_block(name) for name in theirs}
-    return theirs.items() <= ours.items() and all(_block(name) not in blocks for name in ours.keys() - theirs.keys())
-
-
-def _block(name: str) -> str:
-    """`layer1.0` of `layer1.0.conv1.weight`."""
-    return ".".join(name.split(".")[:2])
+    theirs, ours = teacher.architecture, student.architecture
+    same = replace(theirs, depth=ours.depth, blocks=ours.blocks) == ours
+    return same and all(more >= fewer for more, fewer in zip(ours.stage_blocks, theirs.stage_blocks, strict=True))
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

@@ -238,6 +238,7 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generat
 
     Raises:
         DataError: as `Batches`.
+        RuntimeError: a loading process was lost; `tell_of_lost_loaders` makes it a sentence.
     """
     spawns = num_workers > 0 and ray.is_initialized()
     loader = DataLoader(
