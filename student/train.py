@@ -136,7 +136,7 @@ def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mappin
         raise StageError(
             f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
             f"the student {student.model} with {student.model_args}; give the student the same student.model and "
-            "student.model_args, or a ResNet-RS with more blocks, otherwise the same"
+            "student.model_args, or a ResNet-RS with more blocks, otherwise the same, or student.from_teacher=false"
         )
 
 
