@@ -4,8 +4,8 @@
 
 The rows are made once (2 GB for each layout: files of a million rows, and of 10,000, as shards have) and long-tailed. The rule is
 Noisy Student's: confidence 0.3, the best thousandth of `rows` (130,000) per class, rarer classes repeated up to 10 times. Two threads
-each, files in the page cache, every figure the median over rounds of a process of its own, the contenders taking turns. Where the
-CPU seconds are not twice the seconds, cores were waited for.
+each (ours: two processes where files are many; their memory is added up), files in the page cache, every figure the median over
+rounds of a process of its own, the contenders taking turns. Where the CPU seconds are not twice the seconds, cores were waited for.
 
     ours     the whole stage: cut-offs, a file of copies per label file, selection.json, done-marker
     floor    reads the columns that ours reads, as often (label and confidence three times, ordinals twice), and no more
@@ -18,12 +18,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -35,11 +37,13 @@ import pyarrow.parquet as pq
 
 from benchmarks import select_peers
 from benchmarks.label_files import NUM_CLASSES, make_label_files
+from benchmarks.process_memory import peak_memory_of_worker
 from data import storage
 from data.settings import run_command
 from pipeline.effort import peak_memory
 from pipeline.stage import Fingerprint, open_stage
 from teacher.cutoffs import SelectRule
+from teacher.processes import MANY_SHARDS, processes
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
 from teacher.selection_file import selection_json
@@ -76,15 +80,22 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
     clock = [time.perf_counter()]
     with contextlib.redirect_stdout(io.StringIO()):
         stage = open_stage(out, "select", Fingerprint({}, {}))
-    selection = select_shards(labels, shards, rule, num_workers=THREADS)
-    clock.append(time.perf_counter())
-    counts = write_all_copies(selection, labels, shards, out, num_workers=THREADS)
-    clock.append(time.perf_counter())
+    with processes(THREADS) if len(shards) >= MANY_SHARDS else nullcontext(in_threads) as executor:
+        selection = select_shards(labels, shards, rule, num_workers=THREADS, executor=executor)
+        clock.append(time.perf_counter())
+        counts = write_all_copies(selection, labels, shards, out, num_workers=THREADS, executor=executor)
+        clock.append(time.perf_counter())
+        peaks = [0] if executor is in_threads else list(executor(peak_memory_of_worker, shards, THREADS, "measure"))
     storage.write_text(stage.path("selection.json"), json.dumps(selection_json(selection, counts), indent=1))
     stage.commit(["selection.json", *(f"{shard}.parquet" for shard in shards)], {})
     clock.append(time.perf_counter())
     parts = dict(zip(("cut-offs", "copies", "commit"), np.diff(clock).tolist(), strict=True))
-    return {"parts": parts, "totals": [selection.cutoffs.kept.tolist(), selection.cutoffs.copies.tolist()]}
+    memory = (peak_memory() or 0) + THREADS * max(peaks)
+    return {
+        "memory_mb": memory / 2**20,
+        "parts": parts,
+        "totals": [selection.cutoffs.kept.tolist(), selection.cutoffs.copies.tolist()],
+    }
 
 
 def floor(labels: str, shards: Sequence[str]) -> Run:
@@ -106,7 +117,7 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
     shutil.rmtree(out, ignore_errors=True)
     Path(out).mkdir(parents=True)
     shards = sorted(path.stem for path in Path(labels).glob("*.parquet"))
-    started, cpu_started = time.perf_counter(), time.process_time()
+    started, cpu_started = time.perf_counter(), sum(os.times()[:4])
     if name in PEERS:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2)  # rather this process than the machine
         PEERS[name](labels, out, rule, THREADS, memory_gb)
@@ -115,7 +126,7 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
         found = floor(labels, shards) if name == "floor" else ours(labels, shards, rule, out)
     run = {
         "seconds": time.perf_counter() - started,
-        "cpu_seconds": time.process_time() - cpu_started,
+        "cpu_seconds": sum(os.times()[:4]) - cpu_started,
         "memory_mb": (peak_memory() or 0) / 2**20,
     }
     found |= {"totals": select_peers.totals(out)} if name in PEERS else {}

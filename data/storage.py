@@ -50,7 +50,12 @@ def local_path(url: str) -> Path:
     _check(url)
     if not is_local(url):
         raise StorageError(f"{url!r} is not a local path")
-    return Path(url.removeprefix("file://"))
+    return Path(_local(url))
+
+
+def _local(url: str) -> str:
+    """As `local_path`, of a URL that is checked: making a Path takes longer than opening a file."""
+    return url.removeprefix("file://")
 
 
 def join(base: str, *parts: str) -> str:
@@ -88,7 +93,8 @@ def open_read(url: str) -> BinaryIO:
 
 def open_native(url: str) -> BinaryIO | pa.NativeFile:
     """As `open_read`, for pyarrow: it reads a local file by itself, without the GIL that other threads want."""
-    return pa.OSFile(str(local_path(url))) if is_local(url) else open_read(url)
+    _check(url)
+    return pa.OSFile(_local(url)) if is_local(url) else open_read(url)
 
 
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -123,14 +129,14 @@ def writing(url: str) -> Iterator[BinaryIO]:
             _check_may_write(url)
             remote.upload(local.name, url)
         return
-    target = local_path(url)
+    target = _local(url)
     with _beside(target) as temporary:
         with _open_temporary(temporary, target) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         _give_name(temporary, target)
-    _sync(target.parent)
+    _sync(os.path.dirname(target) or ".")
 
 
 @contextmanager
@@ -140,7 +146,7 @@ def writing_together() -> Iterator[Callable[[str], AbstractContextManager[Binary
     Gives a function to use like `writing`. Local files appear when the outer block ends, and none of them when it raises; remote
     ones as each is written. The folder's file system is synced before the first is renamed, so what has its final name is whole.
     """
-    written: dict[Path, Path] = {}  # temporary name → final name
+    written: dict[str, str] = {}  # temporary name → final name
 
     @contextmanager
     def write(url: str) -> Iterator[BinaryIO]:
@@ -149,7 +155,7 @@ def writing_together() -> Iterator[Callable[[str], AbstractContextManager[Binary
                 yield file
             return
         _check_may_write(url)
-        target = local_path(url)
+        target = _local(url)
         with _beside(target) as temporary, _open_temporary(temporary, target) as file:
             yield file
         written[temporary] = target
@@ -161,39 +167,48 @@ def writing_together() -> Iterator[Callable[[str], AbstractContextManager[Binary
             _give_name(temporary, target)
     except BaseException:
         for temporary in written:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
         raise
-    for folder in {target.parent for target in written.values()}:
+    for folder in {os.path.dirname(target) or "." for target in written.values()}:
         _sync(folder)
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _beside(target: str) -> Iterator[str]:
     """A temporary name in the target's folder, which is made; what has that name is removed when the block raises."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    folder, name = os.path.split(target)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{name}")
     try:
         yield temporary
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         if is_out_of_room(error) and error.filename is None:  # a write that fails does not say where
-            error.filename = str(target)
+            error.filename = target
         raise
 
 
 @contextmanager
-def _open_temporary(temporary: Path, target: Path) -> Iterator[BinaryIO]:
-    with temporary.open("wb") as file:
-        reach(f"before-write/{target.name}")
+def _open_temporary(temporary: str, target: str) -> Iterator[BinaryIO]:
+    name = os.path.basename(target)
+    with open(temporary, "wb") as file:
+        reach(f"before-write/{name}")
         yield file
         file.flush()
-        reach(f"after-write/{target.name}")
+        reach(f"after-write/{name}")
 
 
-def _give_name(temporary: Path, target: Path) -> None:
-    reach(f"before-rename/{target.name}")
-    temporary.replace(target)
-    reach(f"after-rename/{target.name}")
+def _give_name(temporary: str, target: str) -> None:
+    name = os.path.basename(target)
+    reach(f"before-rename/{name}")
+    os.replace(temporary, target)
+    reach(f"after-rename/{name}")
+
+
+def _remove(temporary: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
 
 
 def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
@@ -201,23 +216,23 @@ def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _sync_files(paths: Collection[Path]) -> None:
+def _sync_files(paths: Collection[str]) -> None:
     """Wait until the files are on disk: all at once where the system has `syncfs` (Linux), else one by one."""
     sync_file_system = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync_file_system is None:
         for path in paths:
             _sync(path)
     else:
-        for folder in {path.parent for path in paths}:
+        for folder in {os.path.dirname(path) or "." for path in paths}:
             _sync(folder, sync_file_system)
 
 
-def _sync(path: Path, sync: Callable[[int], int | None] | None = None) -> None:
+def _sync(path: str, sync: Callable[[int], int | None] | None = None) -> None:
     """Sync a file, a folder, or the file system of either."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if (sync or os.fsync)(descriptor):  # not 0: a C function failed; `os.fsync` raises
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
     finally:
         os.close(descriptor)
 

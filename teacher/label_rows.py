@@ -20,6 +20,7 @@ from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
 _BATCH_ROWS = 2**16  # more is no faster, and holds more memory in every thread
+_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
 _TYPES = {
     "ordinal": pa.int32(),
     "label": pa.int32(),
@@ -80,7 +81,7 @@ class LabelRows:
     @property
     def eligible(self) -> _Mask:
         """Rows at or above the threshold that nothing excludes, bool [n]."""
-        excluded = _either(_either(self.held_out, self.by_user), self.crowded)
+        excluded = either(either(self.held_out, self.by_user), self.crowded)
         return self.above if excluded is None else self.above & ~excluded
 
 
@@ -112,7 +113,11 @@ class LabelSource:
 def _open(path: str) -> Iterator[pq.ParquetFile]:
     try:
         # reading ahead is for stores; of a local file it costs more than it saves
-        with storage.open_native(path) as stream, pq.ParquetFile(stream, pre_buffer=not storage.is_local(path)) as file:
+        is_local = storage.is_local(path)
+        with (
+            storage.open_native(path) as stream,
+            pq.ParquetFile(stream, pre_buffer=not is_local, buffer_size=_BUFFER * is_local) as file,
+        ):
             yield file
     except FileNotFoundError as error:
         raise SelectError(f"{path}: no such label file; run stage=label, it continues where it stopped") from error
@@ -180,7 +185,8 @@ def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> _Mask
     return np.isin(ordinal, np.array(sorted(ordinals), np.int64)) if ordinals and ordinal is not None else None
 
 
-def _either(first: _Mask | None, second: _Mask | None) -> _Mask | None:
+def either(first: _Mask | None, second: _Mask | None) -> _Mask | None:
+    """Rows of one mask or the other; None is a mask without rows."""
     if first is None or second is None:
         return second if first is None else first
     return first | second

@@ -75,8 +75,7 @@ def count_rows(source: LabelSource, shards: Iterable[str]) -> Int64:
     histogram = _zeros(source)
     for shard in shards:
         for rows in source.read(shard, needs_ordinals=False):
-            eligible = np.flatnonzero(rows.eligible)  # four times as fast as a mask
-            add_coarse(histogram, rows.label.take(eligible), rows.confidence.take(eligible))
+            add_coarse(histogram, rows.label, rows.confidence, rows.eligible)
     return histogram
 
 

@@ -6,7 +6,9 @@ Images are looked at once, to find near-duplicates of held-out ones; another sel
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from teacher.keep import keep_images, kept_before, kept_json
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
 from teacher.precision import precision_json
+from teacher.processes import MANY_SHARDS, processes
 from teacher.ray_tasks import in_ray_tasks
 from teacher.rule import make_rule, print_precision, read_held_out
 from teacher.select import select_shards
@@ -36,7 +39,7 @@ from teacher.selection_file import selection_json
 from teacher.threads import Progress, in_threads
 
 SELECTION_NAME = "selection.json"
-_THREADS = 2
+_THREADS, _MAX_PROCESSES = 2, 8
 
 
 def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -120,9 +123,10 @@ def _choose(
     """Choose by confidence; `labels` is their summary. Returns what selection.json holds."""
     held_out, least = read_held_out(layout), config.select.confidence_threshold
     rule = make_rule(config.select, labels["num_classes"], held_out)
-    exclusions, workers = _with_crowds(config, layout, rule, shards, exclusions), _workers(config.ray_address)
-    selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
-    counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
+    exclusions = _with_crowds(config, layout, rule, shards, exclusions)
+    with _workers(config.ray_address, len(shards)) as workers:
+        selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
+        counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
     content = selection_json(selection, counts, labels["class_names"])
     if content["totals"]["kept"] == 0:
         why = ", ".join(
@@ -144,9 +148,9 @@ def _keep(
     stage: Stage,
 ) -> dict[str, Any]:
     """As `_choose`, but the images are those of the generation before."""
-    num_classes, workers = labels["num_classes"], _workers(config.ray_address)
-    kept_from, _ = kept_before(layout)
-    counts, classes = keep_images(layout, kept_from, shards, num_classes, exclusions, stage.folder, **workers)
+    num_classes, (kept_from, _) = labels["num_classes"], kept_before(layout)
+    with _workers(config.ray_address, len(shards)) as workers:
+        counts, classes = keep_images(layout, kept_from, shards, num_classes, exclusions, stage.folder, **workers)
     content = kept_json(counts, classes, kept_from, labels["class_names"], exclusions)
     if content["totals"]["kept"] == 0:
         raise StageError(
@@ -155,12 +159,18 @@ def _keep(
     return content | {"precision": precision_json(read_held_out(layout), np.zeros(num_classes, np.float32), None, 0.0)}
 
 
-def _workers(ray_address: str | None) -> dict[str, Any]:
-    """Who does the work: threads here, or as many tasks as a cluster has CPUs."""
-    if ray_address is None:
-        return {"executor": in_threads, "num_workers": _THREADS, "progress": _progress()}
-    start_ray(ray_address)
-    return {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
+@contextmanager
+def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
+    """Who does the work: threads here, processes where shards are many, or as many tasks as a cluster has CPUs."""
+    if ray_address is not None:
+        start_ray(ray_address)
+        yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
+    elif num_shards < MANY_SHARDS:
+        yield {"executor": in_threads, "num_workers": _THREADS, "progress": _progress()}
+    else:
+        number = min(os.cpu_count() or 1, _MAX_PROCESSES)
+        with processes(number) as executor:
+            yield {"executor": executor, "num_workers": number, "progress": _progress()}
 
 
 def _with_crowds(

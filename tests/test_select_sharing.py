@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +21,7 @@ import ray
 from pipeline.cluster import start_ray
 from teacher.cutoffs import SelectError, SelectRule
 from teacher.label_rows import Exclusions
+from teacher.processes import MANY_SHARDS, processes
 from teacher.ray_tasks import in_ray_tasks
 from teacher.select import select_shards
 from teacher.select_stage import _workers
@@ -81,10 +88,68 @@ def test_the_bytes_are_the_same_however_the_label_files_are_shared_out(
     assert selected_bytes(labels, tmp_path, executor, num_workers, shards) == expected
 
 
-def test_the_stage_shares_out_over_the_cluster_it_is_given() -> None:
-    on_cluster, here = _workers("the cluster that runs"), _workers(None)
-    assert (on_cluster["executor"], on_cluster["num_workers"]) == (in_ray_tasks, ray.cluster_resources()["CPU"])
-    assert here["executor"] is in_threads
+def test_the_bytes_are_the_same_when_processes_share_the_label_files(
+    labels: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    with processes(2) as executor:
+        for number in (1, 2, 7):
+            assert selected_bytes(labels, tmp_path / str(number), executor, number) == expected
+
+
+def test_the_stage_takes_threads_processes_or_the_cluster_that_it_is_given() -> None:
+    with _workers("the cluster that runs", 1) as on_cluster:
+        assert (on_cluster["executor"], on_cluster["num_workers"]) == (in_ray_tasks, ray.cluster_resources()["CPU"])
+    with _workers(None, MANY_SHARDS - 1) as here:
+        assert here["executor"] is in_threads
+    with _workers(None, MANY_SHARDS) as here:
+        (process,) = here["executor"](_process_ids, ["a"], 1, "test")
+    assert process != os.getpid()
+
+
+def _process_ids(shards: Iterable[str]) -> int:
+    return os.getpid()
+
+
+def test_an_error_in_a_process_is_raised_as_it_was(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SelectError, match=r"^\S*gone\.parquet: no such label file; run stage=label"),
+        processes(1) as executor,
+    ):
+        select_shards(str(tmp_path), ["gone"], RULE, executor=executor)
+
+
+def _end(shards: Iterable[str]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
+    with (
+        pytest.raises(OSError, match=r"^select: a process was lost as it was to count \(killed, or no"),
+        processes(2) as executor,
+    ):
+        list(executor(_end, ["a", "b"], 2, "count"))
+
+
+def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from teacher.processes import MANY_SHARDS, processes\n"
+        "from tests.test_select_sharing import _process_ids\n"
+        "with processes(1) as executor:\n"
+        "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"
+        "    print(number, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(f"if __name__ == '__main__':\n{textwrap.indent(code, '    ')}")
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    number = int(ended.stdout)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the process goes on"
+        time.sleep(0.1)
 
 
 def test_an_error_in_a_task_is_raised_as_it_was(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Sharing shards out among processes of this machine: opening a Parquet file holds the GIL, so threads open no more than one does.
+
+They are not `multiprocessing`'s, which begin by importing the command that was typed, and with it torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing.connection import Connection, Pipe, wait
+from subprocess import Popen
+from typing import Any
+
+from teacher.threads import Executor, Progress, Result
+
+MANY_SHARDS = 2_000  # from here on, processes save more than their start takes, half a second
+_PARTS = 4  # per process: for the progress, and so that one that is slower gets fewer
+
+
+@contextmanager
+def processes(number: int) -> Iterator[Executor]:
+    """An executor (see threads.py) of up to `number` processes, which end with the block, and with this process however it ends.
+
+    Tasks and results are pickled. After an error there is no further use.
+    """
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_worker()) for _ in range(number)]
+        yield partial(_in_processes, workers)
+
+
+@contextmanager
+def _worker() -> Iterator[Connection]:
+    here, there = Pipe()
+    command = [sys.executable, "-m", "teacher.processes", str(there.fileno())]
+    with (
+        here,
+        Popen(command, pass_fds=[there.fileno()], process_group=0) as process,
+    ):  # Ctrl-C is for this process alone
+        there.close()
+        try:
+            yield here
+        finally:
+            process.kill()
+
+
+def _in_processes(
+    workers: Sequence[Connection],
+    task: Callable[[Iterable[str]], Result],
+    shards: Sequence[str],
+    num_workers: int,
+    doing: str,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """What `task` returns of each part of the shards, as they end. An error is raised as the task raised it.
+
+    Raises:
+        OSError: a process was killed.
+    """
+    num_parts = min(num_workers * _PARTS, len(shards))
+    parts = iter([shards[first::num_parts] for first in range(num_parts)])
+    pending: dict[Connection, int] = {}
+    done = 0
+
+    def give(worker: Connection) -> None:
+        part = next(parts, None)
+        if part is not None:
+            worker.send((task, part))
+            pending[worker] = len(part)
+
+    try:
+        for worker in workers[:num_workers]:
+            give(worker)
+        while pending:
+            for worker in [worker for worker in wait(list(pending)) if isinstance(worker, Connection)]:
+                result, error = worker.recv()
+                if error is not None:
+                    raise error
+                done += pending.pop(worker)
+                give(worker)
+                if progress:
+                    progress(doing, done, len(shards))
+                yield result
+    except (EOFError, ConnectionError):
+        raise OSError(
+            f"select: a process was lost as it was to {doing} (killed, or no memory was left); the same command does it again"
+        ) from None
+
+
+def _serve(connection: Connection) -> None:
+    """Do the tasks that come, until nobody is there to send any."""
+    while True:
+        try:
+            task, shards = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[Any, Exception | None]
+        try:
+            answer = task(shards), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            answer = None, error
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
