@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
 }  # fmt: skip
 # Hardly smaller compressed, and selection reads them again and again.
+_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
 _UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}
 
 
@@ -190,8 +192,21 @@ def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows of a label file; with `columns`, only these are read (all by default)."""
     if columns is None:
         return pq.read_table(io.BytesIO(storage.read_bytes(url)))
-    with storage.open_native(url) as stream:
-        return pq.read_table(stream, columns=list(columns))
+    with open_label_file(url) as file:
+        return file.read(columns=list(columns), use_threads=False)
+
+
+@contextmanager
+def open_label_file(url: str) -> Iterator[pq.ParquetFile]:
+    """A label or copies file of which some columns are read. Raises FileNotFoundError, or pyarrow's errors of a damaged one."""
+    is_local = storage.is_local(
+        url
+    )  # what is needed is read ahead of stores only: of a local file that costs more than it saves
+    with (
+        storage.open_native(url) as stream,
+        pq.ParquetFile(stream, pre_buffer=not is_local, buffer_size=_BUFFER * is_local) as file,
+    ):
+        yield file
 
 
 def read_quarantined(table: pa.Table) -> list[Quarantined]:

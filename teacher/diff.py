@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from pipeline.fields import Config
 from pipeline.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.stage import StageError, require_done
 from teacher.cutoffs import Int64
-from teacher.threads import in_threads
+from teacher.processes import threads_or_processes
 
 _SHOWN = 10  # lines on the screen
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,11 @@ def diff(
 
 def compare(before: Side, after: Side) -> Counts:
     """Count what changed, shard by shard, images joined by shard and ordinal."""
-    names = {entry.name for side in (before, after) for entry in read_manifest(side.labels)}
-
-    def count(shards: Iterable[str]) -> Counts:
-        part = Counts.zeros(after.num_classes)
-        for shard in shards:
-            _add_shard(part, before, after, shard)
-        return part
-
+    names = sorted({entry.name for side in (before, after) for entry in read_manifest(side.labels)})
     total = Counts.zeros(after.num_classes)
-    for part in in_threads(count, sorted(names), _THREADS, "compare"):
-        total.add(part)
+    with threads_or_processes(len(names)) as (executor, number):
+        for part in executor(partial(_count, before, after), names, number, "compare"):
+            total.add(part)
     return total
 
 
@@ -159,23 +153,38 @@ def _drift(entry: dict[str, Any]) -> int:
     return abs(entry["labels_after"] - entry["labels_before"]) + abs(entry["kept_after"] - entry["kept_before"])
 
 
+def _count(before: Side, after: Side, shards: Iterable[str]) -> Counts:
+    part = Counts.zeros(after.num_classes)
+    for shard in shards:
+        _add_shard(part, before, after, shard)
+    return part
+
+
 def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
     ordinal_1, label_1 = _read_labels(before, shard)
     ordinal_2, label_2 = (ordinal_1, label_1) if after.labels == before.labels else _read_labels(after, shard)
     copies_1, copies_2 = _read_copies(before, shard, len(label_1)), _read_copies(after, shard, len(label_2))
-    if ordinal_1 is ordinal_2:
-        rows_1 = rows_2 = np.arange(len(ordinal_1))
-    else:
-        _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
-    np.add.at(part.flips, (label_1[rows_1], label_2[rows_2]), 1)
-    kept_1, kept_2 = copies_1 > 0, copies_2 > 0
-    np.add.at(part.kept, (kept_1[rows_1].astype(int), kept_2[rows_2].astype(int), label_2[rows_2]), 1)
-    alone_1, alone_2 = (np.delete(np.arange(len(o)), rows) for o, rows in ((ordinal_1, rows_1), (ordinal_2, rows_2)))
-    np.add.at(part.gone, label_1[alone_1], 1)
-    np.add.at(part.new, label_2[alone_2], 1)
-    np.add.at(part.kept[:, 0], (kept_1[alone_1].astype(int), label_1[alone_1]), 1)
-    np.add.at(part.kept[0], (kept_2[alone_2].astype(int), label_2[alone_2]), 1)
     part.copies[:] += np.array([copies_1.sum(dtype=np.int64), copies_2.sum(dtype=np.int64)])
+    kept_1, kept_2 = copies_1 > 0, copies_2 > 0
+    if ordinal_1 is not ordinal_2:
+        _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
+        alone_1, alone_2 = (
+            np.delete(np.arange(len(o)), rows) for o, rows in ((ordinal_1, rows_1), (ordinal_2, rows_2))
+        )
+        np.add.at(part.gone, label_1[alone_1], 1)
+        np.add.at(part.new, label_2[alone_2], 1)
+        _add_kept(part, kept_1[alone_1], False, label_1[alone_1])
+        _add_kept(part, False, kept_2[alone_2], label_2[alone_2])
+        label_1, label_2, kept_1, kept_2 = label_1[rows_1], label_2[rows_2], kept_1[rows_1], kept_2[rows_2]
+    num_classes = after.num_classes
+    np.add.at(part.flips.reshape(-1), label_1.astype(np.int64) * num_classes + label_2, 1)
+    _add_kept(part, kept_1, kept_2, label_2)
+
+
+def _add_kept(part: Counts, before: np.ndarray | bool, after: np.ndarray | bool, label: np.ndarray) -> None:
+    """Count rows by what was and is kept and by label, all [n] (or one truth for all rows), into `part.kept`. In place."""
+    cell = label + part.kept.shape[2] * (2 * np.asarray(before, np.int64) + np.asarray(after, np.int64))
+    part.kept[:] += np.bincount(cell, minlength=part.kept.size).reshape(part.kept.shape)
 
 
 def _read_labels(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray]:

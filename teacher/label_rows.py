@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.exclude import keys_in
+from data.label_files import open_label_file
 from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
 _BATCH_ROWS = 2**16  # more is no faster, and holds more memory in every thread
-_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
 _TYPES = {
     "ordinal": pa.int32(),
     "label": pa.int32(),
@@ -112,12 +112,7 @@ class LabelSource:
 @contextmanager
 def _open(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        # reading ahead is for stores; of a local file it costs more than it saves
-        is_local = storage.is_local(path)
-        with (
-            storage.open_native(path) as stream,
-            pq.ParquetFile(stream, pre_buffer=not is_local, buffer_size=_BUFFER * is_local) as file,
-        ):
+        with open_label_file(path) as file:
             yield file
     except FileNotFoundError as error:
         raise SelectError(f"{path}: no such label file; run stage=label, it continues where it stopped") from error

@@ -5,6 +5,7 @@ They are not `multiprocessing`'s, which begin by importing the command that was 
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +15,22 @@ from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
 from typing import Any
 
-from teacher.threads import Executor, Progress, Result
+from teacher.threads import Executor, Progress, Result, in_threads
 
+_THREADS, _MAX_PROCESSES = 2, 8
 MANY_SHARDS = 2_000  # from here on, processes save more than their start takes, half a second
 _PARTS = 4  # per process: for the progress, and so that one that is slower gets fewer
+
+
+@contextmanager
+def threads_or_processes(num_shards: int) -> Iterator[tuple[Executor, int]]:
+    """What shares so many shards out best on this machine, and among how many."""
+    if num_shards < MANY_SHARDS:
+        yield in_threads, _THREADS
+        return
+    number = min(os.cpu_count() or 1, _MAX_PROCESSES)
+    with processes(number) as executor:
+        yield executor, number
 
 
 @contextmanager

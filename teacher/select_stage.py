@@ -6,7 +6,6 @@ Images are looked at once, to find near-duplicates of held-out ones; another sel
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,16 +29,16 @@ from teacher.keep import keep_images, kept_before, kept_json
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
 from teacher.precision import precision_json
-from teacher.processes import MANY_SHARDS, processes
+from teacher.processes import threads_or_processes
 from teacher.ray_tasks import in_ray_tasks
 from teacher.rule import make_rule, print_precision, read_held_out
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
 from teacher.selection_file import selection_json
-from teacher.threads import Progress, in_threads
+from teacher.threads import Progress
 
 SELECTION_NAME = "selection.json"
-_THREADS, _MAX_PROCESSES = 2, 8
+_THREADS = 2
 
 
 def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -165,12 +164,9 @@ def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any
     if ray_address is not None:
         start_ray(ray_address)
         yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
-    elif num_shards < MANY_SHARDS:
-        yield {"executor": in_threads, "num_workers": _THREADS, "progress": _progress()}
-    else:
-        number = min(os.cpu_count() or 1, _MAX_PROCESSES)
-        with processes(number) as executor:
-            yield {"executor": executor, "num_workers": number, "progress": _progress()}
+        return
+    with threads_or_processes(num_shards) as (executor, number):
+        yield {"executor": executor, "num_workers": number, "progress": _progress()}
 
 
 def _with_crowds(
