@@ -1,9 +1,14 @@
-"""The search for near-duplicates of held-out images: once for each set of labels and held-out images, before anything is selected."""
+"""The search for near-duplicates of held-out images: once for each set of labels and held-out images, before anything is selected.
+
+Some shards at a time: what was found in them is a file of its own until all are searched, so that a search that was stopped goes on
+where it was.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +20,7 @@ from data.manifest import write_table
 from data.redact import redacted
 from pipeline.fields import Config
 from pipeline.layout import Layout
-from pipeline.stage import Fingerprint, done_record, open_stage, require_done
+from pipeline.stage import Fingerprint, Stage, done_record, open_stage, require_done
 from teacher.hash_index import COMPLETE_DISTANCE
 from teacher.near_duplicates import MAX_DISTANCE, Found, Search
 from teacher.threads import Progress, in_threads
@@ -34,6 +39,8 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 _NAME = "near_duplicates"
+_PARTS, _COUNTS_KEY = "parts", b"counts"
+_TOGETHER = 128  # shards that are searched anew, at most, after an interruption: seconds
 _MAX_THREADS = 16
 
 
@@ -62,11 +69,10 @@ def find_near_duplicates(
     expected = _fingerprint(config, held_out, labels)
     stage = open_stage(storage.join(layout.near_duplicates, expected.digest()), _NAME, expected, force)
     if not stage.is_done:
-        entries = read_manifest(layout.labels)
-        found = _search(config, layout, held_out, entries, progress)
-        tables = list(_listing(held_out, found))
-        write_table(stage.path(LISTING_NAME), pa.concat_tables([LISTING_SCHEMA.empty_table(), *tables]))
-        stage.commit([LISTING_NAME], _summary(held_out, found))
+        parts = _search(config, layout, held_out, stage, progress)
+        write_table(stage.path(LISTING_NAME), pa.concat_tables([part.replace_schema_metadata() for part in parts]))
+        stage.commit([LISTING_NAME], _summary(held_out, parts))
+        storage.remove(stage.path(_PARTS))
     return Searched(stage.folder, require_done(stage.folder, _NAME))
 
 
@@ -102,22 +108,33 @@ def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -
 
 
 def _search(
-    config: Config, layout: Layout, held_out: HeldOut, entries: Sequence[LabeledShard], progress: Progress | None
-) -> dict[str, Found]:
-    """What was found, by shard name, in the labels' order."""
-    search, urls, by_name = (
-        Search(held_out, config.select.copy_correlation),
-        _where_shards_are(config),
-        {entry.name: entry for entry in entries},
-    )
+    config: Config, layout: Layout, held_out: HeldOut, stage: Stage, progress: Progress | None
+) -> list[pa.Table]:
+    """The listing in parts, in the labels' order, with `_counts` in their metadata; those that are there are taken as they are."""
+    search, urls = Search(held_out, config.select.copy_correlation), _where_shards_are(config)
+    by_name = {entry.name: entry for entry in read_manifest(layout.labels)}
+    names = list(by_name)
 
-    def task(names: Iterable[str]) -> dict[str, Found]:
-        return {name: search.in_shard(layout.labels, name, _if_there(urls.get(name), by_name[name])) for name in names}
+    def task(shards: Iterable[str]) -> dict[str, Found]:
+        return {name: search.in_shard(layout.labels, name, _if_there(urls.get(name), by_name[name])) for name in shards}
 
-    found: dict[str, Found] = {}
-    for part in in_threads(task, list(by_name), min(os.cpu_count() or 1, _MAX_THREADS), "near-duplicates", progress):
-        found |= part
-    return {name: found[name] for name in by_name}
+    parts = []
+    for first in range(0, max(len(names), 1), _TOGETHER):
+        url = stage.path(f"{_PARTS}/{first:06d}.parquet")
+        if not storage.exists(url):
+            found: dict[str, Found] = {}
+            these = names[first : first + _TOGETHER]
+            threads = min(os.cpu_count() or 1, _MAX_THREADS)
+            for part in in_threads(task, these, threads, "near-duplicates", _of_all(progress, first, len(names))):
+                found |= part
+            write_table(url, _listing(held_out, {name: found[name] for name in these}))
+        parts.append(read_labels(url))
+    return parts
+
+
+def _of_all(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of some of the shards, told as progress of all."""
+    return progress and (lambda doing, begun, _: progress(doing, before + begun, total))
 
 
 def _where_shards_are(config: Config) -> dict[str, str]:
@@ -133,8 +150,9 @@ def _if_there(url: str | None, entry: LabeledShard) -> str | None:
     return url if url and storage.exists(url) and storage.size(url) == entry.source_bytes else None
 
 
-def _listing(held_out: HeldOut, found: Mapping[str, Found]) -> Iterator[pa.Table]:
+def _listing(held_out: HeldOut, found: Mapping[str, Found]) -> pa.Table:
     files = [redacted(url) for url in held_out.urls]
+    tables = [LISTING_SCHEMA.empty_table()]
     for name, one in found.items():
         matches = one.matches
         columns = [
@@ -147,14 +165,21 @@ def _listing(held_out: HeldOut, found: Mapping[str, Found]) -> Iterator[pa.Table
             pa.array(matches.correlation, from_pandas=True),  # NaN becomes null
             pa.array(matches.flipped),
         ]
-        yield pa.table(columns, schema=LISTING_SCHEMA)
+        tables.append(pa.table(columns, schema=LISTING_SCHEMA))
+    return pa.concat_tables(tables).replace_schema_metadata({_COUNTS_KEY: json.dumps(_counts(found.values()))})
 
 
-def _summary(held_out: HeldOut, found: Mapping[str, Found]) -> dict[str, int]:
+def _counts(found: Iterable[Found]) -> dict[str, int]:
+    """Label rows, those that were proposed, and those that could not be looked at."""
+    several = list(found)
     return {
-        "held_out": len(held_out.hashes),
-        "labels": sum(one.rows for one in found.values()),
-        "proposed": sum(one.proposed for one in found.values()),
-        "not_seen": sum(one.not_seen for one in found.values()),
-        "near_duplicates": sum(len(one.matches.image) for one in found.values()),
+        "labels": sum(one.rows for one in several),
+        "proposed": sum(one.proposed for one in several),
+        "not_seen": sum(one.not_seen for one in several),
     }
+
+
+def _summary(held_out: HeldOut, parts: Sequence[pa.Table]) -> dict[str, int]:
+    counts = [json.loads(part.schema.metadata[_COUNTS_KEY]) for part in parts]
+    total = {name: sum(count[name] for count in counts) for name in ("labels", "proposed", "not_seen")}
+    return {"held_out": len(held_out.hashes), **total, "near_duplicates": sum(part.num_rows for part in parts)}

@@ -18,7 +18,7 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import done_record
 from teacher.near_duplicate_stage import Searched, find_near_duplicates, read_listing
-from teacher.near_duplicates import Matches, Search
+from teacher.near_duplicates import Found, Matches, Search
 from teacher.select_stage import select
 from tests.copies import COPIES, flipped, jpeg, photos, write_held_out, write_labeled_shards
 
@@ -200,6 +200,37 @@ def test_the_listing_does_not_depend_on_how_many_threads_search(
         find_near_duplicates(config, corpus.layout, labels, force=True)
         contents.append(Path(f"{corpus.layout.near_duplicates}/").glob("*/listing.parquet").__next__().read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_a_search_that_was_stopped_goes_on_where_it_was(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    whole = Search.in_shard
+
+    def stopped(self: Search, labels: str, shard: str, url: str | None) -> Found:
+        if shard.endswith("1") and not searched.count("stopped"):
+            searched.append("stopped")
+            raise KeyboardInterrupt
+        searched.append(shard)
+        return whole(self, labels, shard, url)
+
+    monkeypatch.setattr("teacher.near_duplicate_stage._TOGETHER", 1)
+    monkeypatch.setattr(Search, "in_shard", stopped)
+    config, shown = corpus.config(), []
+    labels = done_record(corpus.layout.labels)
+    assert labels is not None
+    with pytest.raises(KeyboardInterrupt):
+        find_near_duplicates(config, corpus.layout, labels)
+    again = find_near_duplicates(config, corpus.layout, labels, progress=lambda *now: shown.append(now))
+    assert searched == ["unlabeled-000000", "stopped", "unlabeled-000001"]
+    assert shown == [("near-duplicates", 2, 2)]
+    assert again is not None
+    listing = Path(again.folder, "listing.parquet").read_bytes()
+    assert not Path(again.folder, "parts").exists()
+    monkeypatch.undo()
+    anew = find_near_duplicates(config, corpus.layout, labels, force=True)
+    assert anew is not None
+    assert anew.record["summary"] == again.record["summary"]
+    assert Path(anew.folder, "listing.parquet").read_bytes() == listing
 
 
 def test_without_held_out_files_nothing_is_searched(corpus: Corpus) -> None:
