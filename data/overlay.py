@@ -17,7 +17,7 @@ from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
 from data.label_files import COPIES_COLUMN, read_labels
 from data.manifest import DataError, Shard
 
-FILTER_COLUMNS = ("__key__", "label", "confidence")
+FILTER_COLUMNS = ("label", "confidence")
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,12 @@ class Overlay:
         """
         shard, copies = self.shards[position], self.copies(position)
         url = storage.join(self.labels_dir, f"{shard.name}.parquet")
-        labels = read_labels(url, FILTER_COLUMNS)
+        excluded = keys_in(self.excluded, shard.name)
+        labels = read_labels(url, (*FILTER_COLUMNS, "__key__") if excluded else FILTER_COLUMNS)
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
         mask = keep.mask(labels, copies)
-        if excluded := keys_in(self.excluded, shard.name):
+        if excluded:
             keys = pa.array(sorted(excluded), pa.string())
             mask &= ~pc.is_in(labels.column("__key__"), value_set=keys).to_numpy()
         return np.flatnonzero(mask)
