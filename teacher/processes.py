@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
@@ -48,10 +48,8 @@ def processes(number: int) -> Iterator[Executor]:
 def _worker() -> Iterator[Connection]:
     here, there = Pipe()
     command = [sys.executable, "-m", "teacher.processes", str(there.fileno())]
-    with (
-        here,
-        Popen(command, pass_fds=[there.fileno()], process_group=0) as process,
-    ):  # Ctrl-C is for this process alone
+    own_group = {"process_group": 0}  # Ctrl-C is for this process alone
+    with here, Popen(command, pass_fds=[there.fileno()], **own_group) as process:
         there.close()
         try:
             yield here
@@ -103,19 +101,17 @@ def _in_processes(
 
 
 def _serve(connection: Connection) -> None:
-    """Do the tasks that come, until nobody is there to send any."""
-    while True:
-        try:
+    """Do the tasks that come, until nobody is there to send any or to hear of them."""
+    answer: tuple[Any, Exception | None]
+    with suppress(EOFError, ConnectionError):
+        while True:
             task, shards = connection.recv()
-        except EOFError:
-            return
-        answer: tuple[Any, Exception | None]
-        try:
-            answer = task(shards), None
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            answer = None, error
-        connection.send(answer)
+            try:
+                answer = task(shards), None
+            except Exception as error:  # raised where the task came from
+                error.add_note(traceback.format_exc())
+                answer = None, error
+            connection.send(answer)
 
 
 if __name__ == "__main__":
