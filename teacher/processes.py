@@ -48,8 +48,8 @@ def processes(number: int) -> Iterator[Executor]:
 def _worker() -> Iterator[Connection]:
     here, there = Pipe()
     command = [sys.executable, "-m", "teacher.processes", str(there.fileno())]
-    own_group = {"process_group": 0}  # Ctrl-C is for this process alone
-    with here, Popen(command, pass_fds=[there.fileno()], **own_group) as process:
+    # a group of its own: Ctrl-C is for this process alone
+    with here, Popen(command, pass_fds=[there.fileno()], process_group=0) as process:
         there.close()
         try:
             yield here
