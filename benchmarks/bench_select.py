@@ -4,8 +4,9 @@
 
 The rows are made once (2 GB for each layout: files of a million rows, and of 10,000, as shards have) and long-tailed. The rule is
 Noisy Student's: confidence 0.3, the best thousandth of `rows` (130,000) per class, rarer classes repeated up to 10 times. Two threads
-each (ours: two processes where files are many; their memory is added up), files in the page cache, every figure the median over
-rounds of a process of its own, the contenders taking turns. Where the CPU seconds are not twice the seconds, cores were waited for.
+each (ours: two processes where files are many; what each has of its own is added up), files in the page cache, every figure the
+median over rounds of a process of its own, the contenders taking turns. Where the CPU seconds are not twice the seconds, cores were
+waited for.
 
     ours     the whole stage: cut-offs, a file of copies per label file, selection.json, done-marker
     floor    reads the columns that ours reads, as often (label and confidence three times, ordinals twice), and no more
@@ -37,7 +38,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import select_peers
 from benchmarks.label_files import NUM_CLASSES, make_label_files
-from benchmarks.process_memory import peak_memory_of_worker
+from benchmarks.process_memory import own_memory_of_worker
 from data import storage
 from data.settings import run_command
 from pipeline.effort import peak_memory
@@ -85,7 +86,7 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
         clock.append(time.perf_counter())
         counts = write_all_copies(selection, labels, shards, out, num_workers=THREADS, executor=executor)
         clock.append(time.perf_counter())
-        peaks = [0] if executor is in_threads else list(executor(peak_memory_of_worker, shards, THREADS, "measure"))
+        peaks = [0] if executor is in_threads else list(executor(own_memory_of_worker, shards, THREADS, "measure"))
     storage.write_text(stage.path("selection.json"), json.dumps(selection_json(selection, counts), indent=1))
     stage.commit(["selection.json", *(f"{shard}.parquet" for shard in shards)], {})
     clock.append(time.perf_counter())

@@ -1,6 +1,6 @@
 """Steps per second of `fit()` beside timm's training script, on the same model, batch, shards and augmentation.
 
-    python -m benchmarks.bench_train [rounds=3] [steps=30]
+    python -m benchmarks.bench_train [rounds=3] [steps=30] [only=ours,ray_train]
 
 ResNet-RS-50 of width 0.25 on JPEG photos of 500 × 375, cropped to 64 px, RandAugment (2 operations, magnitude 15, always), batches
 of 64, fp32, channels_last; one thread trains and one process loads. The contenders take turns; medians of the rounds. What
@@ -35,7 +35,7 @@ from ray.train.torch import TorchTrainer
 from benchmarks import timm_loop
 from benchmarks.photos import PHOTOS, make_photos
 from data.manifest import open_split
-from data.settings import run_command
+from data.settings import UsageError, run_command
 from pipeline.cluster import start_ray
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
@@ -50,8 +50,8 @@ CONFIG = TrainConfig(
 TINY = CONFIG.model_copy(update={"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}})
 
 
-def bench(rounds: int = 3, steps: int = 30, out: str = "runs/bench_train") -> None:
-    """Run all contenders in turn and print their rates."""
+def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/bench_train") -> None:
+    """Run all contenders, or those that `only` names, in turn and print their rates."""
     torch.set_num_threads(1)
     pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
     contenders: dict[str, Callable[[], float]] = {
@@ -62,12 +62,17 @@ def bench(rounds: int = 3, steps: int = 30, out: str = "runs/bench_train") -> No
         "ours, loading": lambda: ours(pattern, TINY, steps),
         "timm, loading": lambda: timm(pattern, TINY, steps),
     }
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    wanted = only.split(",") if only else list(contenders)
+    if not set(wanted) <= set(contenders):
+        raise UsageError(f"only={only}: expected some of {', '.join(contenders)}")
+    found: dict[str, list[float]] = {name: [] for name in wanted}
     for number in range(rounds):
-        for name, run in contenders.items():
-            found[name].append(run())
+        for name in wanted:
+            found[name].append(contenders[name]())
             print(f"round {number + 1}  {name:14} {found[name][-1]:7.3f} steps/s", flush=True)
-    _print_results(found)
+    _print_rates(found)
+    if not only:
+        _print_results(found)
 
 
 def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob], None] = fit) -> float:
@@ -119,11 +124,17 @@ def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
         ray.shutdown()  # timm forks its loading processes, which would break the connection
 
 
+def _print_rates(found: dict[str, list[float]]) -> None:
+    print(f"\nmedians of {len(next(iter(found.values())))} rounds, steps of {CONFIG.batch_size} images per second:")
+    for name, rates in found.items():
+        of_ours = median(rate / ours for rate, ours in zip(rates, found.get("ours", rates), strict=True))
+        print(
+            f"  {name:14} {median(rates):7.3f}   ({min(rates):.3f} to {max(rates):.3f}); {of_ours:.1%} of ours, median of the rounds"
+        )
+
+
 def _print_results(found: dict[str, list[float]]) -> None:
     rates = {name: median(rates) for name, rates in found.items()}
-    print(f"\nmedians of {len(found['ours'])} rounds, steps of {CONFIG.batch_size} images per second:")
-    for name, rate in rates.items():
-        print(f"  {name:14} {rate:7.3f}   ({min(found[name]):.3f} to {max(found[name]):.3f})")
     of_timm = median(a / b for a, b in zip(found["ours"], found["timm"], strict=True))
     of_model = median(a / b for a, b in zip(found["ours"], found["synthetic"], strict=True))
     overhead = median(1 - b / a for a, b in zip(found["ours"], found["ray_train"], strict=True))

@@ -1,12 +1,19 @@
-"""Peak memory of a process that works for a benchmark: a task for `teacher.processes`, whose tasks have to be importable."""
+"""Memory of a process that works for a benchmark: a task for `teacher.processes`, whose tasks have to be importable."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.effort import peak_memory
 
 
-def peak_memory_of_worker(shards: Iterable[str]) -> int:  # noqa: ARG001 (an executor's task)
-    """Most bytes that the process which does this had resident; 0 where the system does not tell."""
-    return peak_memory() or 0
+def own_memory_of_worker(shards: Iterable[str]) -> int:  # noqa: ARG001 (an executor's task)
+    """Most bytes that the process which does this had resident, without files in memory: the first process has the same
+    libraries, and the system keeps them once. 0 where it does not tell."""
+    peak = peak_memory()
+    if peak is None:
+        return 0
+    shared = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return peak - (int(shared[1]) * 1024 if shared else 0)

@@ -3,7 +3,7 @@
     python -m data.fashion_mnist out=datasets/fashion_mnist [labeled_per_class=50] [seed=0]
 
 The 60,000 training images become `labeled` (50 a class), `validation` (50 a class), `development` (500 a class, read by benchmarks
-alone) and `unlabeled` (the rest; what they show goes to `truth.parquet`, which only the report reads). `test` holds the 10,000 others.
+alone) and `unlabeled` (the rest; their truth is in `truth.parquet`, for report and summary alone). `test` holds the 10,000 others.
 """
 
 from __future__ import annotations

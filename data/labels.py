@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data import storage
 from data.http_file import is_http
-from data.images import decode
+from data.images import DecodeError, decode
 from data.label_source import PseudoLabeled, Source
 from data.labels_of_archives import LATEST_NAME, open_exported
 from data.labels_of_run import RUN_CONFIG, open_run
@@ -118,7 +118,10 @@ class PseudoLabelDataset(IterableDataset[Any]):
         return map(self._item, _mixed(samples, self._shuffle, random))
 
     def _item(self, sample: PseudoLabeled) -> Any:
-        picture = Image.fromarray(decode(sample.image))
+        try:
+            picture = Image.fromarray(decode(sample.image))
+        except DecodeError as error:
+            raise DataError(f"the image of key {sample.key!r} cannot be decoded ({error})") from error
         image = self._transform(picture) if self._transform else picture
         if not self._as_dict:
             return image, sample.label

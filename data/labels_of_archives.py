@@ -128,8 +128,13 @@ def _sample(key: str, members: Mapping[str, bytes], url: str) -> PseudoLabeled:
     images = [content for field, content in members.items() if field in IMAGE_EXTENSIONS]
     if len(images) != 1 or JSON_FIELD not in members:
         raise DataError(f"{redacted(url)}, key {key!r}: expected an image and a .json, as stage=export writes them")
-    said = json.loads(members[JSON_FIELD])
-    return PseudoLabeled(key, images[0], said["label"], float(np.float32(said["confidence"])), said["copies"])
+    try:
+        said = json.loads(members[JSON_FIELD])
+        return PseudoLabeled(key, images[0], said["label"], float(np.float32(said["confidence"])), said["copies"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{redacted(url)}, key {key!r}: damaged .json ({type(error).__name__}: {error}); fetch the shard again"
+        ) from error
 
 
 def open_exported(folder: str, keep: RowFilter) -> Archives:

@@ -66,6 +66,11 @@ def pack(
     files, rejected = _find(root)
     if not files:
         raise DataError(f"images={images}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it")
+    if empty := sorted(set(classes or ()) - {f.relative_to(root).parts[0] for f in files}):
+        raise DataError(
+            f"images={images}: no images in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}, and every folder is a class; remove "
+            "what is none, and put folders in the place of links to some, which are not followed"
+        )
     if classes and (stray := [f for f in files if f.parent == root]):
         raise DataError(f"{stray[0]}: not in a class folder; move it into one, or say labeled=false")
     settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}

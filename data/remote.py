@@ -68,13 +68,14 @@ class RemoteFile(io.RawIOBase):
     A read gives all that it is asked for, or what is left of the file.
     """
 
-    def __init__(self, url: str, most_ahead: int = _MOST_AHEAD) -> None:
-        """Raises FileNotFoundError or StorageError. `most_ahead`: bytes; 0 fetches exactly what is asked for."""
+    def __init__(self, url: str, most_ahead: int | None = None) -> None:
+        """Raises FileNotFoundError or StorageError. `most_ahead`: bytes, some MiB by default; 0 fetches exactly what is asked for."""
         self._file: Any = None  # for `close`, when opening fails
         self._url = url
         self._file = _open(url)
         self._size, self.tag = int(self._file.size), str((getattr(self._file, "details", None) or {}).get("ETag", ""))
-        self._position, self._ahead, self._most_ahead = 0, 0, most_ahead
+        self._position, self._ahead = 0, 0
+        self._most_ahead = _MOST_AHEAD if most_ahead is None else most_ahead
         self._block, self._start = b"", 0
 
     def readable(self) -> bool:

@@ -37,6 +37,8 @@ def parse_settings(function: Callable[..., Any], arguments: Sequence[str], usage
                 f"{word!r}: expected key=value with a key of {', '.join(parameters)}{nearest(key, list(parameters))}"
             )
             continue
+        if key in values:
+            problems.append(f"{word!r}: {key} is given twice")
         try:
             values[key] = _convert(text, types[key])
         except ValueError:

@@ -123,7 +123,10 @@ def _timed(section: TrainConfig, num_classes: int, flops: int, trains: bool, dev
     images = torch.zeros(max(batch, 2), 3, section.image_size, section.image_size, device=device)
 
     def run() -> None:
-        with torch.set_grad_enabled(trains), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with (
+            torch.set_grad_enabled(trains),
+            torch.autocast(device, torch.bfloat16, enabled=section.precision == "bf16"),
+        ):
             outputs = model(images)
             if trains:
                 outputs.float().square().mean().backward()

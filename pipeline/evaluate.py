@@ -52,8 +52,8 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     test = open_split(config.data.test, layout.indexes)
     expected = fingerprint(config, layout, test)
     infos = {role: read_info(folder) for role, folder in folders.items() if role in expected.inputs}
-    for info in infos.values():  # before the old figures are moved aside
-        require_same_classes(info.class_names, "the teacher", test.class_names, "data.test")
+    for role, info in infos.items():  # before the old figures are moved aside
+        require_same_classes(info.class_names, f"the {role}", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
     stage = _open(layout, expected, force)
     if stage.is_done:

@@ -70,7 +70,8 @@ class DataConfig(Section):
         None, description="text file of keys never to be trained on, labeled or not, one a line"
     )
     truth: str | None = Field(
-        None, description="Parquet of (shard, ordinal, label) for unlabeled images; only the report reads it"
+        None,
+        description="Parquet of (shard, ordinal, label) for unlabeled images; only for the figures in report and summary",
     )
     num_classes: int | None = Field(None, ge=2, description="needed only where no manifest has class names")
 
@@ -139,7 +140,9 @@ class TrainConfig(Section):
         1.0, gt=0, le=1, description="torch's sense; 1.0: statistics of the last batch, averaged by the EMA"
     )
     eval_every_epochs: float = Field(5, gt=0, description="validation accuracy of the EMA weights")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, for GPUs")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast, for GPUs; in training, and when the model labels or is evaluated"
+    )
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile")
     workers: int = Field(

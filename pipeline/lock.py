@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data import storage
+from data.redact import redacted
 
 LEASE_S, BEAT_S = 60.0, 15.0
 _HOLDER = "lock.json"
@@ -37,7 +38,7 @@ def run_lock(run_dir: str, command: str) -> Iterator[None]:
     Raises:
         LockedError: at once, when another process holds it; on an object store also later, when the lease is lost.
     """
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "command": command, "token": uuid.uuid4().hex}
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "command": redacted(command), "token": uuid.uuid4().hex}
     with _file_lock(run_dir, me) if storage.is_local(run_dir) else _lease(run_dir, me):
         yield
 

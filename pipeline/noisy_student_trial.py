@@ -13,6 +13,7 @@ from typing import Any
 from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.manifest import open_split
+from data.redact import redacted
 from pipeline.fields import Config
 from pipeline.labeled import classes_of, open_labeled
 from pipeline.layout import Branch, Layout
@@ -52,7 +53,10 @@ def _fingerprint(config: Config) -> Fingerprint:
         "unlabeled": open_split(config.data.unlabeled, home.indexes),
     }
     inputs = {name: split.digest() for name, split in splits.items()} | exclude_inputs(config.data.exclude)
-    chosen = {"generations": config.generations, "data.held_out_hashes": config.data.held_out_hashes}
+    chosen = {
+        "generations": config.generations,
+        "data.held_out_hashes": [redacted(url) for url in config.data.held_out_hashes],
+    }
     return Fingerprint(fields | chosen, inputs)
 
 

@@ -104,7 +104,7 @@ def _quality(survey: Survey) -> str:
     kept = f", and {percent(of_kept)} of the kept ones" if of_kept is not None else ""
     return (
         f"{percent(of_all)} of the pseudo-labels are right{kept}, where the truth is known ({known:,} images). "
-        "No stage reads the truth; only this report does."
+        "No stage chooses by the truth; it is counted for this report and summary.json alone."
     )
 
 

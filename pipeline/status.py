@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data import storage
+from data.redact import redacted
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
 from pipeline.effort import duration
@@ -64,7 +65,7 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
     url = storage.join(run_dir, _STOP_NAME)
     with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
         if error is not None:
-            reason = f"{type(error).__name__}: {error}"
+            reason = redacted(f"{type(error).__name__}: {error}")
             storage.write_text(url, json.dumps({"stage": stage, "reason": reason, "at": round(time.time())}) + "\n")
         elif storage.exists(url):
             storage.remove(url)

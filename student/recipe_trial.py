@@ -71,7 +71,7 @@ def _job(config: Config, folder: str) -> TrainJob:
     num_classes, _ = classes_of(config, labeled)
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
     return TrainJob(
-        "ablate", folder, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
+        "teacher", folder, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
         config.resolved_device(), validation,
     )  # fmt: skip
 

@@ -122,9 +122,20 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
 
 def _initial_weights(config: Config, layout: Layout) -> str | None:
     """Where the student's training begins; None: from scratch. Raises StageError when it cannot begin as its teacher."""
+    if not config.student.from_teacher:
+        return None
+    if not _has_teacher(layout):
+        raise StageError(
+            f"student.from_teacher=true: {layout.teacher} has no weights; bring them, or give student.from_teacher=false"
+        )
     info = read_info(layout.teacher)
     require_beginning(config.student, info.model, info.model_args)
-    return storage.join(layout.teacher, WEIGHTS_FOLDER) if config.student.from_teacher else None
+    return storage.join(layout.teacher, WEIGHTS_FOLDER)
+
+
+def _has_teacher(layout: Layout) -> bool:
+    """False where labels have traveled alone."""
+    return storage.exists(storage.join(layout.teacher, WEIGHTS_FOLDER))
 
 
 def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mapping[str, Any]) -> None:
@@ -141,6 +152,8 @@ def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mappin
 
 
 def _warn_of_smaller_student(config: Config, layout: Layout, num_classes: int) -> None:
+    if not _has_teacher(layout):
+        return
     teacher, student = read_info(layout.teacher), config.student
     sizes = [
         count_parameters(build_model(name, num_classes, args, 0.0, 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -37,13 +38,15 @@ class Counts:
     """Images by class before and after; those that only one side has labels of are `gone` or `new`.
 
     Attributes:
-        flips: int64 (C, C), images on both sides by label before and label after.
+        same: int64 (C,), images on both sides with the same label.
+        flips: images on both sides by (label before, label after), where these differ: seldom all C × C pairs.
         gone, new: int64 (C,).
         kept: int64 (2, 2, C) kept before, kept after, by the label after (before, for images that are gone).
         copies: int64 (2,), before and after.
     """
 
-    flips: Int64
+    same: Int64
+    flips: Counter[tuple[int, int]]
     gone: Int64
     new: Int64
     kept: Int64
@@ -52,13 +55,25 @@ class Counts:
     @staticmethod
     def zeros(num_classes: int) -> Counts:
         """Of nothing."""
-        shapes = [(num_classes, num_classes), (num_classes,), (num_classes,), (2, 2, num_classes), (2,)]
-        return Counts(*(np.zeros(shape, np.int64) for shape in shapes))
+        same, gone, new, kept, copies = (
+            np.zeros(shape, np.int64) for shape in (*[num_classes] * 3, (2, 2, num_classes), 2)
+        )
+        return Counts(same, Counter(), gone, new, kept, copies)
 
     def add(self, other: Counts) -> None:
         """Add other images. In place."""
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            mine += theirs
+        self.flips.update(other.flips)
+        for name in ("same", "gone", "new", "kept", "copies"):
+            getattr(self, name)[:] += getattr(other, name)
+
+    def flipped(self) -> tuple[Int64, Int64]:
+        """Images on both sides whose label changed, int64 (C,) each: by the label before, by the label after."""
+        pairs = np.array([*self.flips], np.int64).reshape(-1, 2)
+        images = np.array([*self.flips.values()], np.int64)
+        totals = [np.zeros_like(self.same) for _ in range(2)]
+        for side, total in enumerate(totals):
+            np.add.at(total, pairs[:, side], images)
+        return totals[0], totals[1]
 
 
 def diff(
@@ -102,12 +117,9 @@ def compare(before: Side, after: Side) -> Counts:
 
 def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
     """What diff.json holds."""
-    common, num_classes = int(counts.flips.sum()), after.num_classes
-    flipped = common - int(np.trace(counts.flips))
-    off_diagonal = counts.flips.copy()
-    np.fill_diagonal(off_diagonal, 0)
-    order = np.argsort(-off_diagonal, axis=None, kind="stable")[: 10 * num_classes]
-    pairs = [(*divmod(int(cell), num_classes), int(off_diagonal.flat[cell])) for cell in order]
+    flipped, num_classes = counts.flips.total(), after.num_classes
+    common = int(counts.same.sum()) + flipped
+    pairs = sorted(counts.flips.items(), key=lambda item: (-item[1], item[0]))[: 10 * num_classes]
     kept = counts.kept.sum(axis=2)
     return {
         "before": before.name,
@@ -117,11 +129,9 @@ def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
         "flip_rate": flipped / common if common else None,
         "kept": {"both": int(kept[1, 1]), "only_before": int(kept[1, 0]), "only_after": int(kept[0, 1])},
         "copies": dict(zip(("before", "after"), counts.copies.tolist(), strict=True)),
-        "classes": [_class_json(after, counts, index) for index in range(num_classes)],
+        "classes": _classes_json(after, counts),
         "flips": [
-            {"before": _name(after, one), "after": _name(after, two), "images": number}
-            for one, two, number in pairs
-            if number
+            {"before": _name(after, one), "after": _name(after, two), "images": images} for (one, two), images in pairs
         ],
     }
 
@@ -176,8 +186,9 @@ def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
         _add_kept(part, kept_1[alone_1], False, label_1[alone_1])
         _add_kept(part, False, kept_2[alone_2], label_2[alone_2])
         label_1, label_2, kept_1, kept_2 = label_1[rows_1], label_2[rows_2], kept_1[rows_1], kept_2[rows_2]
-    num_classes = after.num_classes
-    np.add.at(part.flips.reshape(-1), label_1.astype(np.int64) * num_classes + label_2, 1)
+    part.same[:] += np.bincount(label_2[label_1 == label_2], minlength=after.num_classes)
+    changed = label_1 != label_2
+    part.flips.update(zip(label_1[changed].tolist(), label_2[changed].tolist(), strict=True))
     _add_kept(part, kept_1, kept_2, label_2)
 
 
@@ -207,15 +218,19 @@ def _read_copies(side: Side, shard: str, num_rows: int) -> np.ndarray:
     return copies
 
 
-def _class_json(side: Side, counts: Counts, index: int) -> dict[str, Any]:
-    return {
-        "class": _name(side, index),
-        "labels_before": int(counts.flips[index].sum() + counts.gone[index]),
-        "labels_after": int(counts.flips[:, index].sum() + counts.new[index]),
-        "flipped_away": int(counts.flips[index].sum() - counts.flips[index, index]),
-        "kept_before": int(counts.kept[1, :, index].sum()),
-        "kept_after": int(counts.kept[:, 1, index].sum()),
+def _classes_json(side: Side, counts: Counts) -> list[dict[str, Any]]:
+    flipped_away, flipped_here = counts.flipped()
+    columns = {
+        "labels_before": counts.same + flipped_away + counts.gone,
+        "labels_after": counts.same + flipped_here + counts.new,
+        "flipped_away": flipped_away,
+        "kept_before": counts.kept[1].sum(axis=0),
+        "kept_after": counts.kept[:, 1].sum(axis=0),
     }
+    return [
+        {"class": _name(side, index)} | {name: int(values[index]) for name, values in columns.items()}
+        for index in range(side.num_classes)
+    ]
 
 
 def _name(side: Side, index: int) -> str:

@@ -78,7 +78,9 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
-    if journal.teacher_check is None or not storage.exists(stage.path(VALIDATION_NAME)):
+    known = journal.teacher_check
+    is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
+    if not is_checked or not storage.exists(stage.path(VALIDATION_NAME)):
         journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
     _check_quarantined(config.label, stage, journal, corpus)
     if todo:

@@ -96,7 +96,7 @@ def _in_processes(
                 yield result
     except (EOFError, ConnectionError):
         raise OSError(
-            f"select: a process was lost as it was to {doing} (killed, or no memory was left); the same command does it again"
+            f"a process was lost as it was to {doing} (killed, or no memory was left); the same command does it again"
         ) from None
 
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from pipeline.cluster import user_error
 from teacher.threads import Progress, Result
 
-_MAX_TASKS = 64  # each may return a histogram of 32 MB
+_MAX_TASKS = 64  # each may return a histogram of some MB
 
 
 def in_ray_tasks(

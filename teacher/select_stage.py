@@ -200,7 +200,9 @@ def _progress() -> Progress:
     bars: dict[str, tqdm[Any]] = {}
 
     def update(doing: str, begun: int, total: int) -> None:
-        bar = bars.setdefault(doing, tqdm(total=total, desc=f"select: {doing}", unit="shard", delay=5, leave=False))
+        if doing not in bars:
+            bars[doing] = tqdm(total=total, desc=f"select: {doing}", unit="shard", delay=5, leave=False)
+        bar = bars[doing]
         bar.update(begun - bar.n)
         if begun == total:
             bar.close()

@@ -74,8 +74,9 @@ def write_rows(
     for rows in source.read(shard):
         parts.append(copies_of(rows))
         counts += _count(rows, parts[-1])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table([pa.array(np.concatenate(parts))], schema=COPIES_SCHEMA), sink, **_LAYOUT)
+    column, sink = np.concatenate(parts), pa.BufferOutputStream()
+    array = pa.Array.from_buffers(pa.uint16(), len(column), [None, pa.py_buffer(column)])  # `pa.array` imports pandas
+    pq.write_table(pa.table([array], schema=COPIES_SCHEMA), sink, **_LAYOUT)
     with writing(storage.join(out_dir, f"{shard}.parquet")) as file:
         file.write(sink.getvalue())
     return ShardCounts(*counts.tolist())

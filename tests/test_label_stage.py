@@ -20,6 +20,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.stage import Fingerprint, StageError, require_done
 from teacher import journal as journal_module
+from teacher.check import VALIDATION_NAME
 from teacher.label import label
 from teacher.train import train_teacher
 from teacher.verify import verify_labels
@@ -160,6 +161,24 @@ def test_only_lost_damaged_and_cut_label_files_are_made_again_and_are_the_same_b
     assert label_and_selection_bytes(folder.parents[1]) == label_and_selection_bytes(finished / "run") | {
         f"gen-1/labels/damaged/{path.name}": path.read_bytes() for path in (folder / "damaged").iterdir()
     }
+
+
+def test_an_accuracy_that_is_expected_from_now_on_is_checked_though_the_run_was_begun_without(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(config: Config, *others: object) -> None:
+        checked.append(config.teacher.expected_top1)
+
+    checked: list[float | None] = []
+    monkeypatch.setattr("teacher.label.check_teacher", check)
+    config, layout, folder = run
+    storage.write_text(str(folder / VALIDATION_NAME), "what the teacher said of validation images")
+    for expected in (None, 0.9, 0.9):
+        (folder / f"{name(0)}.parquet").unlink()
+        label(
+            config.model_copy(update={"teacher": config.teacher.model_copy(update={"expected_top1": expected})}), layout
+        )
+    assert checked == [0.9, 0.9], "where nothing was expected, what was skipped before is not looked at again"
 
 
 def made_by_of(folder: Path) -> str:

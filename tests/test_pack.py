@@ -71,6 +71,18 @@ def test_what_is_left_out_is_listed_with_the_reason(
     assert "2 files were left out" in capsys.readouterr().out
 
 
+def test_a_folder_without_images_does_not_become_a_class(photos: Path, tmp_path: Path) -> None:
+    (photos / ".ipynb_checkpoints").mkdir()
+    with pytest.raises(DataError, match=r"no images in \.ipynb_checkpoints, and every folder is a class"):
+        pack.pack(str(photos), str(tmp_path / "out"))
+    (photos / ".ipynb_checkpoints").rmdir()
+    (photos / "two").rename(tmp_path / "elsewhere")
+    (photos / "two").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no images in two, .* in the place of links"):
+        pack.pack(str(photos), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_that_a_killed_packing_left_do_not_survive_the_next(photos: Path, tmp_path: Path) -> None:
     stale = tmp_path / "out/labeled/labeled-000099.tar"
     stale.parent.mkdir(parents=True)
@@ -99,6 +111,7 @@ def test_a_packing_that_was_killed_continues_and_other_settings_are_refused(
         (["images=.", "out=x", "validaton=0"], "did you mean 'validation'"),
         (["images=."], "out=… is required"),
         (["images=.", "out=x", "seed=one"], "seed=one: expected int"),
+        (["images=.", "out=x", "seed=1", "seed=2"], "seed is given twice"),
     ],
 )
 def test_wrong_arguments_get_a_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,7 @@ def _end(shards: Iterable[str]) -> None:
 
 def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
     with (
-        pytest.raises(OSError, match=r"^select: a process was lost as it was to count \(killed, or no"),
+        pytest.raises(OSError, match=r"^a process was lost as it was to count \(killed, or no"),
         processes(2) as executor,
     ):
         list(executor(_end, ["a", "b"], 2, "count"))

@@ -244,6 +244,14 @@ def test_the_page_shows_counts_examples_and_images_with_labels(kind: str, reques
     assert fetch(f"{url}/samples/{number}").status == fetch(f"{url}/samples/-1").status == 404
 
 
+def test_of_an_export_only_what_describes_it_is_held_in_memory(run: SmallRun, exported: str) -> None:
+    held = set(catalog(run, "latest").files)
+    assert "README.md" in held
+    assert not [name for name in held if "/" in name or name.endswith((".tar", ".parquet"))], "a table for each shard"
+    name = fetch(f"{exported}/manifest.json").json()["shards"][0]["name"]
+    assert fetch(f"{exported}/labels/{name}.parquet").status == 200
+
+
 def test_the_description_has_every_route_and_no_other(joined: str) -> None:
     paths = fetch(f"{joined}/openapi.json").json()["paths"]
     known = Handlers(catalog=None, work=Work(), meters=Meters()).routes()  # type: ignore[arg-type]

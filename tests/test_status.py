@@ -76,6 +76,11 @@ def test_what_stopped_a_run_is_told_until_the_stage_is_done(
     note_stop(config.run_dir, "student", ValueError("the loss is nan at step 7"))
     assert lines(config, layout, capsys)[-1].startswith("stopped 00:0")
     assert "in stage student: ValueError: the loss is nan at step 7" in lines(config, layout, capsys)[-1]
+    secret = "https://me:hunter2@store/x.tar?X-Amz-Signature=abc"
+    note_stop(config.run_dir, "student", ValueError(f"{secret} is not there"))
+    with run_lock(config.run_dir, f"python -m pipeline.run data.test=[{secret}]"):
+        kept = [storage.read_text(f"{config.run_dir}/{name}") for name in ("lock.json", "last_stop.json")]
+    assert all("//***@store/x.tar?X-Amz-Signature=***" in text for text in kept)
     note_stop(config.run_dir, "student", None)
     assert not any(line.startswith("stopped") for line in lines(config, layout, capsys))
 

@@ -14,7 +14,7 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import StageError, StageRefusedError
-from pipeline.training.published import load_predictor, read_info
+from pipeline.training.published import load_predictor, preprocessing, read_info
 from teacher.check import check_teacher
 from teacher.train import train_teacher
 from tests.conftest import WriteDigits
@@ -92,6 +92,14 @@ def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(
     rows = read_labels(f"{mended.run_dir}/validation.parquet")
     right = pc.sum(pc.equal(rows.column("label"), rows.column("predicted"))).as_py()
     assert (right / len(rows), len(rows)) == (pytest.approx(info.validation_top1), 60)
+
+
+def test_a_teacher_answers_in_the_precision_that_it_was_calibrated_in(make_config: MakeConfig) -> None:
+    config = make_config("teacher.precision=bf16")
+    train_teacher(config, layout(config))
+    folder = layout(config).teacher
+    assert preprocessing(read_info(folder)).precision == "bf16"
+    assert load_predictor(folder, "cpu").config.precision == "bf16"
 
 
 @pytest.mark.parametrize(("alone", "told"), [(0.9, True), (0.0, False)])

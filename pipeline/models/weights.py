@@ -51,6 +51,7 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
     resize: Literal["crop", "pad"] = "crop"  # pad: images smaller than image_size are padded, not enlarged
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    precision: Literal["fp32", "bf16"] = "fp32"  # in which it was calibrated, and answers
     temperature: float = 1.0  # divides the logits
     validation_top1: float | None = None  # a fraction
     generation: int = 0
@@ -95,12 +96,16 @@ def load_weights(folder: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
     Raises:
         ModelError: files that are missing or not of this pipeline.
     """
+    return load_info(folder), _read_safetensors(storage.join(folder, MODEL_NAME))
+
+
+def load_info(folder: str) -> WeightsInfo:
+    """What a weights folder says of itself, without reading the weights. Raises ModelError as `load_weights`."""
     url = storage.join(folder, CONFIG_NAME)
     try:
-        info = WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
+        return WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
     except (OSError, ValueError, KeyError, ValidationError) as error:
         raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
-    return info, _read_safetensors(storage.join(folder, MODEL_NAME))
 
 
 def class_names_in(source: str) -> list[str] | None:

@@ -121,7 +121,9 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
         raise StageError(
             f"{folder}: labels alone (export.format={form}); expected an export with images, or serve.source=run"
         )
-    names = [name for name in record["outputs"] if name != MANIFEST_NAME]
+    names = [
+        name for name in record["outputs"] if name != MANIFEST_NAME and "/" not in name
+    ]  # not the tables of every shard
     beside = {name: _small_file(folder, name) for name in names}
     summary = record["summary"]
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"

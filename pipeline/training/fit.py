@@ -50,7 +50,7 @@ class TrainingError(ValueError):
 class TrainJob:
     """All that a training process needs; plain data that travels to other processes."""
 
-    name: str
+    name: str  # the section of the configuration, for messages
     folder: str
     config: TrainConfig
     streams: tuple[StreamSpec, ...]  # the labeled one first
@@ -226,9 +226,14 @@ def _check_loss(job: TrainJob, state: State, loss: float, batches: Batches, rank
         keys, listing = batches.keys(state.step - 1), storage.join(job.folder, _NON_FINITE)
         if rank == 0:
             storage.write_text(listing, "".join(f"{key}\n" for key in keys))
+        rate = (
+            f"{job.name}.fix_resolution_lr"
+            if job.starts_from
+            else f"{job.name}.lr or lengthen {job.name}.warmup_epochs"
+        )
         raise TrainingError(
             f"{job.name}: the loss is {loss} at step {state.step} (learning rate {_learning_rate(job, state.step - 1):.4g}). "
-            f"Lower {job.name}.lr or lengthen {job.name}.warmup_epochs. The batch's {len(keys)} images are listed in {listing}: "
+            f"Lower {rate}. The batch's {len(keys)} images are listed in {listing}: "
             f"{', '.join(keys[:3])}, …"
         )
     state.loss_sum += loss

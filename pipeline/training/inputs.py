@@ -321,7 +321,12 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
         excluded=excluded,
     )
     if not spec.num_images:
-        raise DataError("data.exclude has the keys of all labeled images; nothing is left to train on")
+        why = (
+            "data.exclude has the keys of all labeled images"
+            if split.num_samples
+            else "the labeled shards have no images"
+        )
+        raise DataError(f"{why}; nothing is left to train on")
     return spec
 
 

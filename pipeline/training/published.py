@@ -15,7 +15,7 @@ from pipeline.config import require_device
 from pipeline.fields import Config, LabelConfig, TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
-from pipeline.models.weights import WeightsInfo, load_weights, save_weights, weights_digest
+from pipeline.models.weights import WeightsInfo, load_info, load_weights, save_weights, weights_digest
 from pipeline.stage import Stage, StageError, digest_of
 from pipeline.training.calibration import calibration_error, fit_temperature, reliability_bins, softmax
 from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
@@ -62,6 +62,7 @@ def publish(
         resize="pad" if section.augment.crop == "pad_crop" else "crop",
         mean=section.mean,
         std=section.std,
+        precision=section.precision,
         temperature=quality.get("temperature", 1.0),
         validation_top1=quality.get("validation_top1"),
         generation=generation,
@@ -100,7 +101,7 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, lis
 
 def read_info(folder: str) -> WeightsInfo:
     """What the weights of a stage's folder say of themselves."""
-    return load_weights(_weights_folder(folder))[0]
+    return load_info(_weights_folder(folder))
 
 
 def load_predictor(
@@ -167,6 +168,8 @@ def _weights_folder(folder: str) -> str:
 
 def preprocessing(info: WeightsInfo) -> TrainConfig:
     """The configuration fields that inference needs, from the weights alone."""
-    fields = {name: getattr(info, name) for name in ("image_size", "crop_pct", "interpolation", "mean", "std")}
+    fields = {
+        name: getattr(info, name) for name in ("image_size", "crop_pct", "interpolation", "mean", "std", "precision")
+    }
     crop = "pad_crop" if info.resize == "pad" else "random_resized_crop"
     return TrainConfig.model_validate({**fields, "model": info.model, "augment": {"crop": crop}})
