@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
 from typing import Any
 
-from teacher.threads import Executor, Progress, Result, in_threads
+from teacher.threads import Executor, Progress, Result, in_threads, keep_freed_memory
 
 _THREADS, _MAX_PROCESSES = 2, 8
 MANY_SHARDS = 2_000  # from here on, processes save more than their start takes, half a second
@@ -103,6 +103,7 @@ def _in_processes(
 def _serve(connection: Connection) -> None:
     """Do the tasks that come, until nobody is there to send any or to hear of them."""
     answer: tuple[Any, Exception | None]
+    keep_freed_memory()
     with suppress(EOFError, ConnectionError):
         while True:
             task, shards = connection.recv()
