@@ -198,10 +198,11 @@ def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 @contextmanager
 def open_label_file(url: str) -> Iterator[pq.ParquetFile]:
-    """A label or copies file of which some columns are read. Raises FileNotFoundError, or pyarrow's errors of a damaged one."""
-    is_local = storage.is_local(
-        url
-    )  # what is needed is read ahead of stores only: of a local file that costs more than it saves
+    """A label or copies file of which some columns are read. Raises FileNotFoundError, or pyarrow's errors of a damaged one.
+
+    What is needed is read ahead where a store has it; of a local file that costs more than it saves.
+    """
+    is_local = storage.is_local(url)
     with (
         storage.open_native(url) as stream,
         pq.ParquetFile(stream, pre_buffer=not is_local, buffer_size=_BUFFER * is_local) as file,

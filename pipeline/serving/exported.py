@@ -110,7 +110,7 @@ class ExportedVersion:
 
 
 def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> ExportedVersion:
-    """The export in a folder, its small files in memory.
+    """The export in a folder, its small files in memory: not the shards, nor the tables of each.
 
     Raises:
         StageError: it is not whole, or has labels alone.
@@ -121,9 +121,7 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
         raise StageError(
             f"{folder}: labels alone (export.format={form}); expected an export with images, or serve.source=run"
         )
-    names = [
-        name for name in record["outputs"] if name != MANIFEST_NAME and "/" not in name
-    ]  # not the tables of every shard
+    names = [name for name in record["outputs"] if name != MANIFEST_NAME and "/" not in name]
     beside = {name: _small_file(folder, name) for name in names}
     summary = record["summary"]
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
