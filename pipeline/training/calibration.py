@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 NUM_BINS = 15
 MIN_IN_BIN = 10  # with fewer images, a bin of a reliability diagram says nothing
@@ -44,6 +43,9 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error over 15 equal bins of confidence, as a fraction."""
+    # only here: it takes a second to import, for which `stage=status` need not wait
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     scores, targets = torch.from_numpy(probabilities), torch.from_numpy(labels)
     error = multiclass_calibration_error(scores, targets, num_classes=scores.shape[1], n_bins=NUM_BINS, norm="l1")
     return float(error)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from data import storage
 
 _FOLDER, _PREFIX = "tensorboard", "events.out.tfevents."
@@ -36,6 +34,9 @@ def forget_events_after(folder: str, step: int) -> None:
 
 
 def _events(lines: Lines, times: Mapping[float, float]) -> bytes:
+    # only here: it takes half a second to import, for which `stage=status` need not wait
+    from tensorboardX import SummaryWriter
+
     with tempfile.TemporaryDirectory() as scratch:
         writer = SummaryWriter(scratch)
         for line in lines:
