@@ -8,6 +8,7 @@ One marked BY_DIGEST is in them by what it names, not by its value.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -201,15 +202,6 @@ class StudentConfig(TrainConfig):
     fix_resolution_lr: float = Field(0.01, gt=0, description="their peak learning rate per 256 images; a cosine to 0")
 
 
-def _check_fix_resolution(student: StudentConfig) -> None:
-    size = student.fix_resolution_image_size
-    if student.fix_resolution_epochs and (size is None or size < student.image_size):
-        raise ValueError(
-            f"student.fix_resolution_image_size={size}: expected at least student.image_size={student.image_size}, usually a "
-            f"seventh to a half more, with student.fix_resolution_epochs={student.fix_resolution_epochs}"
-        )
-
-
 class LabelConfig(Section):
     """How the teacher labels."""
 
@@ -397,27 +389,33 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if problems := "\n  ".join(self._problems()):
+            raise ValueError(problems)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Fields that do not go together, a sentence each."""
         if self.generations == "auto" and not self.data.validation:
-            raise ValueError(
+            yield (
                 "generations=auto compares each student with its teacher on data.validation, which is empty; give shards, or a number"
             )
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
-            raise ValueError(
+            yield (
                 f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
                 f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
             )
         for name, section in (("teacher", self.teacher), ("student", self.student)):
             if section.warmup_epochs > section.epochs:
-                raise ValueError(
-                    f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
-                )
-        _check_fix_resolution(self.student)
-        if self.teacher.batch_size % self.teacher.workers:
-            raise ValueError(
-                f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
+                yield f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
+        size = self.student.fix_resolution_image_size
+        if self.student.fix_resolution_epochs and (size is None or size < self.student.image_size):
+            yield (
+                f"student.fix_resolution_image_size={size}: expected at least student.image_size={self.student.image_size}, usually a "
+                f"seventh to a half more, with student.fix_resolution_epochs={self.student.fix_resolution_epochs}"
             )
-        return self
+        if self.teacher.batch_size % self.teacher.workers:
+            yield f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
 
     def resolved_device(self) -> str:
         """`cpu` or `cuda`."""

@@ -81,6 +81,21 @@ def test_values_that_cannot_be_read_or_used_are_named(tmp_path: Path, words: lis
         load_config(config, [word for word in words if word != "config=c"])
 
 
+def test_fields_that_do_not_go_together_are_all_named_at_once() -> None:
+    words = [
+        "generations=auto",
+        "student.batch_size=7",
+        "teacher.warmup_epochs=9",
+        "teacher.epochs=3",
+        "teacher.batch_size=3",
+        "teacher.workers=2",
+    ]
+    with pytest.raises(UsageError) as caught:
+        load_config(None, words)
+    for field in ("generations=auto", "student.batch_size=7", "teacher.warmup_epochs=9", "teacher.batch_size=3"):
+        assert f"\n  {field}" in str(caught.value)
+
+
 def test_a_yaml_file_that_is_no_mapping_or_not_yaml_is_refused(tmp_path: Path) -> None:
     for content in (b"- 1\n", b"a: [\n", b"\xff\xfe\x00", b"seed: ${nothing}\n"):
         (tmp_path / "bad.yaml").write_bytes(content)
