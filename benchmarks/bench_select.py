@@ -26,7 +26,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -44,7 +43,7 @@ from data.settings import run_command
 from pipeline.effort import peak_memory
 from pipeline.stage import Fingerprint, open_stage
 from teacher.cutoffs import SelectRule
-from teacher.processes import MANY_SHARDS, processes
+from teacher.processes import threads_or_processes
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
 from teacher.selection_file import selection_json
@@ -81,17 +80,17 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
     clock = [time.perf_counter()]
     with contextlib.redirect_stdout(io.StringIO()):
         stage = open_stage(out, "select", Fingerprint({}, {}))
-    with processes(THREADS) if len(shards) >= MANY_SHARDS else nullcontext(in_threads) as executor:
-        selection = select_shards(labels, shards, rule, num_workers=THREADS, executor=executor)
+    with threads_or_processes(len(shards), THREADS) as (executor, number):
+        selection = select_shards(labels, shards, rule, num_workers=number, executor=executor)
         clock.append(time.perf_counter())
-        counts = write_all_copies(selection, labels, shards, out, num_workers=THREADS, executor=executor)
+        counts = write_all_copies(selection, labels, shards, out, num_workers=number, executor=executor)
         clock.append(time.perf_counter())
-        peaks = [0] if executor is in_threads else list(executor(own_memory_of_worker, shards, THREADS, "measure"))
+        peaks = [0] if executor is in_threads else list(executor(own_memory_of_worker, shards, number, "measure"))
     storage.write_text(stage.path("selection.json"), json.dumps(selection_json(selection, counts), indent=1))
     stage.commit(["selection.json", *(f"{shard}.parquet" for shard in shards)], {})
     clock.append(time.perf_counter())
     parts = dict(zip(("cut-offs", "copies", "commit"), np.diff(clock).tolist(), strict=True))
-    memory = (peak_memory() or 0) + THREADS * max(peaks)
+    memory = (peak_memory() or 0) + number * max(peaks)
     return {
         "memory_mb": memory / 2**20,
         "parts": parts,

@@ -31,8 +31,8 @@ _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
 }  # fmt: skip
-# Hardly smaller compressed, and selection reads them again and again.
 _BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
+# Hardly smaller compressed, and selection reads them again and again.
 _UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}
 
 

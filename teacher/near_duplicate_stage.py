@@ -120,10 +120,10 @@ def _search(
 
     parts = []
     for first in range(0, max(len(names), 1), _TOGETHER):
-        url = stage.path(f"{_PARTS}/{first:06d}.parquet")
+        these = names[first : first + _TOGETHER]
+        url = stage.path(f"{_PARTS}/{first:06d}-{len(these)}.parquet")  # another version may take others together
         if not storage.exists(url):
             found: dict[str, Found] = {}
-            these = names[first : first + _TOGETHER]
             threads = min(os.cpu_count() or 1, _MAX_THREADS)
             for part in in_threads(task, these, threads, "near-duplicates", _of_all(progress, first, len(names))):
                 found |= part

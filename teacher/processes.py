@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
-from typing import Any
+from typing import Any, cast
 
 from teacher.threads import Executor, Progress, Result, in_threads, keep_freed_memory
 
@@ -23,12 +23,12 @@ _PARTS = 4  # per process: for the progress, and so that one that is slower gets
 
 
 @contextmanager
-def threads_or_processes(num_shards: int) -> Iterator[tuple[Executor, int]]:
-    """What shares so many shards out best on this machine, and among how many."""
+def threads_or_processes(num_shards: int, most: int = _MAX_PROCESSES) -> Iterator[tuple[Executor, int]]:
+    """What shares so many shards out best on this machine, and among how many: `most` processes at most."""
     if num_shards < MANY_SHARDS:
         yield in_threads, _THREADS
         return
-    number = min(os.cpu_count() or 1, _MAX_PROCESSES)
+    number = min(os.cpu_count() or 1, most)
     with processes(number) as executor:
         yield executor, number
 
@@ -78,22 +78,30 @@ def _in_processes(
     def give(worker: Connection) -> None:
         part = next(parts, None)
         if part is not None:
-            worker.send((task, part))
+            with _told_of_its_loss(doing):
+                worker.send((task, part))
             pending[worker] = len(part)
 
-    try:
-        for worker in workers[:num_workers]:
-            give(worker)
-        while pending:
-            for worker in [worker for worker in wait(list(pending)) if isinstance(worker, Connection)]:
+    for worker in workers[:num_workers]:
+        give(worker)
+    while pending:
+        for worker in cast(list[Connection], wait(list(pending))):
+            with _told_of_its_loss(doing):
                 result, error = worker.recv()
-                if error is not None:
-                    raise error
-                done += pending.pop(worker)
-                give(worker)
-                if progress:
-                    progress(doing, done, len(shards))
-                yield result
+            if error is not None:
+                raise error
+            done += pending.pop(worker)
+            give(worker)
+            if progress:
+                progress(doing, done, len(shards))
+            yield result
+
+
+@contextmanager
+def _told_of_its_loss(doing: str) -> Iterator[None]:
+    """Around what is said to a process or heard of it alone: a task may raise the same errors."""
+    try:
+        yield
     except (EOFError, ConnectionError):
         raise OSError(
             f"a process was lost as it was to {doing} (killed, or no memory was left); the same command does it again"

@@ -297,6 +297,25 @@ def test_a_manifest_that_names_another_server_is_refused(web: LabelServer, monke
         PseudoLabels(web.address)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (b"\x89PNG", b"\x00PNG", "the image of key 'unlabeled-[0-9-]+' cannot be decoded"),
+        (
+            b'"label":',
+            b'"lebal":',
+            r"pseudo-000000\.tar, key 'unlabeled-[0-9-]+': damaged \.json \(KeyError: 'label'\); fetch",
+        ),
+    ],
+)
+def test_a_damaged_sample_is_named(sources: Sources, tmp_path: Path, before: bytes, after: bytes, message: str) -> None:
+    shutil.copytree(sources.export, tmp_path / "v1")
+    shard = tmp_path / "v1/pseudo-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(before, after, 1))
+    with pytest.raises(DataError, match=message):
+        list(PseudoLabels(str(tmp_path / "v1")).dataset(shuffle=False))
+
+
 def test_damaged_shards_of_an_export_are_found(sources: Sources, web: LabelServer) -> None:
     path = sources.export / "pseudo-000001.tar"
     content = bytearray(path.read_bytes())

@@ -387,7 +387,7 @@ def test_a_rule_that_makes_no_sense_names_its_field(field: str, value: float) ->
 
 def test_processes_that_select_do_not_load_torch() -> None:
     """Half a gigabyte in each of a cluster's tasks; it came once with a module that all others import."""
-    modules = "teacher.select, teacher.selection, teacher.ray_tasks, pipeline.stage"
+    modules = "teacher.select, teacher.selection, teacher.keep, teacher.diff, teacher.processes, teacher.ray_tasks, pipeline.stage"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -118,6 +118,15 @@ def test_an_error_in_a_process_is_raised_as_it_was(tmp_path: Path) -> None:
         select_shards(str(tmp_path), ["gone"], RULE, executor=executor)
 
 
+def _refused(shards: Iterable[str]) -> None:
+    raise ConnectionRefusedError("the store is away")
+
+
+def test_a_tasks_own_connection_error_is_not_taken_for_a_lost_process() -> None:
+    with pytest.raises(ConnectionRefusedError, match=r"^the store is away"), processes(1) as executor:
+        list(executor(_refused, ["a"], 1, "count"))
+
+
 def _end(shards: Iterable[str]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -133,7 +142,7 @@ def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
 def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from teacher.processes import MANY_SHARDS, processes\n"
+        "from teacher.processes import processes\n"
         "from tests.test_select_sharing import _process_ids\n"
         "with processes(1) as executor:\n"
         "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"

@@ -12,6 +12,7 @@ import torch
 from pipeline.models.factory import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
+from pipeline.training.published import read_info
 
 
 def info(model: str, **changes: object) -> WeightsInfo:
@@ -44,6 +45,9 @@ def test_what_is_saved_comes_back_and_the_same_weights_are_the_same_bytes(tmp_pa
     for name in ("a", "b"):
         save_weights(str(tmp_path / name), state, info("resnetrs26", model_args={"width": 0.125}))
     loaded, tensors = load_weights(str(tmp_path / "a"))
+    (tmp_path / "a/model.safetensors").rename(tmp_path / "weights")
+    assert read_info(str(tmp_path / "a")) == loaded, "the weights are not read for it"
+    (tmp_path / "weights").rename(tmp_path / "a/model.safetensors")
     assert (loaded.temperature, loaded.validation_top1, loaded.class_names) == (1.5, 0.75, ["a", "b", "c"])
     assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
     for file in ("model.safetensors", "config.json"):
