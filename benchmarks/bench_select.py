@@ -9,7 +9,7 @@ median over rounds of a process of its own, the contenders taking turns. Where t
 waited for.
 
     ours     the whole stage: cut-offs, a file of copies per label file, selection.json, done-marker
-    floor    reads the columns that ours reads, as often (label and confidence three times, ordinals twice), and no more
+    floor    reads the columns that ours reads, label and confidence, as often (three times), and no more
     duckdb   row_number() over (partition by label order by confidence desc), one file with the rows kept
     polars   a streaming group_by that sorts each class, one file with the rows kept
 """
@@ -100,8 +100,8 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
 
 def floor(labels: str, shards: Sequence[str]) -> Run:
     """Reads what ours reads."""
-    for columns in (["label", "confidence"], *2 * [["label", "confidence", "ordinal"]]):
-        in_threads(partial(_read, labels, columns), shards, THREADS, "floor")
+    for _ in range(3):
+        in_threads(partial(_read, labels, ["label", "confidence"]), shards, THREADS, "floor")
     return {}
 
 

@@ -196,6 +196,11 @@ def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns), use_threads=False)
 
 
+def has_all_samples(file: pq.ParquetFile) -> bool:
+    """True where no sample of a label file's shard is quarantined: its ordinals are 0, 1, 2 …, and need not be read."""
+    return (file.schema_arrow.metadata or {}).get(_QUARANTINE_KEY) == b"[]"
+
+
 @contextmanager
 def open_label_file(url: str) -> Iterator[pq.ParquetFile]:
     """A label or copies file of which some columns are read. Raises FileNotFoundError, or pyarrow's errors of a damaged one.

@@ -181,8 +181,8 @@ def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
         alone_1, alone_2 = (
             np.delete(np.arange(len(o)), rows) for o, rows in ((ordinal_1, rows_1), (ordinal_2, rows_2))
         )
-        np.add.at(part.gone, label_1[alone_1], 1)
-        np.add.at(part.new, label_2[alone_2], 1)
+        part.gone[:] += np.bincount(label_1[alone_1], minlength=len(part.gone))
+        part.new[:] += np.bincount(label_2[alone_2], minlength=len(part.new))
         _add_kept(part, kept_1[alone_1], False, label_1[alone_1])
         _add_kept(part, False, kept_2[alone_2], label_2[alone_2])
         label_1, label_2, kept_1, kept_2 = label_1[rows_1], label_2[rows_2], kept_1[rows_1], kept_2[rows_2]

@@ -127,12 +127,12 @@ def _copies_before(labels: str, selection: str, shard: str, classes: Int64) -> C
         assert rows.ordinal is not None
         copies = known.take(rows.ordinal, mode="clip")  # the last entry is 0
         copies *= rows.eligible
-        kept = copies > 0
-        counted = _nothing(classes.shape[1])
-        np.add.at(counted[0], rows.label[rows.eligible], 1)
-        np.add.at(counted[1], rows.label[kept], 1)
-        np.add.at(counted[2], rows.label[kept], copies[kept].astype(np.int64))
-        np.minimum.at(counted[3], rows.label[kept], rows.key[kept].astype(np.int64))
+        kept, num_classes = copies > 0, classes.shape[1]
+        counted, label = _nothing(num_classes), rows.label[kept]
+        counted[0] = np.bincount(rows.label[rows.eligible], minlength=num_classes)
+        counted[1] = np.bincount(label, minlength=num_classes)
+        counted[2] = np.bincount(label, copies[kept], minlength=num_classes)  # as float64: exact
+        np.minimum.at(counted[3], label, rows.key[kept].astype(np.int64))
         _add(classes, counted)
         return copies
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.exclude import keys_in
-from data.label_files import open_label_file
+from data.label_files import has_all_samples, open_label_file
 from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
@@ -105,8 +105,14 @@ class LabelSource:
         columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)
         with _open(path) as file:
             _check_columns(path, file.schema_arrow, columns)
+            counted = "ordinal" in columns and has_all_samples(file)
+            if counted:
+                columns.remove("ordinal")
+            first = 0
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-                yield _to_rows(path, shard, batch, self)
+                ordinal = np.arange(first, first + batch.num_rows, dtype=np.int32) if counted else None
+                yield _to_rows(path, shard, batch, ordinal, self)
+                first += batch.num_rows
 
 
 @contextmanager
@@ -136,13 +142,14 @@ def _check_columns(path: str, schema: pa.Schema, columns: list[str]) -> None:
             raise SelectError(f"{path}: column {name!r} must be {_TYPES[name]} but is {found}; label this shard again")
 
 
-def _to_rows(path: str, shard: str, batch: pa.RecordBatch, source: LabelSource) -> LabelRows:
+def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None, source: LabelSource) -> LabelRows:
     rule, exclusions = source.rule, source.exclusions
     label, confidence = _values(path, batch, "label"), _values(path, batch, "confidence")
     if batch.num_rows:
         _check_range(path, "label", label.min(), label.max(), 0, rule.num_classes - 1)
         _check_range(path, "confidence", confidence.min(), confidence.max(), 0, float(MAX_CONFIDENCE))
-    ordinal = _values(path, batch, "ordinal") if "ordinal" in batch.schema.names else None
+    if "ordinal" in batch.schema.names:
+        ordinal = _values(path, batch, "ordinal")
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
     held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
     by_user = _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None

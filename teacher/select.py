@@ -16,13 +16,11 @@ from teacher.cutoffs import Int64, SelectError, SelectRule, tie_hash
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.quota import (
     Candidates,
+    Histogram,
     Search,
-    add_coarse,
-    add_fine,
     finish,
     in_question,
     narrow,
-    num_bins,
     plan_copies,
     start,
 )
@@ -72,19 +70,19 @@ def select_shards(
 
 def count_rows(source: LabelSource, shards: Iterable[str]) -> Int64:
     """Eligible rows by label and confidence, int64 [num_classes, bins]; the results of several calls add up."""
-    histogram = _zeros(source)
+    histogram = Histogram(source.rule.num_classes)
     for shard in shards:
         for rows in source.read(shard, needs_ordinals=False):
-            add_coarse(histogram, rows.label, rows.confidence, rows.eligible)
-    return histogram
+            histogram.add_coarse(rows.label, rows.confidence, rows.eligible)
+    return histogram.counts()
 
 
 def count_finely(source: LabelSource, search: Search, shards: Iterable[str]) -> Int64:
     """Rows in question by label and part of its interval, int64 [num_classes, bins]; several calls add up."""
-    histogram = _zeros(source)
+    histogram = Histogram(source.rule.num_classes)
     for rows in _candidates(source, search, shards):
-        add_fine(histogram, rows, search)
-    return histogram
+        histogram.add_fine(rows, search)
+    return histogram.counts()
 
 
 def collect(source: LabelSource, search: Search, shards: Iterable[str]) -> Candidates:
@@ -111,13 +109,8 @@ def _check_names(shards: Sequence[str]) -> None:
         seen.add(shard)
 
 
-def _zeros(source: LabelSource) -> Int64:
-    num_classes = source.rule.num_classes
-    return np.zeros((num_classes, num_bins(num_classes)), np.int64)
-
-
 def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
-    total = _zeros(source)
+    total = Histogram(source.rule.num_classes).counts()
     for histogram in histograms:  # one at a time: those of a cluster's tasks need not be here together
         total += histogram
     return total

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +44,13 @@ def python_tie_hash(shard: str, ordinal: int) -> int:
     return z ^ (z >> 31)
 
 
-def brute_force(shards: dict[str, list[Row]], rule: SelectRule) -> dict[str, list[int]]:
-    """Copies by sorting each class's rows."""
+def brute_force(shards: dict[str, list[Row]], rule: SelectRule, gaps: bool = True) -> dict[str, list[int]]:
+    """Copies by sorting each class's rows; `gaps` as in `write_labels`."""
     copies = {shard: [0] * len(rows) for shard, rows in shards.items()}
     for label in range(rule.num_classes):
         ranked = sorted(
             (
-                (np.float32(confidence), python_tie_hash(shard, ordinal_of(position)), shard, position)
+                (np.float32(confidence), python_tie_hash(shard, ordinal_of(position, gaps)), shard, position)
                 for shard, rows in shards.items()
                 for position, (row_label, confidence) in enumerate(rows)
                 if row_label == label and np.float32(confidence) >= np.float32(rule.confidence_threshold)
@@ -68,16 +69,19 @@ def quota_share(place: int, available: int, rule: SelectRule) -> int:
     return min(math.ceil(max(rule.per_class - place, 0) / available), rule.max_copies)
 
 
-def ordinal_of(position: int) -> int:
-    """Ordinals with gaps, as quarantined samples leave them."""
-    return position + position // 3
+def ordinal_of(position: int, gaps: bool = True) -> int:
+    """Ordinals, with gaps as quarantined samples leave them."""
+    return position + position // 3 if gaps else position
 
 
-def write_labels(folder: Path, shards: dict[str, list[Row]], **columns: Sequence[Any]) -> None:
-    """Label files with the columns of the contract that selection may read; `columns` replace some of every file."""
+def write_labels(folder: Path, shards: dict[str, list[Row]], gaps: bool = True, **columns: Sequence[Any]) -> None:
+    """Label files with the columns of the contract that selection may read; `columns` replace some of every file.
+
+    With `gaps` samples are missing, and the metadata say so; else they say that all are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for shard, rows in shards.items():
-        ordinals = [ordinal_of(position) for position in range(len(rows))]
+        ordinals = [ordinal_of(position, gaps) for position in range(len(rows))]
         table = {
             "ordinal": pa.array(ordinals, pa.int32()),
             "__key__": pa.array([f"{shard}-{ordinal}" for ordinal in ordinals], pa.string()),
@@ -85,7 +89,8 @@ def write_labels(folder: Path, shards: dict[str, list[Row]], **columns: Sequence
             "confidence": pa.array(np.array([confidence for _, confidence in rows], np.float32)),
             "image_hash": pa.array([1000 + ordinal for ordinal in ordinals], pa.uint64()),
         }
-        pq.write_table(pa.table({**table, **columns}), folder / f"{shard}.parquet", row_group_size=7)
+        metadata = {"quarantine": '[{"ordinal": 3}]' if gaps else "[]"}
+        pq.write_table(pa.table({**table, **columns}, metadata=metadata), folder / f"{shard}.parquet", row_group_size=7)
 
 
 def read_copies(folder: Path, shards: Sequence[str]) -> dict[str, list[int]]:
@@ -128,14 +133,15 @@ rules = st.builds(
 
 
 @settings(max_examples=120, deadline=None)
-@given(shards=shard_sets, rule=rules, max_candidates=st.sampled_from([0, 1, 5, 1000]))
+@given(shards=shard_sets, rule=rules, max_candidates=st.sampled_from([0, 1, 5, 1000]), gaps=st.booleans())
 def test_copies_are_those_of_sorting_everything(
-    shards: dict[str, list[Row]], rule: SelectRule, max_candidates: int
+    shards: dict[str, list[Row]], rule: SelectRule, max_candidates: int, gaps: bool
 ) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        write_labels(Path(name) / "labels", shards)
+    few = mock.patch("teacher.label_rows._BATCH_ROWS", 5), mock.patch("teacher.quota._COUNTED_TOGETHER", 8)
+    with tempfile.TemporaryDirectory() as name, few[0], few[1]:
+        write_labels(Path(name) / "labels", shards, gaps)
         copies = select_and_write(Path(name), list(shards), rule, max_candidates=max_candidates)
-    assert copies == brute_force(shards, rule)
+    assert copies == brute_force(shards, rule, gaps)
 
 
 @settings(max_examples=40, deadline=None)
