@@ -77,14 +77,19 @@ def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/ben
 
 def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob], None] = fit) -> float:
     """Steps per second by the clock in timing.jsonl."""
-    split = open_split(pattern, "/nonexistent")
-    config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
     with tempfile.TemporaryDirectory() as folder:
-        streams = (labeled_stream(split, config.batch_size),)
-        run(TrainJob("bench", folder, config, streams, len(PHOTOS), split.num_samples, 0, 1, "cpu"))
+        run(training_job(pattern, config, steps, folder))
         lines = [json.loads(line) for line in (Path(folder) / "timing.jsonl").read_text().splitlines()]
     assert (lines[0]["step"], lines[-1]["step"]) == (WARM_UP, steps)
     return (steps - WARM_UP) / (lines[-1]["time"] - lines[0]["time"])
+
+
+def training_job(pattern: str, config: TrainConfig, steps: int, folder: str) -> TrainJob:
+    """A training of so many steps on the photos."""
+    split = open_split(pattern, "/nonexistent")
+    config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
+    streams = (labeled_stream(split, config.batch_size),)
+    return TrainJob("bench", folder, config, streams, len(PHOTOS), split.num_samples, 0, 1, "cpu")
 
 
 def timm(pattern: str, config: TrainConfig, steps: int) -> float:
@@ -107,21 +112,21 @@ def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
 
 def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
     """In a worker of Ray Train."""
-
-    def run(job: TrainJob) -> None:
-        trainer = TorchTrainer(
-            lambda: fit(job),
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(name="bench", storage_path=str(Path(job.folder).resolve() / "ray")),
-        )
-        trainer.fit()
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     start_ray(None)
     try:
-        return ours(pattern, config, steps, run)
+        return ours(pattern, config, steps, in_ray_train)
     finally:
         ray.shutdown()  # timm forks its loading processes, which would break the connection
+
+
+def in_ray_train(job: TrainJob, run: Callable[[TrainJob], None] = fit) -> None:
+    """`fit()`, or another function, in one worker of Ray Train."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    TorchTrainer(
+        lambda: run(job),
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="bench", storage_path=str(Path(job.folder).resolve() / "ray")),
+    ).fit()
 
 
 def _print_rates(found: dict[str, list[float]]) -> None:

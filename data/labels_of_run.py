@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from omegaconf import OmegaConf
 from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.joined import Provenance, Rows
-from data.label_files import read_manifest
 from data.label_source import PseudoLabeled, as_table
 from data.manifest import DataError, Split, open_split
-from data.overlay import Overlay, RowFilter
+from data.overlay import Overlay, RowFilter, committed_digests
 from data.reader import ImageReader
 from data.redact import redacted
 
@@ -67,15 +65,13 @@ class RunLabels:
                     yield PseudoLabeled(key, image, label, confidence, copies)
 
     def _rows(self, position: int) -> Rows:
-        overlay, name = self.overlay, self.overlay.shards[position].name
-        urls = [storage.join(folder, f"{name}.parquet") for folder in (overlay.labels_dir, overlay.selection_dir)]
-        digests = [hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in urls]
-        if "".join(digests) != overlay.digests[name]:
+        if not self.overlay.is_as_committed(position):
+            labels, copies = map(redacted, self.overlay.files(position))
             raise DataError(
-                f"{redacted(urls[0])} or {redacted(urls[1])}: not as the run committed it; if the run went on, open it again, else "
+                f"{labels} or {copies}: not as the run committed it; if the run went on, open it again, else "
                 "stage=label verify=true finds what is damaged"
             )
-        return overlay.rows(position, self.keep)
+        return self.overlay.rows(position, self.keep)
 
 
 def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
@@ -96,8 +92,7 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
     corpus = _corpus(run_dir)
     if corpus.digest() != labels["summary"]["corpus"]:
         raise DataError(f"{redacted(labels_dir)}: data.unlabeled has changed since it was labeled; run stage=label")
-    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
-    digests = {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(labels_dir)}
+    digests = committed_digests(labels_dir, selection)
     names = labels["summary"]["class_names"]
     provenance = Provenance(generation, tuple(names) if names else None)
     return RunLabels(Overlay(corpus.shards, labels_dir, selection_dir, provenance, digests, read_keys(exclude)), keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from data import storage
 from data.exclude import keys_in
 from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
-from data.label_files import COPIES_COLUMN, read_labels
+from data.label_files import COPIES_COLUMN, read_labels, read_manifest
 from data.manifest import DataError, Shard
 
 FILTER_COLUMNS = ("label", "confidence")
@@ -64,13 +65,19 @@ class RowFilter:
         return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
 
 
+def committed_digests(labels_dir: str, selection: Mapping[str, Any]) -> dict[str, str]:
+    """What `Overlay.digests` should be, as the labels' manifest and the done-record of the selection say."""
+    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
+    return {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(labels_dir)}
+
+
 @dataclass(frozen=True)
 class Overlay:
     """Labels and a selection over unlabeled shards; plain data that travels to other processes.
 
     Attributes:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
-        digests: of each shard's label file and its column of copies, by shard name.
+        digests: SHA-256 of each shard's label file and of its column of copies, one after the other, by shard name.
         excluded: lines of the user's list of keys; see `data.exclude`.
     """
 
@@ -81,9 +88,22 @@ class Overlay:
     digests: Mapping[str, str]
     excluded: frozenset[str] = frozenset()
 
+    def files(self, position: int) -> tuple[str, str]:
+        """Label file of a shard, and its column of copies."""
+        name = f"{self.shards[position].name}.parquet"
+        return storage.join(self.labels_dir, name), storage.join(self.selection_dir, name)
+
+    def is_as_committed(self, position: int) -> bool:
+        """True when a shard's files are there and those of `digests`."""
+        try:
+            found = [hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in self.files(position)]
+        except FileNotFoundError:
+            return False
+        return "".join(found) == self.digests[self.shards[position].name]
+
     def copies(self, position: int) -> np.ndarray:
         """How often the student sees each label row of a shard, uint16 [rows]."""
-        url = storage.join(self.selection_dir, f"{self.shards[position].name}.parquet")
+        url = self.files(position)[1]
         return np.asarray(read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy())
 
     def wanted(self, position: int, keep: RowFilter) -> np.ndarray:
@@ -92,8 +112,7 @@ class Overlay:
         Raises:
             DataError: labels and copies are not of each other.
         """
-        shard, copies = self.shards[position], self.copies(position)
-        url = storage.join(self.labels_dir, f"{shard.name}.parquet")
+        shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
         excluded = keys_in(self.excluded, shard.name)
         labels = read_labels(url, (*FILTER_COLUMNS, "__key__") if excluded else FILTER_COLUMNS)
         if len(copies) != labels.num_rows:
@@ -113,8 +132,7 @@ class Overlay:
         Raises:
             DataError: labels and index are not of each other.
         """
-        shard, at = self.shards[position], pa.array(rows)
-        url = storage.join(self.labels_dir, f"{shard.name}.parquet")
+        shard, at, url = self.shards[position], pa.array(rows), self.files(position)[0]
         labels = read_labels(url, LABEL_COLUMNS).take(at)
         ordinals, index = labels.column("ordinal"), shard.index()
         if len(rows) and ordinals.to_numpy().max() >= index.num_rows:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from data import storage
 from data.exclude import read_keys
 from data.joined import Provenance
-from data.label_files import read_manifest
 from data.manifest import open_split
-from data.overlay import Overlay
+from data.overlay import Overlay, committed_digests
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.upstream import require_labeled_corpus, require_labels, require_selection
@@ -27,8 +25,7 @@ def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any
     corpus = open_split(config.data.unlabeled, layout.indexes)
     require_labeled_corpus(corpus, labels)
     names = labels["summary"]["class_names"]
-    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
-    digests = {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(layout.labels)}
+    digests = committed_digests(layout.labels, selection)
     provenance = Provenance(layout.generation, tuple(names) if names else None)
     excluded = read_keys(config.data.exclude)
     return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded), labels, selection

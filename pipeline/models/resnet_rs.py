@@ -248,7 +248,6 @@ def resnet_rs(
     *,
     dropout: float = 0.0,
     stochastic_depth: float = 0.0,
-    bn_momentum: float = 0.1,
     **architecture: Any,
 ) -> ResNetRS:
     """A ResNet-RS with fresh weights.
@@ -258,7 +257,6 @@ def resnet_rs(
         num_classes: outputs of the classifier.
         dropout: probability after the global average pool.
         stochastic_depth: drop rate (not survival) of the last stage's blocks; see `stage_drop_rates`.
-        bn_momentum: see `set_bn_momentum`.
         architecture: further fields of `Architecture`: width, blocks, in_chans, se_ratio, resnet_d, stem.
 
     Raises:
@@ -267,9 +265,7 @@ def resnet_rs(
     _check("num_classes", num_classes, _is_count(num_classes), "a whole number above 0")
     for field, rate in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
         _check(field, rate, _is_number(rate) and 0 <= rate < 1, "a drop rate from 0 to below 1")
-    model = ResNetRS(Architecture(depth, **architecture), num_classes, dropout, stochastic_depth)
-    set_bn_momentum(model, bn_momentum)
-    return model
+    return ResNetRS(Architecture(depth, **architecture), num_classes, dropout, stochastic_depth)
 
 
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,13 +113,8 @@ class JoinedRun:
 
     def _rows(self, position: int, keep: RowFilter) -> Rows:
         """The rows that are handed out. Raises OutdatedError when the files that say so are not those of the start."""
-        name = self.overlay.shards[position].name
-        folders = self.overlay.labels_dir, self.overlay.selection_dir
-        try:
-            files = [storage.read_bytes(storage.join(folder, f"{name}.parquet")) for folder in folders]
-        except FileNotFoundError:
-            files = []
-        if "".join(hashlib.sha256(content).hexdigest() for content in files) != self.overlay.digests[name]:
+        if not self.overlay.is_as_committed(position):
+            name = self.overlay.shards[position].name
             raise OutdatedError(f"the labels of shard {name!r} have changed; start the server again")
         return self.overlay.rows(position, keep)
 

@@ -42,10 +42,8 @@ def pseudo_targets(
     return (probabilities.log() / temperature).softmax(1)
 
 
-def soft_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, reduction: Literal["mean", "none"] = "mean"
-) -> torch.Tensor:
-    """−Σ targets · log softmax(logits), in float32 whatever autocast makes of the model.
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean of −Σ targets · log softmax(logits), in float32 whatever autocast makes of the model.
 
     The mean is over all samples alike, labeled and pseudo-labeled. Noisy Student's code adds the two parts' means,
     which with SGD also multiplies the learning rate (RECIPES.md).
@@ -55,8 +53,8 @@ def soft_cross_entropy(
         targets: (N, C), rows sum to one.
 
     Returns:
-        float32, a scalar for `mean` or (N,) for `none`.
+        float32, a scalar.
     """
     with torch.autocast(logits.device.type, enabled=False):
         losses = -(targets.float() * logits.float().log_softmax(1)).sum(1)
-    return losses.mean() if reduction == "mean" else losses
+    return losses.mean()
