@@ -69,6 +69,9 @@ bench-loader: $(VENV)/.installed  ## the training input per core, beside timm an
 bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
 	$(BIN)/python -m benchmarks.bench_train
 
+bench-ray-train: $(VENV)/.installed  ## what Ray Train adds to a training step, to a percent (25 minutes)
+	$(BIN)/python -m benchmarks.bench_ray_train
+
 bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (the first 50 minutes on 2 cores, both not timed; resumes)
 	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
 
