@@ -1,24 +1,20 @@
-"""The fast way from JPEG bytes to a model's clean view: libjpeg-turbo's decoder, and torch's resize on uint8.
+"""The fast way from JPEG bytes to pixels: libjpeg-turbo's decoder.
 
-Pixels of images that are not scaled while decoding are Pillow's own, bit for bit; the resize differs from Pillow's by a level
-here and there. What the decoder does not take (other formats, CMYK, damaged files) goes to `data.images`, which decides by its rule.
+Pixels of images that are not scaled while decoding are Pillow's own, bit for bit. What the decoder does not take (other formats,
+CMYK, damaged files) goes to `data.images`, which decides by its rule.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import simplejpeg
-import torch
-from torch.nn import functional
 
-from data.images import MAX_PIXELS, Pixels, decode, orientation, resized_shape, trim
+from data.images import MAX_PIXELS, Pixels, decode, orientation
 
 _JPEG = b"\xff\xd8\xff"
 _APPLICATION = b"\xff\xe0", b"\xff\xef"  # first and last marker of such segments
 _KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
-_REACH = 3  # of the resize's kernel, in resized pixels, or source pixels where those are larger
 
 
 def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = None) -> Pixels:
@@ -73,39 +69,3 @@ def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:
     if not shorter_side or factor > 0.5:
         return {}
     return {"min_height": math.ceil(factor * height), "min_width": math.ceil(factor * width), "min_factor": 2}
-
-
-def eval_transform_fast(image: Pixels, image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Pixels:
-    """As `data.images.eval_transform` in mode `crop`, with torch's uint8 kernels.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (image_size, image_size, 3).
-    """
-    image = trim(image)
-    new_shape = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
-    rows, columns = (_axis(old, new, image_size) for old, new in zip(image.shape, new_shape, strict=False))
-    pixels = torch.from_numpy(image[: rows.needed, : columns.needed])[None].permute(
-        0, 3, 1, 2
-    )  # channels_last: half the time
-    resized = functional.interpolate(
-        pixels, scale_factor=(rows.factor, columns.factor), mode=interpolation, antialias=True, align_corners=False,
-        recompute_scale_factor=False,
-    )  # fmt: skip
-    return resized[0, :, rows.crop, columns.crop].permute(1, 2, 0).numpy()
-
-
-class _Axis(NamedTuple):
-    needed: int  # source pixels
-    factor: float
-    crop: slice  # of the resized ones
-
-
-def _axis(old: int, new: int, size: int) -> _Axis:
-    """What is resized of an axis: all up to the end of the centre crop. (Beginning at the crop would move the image by a
-    fraction of a source pixel.)"""
-    first = round((new - size) / 2)
-    needed = min(old, math.ceil((first + size + _REACH) * max(1, old / new)))
-    return _Axis(needed, new / old, slice(first, first + size))

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from data.fast_images import decode_fast, eval_transform_fast
+from data.fast_images import decode_fast
+from data.fast_resize import eval_transform_fast
 from data.images import Pixels, decode, eval_transform, image_hash
 
 _BUFFER_BYTES = 3 << 21  # two megapixels

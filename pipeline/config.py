@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -25,12 +24,6 @@ from pipeline.fields import Config, Section
 CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
-
-
-def require_device(device: str) -> None:
-    """Raises UsageError for a GPU that this process does not have."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: torch finds no GPU here; check the driver, or give device=cpu")
 
 
 def config_names() -> list[str]:

@@ -10,17 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from data import storage
-from data.manifest import Split, open_split
 from pipeline.fields import Config
 from pipeline.layout import Layout
-from pipeline.stage import Fingerprint, done_record, open_stage, require_done
-from pipeline.training.comparison import Comparison, paired
-from pipeline.training.inference import predict_split
-from pipeline.training.published import load_predictor
+from pipeline.stage import done_record
+from pipeline.training.comparison import Comparison
 
 ERRORS = 1.0  # standard errors that a gain must exceed
 RULE = (
@@ -71,23 +65,8 @@ def known_layouts(config: Config) -> list[Layout]:
     return layouts[: number + 1]
 
 
-def decide(config: Config, layout: Layout) -> Decision | None:
-    """Compare this generation's student with its teacher, or take what was found before; None while there is no student."""
-    if done_record(layout.student) is None:
-        return None
-    validation = open_split(config.data.validation, layout.indexes)
-    expected = _fingerprint(config, layout, validation)
-    before = done_record(layout.decision)
-    is_older = before is not None and before["fingerprint"] != expected.as_json()  # of other models or images
-    stage = open_stage(layout.decision, "decision", expected, force=is_older)
-    if not stage.is_done:
-        torch.set_num_threads(config.threads)
-        stage.commit([], _compare(config, layout, validation))
-    return decided(layout)
-
-
 def decided(layout: Layout) -> Decision | None:
-    """What `decide` found, if it is of the models that are there now."""
+    """What `decide` (decide.py) found, if it is of the models that are there now."""
     record = done_record(layout.decision)
     models = {role: done_record(folder) for role, folder in (("teacher", layout.teacher), ("student", layout.student))}
     if record is None or any(
@@ -135,33 +114,3 @@ def describe_best(summary: Mapping[str, Any]) -> str:
     name = f"generation {best}" if best else "the first teacher"
     top1 = summary["validation_top1"][str(best)]
     return f"best on the validation images: {name}, {top1:.2%} ({summary['best_folder']})"
-
-
-def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
-    inputs = {"validation": validation.digest()}
-    for role, stage, folder in _models(layout):
-        inputs[role] = require_done(folder, stage)["digest"]
-    return Fingerprint(config.numerics(), inputs)
-
-
-def _models(layout: Layout) -> list[tuple[str, str, str]]:
-    """Role, stage and folder of both."""
-    teaching = "teacher" if layout.generation == 1 else "student"
-    return [("teacher", teaching, layout.teacher), ("student", "student", layout.student)]
-
-
-def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
-    teacher, student = (
-        _right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
-    )
-    return {
-        "teacher_top1": float(teacher.mean()),
-        "student_top1": float(student.mean()),
-        "comparison": asdict(paired(teacher, student)),
-    }
-
-
-def _right(validation: Split, folder: str, device: str) -> np.ndarray:
-    """(N,) bool."""
-    logits, labels = predict_split(validation, load_predictor(folder, device))
-    return np.asarray(logits.argmax(axis=1) == labels)

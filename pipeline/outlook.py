@@ -9,12 +9,12 @@ from typing import Any
 from data import storage
 from data.manifest import DataError, Split
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
-from pipeline.evaluate import is_outdated, require_test
+from pipeline.evaluate import is_outdated
 from pipeline.fields import Config
 from pipeline.labeled import classes_of
 from pipeline.layout import Layout
 from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
-from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection
+from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection, require_test
 from student.train import fingerprint as student_fingerprint
 from student.train import require_labeled
 from teacher.journal import Journal

@@ -15,15 +15,8 @@ from pipeline.layout import Layout
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
 from pipeline.stage import StageError, done_record, is_begun
-from pipeline.status import stage_folders
+from pipeline.status import last_begun, stage_folders
 from pipeline.training.inputs import labeled_stream
-
-
-def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
-    """The last generation in which a stage was begun, or for an export, something was selected; the first when it was in none."""
-    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
-    source = "select" if stage == "export" else stage
-    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[source])), layouts[0])
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:

@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 
 from data import storage
 from pipeline.config import CONFIG_NAME
-from pipeline.effort import Effort, read_effort
+from pipeline.effort import Effort, read_effort, read_speed
 from pipeline.evaluate import PREDICTIONS_NAME
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
-from pipeline.speed import read_speed
 from pipeline.stage import StageError, done_record, recorded_seconds
 from pipeline.training.comparison import Comparison, paired
 from pipeline.training.published import read_info
@@ -222,7 +221,7 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
 
 
 def _speed_of(layout: Layout, role: str) -> Record | None:
-    speed = read_speed(layout)
+    speed = read_speed(layout.evaluation)
     return None if speed is None or role not in speed["models"] else speed["models"][role] | {"where": speed["where"]}
 
 

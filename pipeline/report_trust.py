@@ -15,8 +15,8 @@ from pipeline.report_labels import RIGHT, WRONG, Survey
 from pipeline.report_models import MAX_CLASSES, name_of
 from pipeline.report_numbers import percent
 from pipeline.training.calibration import MIN_IN_BIN, reliability_bins
-from teacher.check import VALIDATION_NAME
 from teacher.diff import as_json, compare, side
+from teacher.precision import VALIDATION_NAME
 
 _SHOWN_FLIPS = 10
 

@@ -31,53 +31,58 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pkgutil import resolve_name
 from typing import Any
-
-import ray
 
 from data import storage
 from data.exclude import read_keys
 from data.settings import UsageError, nearest
 from pipeline import interrupt
-from pipeline.ablate import ablate, open_study, plan_study
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.effort import Clock
-from pipeline.evaluate import evaluate, require_test, write_summary
-from pipeline.export import export
 from pipeline.fields import Config
-from pipeline.generations import all_layouts, decide, describe_best, known_layouts, summarize
+from pipeline.generations import all_layouts, describe_best, known_layouts, summarize
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
-from pipeline.plan import last_begun, print_plan
-from pipeline.report import write_report
-from pipeline.serve import serve
-from pipeline.stage import StageRefusedError, add_effort, done_record, refuse_other_config
-from pipeline.status import note_stop, print_status, watch_status
-from student.train import require_beginning, train_student
+from pipeline.stage import StageRefusedError, WorkerError, add_effort, done_record, refuse_other_config
+from pipeline.status import last_begun, note_stop, print_status, watch_status
+from pipeline.summary import write_summary
+from pipeline.upstream import require_test
 from teacher.diff import diff
-from teacher.label import label
-from teacher.pool import WorkerError
 from teacher.select_stage import select
-from teacher.train import train_teacher
-from teacher.verify import verify_labels
 
 OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
+
+
+def _later(name: str) -> Callable[..., Any]:
+    """A function that is imported when it is called: torch and Ray take seconds and most of a gigabyte, which selection, status and
+    comparison do without."""
+    return lambda *arguments: resolve_name(name)(*arguments)
+
+
 STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
-    "teacher": train_teacher,
-    "label": label,
+    "teacher": _later("teacher.train:train_teacher"),
+    "label": _later("teacher.label:label"),
     "select": select,
-    "student": train_student,
-    "evaluate": evaluate,
-    "export": export,
+    "student": _later("student.train:train_student"),
+    "evaluate": _later("pipeline.evaluate:evaluate"),
+    "export": _later("pipeline.export:export"),
 }
 ASKED_FOR = ("export",)  # by name alone: a second copy of the images
 ABLATE = "ablate"  # of no generation
 FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
 READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {
-    "report": write_report,
+    "report": _later("pipeline.report:write_report"),
     "status": print_status,
-    "serve": serve,
+    "serve": _later("pipeline.serve:serve"),
 }
+_verify_labels = _later("teacher.verify:verify_labels")
+_decide = _later("pipeline.decide:decide")
+_print_plan = _later("pipeline.plan:print_plan")
+_plan_study = _later("pipeline.ablate:plan_study")
+_open_study = _later("pipeline.ablate:open_study")
+_ablate = _later("pipeline.ablate:ablate")
+_require_beginning = _later("student.train:require_beginning")
 
 
 def main(words: Sequence[str]) -> int:
@@ -106,7 +111,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}{advice}", file=sys.stderr)
         return 2
     finally:
-        if ray.is_initialized():
+        if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
             ray.shutdown()
     return 0
 
@@ -127,9 +132,9 @@ def run(words: Sequence[str]) -> None:
     layouts = known_layouts(config)
     forced = _forced_stage(options)
     if _flag(options, "plan"):
-        print_plan(config, layouts, stages, forced)
+        _print_plan(config, layouts, stages, forced)
         if ABLATE in stages:
-            plan_study(config, layouts[0])
+            _plan_study(config, layouts[0])
         return
     if _flag(options, "verify"):
         _verify(config, layouts, options.get("stage"), forced)
@@ -142,9 +147,9 @@ def run(words: Sequence[str]) -> None:
             _run_stages(config, layouts, stages, forced)
     if ABLATE in stages:
         with run_lock(config.run_dir, _command(words)):
-            open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
+            _open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
             write_config(config, overrides)
-            ablate(config, layouts[0], forced == ABLATE)
+            _ablate(config, layouts[0], forced == ABLATE)
     for stage in stages:
         if stage == "status" and _flag(options, "watch"):
             watch_status(config)
@@ -160,7 +165,7 @@ def _verify(config: Config, layouts: Sequence[Layout], stage: str | None, forced
     with run_lock(config.run_dir, "verify"):
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
-                verify_labels(config, layout)
+                _verify_labels(config, layout)
 
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
@@ -185,7 +190,7 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
 
 def _goes_on(config: Config, layout: Layout) -> bool:
     """generations=auto: decide about the next one, and say why; at the end, say which is the best."""
-    decision = decide(config, layout)
+    decision = _decide(config, layout)
     if decision is None:
         return True
     print(decision.describe(layout.generation, config.max_generations), flush=True)
@@ -239,7 +244,7 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
                 raise UsageError(f"{field}={url}: no such file; check the path, or leave it out")
     read_keys(config.data.exclude)
     if {"teacher", "student"} <= set(stages):
-        require_beginning(config.student, config.teacher.model, config.teacher.model_args)
+        _require_beginning(config.student, config.teacher.model, config.teacher.model_args)
     for layout in layouts:
         for stage, folder in _long_stages(layout).items():
             if stage in stages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from statistics import median
@@ -10,12 +9,9 @@ from typing import Any
 
 import torch
 
-from data import storage
-from pipeline.layout import Layout
 from pipeline.training.inference import Predictor
 from pipeline.training.published import load_predictor
 
-SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 _MEASURED_S = 0.5
 _LEAST = 5  # measurements
 _MOST_IMAGES = 64  # in a batch; fewer when they would take longer than a second
@@ -55,14 +51,3 @@ def _seconds(predictor: Predictor, batch_size: int) -> float:
         predictor.logits(images)
         taken.append(time.perf_counter() - started)
     return median(taken)
-
-
-def write_speed(layout: Layout, speed: Mapping[str, Any]) -> None:
-    """Beside the generation's evaluation."""
-    storage.write_text(storage.join(layout.evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
-
-
-def read_speed(layout: Layout) -> dict[str, Any] | None:
-    """What `write_speed` wrote; None for an evaluation of an earlier version."""
-    url = storage.join(layout.evaluation, SPEED_NAME)
-    return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None

@@ -36,6 +36,10 @@ class StageRefusedError(StageError):
     """The directory holds output of another configuration or other inputs; the message names each field that differs."""
 
 
+class WorkerError(Exception):
+    """An error in the code that a worker ran; the message is its traceback."""
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What a stage's output is a function of."""

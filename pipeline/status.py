@@ -40,6 +40,13 @@ def stage_folders(layout: Layout) -> dict[str, str]:
     return folders | {"student": layout.student, "evaluate": layout.evaluation}
 
 
+def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
+    """The last generation in which a stage was begun, or for an export, something was selected; the first when it was in none."""
+    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
+    source = "select" if stage == "export" else stage
+    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[source])), layouts[0])
+
+
 def print_status(config: Config, layouts: Sequence[Layout]) -> None:
     """A line per stage, and who works and what stopped last. Raises UsageError when there is no such run."""
     if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):

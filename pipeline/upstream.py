@@ -15,6 +15,12 @@ from pipeline.layout import Layout
 from pipeline.stage import Explain, StageError, config_differences, differences, done_record, is_begun, require_done
 
 
+def require_test(config: Config) -> None:
+    """Raises StageError without test shards."""
+    if not config.data.test:
+        raise StageError("data.test is empty; give labeled test shards to evaluate on")
+
+
 def require_same_classes(names: Sequence[str] | None, whose: str, other: Sequence[str] | None, field: str) -> None:
     """Raises StageError, naming the first difference, when two lists of class names are not the same; None agrees with all."""
     if not names or not other:

@@ -12,9 +12,9 @@ from data.exclude import exclude_inputs, read_keys
 from data.label_files import read_manifest
 from data.manifest import Split, open_split
 from data.reader import check_labeled
-from pipeline.config import require_device
 from pipeline.fields import Config, StudentConfig
 from pipeline.layout import Layout
+from pipeline.models.device import require_device
 from pipeline.models.factory import begins_as, build_model, count_parameters, on_meta
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained

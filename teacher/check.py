@@ -15,7 +15,6 @@ from pipeline.training.inference import predict_all, predict_split, top_k_accura
 from pipeline.training.published import load_labeling_predictor, load_predictor
 from pipeline.upstream import require_same_classes
 
-VALIDATION_NAME = "validation.parquet"  # beside the label files
 _SCHEMA = pa.schema(
     [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # the truth, and the teacher's
 )

@@ -28,16 +28,17 @@ from data.label_files import (
 from data.manifest import Shard, Split, open_split, write_table
 from data.redact import redacted
 from pipeline.cluster import start_ray
-from pipeline.config import require_device
 from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout
+from pipeline.models.device import require_device
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
 from pipeline.training.published import ensemble_digest, read_info
-from teacher.check import VALIDATION_NAME, check_teacher
+from teacher.check import check_teacher
 from teacher.gauges import Gauges
 from teacher.journal import JOURNAL_NAME, Journal
 from teacher.pool import PoolOptions, ShardPool
+from teacher.precision import VALIDATION_NAME
 from teacher.progress import Progress, ProgressDisplay
 from teacher.worker import Labeler
 

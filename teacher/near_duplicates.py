@@ -93,7 +93,7 @@ class Search:
         hashes = read_labels(url, ["image_hash"]).column("image_hash").to_numpy()
         proposed = self.proposed(hashes)
         if not len(proposed):
-            return Found(len(hashes), 0, 0, _no_matches(0), _NO_ROWS)
+            return Found(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
         table = read_labels(url, ["ordinal", "__key__", "offset", "size"]).take(pa.array(proposed))
         pictures, seen = read_thumbnails(shard_url, table)
         matches = self.confirmed(hashes[proposed], pictures, seen)
@@ -176,4 +176,4 @@ def _no_matches(count: int) -> Matches:
     )
 
 
-_NO_ROWS = pa.table({"ordinal": pa.array([], pa.int32()), "__key__": pa.array([], pa.string())})
+_ROWS = pa.schema([("ordinal", pa.int32()), ("__key__", pa.string())])

@@ -25,7 +25,7 @@ from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.cluster import first_line, user_error
-from pipeline.stage import StageError
+from pipeline.stage import StageError, WorkerError
 
 _ATTEMPTS = 7  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
 _CAREFUL_FROM = 5  # such attempts; care takes time, in which a worker may be preempted
@@ -34,10 +34,6 @@ _TICK_S = 0.5  # so that a signal is noticed
 _PROGRESS_S = 1.0
 _NOTICE_S = 60.0
 _IN_FLIGHT = 2  # shards on a worker: the second is read while the first one ends
-
-
-class WorkerError(Exception):
-    """An error in the code that a worker ran; the message is its traceback."""
 
 
 @dataclass(frozen=True)

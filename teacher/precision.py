@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from teacher.cutoffs import UNREACHED, SelectError
 
+VALIDATION_NAME = "validation.parquet"  # beside the label files
 LEAST_IMAGES = 100
 """Fewer say little: at a precision of 0.95 the interval of 100 images is 0.89 to 0.98."""
 _Z = 1.96  # standard deviations of a two-sided interval of 95 %

@@ -10,9 +10,8 @@ from data import storage
 from data.label_files import read_labels
 from pipeline.fields import SelectConfig
 from pipeline.layout import Layout
-from teacher.check import VALIDATION_NAME
 from teacher.cutoffs import UNREACHED, SelectRule
-from teacher.precision import HeldOut, choose_thresholds
+from teacher.precision import VALIDATION_NAME, HeldOut, choose_thresholds
 
 
 def read_held_out(layout: Layout) -> HeldOut:

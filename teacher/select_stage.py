@@ -17,7 +17,6 @@ from tqdm import tqdm
 from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.label_files import read_manifest
-from pipeline.cluster import num_cpus, start_ray
 from pipeline.fields import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
@@ -30,7 +29,6 @@ from teacher.label_rows import Exclusions, LabelSource
 from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
 from teacher.precision import precision_json
 from teacher.processes import threads_or_processes
-from teacher.ray_tasks import in_ray_tasks
 from teacher.rule import make_rule, print_precision, read_held_out
 from teacher.select import select_shards
 from teacher.selection import write_all_copies
@@ -161,7 +159,10 @@ def _keep(
 @contextmanager
 def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
     """Who does the work: threads here, processes where shards are many, or as many tasks as a cluster has CPUs."""
-    if ray_address is not None:
+    if ray_address is not None:  # Ray is imported where there is a cluster: that takes longer than most selections
+        from pipeline.cluster import num_cpus, start_ray
+        from teacher.ray_tasks import in_ray_tasks
+
         start_ray(ray_address)
         yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
         return

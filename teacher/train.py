@@ -9,10 +9,11 @@ from torch import Tensor
 from data.exclude import exclude_inputs, read_keys
 from data.manifest import Split
 from data.reader import check_labeled
-from pipeline.config import redacted, require_device
+from data.redact import redacted
 from pipeline.fields import Config, TrainConfig
 from pipeline.labeled import classes_of, open_labeled
 from pipeline.layout import Layout
+from pipeline.models.device import require_device
 from pipeline.models.weights import class_names_in, load_external, other_preprocessing, weights_digest
 from pipeline.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained

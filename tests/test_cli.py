@@ -1,7 +1,11 @@
 """The command line explains itself, and a user's mistake gets a sentence, not a traceback."""
 
+import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -182,3 +186,17 @@ def test_a_file_that_cannot_be_written_is_named_without_a_traceback(
 ) -> None:
     (tmp_path / "file").touch()
     assert f"{tmp_path}/file" in error_of(capsys, "stage=select", f"run_dir={tmp_path}/file/run")
+
+
+def test_selection_status_and_comparison_do_without_torch_and_ray() -> None:
+    """They take seconds to import, and most of a gigabyte."""
+    heavy = "torch", "torchvision", "timm", "ray", "matplotlib", "pandas", "webdataset"
+    script = f"import sys, pipeline.run; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_imported_later_is_there() -> None:
+    names = re.findall(r'_later\("([\w.:]+)"\)', Path(run.__file__).read_text())
+    assert len(names) >= 9
+    assert all(callable(resolve_name(name)) for name in names)

@@ -30,8 +30,8 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.stage import Fingerprint, StageError, open_stage
-from teacher.check import VALIDATION_NAME
 from teacher.diff import diff
+from teacher.precision import VALIDATION_NAME
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 from tests.small_run import REASON, SmallRun

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fast_images import decode_fast, eval_transform_fast
+from data.fast_images import decode_fast
+from data.fast_resize import eval_transform_fast
 from data.images import DecodeError, decode, eval_transform, image_hash
 from data.view import EvalView
 

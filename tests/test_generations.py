@@ -8,9 +8,9 @@ import pytest
 
 from data import storage
 from data.failpoint import VARIABLE
-from pipeline import generations
+from pipeline.decide import decide
 from pipeline.fields import Config
-from pipeline.generations import Decision, all_layouts, decide, decided, describe_best, known_layouts, summarize
+from pipeline.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
 from pipeline.layout import Layout
 from pipeline.report_facts import read_facts
 from pipeline.report_generations import generations_section
@@ -81,7 +81,7 @@ def run(tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPat
     made = AutoRun(tmp_path, write_digits)
     teacher, student = rights(20, 5)
     right = {made.layout(1).teacher: teacher, made.layout(1).student: student}
-    monkeypatch.setattr(generations, "_right", lambda split, folder, device: right[folder])
+    monkeypatch.setattr("pipeline.decide._right", lambda split, folder, device: right[folder])
     made.model(made.layout(1).teacher, "teacher")
     made.model(made.layout(1).student, "student", weights=b"one")
     return made

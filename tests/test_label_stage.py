@@ -20,8 +20,8 @@ from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.stage import Fingerprint, StageError, require_done
 from teacher import journal as journal_module
-from teacher.check import VALIDATION_NAME
 from teacher.label import label
+from teacher.precision import VALIDATION_NAME
 from teacher.train import train_teacher
 from teacher.verify import verify_labels
 from tests.conftest import make_writer

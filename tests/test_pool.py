@@ -14,8 +14,8 @@ from data.label_files import LabeledShard
 from data.manifest import Shard
 from pipeline import interrupt
 from pipeline.cluster import start_ray
-from pipeline.stage import StageError
-from teacher.pool import PoolOptions, ShardPool, WorkerError, _Worker, here
+from pipeline.stage import StageError, WorkerError
+from teacher.pool import PoolOptions, ShardPool, _Worker, here
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,6 @@ from data.label_files import (
 )
 from data.manifest import write_table
 from data.thumbnail import thumbnail as thumbnail_of
-from pipeline.evaluate import write_summary
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters
@@ -33,8 +32,9 @@ from pipeline.report import REPORT_NAME, write_report
 from pipeline.report_facts import Model, Predictions, compare
 from pipeline.report_pictures import thumbnail
 from pipeline.stage import Fingerprint, StageError, open_stage
+from pipeline.summary import write_summary
 from pipeline.training.calibration import calibration_error, reliability_bins
-from teacher.check import VALIDATION_NAME
+from teacher.precision import VALIDATION_NAME
 from teacher.select_stage import select
 from tests.conftest import WriteDigits, png
 from tests.small_run import NUM_TEST, NUM_UNLABELED, PER_SHARD, REASON, SmallRun

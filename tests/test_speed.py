@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.effort import write_speed
 from pipeline.fields import TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.report import write_report
-from pipeline.speed import _measure, write_speed
+from pipeline.speed import _measure
 from pipeline.stage import done_record
 from pipeline.training.inference import Predictor
 from tests.conftest import WriteDigits
@@ -55,7 +56,7 @@ def test_the_report_shows_costs_and_an_accuracy_speed_plot(
     tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, layout = evaluated(tmp_path, write_digits)
-    write_speed(layout, SPEED)
+    write_speed(layout.evaluation, SPEED)
     write_report(run.config(truth=False), [layout])
     html = (Path(layout.run_dir) / "report.html").read_text()
     assert "one image alone, ms</th><td>1.25</td><td>2.50</td>" in html
@@ -74,7 +75,7 @@ def test_an_evaluation_without_clocks_is_reported_without_costs(tmp_path: Path, 
 def test_clocks_are_no_part_of_the_committed_output(tmp_path: Path, write_digits: WriteDigits) -> None:
     _, layout = evaluated(tmp_path, write_digits)
     before = done_record(layout.evaluation)
-    write_speed(layout, SPEED)
+    write_speed(layout.evaluation, SPEED)
     assert done_record(layout.evaluation) == before
     assert before is not None
     assert "latency_ms" not in json.dumps(before)

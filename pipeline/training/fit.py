@@ -20,8 +20,8 @@ from data import storage
 from data.failpoint import reach
 from data.manifest import Split
 from pipeline import interrupt
-from pipeline.config import require_device
 from pipeline.fields import TrainConfig
+from pipeline.models.device import require_device
 from pipeline.models.factory import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.models.weights import load_weights

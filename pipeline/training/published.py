@@ -11,8 +11,8 @@ from torch import Tensor
 from data import storage
 from data.manifest import Split
 from data.view import Decoder
-from pipeline.config import require_device
 from pipeline.fields import Config, LabelConfig, TrainConfig
+from pipeline.models.device import require_device
 from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.weights import WeightsInfo, load_info, load_weights, save_weights, weights_digest

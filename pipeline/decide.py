@@ -1,0 +1,63 @@
+"""generations=auto: a generation's student and its teacher on the validation images; the rule is in generations.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.manifest import Split, open_split
+from pipeline.fields import Config
+from pipeline.generations import Decision, decided
+from pipeline.layout import Layout
+from pipeline.stage import Fingerprint, done_record, open_stage, require_done
+from pipeline.training.comparison import paired
+from pipeline.training.inference import predict_split
+from pipeline.training.published import load_predictor
+
+
+def decide(config: Config, layout: Layout) -> Decision | None:
+    """Compare this generation's student with its teacher, or take what was found before; None while there is no student."""
+    if done_record(layout.student) is None:
+        return None
+    validation = open_split(config.data.validation, layout.indexes)
+    expected = _fingerprint(config, layout, validation)
+    before = done_record(layout.decision)
+    is_older = before is not None and before["fingerprint"] != expected.as_json()  # of other models or images
+    stage = open_stage(layout.decision, "decision", expected, force=is_older)
+    if not stage.is_done:
+        torch.set_num_threads(config.threads)
+        stage.commit([], _compare(config, layout, validation))
+    return decided(layout)
+
+
+def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
+    inputs = {"validation": validation.digest()}
+    for role, stage, folder in _models(layout):
+        inputs[role] = require_done(folder, stage)["digest"]
+    return Fingerprint(config.numerics(), inputs)
+
+
+def _models(layout: Layout) -> list[tuple[str, str, str]]:
+    """Role, stage and folder of both."""
+    teaching = "teacher" if layout.generation == 1 else "student"
+    return [("teacher", teaching, layout.teacher), ("student", "student", layout.student)]
+
+
+def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
+    teacher, student = (
+        _right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
+    )
+    return {
+        "teacher_top1": float(teacher.mean()),
+        "student_top1": float(student.mean()),
+        "comparison": asdict(paired(teacher, student)),
+    }
+
+
+def _right(validation: Split, folder: str, device: str) -> np.ndarray:
+    """(N,) bool."""
+    logits, labels = predict_split(validation, load_predictor(folder, device))
+    return np.asarray(logits.argmax(axis=1) == labels)

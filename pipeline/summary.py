@@ -1,0 +1,96 @@
+"""RUN/summary.json: what is done so far, in figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from data import storage
+from data.label_files import read_labels, read_manifest
+from pipeline.effort import read_speed
+from pipeline.fields import Config
+from pipeline.generations import summarize
+from pipeline.layout import Layout
+from pipeline.stage import done_record, recorded_seconds
+
+SUMMARY_NAME = "summary.json"
+
+
+def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
+    """Write RUN/summary.json from what is done so far, and return it."""
+    summary: dict[str, Any] = {}
+    if (evaluation := done_record(layout.evaluation)) is not None:
+        summary |= _figures(layout, evaluation)
+    if (labels := done_record(layout.labels)) is not None:
+        summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
+            config, layout, labels["digest"]
+        )
+    if config.generations != 1:
+        generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
+        summary |= {"generations": found} if (found := summarize(generations)) else {}
+    summary["seconds"] = _seconds_by_stage(layout)
+    storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the models that were evaluated and are still there, and what their speed was: others' would be taken for theirs."""
+    folders = {"teacher": layout.teacher, "student": layout.student}
+    figures = {
+        role: evaluation["summary"][role]
+        for role, folder in folders.items()
+        if role in evaluation["summary"]
+        and (record := done_record(folder)) is not None
+        and record["digest"] == evaluation["fingerprint"]["inputs"][role]
+    }
+    if (speed := read_speed(layout.evaluation)) is None:
+        return figures
+    models = {role: found for role, found in speed["models"].items() if role in figures}
+    return figures | {"speed": speed | {"models": models}}
+
+
+def _seconds_by_stage(layout: Layout) -> dict[str, float]:
+    """Wall-clock seconds of the generation's stages, over all their runs."""
+    selection = layout.current_selection()
+    folders = {
+        "teacher": layout.teacher if layout.generation == 1 else None,  # a later teacher is counted as a student
+        "label": layout.labels,
+        "select": selection,
+        "student": layout.student,
+        "evaluate": layout.evaluation,
+    }
+    return {name: recorded_seconds(folder) for name, folder in folders.items() if folder and done_record(folder)}
+
+
+def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:
+    """How many pseudo-labels were kept and, where the truth is known, what part of them is right; nothing of older labels."""
+    folder = layout.current_selection()
+    record = done_record(folder) if folder else None
+    if folder is None or record is None or record["fingerprint"]["inputs"]["labels"] != labels_digest:
+        return {}
+    figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
+    if config.data.truth and storage.exists(config.data.truth):
+        figures |= _precision(config.data.truth, layout.labels, folder)
+    return figures
+
+
+def _precision(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, float]:
+    """`labels_right` and `kept_right`: fractions, among images whose truth is known, of all and of the kept pseudo-labels."""
+    truth = read_labels(truth_url)
+    shard_of, ordinals, answers = (truth.column(name) for name in ("shard", "ordinal", "label"))
+    counts = np.zeros(4, np.int64)
+    for entry in read_manifest(labels_folder):
+        here = pc.equal(shard_of, entry.name)
+        known = dict(zip(ordinals.filter(here).to_pylist(), answers.filter(here).to_pylist(), strict=True))
+        labels = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), ["ordinal", "label"])
+        copies = read_labels(storage.join(selection_folder, f"{entry.name}.parquet")).column("copies").to_numpy()
+        right_answer = np.array([known.get(ordinal, -1) for ordinal in labels.column("ordinal").to_pylist()], np.int64)
+        is_known, is_right = right_answer >= 0, right_answer == labels.column("label").to_numpy()
+        is_kept = is_known & (copies > 0)
+        counts += [is_known.sum(), is_right.sum(), is_kept.sum(), (is_right & is_kept).sum()]
+    num_known, num_right, num_kept, num_kept_right = counts.tolist()
+    return {"labels_right": num_right / max(num_known, 1), "kept_right": num_kept_right / max(num_kept, 1)}
