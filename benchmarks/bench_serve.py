@@ -72,7 +72,7 @@ def bench(
         ours = stack.enter_context(_server(exported))
         joined = stack.enter_context(_server(JoinedRun(overlay, NUM_CLASSES, "bench", [])))
         contenders = {"ours": (*ours, [f"/shards/{name}" for name in names])}
-        if (program := shutil.which(nginx)) is None:
+        if (program := shutil.which(nginx, path=f"{os.environ.get('PATH', '')}:/usr/sbin")) is None:
             print(f"{nginx}: no such program; install Debian's package nginx, or give nginx=PATH")
         else:
             contenders["nginx"] = (*stack.enter_context(_nginx(program, folder)), [f"/{name}" for name in names])
