@@ -42,7 +42,7 @@ chaos: $(VENV)/.installed  ## kill, stop and starve the label stage, and count i
 chaos-train: $(VENV)/.installed  ## kill and stop a student's training, in one process and in two, and compare its bytes (15 minutes); faults=NAME,NAME picks
 	$(BIN)/python -m tests.chaos_train $(if $(faults),faults=$(faults))
 
-bench: $(VENV)/.installed  ## all benchmarks of speed, and one table (an hour; the machine must be quiet); names=NAME,NAME picks
+bench: $(VENV)/.installed  ## all benchmarks of speed, and one table (half an hour; the machine must be quiet); names=NAME,NAME picks
 	$(BIN)/python -m benchmarks $(if $(names),names=$(names))
 
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
