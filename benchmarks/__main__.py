@@ -2,8 +2,9 @@
 
     python -m benchmarks [names=label,select,…] [out=runs/benchmarks]
 
-Those of accuracy take hours and have make targets of their own. Each benchmark is a process; its last line is a JSON record, which goes
-to `out/records.jsonl`; of several of one name the last counts. A benchmark that fails is named, and the others go on.
+Those of accuracy take hours and have make targets of their own, and so has bench_ray_train (25 minutes). Each benchmark is a
+process; its last line is a JSON record, which goes to `out/records.jsonl`; of several of one name the last counts. A benchmark that
+fails is named, and the others go on.
 """
 
 from __future__ import annotations

@@ -92,19 +92,20 @@ def _timed_fit(job: TrainJob) -> None:
 def _take_turns(folder: str, turns: int, seconds: float) -> None:
     """Let each train in turn, and the other one wait; the times of the steps of both are below `folder` then."""
     (Path(folder) / "photos").symlink_to(Path(folder).parent.resolve() / "photos")
-    trainings = []
+    trainings: list[subprocess.Popen[bytes]] = []
     try:
         for kind in KINDS:
-            trainings.append(_start(folder, kind))
+            command = [sys.executable, "-m", "benchmarks.bench_ray_train", f"only={kind}", f"out={folder}"]
+            with (Path(folder) / f"{kind}.txt").open("wb") as file:
+                trainings.append(subprocess.Popen(command, start_new_session=True, stdout=file, stderr=file))
+            _wait_for_steps(trainings[-1], folder, kind)
             _signal(trainings[-1], signal.SIGSTOP)
         for turn in range(turns + 1):
             for training, kind in zip(trainings, KINDS, strict=True):
                 _signal(training, signal.SIGCONT)
                 time.sleep(seconds)
                 _signal(training, signal.SIGSTOP)
-                if training.poll() is not None:
-                    messages = (Path(folder) / f"{kind}.txt").read_text()
-                    raise RuntimeError(f"{kind} ended with {training.returncode}:\n{messages[-2000:]}")
+                _expect_running(training, folder, kind)
             print(f"turn {turn} of {turns}", flush=True)
     finally:
         for training in trainings:
@@ -112,20 +113,21 @@ def _take_turns(folder: str, turns: int, seconds: float) -> None:
             training.wait()
 
 
-def _start(folder: str, kind: str) -> subprocess.Popen[bytes]:
-    """A training that is past its start."""
-    command = [sys.executable, "-m", "benchmarks.bench_ray_train", f"only={kind}", f"out={folder}"]
-    messages = Path(folder) / f"{kind}.txt"
-    with messages.open("wb") as file:
-        training = subprocess.Popen(command, start_new_session=True, stdout=file, stderr=file)
+def _wait_for_steps(training: subprocess.Popen[bytes], folder: str, kind: str) -> None:
+    """Until a training is past its start."""
     times, deadline = Path(folder) / kind / _TIMES, time.monotonic() + _START_S
     while not (times.exists() and times.stat().st_size):
-        if training.poll() is not None or time.monotonic() > deadline:
-            _signal(training, signal.SIGKILL)
-            raise RuntimeError(f"{kind} made no step in {_START_S} s or ended:\n{messages.read_text()[-2000:]}")
+        _expect_running(training, folder, kind)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{kind} made no step in {_START_S} s")
         time.sleep(1)
     time.sleep(_SETTLE_S)
-    return training
+
+
+def _expect_running(training: subprocess.Popen[bytes], folder: str, kind: str) -> None:
+    if training.poll() is not None:
+        messages = (Path(folder) / f"{kind}.txt").read_text()
+        raise RuntimeError(f"{kind} ended with {training.returncode}:\n{messages[-2000:]}")
 
 
 def _signal(training: subprocess.Popen[bytes], number: signal.Signals) -> None:

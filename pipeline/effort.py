@@ -1,4 +1,7 @@
-"""What a stage has cost so far, over all its runs: `seconds.json` beside its output. For people; nothing is made from it."""
+"""What a stage has cost so far, over all its runs, `seconds.json`; and what models cost to use, `speed.json`.
+
+For people; nothing is made from them.
+"""
 
 from __future__ import annotations
 

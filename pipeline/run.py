@@ -190,9 +190,9 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
 
 def _goes_on(config: Config, layout: Layout) -> bool:
     """generations=auto: decide about the next one, and say why; at the end, say which is the best."""
-    decision = _decide(config, layout)
-    if decision is None:
+    if done_record(layout.student) is None:
         return True
+    decision = _decide(config, layout)
     print(decision.describe(layout.generation, config.max_generations), flush=True)
     is_last = not decision.goes_on or layout.generation == config.max_generations
     if is_last and (found := summarize(all_layouts(config)[: layout.generation])):

@@ -1,6 +1,6 @@
 """Sharing shards out among processes of this machine: opening a Parquet file holds the GIL, so threads open no more than one does.
 
-They are not `multiprocessing`'s, which begin by importing the command that was typed, and with it torch.
+They are not `multiprocessing`'s, which begin by importing the command that was typed.
 """
 
 from __future__ import annotations

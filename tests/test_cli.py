@@ -15,6 +15,7 @@ from pipeline.layout import Layout
 from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, open_stage
 from tests.conftest import WriteDigits
+from tests.small_run import SmallRun
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -188,12 +189,23 @@ def test_a_file_that_cannot_be_written_is_named_without_a_traceback(
     assert f"{tmp_path}/file" in error_of(capsys, "stage=select", f"run_dir={tmp_path}/file/run")
 
 
-def test_selection_status_and_comparison_do_without_torch_and_ray() -> None:
-    """They take seconds to import, and most of a gigabyte."""
-    heavy = "torch", "torchvision", "timm", "ray", "matplotlib", "pandas", "webdataset"
-    script = f"import sys, pipeline.run; print([name for name in {heavy} if name in sys.modules])"
+def test_selection_status_and_comparison_do_without_torch_and_ray(tmp_path: Path, write_digits: WriteDigits) -> None:
+    """They take seconds to import, and most of a gigabyte; with generations=auto too, before there is a student."""
+    small = SmallRun(tmp_path, write_digits)
+    config = small.config(generations=2, truth=False)
+    layout = small.layouts(config)[0]
+    small.model(layout.teacher, "teacher")
+    small.label(config, layout)
+    words = [f"run_dir={config.run_dir}", "generations=auto", f"data.validation=['{tmp_path}/labeled/*.tar']"]
+    commands = [["stage=select"], ["stage=select", "select.per_class=5"], ["stage=diff"], ["stage=status"]]
+    heavy = ("torch", "torchvision", "timm", "ray", "matplotlib", "webdataset")
+    script = f"""
+import sys
+from pipeline.run import main
+codes = [main([*command, *{words}]) for command in {commands}]
+print(codes, [name for name in {heavy} if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] []", done.stderr
 
 
 def test_what_is_imported_later_is_there() -> None:
