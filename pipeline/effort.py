@@ -1,22 +1,17 @@
-"""What a stage has cost so far, over all its runs, `seconds.json`; and what models cost to use, `speed.json`.
-
-For people; nothing is made from them.
-"""
+"""What a stage has cost so far, over all its runs: `seconds.json` beside its output. For people; nothing is made from it."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data import storage
 
-EFFORT_NAME, SPEED_NAME = "seconds.json", "speed.json"
+EFFORT_NAME = "seconds.json"
 _MAX_RUNS = 1000  # that are remembered one by one
 
 
@@ -84,14 +79,3 @@ def peak_memory() -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
-
-
-def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
-    """What the models cost to use (`pipeline.speed`), beside the figures of stage=evaluate in its folder."""
-    storage.write_text(storage.join(evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
-
-
-def read_speed(evaluation: str) -> dict[str, Any] | None:
-    """What `write_speed` wrote; None for an evaluation of an earlier version."""
-    url = storage.join(evaluation, SPEED_NAME)
-    return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None

@@ -11,12 +11,12 @@ import torch
 
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
-from pipeline.effort import write_speed
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.speed import measure_speed
+from pipeline.speed_file import write_speed
 from pipeline.stage import (
     Fingerprint,
     Stage,

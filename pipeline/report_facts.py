@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 
 from data import storage
 from pipeline.config import CONFIG_NAME
-from pipeline.effort import Effort, read_effort, read_speed
+from pipeline.effort import Effort, read_effort
 from pipeline.evaluate import PREDICTIONS_NAME
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.speed_file import read_speed
 from pipeline.stage import StageError, done_record, recorded_seconds
 from pipeline.training.comparison import Comparison, paired
 from pipeline.training.published import read_info

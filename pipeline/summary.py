@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from data import storage
 from data.label_files import read_labels, read_manifest
-from pipeline.effort import read_speed
 from pipeline.fields import Config
 from pipeline.generations import summarize
 from pipeline.layout import Layout
+from pipeline.speed_file import read_speed
 from pipeline.stage import done_record, recorded_seconds
 
 SUMMARY_NAME = "summary.json"

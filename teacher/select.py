@@ -110,7 +110,7 @@ def _check_names(shards: Sequence[str]) -> None:
 
 
 def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
-    total = Histogram(source.rule.num_classes).counts()
+    total = Histogram(source.rule.num_classes).counts()  # zeros
     for histogram in histograms:  # one at a time: those of a cluster's tasks need not be here together
         total += histogram
     return total

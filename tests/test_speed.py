@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.effort import write_speed
 from pipeline.fields import TrainConfig
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.report import write_report
 from pipeline.speed import _measure
+from pipeline.speed_file import write_speed
 from pipeline.stage import done_record
 from pipeline.training.inference import Predictor
 from tests.conftest import WriteDigits

@@ -1,0 +1,22 @@
+"""`speed.json`, what teacher and student cost to use: measured by speed.py, read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data import storage
+
+SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
+
+
+def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
+    """What the models cost to use (`pipeline.speed`), beside the figures of stage=evaluate in its folder."""
+    storage.write_text(storage.join(evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
+
+
+def read_speed(evaluation: str) -> dict[str, Any] | None:
+    """What `write_speed` wrote; None for an evaluation of an earlier version."""
+    url = storage.join(evaluation, SPEED_NAME)
+    return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None
