@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data.redact import redacted
+from data.settings import UsageError
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
@@ -24,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Patterns = list[str]
+_MOST_OF_ONE_BATCH = 0.5
 
 
 def _check_range(value: tuple[float, float]) -> tuple[float, float]:
@@ -160,6 +162,23 @@ class TrainConfig(Section):
         2, ge=1, description="newest checkpoints that are kept; the best one is, too", json_schema_extra=RUNTIME
     )
     log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+
+    def require_averaged_statistics(self, name: str) -> None:
+        """Raise UsageError when the trained model would be evaluated with the batch-norm statistics of one batch.
+
+        Batch norm gives the last batch the share `bn_momentum` of its statistics, the EMA gives that model the share
+        1 - `ema_decay`. Asked before a training, not of every configuration: finished runs stay readable.
+
+        Args:
+            name: the section, for the message.
+        """
+        share = self.bn_momentum * (1 - self.ema_decay)
+        if share > _MOST_OF_ONE_BATCH:
+            raise UsageError(
+                f"{name}.bn_momentum={self.bn_momentum:g} with {name}.ema_decay={self.ema_decay:g}: {share:.0%} of the batch-norm "
+                f"statistics that the model is evaluated and labels with would be the last batch's; give {name}.bn_momentum=0.1, or "
+                f"an average over many steps, as {name}.ema_decay=0.9999"
+            )
 
 
 class TeacherConfig(TrainConfig):
@@ -428,6 +447,13 @@ class Config(Section):
     def most_generations(self) -> int:
         """How many rounds there may be."""
         return self.max_generations if self.generations == "auto" else self.generations
+
+    def require_trainable(self, stage: str) -> None:
+        """Raise UsageError when the fields of a stage that is yet to train make a model that cannot be used; see `TrainConfig`."""
+        if stage == "teacher" and self.teacher.weights is None:
+            self.teacher.require_averaged_statistics(stage)
+        if stage == "student":
+            self.student.require_averaged_statistics(stage)
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""

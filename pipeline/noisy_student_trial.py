@@ -43,7 +43,8 @@ def _fingerprint(config: Config) -> Fingerprint:
             "ablate.study=noisy_student needs data.labeled, data.validation (on which it compares) and data.unlabeled"
         )
     num_classes, _ = classes_of(config, labeled)
-    for section in (config.teacher, config.student):
+    for name, section in (("teacher", config.teacher), ("student", config.student)):
+        config.require_trainable(name)
         rates = section.dropout, section.stochastic_depth
         on_meta(partial(build_model, section.model, num_classes, section.model_args, *rates))
     fields = {field: value for part in _PARTS for field, value in config.stage_fields(part).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from data import storage
 from data.manifest import DataError, Split
+from data.settings import UsageError
 from pipeline.evaluate import fingerprint as evaluate_fingerprint
 from pipeline.evaluate import is_outdated
 from pipeline.fields import Config
@@ -59,7 +60,9 @@ class Command:
         }
         try:
             found = find[stage]()
-        except (StageError, DataError) as refusal:
+            if found.works:
+                self._config.require_trainable(stage)
+        except (StageError, DataError, UsageError) as refusal:
             found = Outlook(REFUSES, str(refusal))
         if forced:
             found = Outlook("would start over", "force=true moves the output that is there aside", changes=True)

@@ -249,6 +249,8 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
         for stage, folder in _long_stages(layout).items():
             if stage in stages:
                 refuse_other_config(folder, stage, config.stage_fields(stage))
+                if done_record(folder) is None:
+                    config.require_trainable(stage)
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -23,6 +23,7 @@ _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
 
 
 def _fingerprint(config: Config) -> Fingerprint:
+    config.teacher.require_averaged_statistics("teacher")  # whatever teacher.weights says
     labeled, validation = _splits(config)
     inputs = {"labeled": labeled.digest(), "validation": validation.digest()}
     return Fingerprint(config.stage_fields("teacher"), inputs | exclude_inputs(config.data.exclude))

@@ -1,12 +1,18 @@
 """Defaults < YAML < the run's own < key=value; and errors that name every bad field."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from data.settings import UsageError
 from pipeline.config import config_names, describe_fields, load_config, write_config
-from pipeline.fields import Config
+from pipeline.fields import Config, TrainConfig
+from pipeline.training.ema import EMA
 
 
 def test_layers_apply_in_order(tmp_path: Path) -> None:
@@ -47,6 +53,43 @@ def test_all_bad_fields_are_reported_at_once_with_their_paths() -> None:
 def test_a_batch_that_cannot_hold_the_exact_ratio_is_refused() -> None:
     with pytest.raises(UsageError, match=r"student.batch_size=100: expected a multiple .* = 8"):
         load_config(None, ["student.batch_size=100", "student.unlabeled_ratio=7"])
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+@pytest.mark.parametrize(("momentum", "decay", "share"), [(1.0, 0.0, 100), (0.6, 0.0, 60), (1.0, 0.4, 60)])
+def test_a_training_that_would_be_evaluated_with_one_batchs_statistics_is_refused_with_both_fields(
+    stage: str, momentum: float, decay: float, share: int
+) -> None:
+    config = load_config(None, [f"{stage}.bn_momentum={momentum}", f"{stage}.ema_decay={decay}"])
+    message = rf"^{stage}\.bn_momentum={momentum:g} with {stage}\.ema_decay={decay:g}: {share}% of .*{stage}\.bn_momentum=0\.1"
+    with pytest.raises(UsageError, match=message):
+        config.require_trainable(stage)
+    if stage == "teacher":
+        load_config(None, ["teacher.weights=x", "teacher.ema_decay=0"]).require_trainable("teacher")  # is not trained
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.1, 0.0), (1.0, 0.9999), (1.0, 0.9), (0.5, 0.0)])
+def test_running_or_averaged_statistics_are_not_refused(momentum: float, decay: float) -> None:
+    load_config(None, [f"student.bn_momentum={momentum}", f"student.ema_decay={decay}"]).require_trainable("student")
+
+
+@given(st.floats(0.01, 1), st.floats(0, 1), st.integers(1, 30))
+def test_the_share_that_is_refused_is_that_of_the_last_batch_in_the_evaluated_statistics(
+    momentum: float, decay: float, steps: int
+) -> None:
+    """Batches with mean 0, then one with mean 1: what arrives in the averaged model."""
+    model = nn.BatchNorm1d(1, momentum=momentum)
+    average = EMA(model, decay)
+    average.num_updates = 10**9  # past its warm-up
+    for step in range(steps):
+        model(torch.full((2, 1), float(step == steps - 1)))
+        average.update(model)
+    share = float(average.module.running_mean)
+    assert share == pytest.approx(momentum * (1 - decay), abs=1e-5)
+    section = TrainConfig(bn_momentum=momentum, ema_decay=decay)
+    with pytest.raises(UsageError) if share > 0.5 + 1e-5 else nullcontext():
+        if not 0.5 - 1e-5 < share <= 0.5 + 1e-5:
+            section.require_averaged_statistics("teacher")
 
 
 @pytest.mark.parametrize("words", [["epochs"], ["=3"], ["a b=3"]])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray
 
 from data.settings import UsageError
 from pipeline.ablate import STUDIES
-from pipeline.config import load_config
+from pipeline.config import config_names, load_config
 from pipeline.fields import Config
 from pipeline.run import main
 from pipeline.stage import Fingerprint, StageRefusedError, differences
@@ -66,6 +67,62 @@ def test_the_baseline_has_none_of_it() -> None:
     )
     assert off == (0, 0, 0, 0, 0)
     assert teacher.model_args == {"se_ratio": 0.0, "resnet_d": False}
+
+
+def test_rows_without_an_average_are_evaluated_with_running_statistics_and_the_average_brings_its_own_rule() -> None:
+    """Before, the three rows before "+ EMA" were evaluated with the statistics of the last batch alone: 1.0 and no average."""
+    teachers = {name: c.teacher for name, c in row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE)).items()}
+    averaged = list(teachers)[3:]
+    assert averaged[0] == "+ EMA"
+    assert {name: (t.ema_decay, t.bn_momentum) for name, t in teachers.items()} == dict.fromkeys(
+        ("baseline", "+ cosine", "+ longer"), (0.0, 0.1)
+    ) | dict.fromkeys(averaged, (0.9999, 1.0))
+
+
+@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_no_row_of_any_study_evaluates_with_the_statistics_of_one_batch(study: Study, name: str) -> None:
+    words = [
+        "teacher.stochastic_depth=0.1",
+        "teacher.dropout=0.1",
+        "teacher.augment.num_ops=2",
+        "teacher.augment.magnitude=5",
+    ]
+    for config in row_configs(
+        replace(study, leaves_out=True), load_config(name, [*words, "teacher.weights=null"])
+    ).values():
+        for stage in ("teacher", "student"):
+            config.require_trainable(stage)
+
+
+def test_a_study_of_a_recipe_without_an_average_is_refused(
+    tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    words = ["stage=ablate", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run", "ablate.study=weight_decay"]
+    words += ["teacher.dropout=0.1", "teacher.augment.num_ops=1", "teacher.augment.magnitude=5"]
+    assert main([*words, "teacher.ema_decay=0", "teacher.bn_momentum=1.0"]) == 2
+    assert "teacher.bn_momentum=1 with teacher.ema_decay=0: 100% of" in capsys.readouterr().err
+
+
+def test_the_command_refuses_before_the_teacher_trains_and_the_plan_says_so(
+    tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    words = [
+        f"config={tmp_path}/config.yaml",
+        f"run_dir={tmp_path}/run",
+        "student.ema_decay=0",
+        "student.bn_momentum=1.0",
+    ]
+    assert main(["stage=all", *words]) == 2
+    assert "error: student.bn_momentum=1 with student.ema_decay=0" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.pt"))
+    assert not (tmp_path / "run/config.yaml").exists()
+    assert main(["stage=teacher", "plan=true", *words, "teacher.ema_decay=0", "teacher.bn_momentum=1.0"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"teacher +would refuse", out)
+    assert "teacher.bn_momentum=1 with teacher.ema_decay=0" in out
 
 
 def test_a_row_that_would_change_nothing_is_refused_with_the_field() -> None:

@@ -81,7 +81,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
         stop_requested: asked after every step; once true, the state is saved and the training ends.
 
     Raises:
-        UsageError: there is no GPU, and one is asked for.
+        UsageError: there is no GPU, and one is asked for; or the model would be evaluated with one batch's statistics.
         TrainingError: the loss is not finite, or the processes do not find the same checkpoint.
         CheckpointError: all checkpoints are damaged.
         DataError: an image that cannot be read.
@@ -89,6 +89,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
         Interrupted: a signal came; the state is saved.
     """
     require_device(job.device)
+    job.config.require_averaged_statistics(job.name)
     torch.set_num_threads(job.threads)
     tell_of_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 

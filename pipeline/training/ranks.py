@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +36,16 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def share_statistics(model: nn.Module) -> nn.Module:
+    """The model, its batch norms replaced by ones that take their statistics over the images of all processes. Parameters and
+    buffers stay the same tensors.
+
+    timm's converter, not torch's: many timm models have the activation in the norm layer, which torch's leaves out.
+    """
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted
+
+
 def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
     """The model, with gradients averaged over the processes, and batch-norm statistics of all their images where there are GPUs.
 
@@ -46,7 +57,7 @@ def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
         batch: float32 (N, 3, S, S), of this process's share of a step; its values do not matter.
     """
     if batch.is_cuda:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = share_statistics(model)
     network = DistributedDataParallel(model)
     kept = [buffer.clone() for buffer in model.buffers()]
     network.train()(batch).sum().backward()
