@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from data import storage
 from data.label_files import LabeledShard
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, foreign_index_name, open_split
 from data.settings import run_command
@@ -75,7 +76,8 @@ def _write(folder: Path, names: list[str], labeled: int, kind: str) -> None:
     else:
         _empty(folder / "index" / "shards.json", 0)
         known = {f"{folder}/corpus/{name}.tar": [SHARD_BYTES, PER_SHARD, name, 0, ""] for name in names}
-        (folder / "index" / "shards.json").write_text(json.dumps({"shards": known}))
+        versions = {url: storage.entry(url).version for url in known}
+        (folder / "index" / "shards.json").write_text(json.dumps({"shards": known, "versions": versions}))
         for url in known:
             _empty(folder / "index" / foreign_index_name(url), 0)
     entries = [

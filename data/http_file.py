@@ -42,7 +42,7 @@ class HttpFile:
             length = ranged if answer.status == 206 else answer.headers["Content-Length"] or ""
             if not length.isdigit():
                 raise StorageError(f"{redacted(url)}: the server does not say how large the file is (Content-Length)")
-            self.size, self.details = int(length), {"ETag": _tag(answer)}
+            self.size, self.details = int(length), {"ETag": _tag(answer), "version": _version(answer)}
 
     def seek(self, position: int) -> None:
         """Where the next read begins, in bytes."""
@@ -69,6 +69,11 @@ def _tag(answer: Any) -> str:
     """By which If-Range knows the version: a strong ETag, or the date; empty without either."""
     etag = answer.headers["ETag"] or ""
     return str(etag if etag and not etag.startswith("W/") else answer.headers["Last-Modified"] or "")
+
+
+def _version(answer: Any) -> str:
+    """By which another version is told from this one: any ETag, or the date; empty without either."""
+    return str(answer.headers["ETag"] or answer.headers["Last-Modified"] or "")
 
 
 def _ask(url: str, headers: dict[str, str], timeout_s: float) -> Any:

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from data.reader import Place
 from data.sample import LABEL_FIELD
 from data.tar import end_of_archive, member, member_header, padding
 
@@ -34,8 +35,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 class ByteSource(Protocol):
     """Where images come from; `data.reader.ImageReader` is one."""
 
-    def read_many(self, shard: int, rows: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Bytes at several (offset, size) of the shard at position `shard`."""
+    def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
+        """The images at several places, ascending, of the shard at position `shard`."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,13 @@ class Entry:
     key: str
     extension: str
     shard: int
-    offset: int
-    size: int
+    place: Place
     fields: dict[str, bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self.place.size
 
     def around_image(self) -> tuple[bytes, bytes]:
         """The archive's bytes before the image's and after them, members sorted by field."""
@@ -90,7 +95,7 @@ class JoinedTar:
         A piece has at most a MiB, or one sample, so that many archives can be read at once.
 
         Raises:
-            DataError: as the source's `read_many`.
+            DataError: as the source's `images`.
         """
         stop = self.size if stop is None else min(stop, self.size)
         first, last = (int(np.searchsorted(self._ends, at, side="right")) for at in (start, stop - 1))
@@ -112,8 +117,8 @@ def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple
     """Of each entry: the archive's bytes before the image's, the image, and those after. Neighbours in a shard are read together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)
-        order = sorted(range(len(run)), key=lambda i: run[i].offset)
-        contents = source.read_many(shard, [(run[i].offset, run[i].size) for i in order])
+        order = sorted(range(len(run)), key=lambda i: run[i].place.offset)
+        contents = source.images(shard, [run[i].place for i in order])
         images = dict(zip(order, contents, strict=True))
         for position, entry in enumerate(run):
             before, after = entry.around_image()
@@ -181,7 +186,8 @@ class LabelEntries:
                 f'"source":{{"shard":{json.dumps(name)},"ordinal":{ordinal},"key":{json.dumps(key)}}}}}'
             )
             fields = {LABEL_FIELD: str(label).encode(), JSON_FIELD: text.encode()}
-            yield Entry(sample_key(name, ordinal, number), extension, shard, offset, size, fields)
+            place = Place(ordinal, key, offset, size)
+            yield Entry(sample_key(name, ordinal, number), extension, shard, place, fields)
 
 
 def _said(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:

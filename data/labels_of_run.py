@@ -17,7 +17,7 @@ from data.joined import Provenance, Rows
 from data.label_source import PseudoLabeled, as_table
 from data.manifest import DataError, Split, open_split
 from data.overlay import Overlay, RowFilter, committed_digests
-from data.reader import ImageReader
+from data.reader import ImageReader, places_of
 from data.redact import redacted
 
 RUN_CONFIG = "config.yaml"
@@ -51,17 +51,16 @@ class RunLabels:
         return as_table(self._rows(shard), self.overlay.shards[shard].name)
 
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
-        """Seeks to the images that are wanted. Raises DataError as `table`, and for a shard that was cut short."""
+        """Seeks to the images that are wanted. Raises DataError as `table`, and for a shard that was cut short or changed."""
         rows = self._rows(shard)
         table = as_table(rows, self.overlay.shards[shard].name)
-        places = [rows.labels.column(name).to_pylist() for name in ("offset", "size")]
         said = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
-        entries = list(zip(*places, *said, strict=True))
+        entries = list(zip(places_of(rows.labels), *said, strict=True))
         with ImageReader([entry.url for entry in self.overlay.shards]) as reader:
             for start in range(0, len(entries), _CHUNK):
                 some = entries[start : start + _CHUNK]
-                images = reader.read_many(shard, [(offset, size) for offset, size, *_ in some])
-                for image, (_, _, key, label, confidence, copies) in zip(images, some, strict=True):
+                images = reader.images(shard, [place for place, *_ in some])
+                for image, (_, key, label, confidence, copies) in zip(images, some, strict=True):
                     yield PseudoLabeled(key, image, label, confidence, copies)
 
     def _rows(self, position: int) -> Rows:

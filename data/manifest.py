@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import threading
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +20,15 @@ from tqdm import tqdm
 
 from data import storage
 from data.http_file import is_http
+from data.known_shards import Known, read_known, write_known
+from data.redact import redacted
 from data.sample import Sample, has_odd_key, iterate_samples
+from data.storage import Entry
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
-_KNOWN_NAME = "shards.json"
+_THREADS = 8
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -38,6 +39,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
+
+
+logger = logging.getLogger(__name__)
+_reported: set[str] = set()  # folders of indexes of which was said that some tell no version
 
 
 class DataError(ValueError):
@@ -64,15 +69,24 @@ class Manifest(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a split: where it is, what it holds, where its index is."""
+    """One shard of a split: where it is, what it holds, where its index is.
+
+    Attributes:
+        odd_keys: usable samples whose keys tell little; see `build_index`.
+        odd_key: the first of them.
+        sha256: of the shard, as its manifest has it; empty where none is recorded.
+        version: as the shard's listing told it; see `storage.Entry`. No part of its identity: a copy is the same shard.
+    """
 
     url: str
     bytes: int
     num_samples: int
     index_url: str
     index_sha256: str
-    odd_keys: int = 0  # usable samples whose keys tell little: see build_index
-    odd_key: str = ""  # the first of them
+    odd_keys: int = 0
+    odd_key: str = ""
+    sha256: str = ""
+    version: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -147,10 +161,14 @@ def write_table(url: str, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
+def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool = False) -> Split:
     """The shards behind paths, globs, braces or URLs, in order, each with its index.
 
-    Shards with a manifest beside them use it; others are indexed once, and the index is kept in `index_folder`.
+    Shards with a manifest beside them use it; others are indexed once, and the index is kept in `index_folder`. It is made anew
+    when the shard's size, modification time or ETag is another one.
+
+    Args:
+        reindex: make the kept indexes anew in any case, which reads the headers of all these shards.
 
     Raises:
         DataError: no shard, a missing or changed one, one that the manifest beside it doesn't list, or two with the same name.
@@ -162,38 +180,55 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
     _check_names(urls)
     manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
     records = {folder: {s.name: s for s in m.shards} if m else None for folder, m in manifests.items()}
-    sizes, foreign = _sizes(urls), _ForeignShards(index_folder)
-
-    def open_one(url: str) -> Shard:
-        listed = records[_folder(url)]
-        return foreign.open(url, sizes[url]) if listed is None else _open_packed(url, sizes[url], listed)
-
-    with ThreadPoolExecutor(8) as pool:
-        shards = tuple(
-            tqdm(pool.map(open_one, urls), total=len(urls), desc="shards", unit="shard", delay=5, leave=False)
-        )
-    foreign.write()
+    entries = _entries(urls)
+    listed = {url: known for url in urls if (known := records[_folder(url)]) is not None}
+    shards = {url: _open_packed(url, entries[url], known) for url, known in listed.items()}
+    others = {url: entry for url, entry in entries.items() if url not in listed}
+    shards |= _open_foreign(index_folder, others, reindex)
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
     if len(set(names)) > 1:
         raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
-    return Split(shards, names[0] if names else None)
+    return Split(tuple(shards[url] for url in urls), names[0] if names else None)
 
 
-def _sizes(urls: Sequence[str]) -> dict[str, int]:
-    """Bytes of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes. Web servers have none."""
+def check_packed(split: Split) -> None:
+    """Index the packed shards of a split anew, and raise DataError for one of which the index beside it is not true any more."""
+    packed = [shard for shard in split.shards if shard.sha256]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(lambda shard: index_digest(build_index(shard.url)), packed)
+        for shard, digest in zip(packed, digests, strict=True):
+            if digest != shard.index_sha256:
+                raise DataError(
+                    f"{shard.url}: other samples or labels than when it was packed, though it has as many bytes; restore it, or pack "
+                    "again"
+                )
+
+
+def has_recorded_bytes(shard: Shard) -> bool:
+    """Whether a packed shard has the SHA-256 that its manifest has of it; reads all of it."""
+    with storage.open_read(shard.url) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == shard.sha256
+
+
+def _entries(urls: Sequence[str]) -> dict[str, Entry]:
+    """Size and version of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes. Web servers have
+    none."""
     web, others = [url for url in urls if is_http(url)], [url for url in urls if not is_http(url)]
-    listings = {folder: storage.list_sizes(folder) for folder in dict.fromkeys(map(_folder, others))}
-    sizes = {url: listings[_folder(url)].get(storage.base_name(url)) for url in others}
-    with ThreadPoolExecutor(8) as pool:
-        sizes |= dict(zip(web, pool.map(_size, web), strict=True))
-    if missing := [url for url, size in sizes.items() if size is None]:
+    listings = {folder: storage.list_entries(folder) for folder in dict.fromkeys(map(_folder, others))}
+    entries = {url: listings[_folder(url)].get(storage.base_name(url)) for url in others}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        entries |= dict(zip(web, pool.map(_entry, web), strict=True))
+    if missing := [url for url, entry in entries.items() if entry is None]:
         raise DataError(f"{missing[0]}: no such shard; check the path, or remove it from the list")
-    return {url: size for url, size in sizes.items() if size is not None}
+    return {url: entry for url, entry in entries.items() if entry is not None}
 
 
-def _size(url: str) -> int | None:
+def _entry(url: str) -> Entry | None:
     try:
-        return storage.size(url)
+        return storage.entry(url)
     except FileNotFoundError:
         return None
 
@@ -225,7 +260,7 @@ def _read_manifest(folder: str) -> Manifest | None:
         ) from error
 
 
-def _open_packed(url: str, size: int, records: Mapping[str, ShardRecord]) -> Shard:
+def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> Shard:
     """A shard that should be in its folder's manifest: one that is not is a leftover more often than new data."""
     name = storage.base_name(url)
     if (record := records.get(name)) is None:
@@ -233,48 +268,64 @@ def _open_packed(url: str, size: int, records: Mapping[str, ShardRecord]) -> Sha
             f"{url}: not in {storage.join(_folder(url), MANIFEST_NAME)}, which lists the shards of its folder; put it into "
             "a folder of its own and name that too (it is indexed then), or remove it"
         )
-    if record.bytes != size:
+    if record.bytes != entry.size:
         raise DataError(
-            f"{url}: {size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
+            f"{url}: {entry.size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
         )
     index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
-    return Shard(url, size, record.num_samples, index_url, record.index_sha256)
+    digests = {"index_sha256": record.index_sha256, "sha256": record.sha256}
+    return Shard(url, entry.size, record.num_samples, index_url, **digests, version=entry.version)
 
 
-class _ForeignShards:
-    """Shards that we did not pack. Each one's index is made once and kept, and what it says is kept in one file for all."""
+def _open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Shard]:
+    """Shards that we did not pack, by URL. Each one's index is made once and kept in `folder`, for as long as the shard is the same."""
+    if not entries:
+        return {}
+    known, there = read_known(folder), set(storage.list_names(folder))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        lost = [url for url in entries if url not in known and foreign_index_name(url) in there]
+        told = dict(zip(lost, pool.map(lambda url: _read_known_from_index(folder, url), lost), strict=True))
+        before = {url: facts for url, facts in (known | told).items() if facts and foreign_index_name(url) in there}
+        todo = [url for url, entry in entries.items() if reindex or not _is_same(before.get(url), entry)]
+        _report_indexing(folder, [url for url in todo if url in before], entries, before, reindex)
+        made = pool.map(lambda url: _index_foreign(folder, url, entries[url]), todo)
+        bar = tqdm(made, total=len(todo), desc="index", unit="shard", delay=5, leave=False)
+        indexed = dict(zip(todo, bar, strict=True))
+    if indexed or told:
+        write_known(folder, known | {url: facts for url, facts in told.items() if facts} | indexed)
+    found = before | indexed
+    return {url: _foreign_shard(folder, url, found[url], entry) for url, entry in entries.items()}
 
-    def __init__(self, index_folder: str) -> None:
-        self._folder, self._url = index_folder, storage.join(index_folder, _KNOWN_NAME)
-        self._known: dict[str, list[Any]] = {}
-        self._there: set[str] = set()
-        self._asked = self._changed = False
-        self._lock = threading.Lock()
 
-    def open(self, url: str, size: int) -> Shard:
-        """The shard, indexed unless it is known with this size."""
-        with self._lock:
-            if not self._asked:
-                self._known, self._there, self._asked = self._read(), set(storage.list_names(self._folder)), True
-        name, known = foreign_index_name(url), self._known.get(url)
-        index_url = storage.join(self._folder, name)
-        if known is None or known[0] != size or name not in self._there:
-            shard = _index_foreign(url, size, index_url)
-            self._known[url] = [size, shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key]
-            self._changed = True
-            return shard
-        return Shard(url, size, known[1], index_url, *known[2:])
+def _is_same(known: Known | None, entry: Entry) -> bool:
+    """Whether a shard is the one that was indexed, as far as its listing tells."""
+    return (
+        known is not None
+        and known.bytes == entry.size
+        and ("" in (known.version, entry.version) or known.version == entry.version)
+    )
 
-    def write(self) -> None:
-        """Keep what has been learned."""
-        if self._changed:
-            storage.write_text(self._url, json.dumps({"schema_version": 1, "shards": self._known}) + "\n")
 
-    def _read(self) -> dict[str, list[Any]]:
-        try:
-            return dict(json.loads(storage.read_text(self._url))["shards"]) if storage.exists(self._url) else {}
-        except (ValueError, KeyError):
-            return {}  # the indexes tell the same
+def _report_indexing(
+    folder: str, again: Sequence[str], entries: Mapping[str, Entry], before: Mapping[str, Known], reindex: bool
+) -> None:
+    """Say which known shards are read again, and, once per folder of indexes, that of some it can't be told whether they should be."""
+    if reindex and again:
+        logger.warning("index: reading the headers of %d shards again", len(again))
+    elif again:
+        logger.warning(
+            "index: %d of %d shards have another size, modification time or ETag than when they were indexed (the first: %s); "
+            "reading their headers again",
+            len(again), len(entries), redacted(again[0]),
+        )  # fmt: skip
+    untold = [url for url, entry in entries.items() if entry.version and url in before and not before[url].version]
+    if untold and not reindex and folder not in _reported:
+        _reported.add(folder)
+        logger.warning(
+            "%s: %d shards were indexed by an earlier version, which kept no modification times: one that was replaced by "
+            "another of the same size is not noticed. Once, run stage=label verify=true, which reads the headers of all shards",
+            redacted(folder), len(untold),
+        )  # fmt: skip
 
 
 def foreign_index_name(url: str) -> str:
@@ -282,17 +333,42 @@ def foreign_index_name(url: str) -> str:
     return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
 
 
-def _index_foreign(url: str, size: int, index_url: str) -> Shard:
-    """A shard that we did not pack: its index is made once and kept, with the shard's size to tell a changed one."""
-    table: pa.Table | None = None
-    if storage.exists(index_url):
-        table = pq.read_table(io.BytesIO(storage.read_bytes(index_url)))
-    if table is None or _metadata(table, "shard_bytes") != str(size) or not _metadata(table, "odd_keys"):
-        table = build_index(url)
-        table = table.replace_schema_metadata({**table.schema.metadata, "shard_bytes": str(size)})
+def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
+    """Index a shard that we did not pack, with its size and version to tell another one."""
+    table, index_url = build_index(url), storage.join(folder, foreign_index_name(url))
+    identity = {"shard_bytes": str(entry.size), "shard_version": entry.version}
+    table = table.replace_schema_metadata({**table.schema.metadata, **identity})
+    found = _known_from(table)
+    assert found is not None, "it has all that is asked for"
+    try:
         write_table(index_url, table)
-    odd = int(_metadata(table, "odd_keys")), _metadata(table, "odd_key")
-    return Shard(url, size, table.num_rows, index_url, index_digest(table), *odd)
+    except (OSError, storage.StorageError):  # where nothing can be written, an index that says the same does
+        old = _read_known_from_index(folder, url)
+        if old is None or old.index_sha256 != found.index_sha256:
+            raise
+    return found
+
+
+def _read_known_from_index(folder: str, url: str) -> Known | None:
+    """What the index of a foreign shard says of the shard; None for an index that is missing, damaged or too old."""
+    try:
+        return _known_from(pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, foreign_index_name(url))))))
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _known_from(table: pa.Table) -> Known | None:
+    size, odd_keys = _metadata(table, "shard_bytes"), _metadata(table, "odd_keys")
+    if not (size.isdigit() and odd_keys.isdigit() and table.schema.equals(INDEX_SCHEMA)):
+        return None
+    odd = int(odd_keys), _metadata(table, "odd_key")
+    return Known(int(size), table.num_rows, index_digest(table), *odd, _metadata(table, "shard_version"))
+
+
+def _foreign_shard(folder: str, url: str, known: Known, entry: Entry) -> Shard:
+    index_url = storage.join(folder, foreign_index_name(url))
+    odd = known.odd_keys, known.odd_key
+    return Shard(url, entry.size, known.num_samples, index_url, known.index_sha256, *odd, version=entry.version)
 
 
 def _metadata(table: pa.Table, name: str) -> str:

@@ -155,6 +155,7 @@ class Overlay:
         facts = (
             shard.name,
             shard.bytes,
+            shard.version,
             shard.index_sha256,
             self.digests[shard.name],
             self.provenance,

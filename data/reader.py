@@ -1,57 +1,127 @@
-"""Reading image bytes by (shard, row), seeking to exactly the images that are wanted."""
+"""Reading images by their places in shards, seeking to exactly those that are wanted, and checking that they are those.
+
+What an index says of a shard is true of the shard that was indexed. So the tar header in front of an image is read with it, and must
+name the sample that the image is wanted for.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import BinaryIO
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
 
 from data import storage
 from data.manifest import DataError, Split
+from data.redact import redacted
+from data.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 
 _OPEN_FILES = 64
 _MAX_WASTE = 2  # bytes read per byte wanted, rather than seeking
+_MOST_AT_ONCE = 1 << 30  # of a local read; Linux gives at most 2 GiB
+
+
+class Place(NamedTuple):
+    """Where the index of a shard has an image.
+
+    Attributes:
+        ordinal: of the sample in the shard; for messages.
+        key: of the sample.
+        offset, size: of the image's bytes in the tar.
+    """
+
+    ordinal: int
+    key: str
+    offset: int
+    size: int
+
+    @property
+    def start(self) -> int:
+        """Where to begin to read, so that the image's header is there too."""
+        return max(0, self.offset - bytes_in_front(self.key))
+
+    @property
+    def end(self) -> int:
+        """Behind the image's last byte."""
+        return self.offset + self.size
+
+
+def places_of(labels: pa.Table) -> list[Place]:
+    """Places of the images of label rows: columns `ordinal`, `__key__`, `offset` and `size`."""
+    columns = (labels.column(name).to_pylist() for name in ("ordinal", "__key__", "offset", "size"))
+    return list(map(Place, *columns))
+
+
+def places_in(index: pa.Table, first: int = 0) -> list[Place]:
+    """Places of all samples of an index, or of a slice of it that begins with the sample `first`; size 0 where there is a problem."""
+    columns = (index.column(name).to_pylist() for name in ("key", "offset", "size", "problem"))
+    rows = enumerate(zip(*columns, strict=True), first)
+    return [Place(ordinal, key, offset, 0 if problem else size) for ordinal, (key, offset, size, problem) in rows]
+
+
+def read_image(url: str, place: Place) -> bytes:
+    """One image of one shard. Raises as `ImageReader.image`."""
+    with ImageReader([url]) as reader:
+        return reader.image(0, place)
 
 
 class ImageReader:
-    """Image bytes in shards; keeps recently used files open. One per process."""
+    """Images in shards; keeps recently used files open. For all threads of a process, and for processes that are forked from it."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = urls
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._files = _OpenFiles(urls)
+
+    def image(self, shard: int, place: Place) -> bytes:
+        """The image at a place of the shard at position `shard`; a size of 0 reads nothing.
+
+        Raises:
+            DataError: the shard was cut short, or what lies there is not of the sample `place.key`; naming it.
+        """
+        if not place.size:
+            return b""
+        piece = self.read(shard, place.start, place.end - place.start)
+        return self._checked(shard, place, piece, place.start)
+
+    def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
+        """As `image` for several places, ascending: in one piece where they lie close together."""
+        wanted = [place for place in places if place.size]
+        start = min((place.start for place in wanted), default=0)
+        stop = max((place.end for place in wanted), default=0)
+        if stop - start > _MAX_WASTE * sum(place.end - place.start for place in wanted):
+            return [self.image(shard, place) for place in places]
+        piece = self.read(shard, start, stop - start)
+        return [self._checked(shard, place, piece, start) if place.size else b"" for place in places]
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset` of the shard at position `shard`. Raises DataError, naming it, when they are not there."""
-        file = self._file(shard)
-        file.seek(offset)
-        content = file.read(size)
+        """`size` bytes at `offset`, whatever they are. Raises DataError, naming the shard, when they are not there."""
+        content = self._files.read(shard, offset, size)
         if len(content) != size:
             raise DataError(f"{self._urls[shard]}: cut short before byte {offset + size}; restore the shard")
         return content
 
-    def read_many(self, shard: int, rows: Sequence[tuple[int, int]]) -> list[bytes]:
-        """As `read` for several (offset, size), ascending: in one piece where they lie close together. A size of 0 reads nothing."""
-        wanted = [(offset, size) for offset, size in rows if size]
-        start = min((offset for offset, _ in wanted), default=0)
-        stop = max((offset + size for offset, size in wanted), default=0)
-        if stop - start > _MAX_WASTE * sum(size for _, size in wanted):
-            return [self.read(shard, offset, size) if size else b"" for offset, size in rows]
-        piece = memoryview(self.read(shard, start, stop - start))
-        return [bytes(piece[offset - start : offset - start + size]) if size else b"" for offset, size in rows]
-
-    def _file(self, shard: int) -> BinaryIO:
-        file = self._files.pop(shard, None)
-        if file is None:
-            file = storage.open_read(self._urls[shard])
-            if len(self._files) >= _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files[shard] = file
-        return file
+    def _checked(self, shard: int, place: Place, piece: bytes, start: int) -> bytes:
+        """The image out of a piece of the shard that begins at `start`."""
+        offset = place.offset - start
+        if not is_in_front(piece[place.start - start : offset], place.key, place.size):
+            first = max(0, place.offset - MAX_FRONT)
+            front = self.read(shard, first, place.offset - first)
+            if not is_in_front(front, place.key, place.size):
+                raise DataError(
+                    f"{redacted(self._urls[shard])}: sample {place.ordinal} should be {place.key!r}, with {place.size} bytes at byte "
+                    f"{place.offset}, but there is {describe_front(front)}: the shard has changed since it was indexed. Restore it; or "
+                    "make its index anew: stage=label verify=true for unlabeled shards, else the stage with force=true, and pack again "
+                    "what data.pack wrote"
+                )
+        return piece[offset : offset + place.size]
 
     def close(self) -> None:
         """Close all files."""
-        while self._files:
-            self._files.popitem()[1].close()
+        self._files.clear()
 
     def __enter__(self) -> ImageReader:
         return self
@@ -60,7 +130,80 @@ class ImageReader:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_files": OrderedDict()}  # open files do not travel to a loader process
+        return {"_urls": self._urls}  # open files do not travel to another process
+
+    def __setstate__(self, state: dict[str, Sequence[str]]) -> None:
+        self.__init__(state["_urls"])  # type: ignore[misc]
+
+
+class _OpenFiles:
+    """Recently used files of a process.
+
+    A forked process opens its own: it would share its parent's positions and connections, and its locks as they were at the fork.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = urls
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all files: each is closed as soon as no thread reads it any more."""
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._files: OrderedDict[int, _File] = OrderedDict()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """At most `size` bytes; fewer at the end of the file."""
+        if self._process != os.getpid():
+            self.clear()
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = _open(self._urls[shard])
+            self._files.move_to_end(shard)
+            file = self._files[shard]
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+        return file.read(offset, size)
+
+
+class _File(Protocol):
+    def read(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset`; fewer at the end of the file."""
+
+
+def _open(url: str) -> _File:
+    return _LocalFile(url) if storage.is_local(url) else _RemoteFile(url)
+
+
+class _LocalFile:
+    """Read without a position, which threads and forked processes would share."""
+
+    def __init__(self, url: str) -> None:
+        self._descriptor = os.open(storage.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `_File`."""
+        pieces: list[bytes] = []
+        while size and (piece := os.pread(self._descriptor, min(size, _MOST_AT_ONCE), offset)):
+            pieces.append(piece)
+            offset, size = offset + len(piece), size - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it could not be opened
+            os.close(self._descriptor)
+
+
+class _RemoteFile:
+    """Read by one thread at a time: it reads ahead from its position."""
+
+    def __init__(self, url: str) -> None:
+        self._file, self._turn = storage.open_read(url), threading.Lock()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `_File`."""
+        with self._turn:
+            self._file.seek(offset)
+            return self._file.read(size)
 
 
 def check_labeled(split: Split, num_classes: int) -> None:

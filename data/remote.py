@@ -10,10 +10,11 @@ import fnmatch
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.utils import glob_translate
@@ -30,6 +31,9 @@ _FIRST_AHEAD, _MOST_AHEAD, _GAP = 64 << 10, 8 << 20, 256 << 10
 _S3 = ("s3", "s3a")
 _MAGIC = re.compile(r"[*?[]")
 _THREADS = 8
+_VERSION_FIELDS = (  # in what file systems tell of a file; the first that is there: a tag before a time
+    "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime", "created",
+)  # fmt: skip
 
 _Result = TypeVar("_Result")
 
@@ -59,6 +63,18 @@ def _options(protocol: str) -> dict[str, Any]:
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "tcp_keepalive": True}
         options["config_kwargs"] = timeouts | {"retries": {"total_max_attempts": 1}}
     return options
+
+
+class Entry(NamedTuple):
+    """A file as a listing has it.
+
+    Attributes:
+        size: bytes.
+        version: ETag or time of modification, which another version of the file has another one of; empty where a store tells neither.
+    """
+
+    size: int
+    version: str
 
 
 class RemoteFile(io.RawIOBase):
@@ -187,10 +203,11 @@ def _whole(url: str, use: Callable[[RemoteFile], _Result]) -> _Result:
 
 
 def info(url: str) -> dict[str, Any] | None:
-    """`type` (file or directory) and `size`, or None when nothing is there."""
+    """`type` (file or directory), `size` and what else is told of it, or None when nothing is there."""
     try:
         if is_http(url):
-            return {"type": "file", "size": _open(url).size}
+            file = _open(url)
+            return {"type": "file", "size": file.size, "ETag": file.details["version"]}
         fs, path = filesystem(url)
         return dict(attempt("look-up", url, fs.info, path))
     except FileNotFoundError:
@@ -230,9 +247,22 @@ def list_names(url: str) -> list[str]:
     return [name for name, _ in _list(url)]
 
 
-def list_sizes(url: str) -> dict[str, int]:
-    """Name → bytes of the files in a folder; empty when it is not there."""
-    return {name: int(entry["size"]) for name, entry in _list(url) if entry["type"] == "file"}
+def list_entries(url: str) -> dict[str, Entry]:
+    """Name → entry of the files in a folder; empty when it is not there."""
+    return {name: entry_of(found) for name, found in _list(url) if found["type"] == "file"}
+
+
+def entry_of(found: Mapping[str, Any]) -> Entry:
+    """What `info` or a listing tells of a file."""
+    versions = (found[field] for field in _VERSION_FIELDS if found.get(field))
+    return Entry(int(found["size"]), next(map(_version, versions), ""))
+
+
+def _version(value: Any) -> str:
+    """The same text for a time in each of the forms in which file systems have it."""
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return f"{value:.6f}" if isinstance(value, float) else str(value).strip('"')
 
 
 def _list(url: str) -> list[tuple[str, dict[str, Any]]]:

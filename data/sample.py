@@ -45,6 +45,11 @@ def split_member_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
+def is_member_of(name: str, key: str) -> bool:
+    """Whether a member with this name (see `printable`) may be of the sample `key`, wherever the key was split off."""
+    return name.startswith(f"{key}.") and "/" not in name[len(key) + 1 :]
+
+
 def check_key(key: str) -> str:
     """`key` if it may be written: letters, digits, `_`, `-`, at most 96. Raises ValueError otherwise."""
     if not _WRITABLE_KEY.fullmatch(key):

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from data import remote
 from data.failpoint import reach
+from data.remote import Entry as Entry
 from data.retry import ChangedError as ChangedError
 from data.retry import StorageError as StorageError
 
@@ -77,12 +78,21 @@ def exists(url: str) -> bool:
 
 def size(url: str) -> int:
     """Bytes of a file. Raises FileNotFoundError, naming it."""
+    return entry(url).size
+
+
+def entry(url: str) -> Entry:
+    """Bytes and version of a file. Raises FileNotFoundError, naming it."""
     if is_local(url):
-        return local_path(url).stat().st_size
+        return _local_entry(local_path(url).stat())
     found = remote.info(url)
     if found is None or found["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    return int(found["size"])
+    return remote.entry_of(found)
+
+
+def _local_entry(found: os.stat_result) -> Entry:
+    return Entry(found.st_size, str(found.st_mtime_ns))
 
 
 def open_read(url: str) -> BinaryIO:
@@ -292,16 +302,21 @@ def list_names(url: str) -> list[str]:
 
 
 def list_sizes(url: str) -> dict[str, int]:
-    """Name → bytes of the files in a folder, in one listing; without temporary files, empty when the folder is not there."""
+    """Name → bytes of the files in a folder, as `list_entries`."""
+    return {name: entry.size for name, entry in list_entries(url).items()}
+
+
+def list_entries(url: str) -> dict[str, Entry]:
+    """Name → bytes and version of the files in a folder, in one listing; without temporary files, empty when there is no folder."""
     if not is_local(url):
-        return {name: size for name, size in remote.list_sizes(url).items() if not name.startswith(_TEMPORARY)}
-    sizes = {}
+        return {name: entry for name, entry in remote.list_entries(url).items() if not name.startswith(_TEMPORARY)}
+    entries = {}
     for name in list_names(url):
         with suppress(FileNotFoundError):  # gone since the listing
             found = (local_path(url) / name).stat()
             if stat.S_ISREG(found.st_mode):
-                sizes[name] = found.st_size
-    return sizes
+                entries[name] = _local_entry(found)
+    return entries
 
 
 def remove(url: str) -> None:

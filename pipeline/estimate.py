@@ -12,7 +12,7 @@ import torch
 
 from data.images import DecodeError
 from data.manifest import DataError, Split
-from data.reader import ImageReader
+from data.reader import ImageReader, places_in
 from pipeline.effort import duration
 from pipeline.fields import Config, TrainConfig
 from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
@@ -156,9 +156,9 @@ def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
     shard = unlabeled.shards[0]
     view = view_of(config.teacher, config.label.decoder)
     try:
-        rows = [row for row in shard.index().slice(0, _DECODED).to_pylist() if not row["problem"]]
+        places = [place for place in places_in(shard.index().slice(0, _DECODED)) if place.size]
         with ImageReader([shard.url]) as reader:
-            contents = [reader.read(0, row["offset"], row["size"]) for row in rows]
+            contents = [reader.image(0, place) for place in places]
         return len(contents) * _per_second(lambda: [view(content) for content in contents]) if contents else None
     except (OSError, DataError, DecodeError):
         return None

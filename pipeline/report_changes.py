@@ -8,6 +8,7 @@ import numpy as np
 
 from data import storage
 from data.manifest import DataError, Shard, open_split
+from data.reader import places_in
 from pipeline.report_facts import Facts, Predictions, compare
 from pipeline.report_html import heading, paragraph, section, side_by_side, table
 from pipeline.report_models import name_of
@@ -104,7 +105,7 @@ def _picture(shards: Sequence[Shard], row: int) -> tuple[str, str | None]:
     """Key and image of a test image by its position among all."""
     for shard in shards:
         if row < shard.num_samples:
-            found = shard.index().slice(row, 1).to_pylist()[0]
-            return found["key"], thumbnail_at(shard.url, found["offset"], found["size"])
+            (place,) = places_in(shard.index().slice(row, 1), row)
+            return place.key, thumbnail_at(shard.url, place)
         row -= shard.num_samples
     raise AssertionError("predictions are of the split's images")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.label_files import read_labels, read_manifest
+from data.reader import places_of
 from pipeline.report_facts import Generation
 from pipeline.report_pictures import thumbnail_at
 from pipeline.stage import StageError
@@ -153,9 +154,10 @@ def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[
 
 
 def _load_picture(labels_folder: str, url: str | None, shown: Shown) -> Picture:
-    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), ["__key__", "offset", "size"])
-    row = table.slice(shown.row, 1).to_pylist()[0]
-    return Picture(shown, row["__key__"], url and thumbnail_at(url, row["offset"], row["size"]))
+    columns = ["ordinal", "__key__", "offset", "size"]
+    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), columns)
+    (place,) = places_of(table.slice(shown.row, 1))
+    return Picture(shown, place.key, url and thumbnail_at(url, place))
 
 
 def _survey_shard(

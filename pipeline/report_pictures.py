@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.images import DecodeError, decode
 from data.manifest import DataError
-from data.reader import ImageReader
+from data.reader import Place, read_image
 from pipeline.report_html import text
 
 _THUMBNAIL = 96  # pixels of the longer side
@@ -30,12 +30,11 @@ def thumbnail(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def thumbnail_at(url: str, offset: int, size: int) -> str | None:
+def thumbnail_at(url: str, place: Place) -> str | None:
     """As `thumbnail`, of the image at this place of a shard; None when it cannot be read any more: the report is of labels and figures,
-    and a shard that moved since is no reason to have none."""
+    and a shard that moved or changed since is no reason to have none."""
     try:
-        with ImageReader([url]) as reader:
-            return thumbnail(decode(reader.read(0, offset, size)))
+        return thumbnail(decode(read_image(url, place)))
     except (OSError, DataError, DecodeError):
         return None
 

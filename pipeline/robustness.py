@@ -18,7 +18,7 @@ from data import storage
 from data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from data.images import Pixels, decode
 from data.manifest import Split
-from data.reader import ImageReader
+from data.reader import ImageReader, Place
 from data.view import EvalView
 from pipeline.training.inference import Predictor
 
@@ -90,10 +90,11 @@ def _read(test: Split, reader: ImageReader, rows: np.ndarray) -> list[tuple[byte
     found = []
     for position in np.unique(shards := np.searchsorted(ends, rows, side="right")):
         begin = ends[position] - test.shards[position].num_samples
-        columns = (
-            test.shards[position].index().select(["offset", "size", "label"]).take(rows[shards == position] - begin)
-        )
-        found += [(reader.read(int(position), row["offset"], row["size"]), row["label"]) for row in columns.to_pylist()]
+        ordinals = rows[shards == position] - begin
+        wanted = test.shards[position].index().select(["key", "offset", "size", "label"]).take(ordinals).to_pylist()
+        for ordinal, row in zip(ordinals.tolist(), wanted, strict=True):
+            place = Place(ordinal, row["key"], row["offset"], row["size"])
+            found.append((reader.image(int(position), place), row["label"]))
     return found
 
 

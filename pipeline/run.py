@@ -20,7 +20,8 @@ The same command again continues where it stopped. Further words:
     plan=true     say what would run, and run nothing
     force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
                   else the last
-    verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice
+    verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice, and whether shards
+                  have changed since it was made (reads their headers, and all of packed ones)
     generations=auto   further rounds while the student beats its teacher on the validation images by more than a standard error
     before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1
 """
@@ -44,6 +45,7 @@ from pipeline.fields import Config
 from pipeline.generations import all_layouts, describe_best, known_layouts, summarize
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
+from pipeline.shard_check import reindex, verify_splits
 from pipeline.stage import StageRefusedError, WorkerError, add_effort, done_record, refuse_other_config
 from pipeline.status import last_begun, note_stop, print_status, watch_status
 from pipeline.summary import write_summary
@@ -147,6 +149,8 @@ def run(words: Sequence[str]) -> None:
             _run_stages(config, layouts, stages, forced)
     if ABLATE in stages:
         with run_lock(config.run_dir, _command(words)):
+            if forced == ABLATE:
+                reindex(config, layouts[0], ABLATE)
             _open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
             write_config(config, overrides)
             _ablate(config, layouts[0], forced == ABLATE)
@@ -166,6 +170,7 @@ def _verify(config: Config, layouts: Sequence[Layout], stage: str | None, forced
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
                 _verify_labels(config, layout)
+        verify_splits(config, layouts)
 
 
 def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
@@ -216,6 +221,8 @@ def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
     """Run a stage; time spent in vain counts too, and what stopped it can be read in the run's status."""
     clock = Clock()
     try:
+        if force:
+            reindex(config, layout, stage)
         STAGES[stage](config, layout, force)
         note_stop(layout.run_dir, stage, None)
     except BaseException as error:

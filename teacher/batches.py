@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from data.images import DecodeError
 from data.manifest import Shard
-from data.reader import ImageReader
+from data.reader import ImageReader, places_in
 from data.view import EvalView
 
 Item = TypeVar("Item")
@@ -130,17 +130,14 @@ def submitted_batches(
         turn: held while the shard is read. The next shard's reading begins as this one's last batches go through the model.
 
     Raises:
-        DataError: the shard is shorter than its index says.
+        DataError: the shard is shorter than its index says, or another one.
     """
-    columns = [index.column(name) for name in ("offset", "size", "problem")]
     with turn, ImageReader([shard.url]) as reader:
         for start in range(0, index.num_rows, batch_size):
-            offsets, sizes, problems = (column.slice(start, batch_size).to_pylist() for column in columns)
-            wanted = [
-                (offset, 0 if problem else size) for offset, size, problem in zip(offsets, sizes, problems, strict=True)
-            ]
+            part = index.slice(start, batch_size)
+            wanted, problems = places_in(part, start), part.column("problem").to_pylist()
             with meter.timing("read"):
-                contents = reader.read_many(0, wanted)
+                contents = reader.images(0, wanted)
             batch = Batch(start, memory.take(len(wanted)), np.zeros(len(wanted), np.uint64), problems)
             for first in range(0, len(wanted), _CHUNK):
                 rows = range(first, min(first + _CHUNK, len(wanted)))

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 
 from data.images import DecodeError
 from data.manifest import Shard
-from data.reader import ImageReader
+from data.reader import ImageReader, places_in
 from data.view import EvalView
 from teacher.batches import Meter
 
@@ -103,14 +103,13 @@ def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> Non
     """Runs in the child: says that it is there, and of each image when it is read and when it is over; or what went wrong."""
     with suppress(BrokenPipeError):
         try:
-            index = shard.index()
-            columns = (index.column(name).slice(start).to_pylist() for name in ("offset", "size", "problem"))
+            places = places_in(shard.index().slice(start), start)
             with ImageReader([shard.url]) as reader:
                 sender.send(None)
-                for offset, size, problem in zip(*columns, strict=True):
-                    content = b"" if problem else reader.read(0, offset, size)
+                for place in places:
+                    content = reader.image(0, place)
                     sender.send(None)
-                    if not problem:
+                    if content:
                         with suppress(DecodeError):
                             view.with_hash(content)
                     sender.send(None)

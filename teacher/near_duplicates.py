@@ -18,7 +18,7 @@ from data.fast_images import decode_fast
 from data.held_out import HeldOut
 from data.images import DecodeError
 from data.label_files import read_labels
-from data.reader import ImageReader
+from data.reader import ImageReader, places_of
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from teacher.cutoffs import Int64, UInt64
 from teacher.hash_index import HashIndex, Pairs
@@ -130,7 +130,7 @@ class Search:
 
 
 def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Thumbnails of label rows (`offset`, `size`), uint8 [n, SIDE, SIDE], and which of them there are, bool [n].
+    """Thumbnails of label rows (`ordinal`, `__key__`, `offset`, `size`), uint8 [n, SIDE, SIDE], and which of them there are, bool [n].
 
     Raises:
         StorageError, OSError, DataError: the shard cannot be read.
@@ -138,11 +138,10 @@ def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.
     pictures, seen = np.zeros((table.num_rows, SIDE, SIDE), np.uint8), np.zeros(table.num_rows, bool)
     if shard_url is None:
         return pictures, seen
-    places = zip(table.column("offset").to_pylist(), table.column("size").to_pylist(), strict=True)
     with ImageReader([shard_url]) as reader:
-        for row, (offset, size) in enumerate(places):
+        for row, place in enumerate(places_of(table)):
             try:
-                pictures[row] = thumbnail(decode_fast(reader.read(0, offset, size), _DECODED_SIDE))
+                pictures[row] = thumbnail(decode_fast(reader.image(0, place), _DECODED_SIDE))
                 seen[row] = True
             except DecodeError:
                 continue  # it could be decoded when it was labeled; the hash says the rest

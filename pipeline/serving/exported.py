@@ -16,6 +16,7 @@ from data import storage
 from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.overlay import RowFilter
+from data.reader import Place, read_image
 from pipeline.exporting.files import read_manifest
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
@@ -103,10 +104,10 @@ class ExportedVersion:
         table = pq.read_table(io.BytesIO(content), columns=["__key__", "offset", "size", "label", "confidence"])
         places = np.unique(np.linspace(0, table.num_rows - 1, _SAMPLES_EACH).astype(int))
         url = storage.join(self.folder, f"{name}.tar")
-        for row in table.take(places).to_pylist():
+        for ordinal, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
             if row["size"] <= _MOST_SAMPLE_BYTES:
-                read = partial(storage.read_bytes, url, row["offset"], row["size"])
-                yield SampleImage(row["label"], row["confidence"], row["__key__"], read)
+                place = Place(ordinal, row["__key__"], row["offset"], row["size"])
+                yield SampleImage(row["label"], row["confidence"], place.key, partial(read_image, url, place))
 
 
 def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> ExportedVersion:

@@ -17,7 +17,7 @@ from data import storage
 from data.joined import JoinedTar, Rows, sample_key
 from data.label_source import as_table
 from data.overlay import Overlay, RowFilter
-from data.reader import ImageReader
+from data.reader import ImageReader, places_of, read_image
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import parse_filter
 from pipeline.serving.items import Body, Item, OutdatedError, bytes_body
@@ -89,11 +89,10 @@ class JoinedRun:
         places = np.unique(np.linspace(0, max(len(wanted) - 1, 0), _SAMPLES_EACH).astype(int))
         rows = self.overlay.take(position, wanted[places] if len(wanted) else wanted)
         url, name = self.overlay.shards[position].url, self.overlay.shards[position].name
-        columns = (rows.labels.column(c).to_pylist() for c in ("ordinal", "offset", "size", "label", "confidence"))
-        for ordinal, offset, size, label, confidence in zip(*columns, strict=True):
-            if size <= _MOST_SAMPLE_BYTES:
-                read = partial(storage.read_bytes, url, offset, size)
-                yield SampleImage(label, confidence, sample_key(name, ordinal), read)
+        said = (rows.labels.column(column).to_pylist() for column in ("label", "confidence"))
+        for place, label, confidence in zip(places_of(rows.labels), *said, strict=True):
+            if place.size <= _MOST_SAMPLE_BYTES:
+                yield SampleImage(label, confidence, sample_key(name, place.ordinal), partial(read_image, url, place))
 
     @cached_property
     def _positions(self) -> Mapping[str, int]:
@@ -102,13 +101,18 @@ class JoinedRun:
     def _check(self, position: int) -> None:
         shard = self.overlay.shards[position]
         try:
-            size = storage.size(shard.url)
+            size, version = storage.entry(shard.url)
         except FileNotFoundError:
-            size = 0
+            size, version = 0, ""
         if size != shard.bytes:
             raise OutdatedError(
                 f"shard {shard.name!r} has {size} bytes now, and {shard.bytes} when it was labeled; restore it, or run "
                 "stage=label and start the server again"
+            )
+        if shard.version and version and version != shard.version:
+            raise OutdatedError(
+                f"shard {shard.name!r} was written anew since the server started; start the server again, which looks whether it is "
+                "still the one that was labeled"
             )
 
     def _rows(self, position: int, keep: RowFilter) -> Rows:

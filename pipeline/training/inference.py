@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from data.images import DecodeError
 from data.manifest import DataError, Split
-from data.reader import ImageReader
+from data.reader import ImageReader, places_in
 from data.view import Decoder, EvalView
 from pipeline.fields import TrainConfig
 from pipeline.training.augment import normalize
@@ -122,7 +122,7 @@ def predict_all(
         predict: (N, 3, S, S) uint8 to (N, C) float32.
 
     Raises:
-        DataError: an image that cannot be decoded, naming shard and key.
+        DataError: an image that cannot be decoded, or a shard that has changed, naming shard and key.
     """
     scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -137,11 +137,11 @@ def predict_all(
         for position, shard in enumerate(split.shards):
             index = shard.index()
             labels.append(index.column("label").to_numpy())
-            rows = list(zip(*(index.column(name).to_pylist() for name in ("key", "offset", "size")), strict=True))
-            for start in range(0, len(rows), batch_size):
+            places = places_in(index)
+            for start in range(0, len(places), batch_size):
                 items = [
-                    (f"{shard.url}, key {key!r}", reader.read(position, offset, size))
-                    for key, offset, size in rows[start : start + batch_size]
+                    (f"{shard.url}, key {place.key!r}", reader.image(position, place))
+                    for place in places[start : start + batch_size]
                 ]
                 scores.append(predict(torch.stack(list(pool.map(prepare, items)))))
     return np.concatenate(scores), np.concatenate(labels).astype(np.int64)

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.exclude import keys_in
 from data.images import DecodeError
 from data.label_files import COPIES_COLUMN, read_labels, soft_targets
-from data.manifest import DataError, Shard, Split
-from data.reader import ImageReader
+from data.manifest import DataError, Shard, Split, index_digest
+from data.reader import ImageReader, Place
 from data.stream import Entries, Order
 from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
@@ -42,6 +42,7 @@ class StreamSpec:
 
     Attributes:
         table_urls: per shard, the Parquet table of its rows: the shard's index, or its pseudo-labels.
+        index_digests: per shard, what an index must have as `data.manifest.index_digest`; empty where tables are pseudo-labels.
         copies_urls: per shard, the selection's `copies` column; None sees every row once an epoch.
         excluded: per shard, rows that are never seen; none where empty. Not together with `copies_urls`.
         images_per_step: over all ranks.
@@ -58,6 +59,7 @@ class StreamSpec:
     targets: Literal["labels", "soft", "hard"] = "labels"
     temperature: float = 1.0
     excluded: tuple[tuple[int, ...], ...] = ()
+    index_digests: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -67,12 +69,17 @@ class StreamSpec:
 
 @dataclass
 class _Rows:
-    """A shard's rows as arrays: bytes of the image, and targets (N, C)."""
+    """A shard's rows as arrays: ordinals and bytes of the images, and targets (N, C)."""
 
     key: list[str]
+    ordinal: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     targets: np.ndarray
+
+    def place(self, row: int) -> Place:
+        """Where a row's image is in the shard."""
+        return Place(int(self.ordinal[row]), self.key[row], int(self.offset[row]), int(self.size[row]))
 
 
 class _Stream:
@@ -99,15 +106,22 @@ class _Stream:
 
     def _load(self, shard: int) -> _Rows:
         table = read_labels(self.spec.table_urls[shard])
+        if self.spec.index_digests and index_digest(table) != self.spec.index_digests[shard]:
+            raise DataError(
+                f"{self.spec.table_urls[shard]}: not the index that this stage began with: the shard was indexed anew meanwhile; give "
+                "the same command again, which says what has changed"
+            )
         if self.spec.targets == "labels":
             labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
             targets = smooth_one_hot(labels, self._num_classes, self._smoothing)
         else:
             probabilities = torch.from_numpy(soft_targets(table, self._num_classes))
             targets = pseudo_targets(probabilities, self.spec.targets, self.spec.temperature)
-        key = "__key__" if "__key__" in table.column_names else "key"
-        columns = (table.column(key).to_pylist(), table.column("offset").to_numpy(), table.column("size").to_numpy())
-        return _Rows(*columns, targets.numpy())
+        is_index = "__key__" not in table.column_names
+        ordinals = np.arange(table.num_rows) if is_index else table.column("ordinal").to_numpy()
+        keys = table.column("key" if is_index else "__key__").to_pylist()
+        places = (table.column(name).to_numpy() for name in ("offset", "size"))
+        return _Rows(keys, ordinals, *places, targets.numpy())
 
 
 def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
@@ -167,7 +181,7 @@ class Batches(Dataset[Batch]):
         return self._streams[stream].order
 
     def __getitem__(self, step: int) -> Batch:
-        """Raises DataError, naming shard and key, for an image that cannot be decoded."""
+        """Raises DataError, naming shard and key, for an image that cannot be decoded, and for a shard that has changed."""
         images, noises, targets, keys = [], [], [], []
         for number, stream in enumerate(self._streams):
             count = stream.spec.images_per_step
@@ -203,7 +217,7 @@ class Batches(Dataset[Batch]):
             )
             rows = stream.rows(shard)
             where = stream.where(shard, row)
-            content = stream.reader.read(shard, int(rows.offset[row]), int(rows.size[row]))
+            content = stream.reader.image(shard, rows.place(row))
             seed = sample_seed(self._seed, number, epoch, shard, row, copy)
             try:
                 image, noise = self._transform.from_file(content, seed)
@@ -319,6 +333,7 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
         num_rows=tuple(shard.num_samples for shard in split.shards),
         images_per_step=images_per_step,
         excluded=excluded,
+        index_digests=tuple(shard.index_sha256 for shard in split.shards),
     )
     if not spec.num_images:
         why = (

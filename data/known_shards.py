@@ -1,0 +1,66 @@
+"""shards.json: what the indexes of foreign shards say, in one file for all, so that thousands are opened without reading theirs.
+
+A cache: where it is missing, damaged or of another version, the indexes tell the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from data import storage
+from data.redact import redacted
+
+KNOWN_NAME = "shards.json"
+logger = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """A foreign shard as it was when it was indexed.
+
+    Attributes:
+        version: as `storage.Entry` has it; empty where an earlier version of this project, which kept none, indexed the shard.
+    """
+
+    bytes: int
+    num_samples: int
+    index_sha256: str
+    odd_keys: int
+    odd_key: str
+    version: str = ""
+
+
+class _File(BaseModel):
+    """Versions lie apart from the rest, so that earlier versions of this project read the file, too."""
+
+    shards: dict[str, tuple[int, int, str, int, str]]
+    versions: dict[str, str] = {}
+
+
+def read_known(folder: str) -> dict[str, Known]:
+    """URL → shard. Raises StorageError, OSError."""
+    url = storage.join(folder, KNOWN_NAME)
+    if not storage.exists(url):
+        return {}
+    try:
+        file = _File.model_validate_json(storage.read_bytes(url))
+    except ValidationError:
+        return {}
+    return {shard: Known(*facts, file.versions.get(shard, "")) for shard, facts in file.shards.items()}
+
+
+def write_known(folder: str, known: Mapping[str, Known]) -> None:
+    """Keep them, if that is possible: a finished run may lie where nothing can be written."""
+    url = storage.join(folder, KNOWN_NAME)
+    shards = {shard: facts[:-1] for shard, facts in known.items()}
+    versions = {shard: facts.version for shard, facts in known.items() if facts.version}
+    try:
+        storage.write_text(url, json.dumps({"schema_version": 1, "shards": shards, "versions": versions}) + "\n")
+    except (OSError, storage.StorageError) as error:
+        logger.warning(
+            "%s: cannot be written (%s); what was read of the shards is read again next time", redacted(url), error
+        )
