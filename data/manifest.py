@@ -12,7 +12,8 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +22,15 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.findings import NO_FINDINGS, Findings, findings_of, index_metadata
 from data.http_file import is_http
-from data.sample import Sample, has_odd_key, iterate_samples
+from data.sample import iterate_samples, mark_parted
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
 _KNOWN_NAME = "shards.json"
+_KNOWN_VALUES = 6  # of a shard; an earlier version kept no findings, and its indexes are read once for them
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -73,6 +76,7 @@ class Shard:
     index_sha256: str
     odd_keys: int = 0  # usable samples whose keys tell little: see build_index
     odd_key: str = ""  # the first of them
+    findings: Findings = NO_FINDINGS  # of a shard that we did not pack
 
     @property
     def name(self) -> str:
@@ -104,6 +108,11 @@ class Split:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
+    @cached_property
+    def flawed(self) -> tuple[Shard, ...]:
+        """The shards whose indexes tell of something wrong."""
+        return tuple(shard for shard in self.shards if shard.findings != NO_FINDINGS)
+
     def digest(self) -> str:
         """Identity of the content: shard names, bytes, counts and index digests."""
         lines = [f"{s.name} {s.bytes} {s.num_samples} {s.index_sha256}" for s in self.shards]
@@ -113,24 +122,15 @@ class Split:
 def build_index(url: str) -> pa.Table:
     """Index a shard in one pass over its headers. Problems become rows, not exceptions.
 
-    The table's metadata counts the usable samples whose key occurs before in this shard, names several images (the first is the
-    sample's), or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them.
+    The table's metadata has the `rule` by which members became samples; counts the usable samples whose key occurs before in this
+    shard or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image members
+    that are labeled in no row: `ignored` (see `data.findings`).
     """
-    seen: set[str] = set()
-    odd: list[str] = []
-    rows = []
     with storage.open_read(url) as file:
-        for sample in iterate_samples(file):
-            rows.append({name: getattr(sample, name) for name in INDEX_SCHEMA.names})
-            if _is_odd(sample, seen):
-                odd.append(sample.key)
-            seen.add(sample.key)
-    metadata = {"odd_keys": str(len(odd)), "odd_key": odd[0] if odd else ""}
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata(metadata))
-
-
-def _is_odd(sample: Sample, seen: set[str]) -> bool:
-    return not sample.problem and (sample.key in seen or has_odd_key(sample))
+        samples = list(iterate_samples(file))
+    mark_parted(samples)
+    columns = {name: [getattr(sample, name) for sample in samples] for name in INDEX_SCHEMA.names}
+    return pa.table(columns, schema=INDEX_SCHEMA.with_metadata(index_metadata(samples)))
 
 
 def index_digest(table: pa.Table) -> str:
@@ -258,12 +258,14 @@ class _ForeignShards:
                 self._known, self._there, self._asked = self._read(), set(storage.list_names(self._folder)), True
         name, known = foreign_index_name(url), self._known.get(url)
         index_url = storage.join(self._folder, name)
-        if known is None or known[0] != size or name not in self._there:
+        if known is None or known[0] != size or name not in self._there or len(known) != _KNOWN_VALUES:
             shard = _index_foreign(url, size, index_url)
-            self._known[url] = [size, shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key]
+            facts = shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key, asdict(shard.findings)
+            self._known[url] = [size, *facts]
             self._changed = True
             return shard
-        return Shard(url, size, known[1], index_url, *known[2:])
+        _, num_samples, digest, odd_keys, odd_key, found = known
+        return Shard(url, size, num_samples, index_url, digest, odd_keys, odd_key, Findings(**found))
 
     def write(self) -> None:
         """Keep what has been learned."""
@@ -291,8 +293,8 @@ def _index_foreign(url: str, size: int, index_url: str) -> Shard:
         table = build_index(url)
         table = table.replace_schema_metadata({**table.schema.metadata, "shard_bytes": str(size)})
         write_table(index_url, table)
-    odd = int(_metadata(table, "odd_keys")), _metadata(table, "odd_key")
-    return Shard(url, size, table.num_rows, index_url, index_digest(table), *odd)
+    odd_keys, odd_key = int(_metadata(table, "odd_keys")), _metadata(table, "odd_key")
+    return Shard(url, size, table.num_rows, index_url, index_digest(table), odd_keys, odd_key, findings_of(table))
 
 
 def _metadata(table: pa.Table, name: str) -> str:

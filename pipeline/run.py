@@ -82,6 +82,7 @@ _print_plan = _later("pipeline.plan:print_plan")
 _plan_study = _later("pipeline.ablate:plan_study")
 _open_study = _later("pipeline.ablate:open_study")
 _ablate = _later("pipeline.ablate:ablate")
+_check_unlabeled = _later("teacher.corpus:check_unlabeled")
 _require_beginning = _later("student.train:require_beginning")
 
 
@@ -249,6 +250,8 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
         for stage, folder in _long_stages(layout).items():
             if stage in stages:
                 refuse_other_config(folder, stage, config.stage_fields(stage))
+    if {"teacher", "label"} <= set(stages):
+        _check_unlabeled(config, layouts[0])
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
