@@ -4,6 +4,7 @@ import csv
 import fnmatch
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -65,13 +66,16 @@ def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Labeled:
     torch.manual_seed(0)
     torch.save(build_model("resnetrs26", 3, MODEL).state_dict(), folder / "random.pth")
     words = [
-        "stage=teacher,label", f"run_dir={folder}/run", f"data.unlabeled=[{corpus}/*.tar]", "data.num_classes=3",
+        f"run_dir={folder}/run", f"data.unlabeled=[{corpus}/*.tar]", "data.num_classes=3",
         "teacher.model=resnetrs26", "teacher.image_size=96", "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}",
         f"teacher.weights={folder}/random.pth", "label.batch_size=8", "label.threads=1", "threads=1",
         "select.confidence_threshold=0",
     ]  # fmt: skip
     allowed = ["label.max_quarantined=1", f"label.max_damaged_shards={len(DAMAGED)}"]
-    return folder / "run", command(*words, allowed[1]), command(*words, *allowed)
+    assert command("stage=teacher", *words).code == 0
+    stopped = command("stage=label", *words, allowed[1])
+    shutil.copy(folder / "run/gen-1/labels/quarantine.parquet", folder / "stopped.parquet")
+    return folder / "run", stopped, command("stage=label", *words, *allowed)
 
 
 def label_files(labeled: Labeled) -> dict[str, Path]:
@@ -92,6 +96,13 @@ def test_a_run_that_is_mostly_bad_stops_and_says_what_to_do(labeled: Labeled) ->
     assert stopped.code == 2
     assert "images could not be used, more than label.max_quarantined=0.01" in stopped.error
     assert "Traceback" not in stopped.error
+
+
+def test_what_the_indexes_know_is_named_before_an_image_is_decoded(labeled: Labeled) -> None:
+    named = pq.read_table(labeled[0].parent / "stopped.parquet").to_pylist()
+    everything = pq.read_table(labeled[0] / "gen-1/labels/quarantine.parquet").to_pylist()
+    assert [row for row in everything if row in named] == named
+    assert {row["shard"] for row in named} == {"damaged-images", "keys", *DAMAGED}
 
 
 def test_what_cannot_be_labeled_is_exactly_what_the_ledger_names(labeled: Labeled) -> None:
