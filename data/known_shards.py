@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from data import storage
+from data.findings import NO_FINDINGS, Findings
 from data.redact import redacted
 
 KNOWN_NAME = "shards.json"
@@ -32,6 +34,7 @@ class Known(NamedTuple):
     odd_keys: int
     odd_key: str
     version: str = ""
+    findings: Findings = NO_FINDINGS
 
 
 class _File(BaseModel):
@@ -39,10 +42,11 @@ class _File(BaseModel):
 
     shards: dict[str, tuple[int, int, str, int, str]]
     versions: dict[str, str] = {}
+    findings: dict[str, Findings] = {}
 
 
 def read_known(folder: str) -> dict[str, Known]:
-    """URL → shard. Raises StorageError, OSError."""
+    """URL → shard, without those of which an earlier version kept no findings. Raises StorageError, OSError."""
     url = storage.join(folder, KNOWN_NAME)
     if not storage.exists(url):
         return {}
@@ -50,16 +54,22 @@ def read_known(folder: str) -> dict[str, Known]:
         file = _File.model_validate_json(storage.read_bytes(url))
     except ValidationError:
         return {}
-    return {shard: Known(*facts, file.versions.get(shard, "")) for shard, facts in file.shards.items()}
+    return {
+        shard: Known(*facts, file.versions.get(shard, ""), file.findings[shard])
+        for shard, facts in file.shards.items()
+        if shard in file.findings
+    }
 
 
 def write_known(folder: str, known: Mapping[str, Known]) -> None:
     """Keep them, if that is possible: a finished run may lie where nothing can be written."""
     url = storage.join(folder, KNOWN_NAME)
-    shards = {shard: facts[:-1] for shard, facts in known.items()}
+    shards = {shard: facts[:-2] for shard, facts in known.items()}
+    findings = {shard: asdict(facts.findings) for shard, facts in known.items()}
     versions = {shard: facts.version for shard, facts in known.items() if facts.version}
     try:
-        storage.write_text(url, json.dumps({"schema_version": 1, "shards": shards, "versions": versions}) + "\n")
+        content = {"schema_version": 1, "shards": shards, "versions": versions, "findings": findings}
+        storage.write_text(url, json.dumps(content) + "\n")
     except (OSError, storage.StorageError) as error:
         logger.warning(
             "%s: cannot be written (%s); what was read of the shards is read again next time", redacted(url), error

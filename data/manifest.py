@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +20,11 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.findings import NO_FINDINGS, Findings, findings_of, index_metadata
 from data.http_file import is_http
 from data.known_shards import Known, read_known, write_known
 from data.redact import redacted
-from data.sample import Sample, has_odd_key, iterate_samples
+from data.sample import iterate_samples, mark_parted
 from data.storage import Entry
 
 MANIFEST_NAME = "manifest.json"
@@ -87,6 +89,7 @@ class Shard:
     odd_key: str = ""
     sha256: str = ""
     version: str = field(default="", compare=False)
+    findings: Findings = NO_FINDINGS
 
     @property
     def name(self) -> str:
@@ -118,6 +121,11 @@ class Split:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
+    @cached_property
+    def flawed(self) -> tuple[Shard, ...]:
+        """The shards whose indexes tell of something wrong."""
+        return tuple(shard for shard in self.shards if shard.findings != NO_FINDINGS)
+
     def digest(self) -> str:
         """Identity of the content: shard names, bytes, counts and index digests."""
         lines = [f"{s.name} {s.bytes} {s.num_samples} {s.index_sha256}" for s in self.shards]
@@ -127,24 +135,15 @@ class Split:
 def build_index(url: str) -> pa.Table:
     """Index a shard in one pass over its headers. Problems become rows, not exceptions.
 
-    The table's metadata counts the usable samples whose key occurs before in this shard, names several images (the first is the
-    sample's), or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them.
+    The table's metadata has the `rule` by which members became samples; counts the usable samples whose key occurs before in this
+    shard or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image members
+    that are labeled in no row: `ignored` (see `data.findings`).
     """
-    seen: set[str] = set()
-    odd: list[str] = []
-    rows = []
     with storage.open_read(url) as file:
-        for sample in iterate_samples(file):
-            rows.append({name: getattr(sample, name) for name in INDEX_SCHEMA.names})
-            if _is_odd(sample, seen):
-                odd.append(sample.key)
-            seen.add(sample.key)
-    metadata = {"odd_keys": str(len(odd)), "odd_key": odd[0] if odd else ""}
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata(metadata))
-
-
-def _is_odd(sample: Sample, seen: set[str]) -> bool:
-    return not sample.problem and (sample.key in seen or has_odd_key(sample))
+        samples = list(iterate_samples(file))
+    mark_parted(samples)
+    columns = {name: [getattr(sample, name) for sample in samples] for name in INDEX_SCHEMA.names}
+    return pa.table(columns, schema=INDEX_SCHEMA.with_metadata(index_metadata(samples)))
 
 
 def index_digest(table: pa.Table) -> str:
@@ -362,13 +361,15 @@ def _known_from(table: pa.Table) -> Known | None:
     if not (size.isdigit() and odd_keys.isdigit() and table.schema.equals(INDEX_SCHEMA)):
         return None
     odd = int(odd_keys), _metadata(table, "odd_key")
-    return Known(int(size), table.num_rows, index_digest(table), *odd, _metadata(table, "shard_version"))
+    version = _metadata(table, "shard_version")
+    return Known(int(size), table.num_rows, index_digest(table), *odd, version, findings_of(table))
 
 
 def _foreign_shard(folder: str, url: str, known: Known, entry: Entry) -> Shard:
     index_url = storage.join(folder, foreign_index_name(url))
     odd = known.odd_keys, known.odd_key
-    return Shard(url, entry.size, known.num_samples, index_url, known.index_sha256, *odd, version=entry.version)
+    digest, version = known.index_sha256, entry.version
+    return Shard(url, entry.size, known.num_samples, index_url, digest, *odd, version=version, findings=known.findings)
 
 
 def _metadata(table: pa.Table, name: str) -> str:

@@ -26,7 +26,7 @@ from data import storage
 from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
 from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
-from data.sample import IMAGE_EXTENSIONS
+from data.sample import IMAGE_EXTENSIONS, image_extension
 from data.settings import run_command
 from data.shards import Members, labeled_members, write_shards
 
@@ -100,7 +100,7 @@ def _claim(out: str, kind: str, settings: Mapping[str, Any]) -> None:
 
 def _find(root: Path) -> tuple[list[Path], list[str]]:
     entries = sorted(entry for entry in root.rglob("*") if entry.is_file())
-    images = [entry for entry in entries if entry.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+    images = [entry for entry in entries if image_extension(entry.suffix)]
     kept = set(images)
     return images, [
         f"{entry}: not an image file ({', '.join(IMAGE_EXTENSIONS)})" for entry in entries if entry not in kept
@@ -139,7 +139,7 @@ def _pack_split(
             except DecodeError as error:
                 packed.rejected.append(f"{files[index]}: {error}")
                 continue
-            extension = files[index].suffix.lower().lstrip(".")
+            extension = image_extension(files[index].suffix)
             key = f"{len(packed.sources):09d}"
             packed.sources.append(str(files[index]))
             yield key, labeled_members(extension, content, int(labels[index]) if labels is not None else None)

@@ -210,14 +210,22 @@ def check_labeled(split: Split, num_classes: int) -> None:
     """Check every row of labeled shards: training data must be right.
 
     Raises:
-        DataError: the first sample with a problem, without a label, or with one out of range.
+        DataError: the first sample with a problem, without a label, or with one out of range; or images that are in no sample.
     """
     for shard in split.shards:
         columns = [shard.index().column(name).to_pylist() for name in ("key", "label", "problem")]
-        for ordinal, (key, label, problem) in enumerate(zip(*columns, strict=True)):
-            where = f"{shard.url}, sample {ordinal} (key {key!r})"
+        rows = [
+            (f"{shard.url}, sample {n} (key {key!r})", *row) for n, (key, *row) in enumerate(zip(*columns, strict=True))
+        ]
+        for where, _, problem in rows:  # first: a label that is missing may lie in a part of the sample elsewhere
             if problem:
                 raise DataError(f"{where}: {problem}; repair or remove it")
+        if shard.findings.stray:
+            raise DataError(
+                f"{shard.url}: {shard.findings.stray} images lie beside the image of a sample ({shard.findings.ignored_fields}) and "
+                "would be lost, as the first dot of a name ends its key; rename the files, or pack their folder with data.pack"
+            )
+        for where, label, _ in rows:
             if label is None:
                 raise DataError(
                     f"{where}: no .cls member with a class index (0, 1, …); labeled shards need one in every sample"

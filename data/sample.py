@@ -2,26 +2,44 @@
 
 WebDataset's convention: consecutive members with the same name up to the first dot of the base name are one sample; what
 follows the dot is the field. Identity is (shard, ordinal); a key is carried along, not trusted to be unique.
+
+A sample's image is the member whose field is an image's extension and nothing more (`N.jpg` beside `N.depth.png`; of several, the
+first in `IMAGE_EXTENSIONS`). Without one, a single other image (`N.v2.jpg`) is it. Several others are none: the dot is part of their
+names (`2024.05.01.jpg`), and each becomes a row with a problem. So every image member is a row, or one of `Sample.ignored`.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import tarfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from data.tar_reader import DamagedTarError, Member, read_members
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELD = "cls"
+INDEX_RULE = "2"
+"""Changes with the rule by which members become samples. 1 (not recorded): the first image member of a sample was its image."""
+MAX_IMAGE_BYTES = 256 * 1024 * 1024
+"""Larger image members are refused unread: the largest image that may be decoded has 192 MiB of pixels."""
+_OTHER_NAMES = {"jpe": "jpg", "jfif": "jpg"}  # of the same format
 _WRITABLE_KEY = re.compile(r"[A-Za-z0-9_-]{1,96}")  # plus ".jpeg" stays under ustar's 100 bytes
 _COMPRESSED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 _LABEL_LIMIT = 32  # bytes; a class index is a few digits
 _MAX_LABEL = 1 << 31  # labels are int32
-MAX_IMAGE_BYTES = 256 * 1024 * 1024
-"""Larger image members are refused unread: the largest image that may be decoded has 192 MiB of pixels."""
-_DAMAGED = (tarfile.TarError, EOFError, OverflowError, MemoryError)  # the last two: a header that claims exabytes
+_SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini")
+_SYSTEM_PREFIXES = (
+    "._",
+    ".nfs",
+)  # macOS keeps a file's attributes in `._NAME`; `.nfs…` is one that was deleted while open
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+_DAMAGED = "truncated or damaged tar: "
+_COMPRESSED_WITH = "compressed with "
+_SYSTEM_NAME = "an image under the name of a system file; rename it"
+_NO_IMAGE = f"no image member ({', '.join(IMAGE_EXTENSIONS)})"
 
 
 @dataclass
@@ -29,13 +47,23 @@ class Sample:
     """One sample as the tar has it: where its image bytes lie, and what is wrong with it, if anything."""
 
     key: str
-    extension: str = ""
-    image_fields: list[str] = field(default_factory=list)  # the first is the image; `v1.jpg` of `photo.v1.jpg`
+    extension: str = ""  # of the image, as in IMAGE_EXTENSIONS
+    image_field: str = ""  # `v1.jpg` of `photo.v1.jpg`
     offset: int = 0
     size: int = 0
     label: int | None = None
     problem: str = ""
+    ignored: tuple[str, ...] = ()  # fields of other images of the sample: a depth map, a mask
+
+
+@dataclass
+class _Members:
+    """The members of one key, as far as they are of interest."""
+
+    key: str
     fields: set[str] = field(default_factory=set)
+    images: list[tuple[str, Member]] = field(default_factory=list)  # with their fields
+    label: int | None = None
 
 
 def split_member_name(name: str) -> tuple[str, str]:
@@ -50,6 +78,13 @@ def is_member_of(name: str, key: str) -> bool:
     return name.startswith(f"{key}.") and "/" not in name[len(key) + 1 :]
 
 
+def image_extension(name: str) -> str:
+    """The extension that an image file or field is stored under: `seg.PNG` → `png`, `jfif` → `jpg`; empty for anything else."""
+    extension = name.rpartition(".")[2].lower()
+    extension = _OTHER_NAMES.get(extension, extension)
+    return extension if extension in IMAGE_EXTENSIONS else ""
+
+
 def check_key(key: str) -> str:
     """`key` if it may be written: letters, digits, `_`, `-`, at most 96. Raises ValueError otherwise."""
     if not _WRITABLE_KEY.fullmatch(key):
@@ -58,8 +93,8 @@ def check_key(key: str) -> str:
 
 
 def has_odd_key(sample: Sample) -> bool:
-    """Whether a sample's key could not be written again with its image, or names several images."""
-    return not _WRITABLE_KEY.fullmatch(sample.key) or sample.image_fields != [sample.extension]
+    """Whether a sample's key could not be written again with its image."""
+    return not _WRITABLE_KEY.fullmatch(sample.key) or "." in sample.image_field
 
 
 def printable(name: str) -> str:
@@ -67,41 +102,73 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def is_damage(key: str, problem: str) -> bool:
+    """Whether a row of an index says that its shard is cut short, damaged, or no tar."""
+    return not key and problem.startswith((_DAMAGED, _COMPRESSED_WITH))
+
+
 def iterate_samples(file: BinaryIO) -> Iterator[Sample]:
     """Samples of a tar, in order, reading only headers and labels.
 
-    Where the tar is cut short or damaged, a last sample without a key says so, with the offset; nothing is raised and nothing
-    is dropped but folders.
+    Where the tar is cut short or damaged, a last sample without a key says so, with the offset; nothing is raised. Folders and
+    the files of operating systems (`._N.jpg`, `__MACOSX/`, `.DS_Store`, `Thumbs.db`) are no samples and part none.
     """
-    current: Sample | None = None
-    position: int | None = None  # behind the last good member; None: not even a header was read
+    current: _Members | None = None
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            position = 0
-            for member in tar:
-                if not 0 <= member.size < 1 << 63:  # at a negative size Python's tarfile goes back, and round for ever
-                    raise tarfile.ReadError(f"a member of {member.size} bytes")
-                position = tar.offset
-                if member.isdir():
-                    continue
-                key, extension = split_member_name(printable(member.name))
-                if current is None or current.key != key or extension in current.fields:
-                    if current is not None:
-                        yield _finished(current)
-                    current = Sample(key)
-                _add_member(current, tar, member, extension)
-            _check_end(file, tar.offset)
-    except _DAMAGED as error:
-        end = file.seek(0, io.SEEK_END)
+        for member in read_members(file):
+            if not member.is_file:
+                continue
+            name = printable(member.name)
+            key, field_name = split_member_name(name)
+            if _is_system_file(name):
+                if image_extension(field_name) and _is_image(file, member):
+                    yield Sample(name, offset=member.offset, size=member.size, problem=_SYSTEM_NAME)
+                continue
+            if current is None or current.key != key or field_name in current.fields:
+                if current is not None:
+                    yield from _samples(current)
+                current = _Members(key)
+            _add_member(current, file, member, field_name)
+    except DamagedTarError as error:
         if current is not None:
-            if current.offset + current.size > end:
-                current.problem = "image cut off by the end of the tar"
-            yield _finished(current)
-        compression = _compression(file) if position is None else None
-        yield Sample("", offset=min(position or 0, end), problem=compression or f"truncated or damaged tar: {error}")
+            yield from _cut_off(_samples(current), file.seek(0, io.SEEK_END))
+        compression = _compression(file) if error.position == 0 else None
+        yield Sample("", offset=error.position, problem=compression or f"{_DAMAGED}{error}")
     else:
         if current is not None:
-            yield _finished(current)
+            yield from _samples(current)
+
+
+def mark_parted(samples: Sequence[Sample]) -> None:
+    """Where a key comes back because members of a sample lie apart, let the problem say so.
+
+    Such are parts without an image, and parts whose only image is one beside the sample's (`N.depth.png` far from `N.jpg`). A
+    key that comes back with an image of its own is another sample.
+    """
+    by_key: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_key[sample.key].append(sample)
+    for key, same in by_key.items():
+        if len(same) == 1:
+            continue
+        has_image = any(_is_exact(sample.image_field) for sample in same if sample.image_field)
+        for sample in same:
+            is_beside = has_image and not sample.problem and not _is_exact(sample.image_field)
+            if is_beside or sample.problem == _NO_IMAGE:
+                sample.problem = (
+                    f"the key {key!r} comes back: members of a sample must be adjacent (make the tar with --sort=name)"
+                )
+
+
+def _is_system_file(name: str) -> bool:
+    folder, _, base = name.rpartition("/")
+    return base.startswith(_SYSTEM_PREFIXES) or base.lower() in _SYSTEM_FILES or "__MACOSX" in folder.split("/")
+
+
+def _is_image(file: BinaryIO, member: Member) -> bool:
+    """Whether a member begins like an image. AppleDouble files have the names of images and begin otherwise."""
+    file.seek(member.offset)
+    return member.is_plain and file.read(4).startswith(_IMAGE_STARTS)
 
 
 def _compression(file: BinaryIO) -> str | None:
@@ -109,42 +176,60 @@ def _compression(file: BinaryIO) -> str | None:
     file.seek(0)
     start = file.read(8)
     names = [name for name, magic in _COMPRESSED.items() if start.startswith(magic)]
-    return f"compressed with {names[0]}; decompress it: images are read by their offset" if names else None
+    return f"{_COMPRESSED_WITH}{names[0]}; decompress it: images are read by their offset" if names else None
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
-    """A tar cut at a member boundary reads without any error, and so does the first of several that were joined."""
-    file.seek(offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("no end-of-archive marker")
-    while block := file.read(1 << 20):
-        if block.strip(b"\0"):
-            raise tarfile.ReadError("more data after the end-of-archive marker (several tars in one file?)")
-
-
-def _add_member(sample: Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-    sample.fields.add(extension)
-    is_plain = member.isreg() and not member.issparse()
-    if extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
-        sample.image_fields.append(extension)
-        if len(sample.image_fields) > 1:
-            return
-        sample.extension = extension.rpartition(".")[2]
-        sample.offset, sample.size = member.offset_data, member.size
-        if not is_plain:
-            sample.problem = "image member is a link, a sparse or a special file; links are not followed"
-    elif extension == LABEL_FIELD:
-        stream = tar.extractfile(member) if is_plain else None
-        text = stream.read(_LABEL_LIMIT).decode("ascii", "replace").strip() if stream else ""
+def _add_member(members: _Members, file: BinaryIO, member: Member, field_name: str) -> None:
+    members.fields.add(field_name)
+    if image_extension(field_name):
+        members.images.append((field_name, member))
+    elif field_name == LABEL_FIELD and member.is_plain:
+        file.seek(member.offset)
+        text = file.read(min(member.size, _LABEL_LIMIT)).decode("ascii", "replace").strip()
         if text.isdigit() and int(text) < _MAX_LABEL:  # others are no labels; the image is as good as any unlabeled one
-            sample.label = int(text)
+            members.label = int(text)
 
 
-def _finished(sample: Sample) -> Sample:
-    if not sample.problem and not sample.extension:
-        sample.problem = f"no image member ({', '.join(IMAGE_EXTENSIONS)})"
-    elif not sample.problem and sample.size == 0:
-        sample.problem = "image member is empty"
-    elif not sample.problem and sample.size > MAX_IMAGE_BYTES:
-        sample.problem = f"image member of {sample.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
-    return sample
+def _is_exact(field_name: str) -> bool:
+    """Whether an image's field is its extension and nothing more."""
+    return "." not in field_name
+
+
+def _samples(members: _Members) -> Iterator[Sample]:
+    """The sample of one key, or a row with a problem for each of its images."""
+    images = members.images
+    if not images:
+        yield Sample(members.key, label=members.label, problem=_NO_IMAGE)
+    elif len(images) == 1:
+        yield _sample(members, *images[0])
+    elif exact := [image for image in images if _is_exact(image[0])]:
+        chosen = min(exact, key=lambda image: IMAGE_EXTENSIONS.index(image_extension(image[0])))
+        yield _sample(members, *chosen, tuple(name for name, _ in images if name != chosen[0]))
+    else:
+        for name, member in images:
+            sample = _sample(members, name, member)
+            sample.key = f"{members.key}.{name.rpartition('.')[0]}"
+            sample.problem = (
+                f"{len(images)} images have the key {members.key!r} and none is {members.key}.jpg, as the first dot of a name ends its "
+                "key; rename the files, or pack their folder with data.pack"
+            )
+            yield sample
+
+
+def _sample(members: _Members, name: str, member: Member, ignored: tuple[str, ...] = ()) -> Sample:
+    problem = ""
+    if not member.is_plain:
+        problem = "image member is a link, a sparse or a special file; links are not followed"
+    elif member.size == 0:
+        problem = "image member is empty"
+    elif member.size > MAX_IMAGE_BYTES:
+        problem = f"image member of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
+    place = member.offset, member.size
+    return Sample(members.key, image_extension(name), name, *place, members.label, problem, ignored)
+
+
+def _cut_off(samples: Iterator[Sample], end: int) -> Iterator[Sample]:
+    for sample in samples:
+        if sample.offset + sample.size > end:
+            sample.problem = "image cut off by the end of the tar"
+        yield sample

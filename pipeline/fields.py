@@ -256,6 +256,12 @@ class LabelConfig(Section):
     max_quarantined: Fraction = Field(
         0.01, description="stop when a larger fraction of the images cannot be used", json_schema_extra=RUNTIME
     )
+    max_damaged_shards: int = Field(
+        0,
+        ge=0,
+        description="stop when more shards are cut short or damaged; of so many, the images before the damage are labeled",
+        json_schema_extra=RUNTIME,
+    )
 
     @field_validator("workers")
     @classmethod

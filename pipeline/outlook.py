@@ -18,6 +18,7 @@ from pipeline.stage import StageError, done_record, is_begun, look, refuse_other
 from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection, require_test
 from student.train import fingerprint as student_fingerprint
 from student.train import require_labeled
+from teacher.corpus import check_corpus
 from teacher.journal import Journal
 from teacher.label import fingerprint as label_fingerprint
 from teacher.select_stage import fingerprint as select_fingerprint
@@ -84,6 +85,12 @@ class Command:
         return _of(look(self._layout.teacher, "teacher", expected), self._layout.teacher)
 
     def _label(self) -> Outlook:
+        found = self._label_by_inputs()
+        if found.works and "unlabeled" in self._splits:
+            check_corpus(self._splits["unlabeled"], self._config.label)
+        return found
+
+    def _label_by_inputs(self) -> Outlook:
         folder = self._layout.labels
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)

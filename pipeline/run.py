@@ -84,6 +84,7 @@ _print_plan = _later("pipeline.plan:print_plan")
 _plan_study = _later("pipeline.ablate:plan_study")
 _open_study = _later("pipeline.ablate:open_study")
 _ablate = _later("pipeline.ablate:ablate")
+_check_unlabeled = _later("teacher.corpus:check_unlabeled")
 _require_beginning = _later("student.train:require_beginning")
 
 
@@ -258,6 +259,8 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
                 refuse_other_config(folder, stage, config.stage_fields(stage))
                 if done_record(folder) is None:
                     config.require_trainable(stage)
+    if {"teacher", "label"} <= set(stages):
+        _check_unlabeled(config, layouts[0])
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 
 from data.manifest import Split, open_split, write_table
+from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
@@ -30,12 +31,14 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo, url: str) -
 
     Raises:
         StageError: the accuracy is lower than expected, or the classes are not the labeled set's.
+        DataError: validation shards that are not right.
     """
     if not config.data.validation:
         write_table(url, _SCHEMA.empty_table())
         return None
     split = open_split(config.data.validation, layout.indexes)
     require_same_classes(info.class_names, "the teacher", split.class_names, "data.validation")
+    check_labeled(split, info.num_classes)
     torch.set_num_threads(config.threads)
     result = _compare(config, layout, info, split)
     write_table(url, _label(config, layout, split, result))

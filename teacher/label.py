@@ -35,6 +35,7 @@ from pipeline.models.weights import WeightsInfo
 from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
 from pipeline.training.published import ensemble_digest, read_info
 from teacher.check import check_teacher
+from teacher.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
 from teacher.gauges import Gauges
 from teacher.journal import JOURNAL_NAME, Journal
 from teacher.pool import PoolOptions, ShardPool
@@ -44,7 +45,6 @@ from teacher.worker import Labeler
 
 _SKIPPED = {"skipped": "no validation images or no expected accuracy"}
 
-_EXAMPLES = 3  # in a message
 _DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
 
 
@@ -69,13 +69,15 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         record = require_done(stage.folder, "label")
         if record["summary"]["corpus"] == corpus.digest() and not todo:
             return record
+    check_shards(corpus, config.label)
+    if stage.is_done:
         new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
         stage.reopen(new if todo else "data.unlabeled has fewer shards than before")
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
     require_device(config.resolved_device())
-    report_odd_keys(corpus)
-    _check_names(corpus)
+    _check_quarantined(config.label, stage, journal, corpus)
+    report_oddities(corpus)
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
@@ -83,7 +85,6 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
     if not is_checked or not storage.exists(stage.path(VALIDATION_NAME)):
         journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
-    _check_quarantined(config.label, stage, journal, corpus)
     if todo:
         _label_shards(config, layout, stage, corpus, todo, journal)
     return _commit(stage, info, corpus, journal)
@@ -95,25 +96,6 @@ def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     if config.teacher.ensemble:
         inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
     return Fingerprint(config.stage_fields("label"), inputs)
-
-
-def _check_names(corpus: Split) -> None:
-    """Label files are named after their shards and lie beside two other tables."""
-    for shard in corpus.shards:
-        if f"{shard.name}.parquet" in (QUARANTINE_NAME, VALIDATION_NAME):
-            raise StageError(f"{shard.url}: a file of the labels has this name; rename the shard")
-
-
-def report_odd_keys(corpus: Split) -> None:
-    """One line about keys that do not tell images apart or could not be written; silent where all are well."""
-    odd = [shard for shard in corpus.shards if shard.odd_keys]
-    if odd:
-        examples = ", ".join(f"{shard.odd_key!r} in {shard.name}.tar" for shard in odd[:_EXAMPLES])
-        count = sum(shard.odd_keys for shard in odd)
-        print(
-            f"label: {count} samples in {len(odd)} shards have keys that occur twice there, name several images or could not be "
-            f"written ({examples}); they are labeled by shard and ordinal, several images by the first"
-        )
 
 
 def _label_shards(
@@ -183,12 +165,13 @@ def _print_times(pool: ShardPool) -> None:
 def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corpus: Split) -> None:
     """Stop a run that is mostly bad: as soon as it is certain, not at the first bad shard; the table of them is there then."""
     finished = list(journal.shards.values())
-    bad = sum(entry.quarantined for entry in finished)
+    bad = count_unusable(corpus, {entry.name: entry.quarantined for entry in finished})
     if bad > config.max_quarantined * corpus.num_samples:
-        write_table(stage.path(QUARANTINE_NAME), _quarantine(stage, finished))
+        known = [row for shard in corpus.flawed if shard.name not in journal.shards for row in known_problems(shard)]
+        table = pa.concat_tables([_quarantine(stage, finished), quarantine_table(known)])
+        write_table(stage.path(QUARANTINE_NAME), table)
         raise StageError(
-            f"{bad} of {corpus.num_samples} images could not be used, more than label.max_quarantined="
-            f"{config.max_quarantined}; {stage.path(QUARANTINE_NAME)} names each and says why: repair the shards or raise the limit"
+            too_many_unusable(bad, corpus, config, f"{stage.path(QUARANTINE_NAME)} names each and says why")
         )
 
 
@@ -197,6 +180,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
     shards = [journal.shards[shard.name] for shard in corpus.shards]
     quarantined = _quarantine(stage, shards)
     odd_keys = {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys}
+    ignored = {shard.name: shard.findings.ignored for shard in corpus.flawed if shard.findings.ignored}
     manifest = {
         "schema_version": 1,
         "generation": info.generation + 1,
@@ -212,6 +196,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
         "teacher_check": journal.teacher_check,
         "shards": [asdict(entry) for entry in shards],
         "odd_keys": odd_keys,
+        "ignored_images": ignored,
     }
     write_table(stage.path(QUARANTINE_NAME), quarantined)
     storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
@@ -221,6 +206,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
         "labels": sum(entry.rows for entry in shards),
         "quarantined": dict(Counter(_DETAILS.sub("…", reason) for reason in quarantined.column("reason").to_pylist())),
         "odd_keys": sum(odd_keys.values()),
+        "ignored_images": sum(ignored.values()),
         "class_names": info.class_names,
         "num_classes": info.num_classes,
     }
@@ -239,7 +225,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"\n  {number:,} × {reason}" for reason, number in Counter(summary["quarantined"]).most_common(10)
     )
     bad = sum(summary["quarantined"].values())
-    print(f"label: {summary['images']:,} images, {summary['labels']:,} labels, {bad:,} quarantined{reasons}")
+    ignored = f", {summary['ignored_images']:,} more beside them not labeled" if summary["ignored_images"] else ""
+    print(f"label: {summary['images']:,} images, {summary['labels']:,} labels, {bad:,} quarantined{ignored}{reasons}")
 
 
 def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:

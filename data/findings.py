@@ -1,0 +1,82 @@
+"""What an index says is wrong with its shard, in a few figures: they are kept, so that a run tells before it reads an image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data.sample import INDEX_RULE, Sample, has_odd_key, is_damage
+
+_MAX_IGNORED_FIELDS = 16  # a satellite's bands have that many names; more are parts of file names
+_USUAL = 0.1  # of a shard's samples: what so many have beside their image is a kind of image (depth.png), what fewer have is lost
+_METADATA = b"ignored"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a shard, as its index tells.
+
+    Attributes:
+        problems: rows that cannot be used.
+        problem: what is wrong with the first of them.
+        damage: where and how the shard is cut short or damaged; empty for a whole one.
+        ignored: image members that are labeled in no row, as they lie beside the image of a sample (`N.depth.png` beside `N.jpg`).
+        stray: those of them that look like images of their own.
+        ignored_fields: some of their fields, `depth.png, v2.jpg`.
+    """
+
+    problems: int = 0
+    problem: str = ""
+    damage: str = ""
+    ignored: int = 0
+    stray: int = 0
+    ignored_fields: str = ""
+
+
+NO_FINDINGS = Findings()
+
+
+def index_metadata(samples: Sequence[Sample]) -> dict[str, str]:
+    """What an index's metadata keep of the samples beside its rows; see `data.manifest.build_index`."""
+    seen: set[str] = set()
+    odd = []
+    for sample in samples:
+        if not sample.problem and (sample.key in seen or has_odd_key(sample)):
+            odd.append(sample.key)
+        seen.add(sample.key)
+    counts = Counter(name for sample in samples for name in sample.ignored)
+    usable = sum(not sample.problem for sample in samples)
+    ignored = {"ignored": counts.total(), "stray": _stray(counts, usable), "fields": _few(counts)}
+    return {
+        "odd_keys": str(len(odd)),
+        "odd_key": odd[0] if odd else "",
+        "ignored": json.dumps(ignored),
+        "rule": INDEX_RULE,
+    }
+
+
+def _stray(counts: Counter[str], num_usable: int) -> int:
+    """Ignored images that are no kind of image that usual samples of the shard have."""
+    if len(counts) > _MAX_IGNORED_FIELDS:
+        return counts.total()
+    return sum(count for count in counts.values() if count < _USUAL * num_usable)
+
+
+def _few(counts: Counter[str]) -> str:
+    return ", ".join(sorted(name for name, _ in counts.most_common(3)))
+
+
+def findings_of(index: pa.Table) -> Findings:
+    """The findings of an index, also of one that an earlier version made: it counted no ignored images."""
+    rows = zip(*(index.column(name).to_pylist() for name in ("key", "offset", "problem")), strict=True)
+    bad = [row for row in rows if row[2]]
+    damage = ""
+    if bad and is_damage(bad[-1][0], bad[-1][2]):
+        damage = f"{bad[-1][2]}, at byte {bad[-1][1]}"
+    counted = json.loads((index.schema.metadata or {}).get(_METADATA, b"{}"))
+    ignored = counted.get("ignored", 0), counted.get("stray", 0), counted.get("fields", "")
+    return Findings(len(bad), bad[0][2] if bad else "", damage, *ignored)

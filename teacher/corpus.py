@@ -1,0 +1,106 @@
+"""The unlabeled shards as their indexes tell, before an image is read: what stops a run, and what is said in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from data.label_files import QUARANTINE_NAME, Quarantined
+from data.manifest import Shard, Split, open_split
+from pipeline.fields import Config, LabelConfig
+from pipeline.layout import Layout
+from pipeline.stage import StageError, done_record
+from teacher.precision import VALIDATION_NAME
+
+_EXAMPLES = 3  # in a message
+
+
+def check_unlabeled(config: Config, layout: Layout) -> None:
+    """As `check_corpus` of `data.unlabeled`, for a command in which hours of training come before labeling; not of finished labels."""
+    if config.data.unlabeled and done_record(layout.labels) is None:
+        check_corpus(open_split(config.data.unlabeled, layout.indexes), config.label)
+
+
+def check_corpus(corpus: Split, config: LabelConfig) -> None:
+    """Refuse shards that should not be labeled, before anything is computed. Raises as `check_shards`, and when more images are
+    known to be of no use than `label.max_quarantined`."""
+    check_shards(corpus, config)
+    bad = count_unusable(corpus, {})
+    if bad > config.max_quarantined * corpus.num_samples:
+        raise StageError(too_many_unusable(bad, corpus, config, "their indexes say why"))
+
+
+def check_shards(corpus: Split, config: LabelConfig) -> None:
+    """Refuse damaged shards and those whose name is taken.
+
+    Raises:
+        StageError: more shards are damaged than `label.max_damaged_shards`, or one has the name of another file of the labels.
+    """
+    for shard in corpus.shards:
+        if f"{shard.name}.parquet" in (QUARANTINE_NAME, VALIDATION_NAME):
+            raise StageError(f"{shard.url}: a file of the labels has this name; rename the shard")
+    damaged = [shard for shard in corpus.flawed if shard.findings.damage]
+    if len(damaged) > config.max_damaged_shards:
+        raise StageError(
+            f"{len(damaged)} of {len(corpus.shards)} shards are cut short or damaged, more than label.max_damaged_shards="
+            f"{config.max_damaged_shards}, and what they have lost is not known:{_list_damaged(damaged)}\nFetch or pack them again, or "
+            f"remove them from data.unlabeled; label.max_damaged_shards={len(damaged)} labels the images before the damage"
+        )
+
+
+def _list_damaged(damaged: Sequence[Shard]) -> str:
+    lines = [f"\n  {shard.url}: {shard.findings.damage} of {shard.bytes}" for shard in damaged[:_EXAMPLES]]
+    more = [f"\n  and {len(damaged) - _EXAMPLES} more"] if len(damaged) > _EXAMPLES else []
+    return "".join(lines + more)
+
+
+def known_problems(shard: Shard) -> list[Quarantined]:
+    """What of a shard will be quarantined unread."""
+    if not shard.findings.problems:
+        return []
+    columns = [shard.index().column(name).to_pylist() for name in ("key", "offset", "problem")]
+    rows = enumerate(zip(*columns, strict=True))
+    return [Quarantined(shard.name, ordinal, *row) for ordinal, row in rows if row[-1]]
+
+
+def count_unusable(corpus: Split, quarantined: Mapping[str, int]) -> int:
+    """Images that get no label: the quarantined of finished shards (by name), what the indexes know of the others, and strays."""
+    known = sum(shard.findings.problems for shard in corpus.flawed if shard.name not in quarantined)
+    return sum(quarantined.values()) + known + sum(shard.findings.stray for shard in corpus.flawed)
+
+
+def too_many_unusable(bad: int, corpus: Split, config: LabelConfig, where: str) -> str:
+    """The error: how many, what names them, and the first of what the indexes know."""
+    rows = [s for s in corpus.flawed if s.findings.problems][:_EXAMPLES]
+    strays = [s for s in corpus.flawed if s.findings.stray][:_EXAMPLES]
+    lines = [f"\n  {s.url}: {s.findings.problems:,} samples, the first: {s.findings.problem}" for s in rows]
+    lines += [
+        f"\n  {s.url}: {s.findings.stray:,} images that lie beside the image of a sample ({s.findings.ignored_fields}), as the first "
+        "dot of a name ends its key; rename the files, or pack their folder with data.pack"
+        for s in strays
+    ]
+    return (
+        f"{bad} of {corpus.num_samples} images could not be used, more than label.max_quarantined={config.max_quarantined}; "
+        f"{where}: repair the shards or raise the limit{''.join(lines)}"
+    )
+
+
+def report_oddities(corpus: Split) -> None:
+    """Print a line each about keys that do not tell images apart or could not be written, about damaged shards, and about images that
+    are not labeled as they lie beside others; nothing where all is well."""
+    odd = [shard for shard in corpus.shards if shard.odd_keys]
+    if odd:
+        examples = ", ".join(f"{shard.odd_key!r} in {shard.name}.tar" for shard in odd[:_EXAMPLES])
+        count = sum(shard.odd_keys for shard in odd)
+        print(
+            f"label: {count} samples in {len(odd)} shards have keys that occur twice there or could not be written ({examples}); they "
+            "are labeled by shard and ordinal"
+        )
+    if damaged := [shard for shard in corpus.flawed if shard.findings.damage]:
+        print(f"label: {len(damaged)} damaged shards are labeled up to the damage:{_list_damaged(damaged)}")
+    beside = [shard for shard in corpus.flawed if shard.findings.ignored]
+    if beside:
+        examples = ", ".join(f"{shard.findings.ignored_fields} in {shard.name}.tar" for shard in beside[:_EXAMPLES])
+        count = sum(shard.findings.ignored for shard in beside)
+        print(
+            f"label: {count:,} images in {len(beside)} shards are not labeled, as they lie beside the image of a sample ({examples})"
+        )
