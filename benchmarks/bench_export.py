@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -29,6 +28,7 @@ import pyarrow as pa
 import ray
 
 from benchmarks.photos import make_photos
+from benchmarks.scratch import fresh_folder
 from data.joined import Provenance
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.manifest import open_split, write_table
@@ -125,8 +125,7 @@ def _copy(overlay: Overlay, folder: Path) -> None:
 
 def _time(run: Callable[[Path], None], folder: Path) -> float:
     """Seconds until all is on disk."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    fresh_folder(folder)
     subprocess.run(["sync"], check=True)
     started = time.perf_counter()
     run(folder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.scratch import fresh_folder, remove_folder
 from data.label_files import COPIES_COLUMN
 from data.manifest import write_table
 from data.settings import run_command
@@ -29,7 +29,7 @@ PER_STEP = 3584  # pseudo-labeled images of a batch of 4,096
 
 def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: str = "runs/bench_position") -> None:
     """Print the seconds of each part."""
-    shutil.rmtree(out, ignore_errors=True)
+    fresh_folder(out)
     urls = _write(Path(out), shards, rows)
     spec = StreamSpec("pseudo_labeled", urls, urls, (rows,) * shards, PER_STEP, copies_urls=urls)
     started = time.perf_counter()
@@ -40,7 +40,7 @@ def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: 
         started = time.perf_counter()
         assert len(order.take(number * PER_STEP, PER_STEP)) == PER_STEP
         seconds[name] = time.perf_counter() - started
-    shutil.rmtree(out)
+    remove_folder(out)
     print(
         f"{order.num_entries:,} images an epoch; "
         + ", ".join(f"{name}: {value:.3f} s" for name, value in seconds.items())

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
 from data.label_files import LabeledShard
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, foreign_index_name, open_split
@@ -29,12 +29,12 @@ SHARD_BYTES, LABEL_BYTES, PER_SHARD = 500_000_000, 1_000_000, 10_000
 
 def bench(shards: int = 13_000, labeled: int = 12_000, rounds: int = 3, out: str = "runs/bench_resume") -> None:
     """Print the seconds of each step, for packed and for foreign shards."""
-    shutil.rmtree(out, ignore_errors=True)
+    fresh_folder(out)
     names = [f"images-{number:06d}" for number in range(shards)]
     for kind in ("packed", "foreign"):
         _write(Path(out) / kind, names, labeled, kind)
     medians = {kind: median(_resume(Path(out) / kind, kind) for _ in range(rounds)) for kind in ("packed", "foreign")}
-    shutil.rmtree(out)
+    remove_folder(out)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record = {
         "bench": "resume",

@@ -21,7 +21,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ import pyarrow.parquet as pq
 from benchmarks import select_peers
 from benchmarks.label_files import NUM_CLASSES, make_label_files
 from benchmarks.process_memory import own_memory_of_worker
+from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
 from data.settings import run_command
 from pipeline.effort import peak_memory
@@ -114,8 +114,7 @@ def _read(labels: str, columns: list[str], shards: Iterable[str]) -> None:
 
 def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> Run:
     """One contender, here: seconds, peak memory, and what it tells of itself."""
-    shutil.rmtree(out, ignore_errors=True)
-    Path(out).mkdir(parents=True)
+    fresh_folder(out)
     shards = sorted(path.stem for path in Path(labels).glob("*.parquet"))
     started, cpu_started = time.perf_counter(), sum(os.times()[:4])
     if name in PEERS:
@@ -130,7 +129,7 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
         "memory_mb": (peak_memory() or 0) / 2**20,
     }
     found |= {"totals": select_peers.totals(out)} if name in PEERS else {}
-    shutil.rmtree(out)
+    remove_folder(out)
     return run | found
 
 

@@ -38,6 +38,7 @@ from statistics import median
 
 from benchmarks.bench_export import NUM_CLASSES, bench_overlay
 from benchmarks.photos import make_photos
+from benchmarks.scratch import fresh_folder
 from data import storage
 from data.overlay import Overlay
 from data.settings import run_command
@@ -113,7 +114,7 @@ def _digests(overlay: Overlay, name: str) -> str:
 
 def _export(overlay: Overlay, folder: str) -> str:
     """The files of an export, made in this process."""
-    shutil.rmtree(folder, ignore_errors=True)
+    fresh_folder(folder)
     config = Config(export=ExportConfig(samples_per_shard=overlay.shards[0].num_samples))
     job = Job(overlay, config.export, str(Path(folder).absolute()))
     records = [make_file(job, file) for file in files_of(config, overlay)[0]]

@@ -28,14 +28,16 @@ from tqdm import tqdm
 
 from data import storage
 from data.held_out import is_outdated, traits, write_hashes
-from data.manifest import DataError, write_table
+from data.manifest import MANIFEST_NAME, DataError, write_table
 from data.settings import run_command
-from data.shards import Members, labeled_members, write_shards
+from data.shards import Members, labeled_members, require_ours, write_shards
 
 CLASS_NAMES = (
     "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
 )  # fmt: skip
 VALIDATION_PER_CLASS, DEVELOPMENT_PER_CLASS = 50, 500
+_SPLITS = ("labeled", "validation", "development", "unlabeled", "test")
+_TRUTH_NAME = "truth.parquet"
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _MIRRORS = (
@@ -134,7 +136,11 @@ def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict
 
 
 def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_shard: int = 6000) -> None:
-    """Write all splits under `out`; a split that is complete is left as it is."""
+    """Write all splits under `out`; a split that is complete is left as it is.
+
+    Raises:
+        DataError: Fashion-MNIST is not found, or `out` holds another split or anything else under these names.
+    """
     settings = json.dumps({"labeled_per_class": labeled_per_class, "seed": seed}) + "\n"
     marker = storage.join(out, "split.json")
     if storage.exists(marker):
@@ -143,32 +149,55 @@ def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_sh
             if is_outdated(storage.join(out, "test")):
                 print(
                     f"its hashes.parquet files are of an earlier version and cannot be used as data.held_out_hashes; to write "
-                    f"them anew, delete {marker} and give this command again: the shards stay the same"
+                    f"them anew, remove {marker}, {_TRUTH_NAME} and the folders {', '.join(_SPLITS)} beside it, and give this "
+                    "command again: it makes the same shards"
                 )
             return
         raise DataError(f"{out} holds another split ({storage.read_text(marker).strip()}); choose another out= folder")
+    _claim(out, {"labeled_per_class": labeled_per_class, "seed": seed, "samples_per_shard": samples_per_shard})
     files = find_files()
     images, labels = read_idx(files, "train")
     test_images, test_labels = read_idx(files, "t10k")
     for name, indices in split_indices(labels, labeled_per_class, seed).items():
         _write_split(storage.join(out, name), images[indices], labels[indices], samples_per_shard, name != "unlabeled")
         if name == "unlabeled":
-            _write_truth(storage.join(out, "truth.parquet"), labels[indices], samples_per_shard)
+            _write_truth(storage.join(out, _TRUTH_NAME), labels[indices], samples_per_shard)
     _write_split(storage.join(out, "test"), test_images, test_labels, samples_per_shard, labeled=True)
     storage.write_text(marker, settings)
 
 
+def _claim(out: str, settings: dict[str, int]) -> None:
+    """Record that the splits below `out` are ours, or raise DataError when something else has their names."""
+    url, text = storage.join(out, "packing-fashion_mnist.json"), json.dumps(settings) + "\n"
+    if storage.exists(url):
+        if storage.read_text(url) != text:
+            raise DataError(
+                f"{out}: another split was begun there ({storage.read_text(url).strip()}); choose another out="
+            )
+        return
+    for name in _SPLITS:
+        if storage.exists(storage.join(out, name, MANIFEST_NAME)):
+            raise DataError(f"{out}/{name} holds shards of another packing; choose another out=")
+        require_ours(storage.join(out, name), name)
+    if storage.exists(storage.join(out, _TRUTH_NAME)):
+        raise DataError(f"{out}/{_TRUTH_NAME} is there, and no packing wrote it; choose another out=")
+    storage.write_text(url, text)
+
+
 def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_per_shard: int, labeled: bool) -> None:
-    storage.remove(folder)
+    if storage.exists(storage.join(folder, MANIFEST_NAME)):
+        return
     name = storage.base_name(folder)
 
     def samples() -> Iterator[tuple[str, Members]]:
         for number, image in enumerate(tqdm(images, desc=name, unit="img", leave=False)):
             yield f"{number:06d}", labeled_members("png", encode_png(image), int(labels[number]) if labeled else None)
 
-    write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None)
-    if labeled:
-        write_hashes(folder, (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
+    def write_sidecars() -> None:
+        if labeled:
+            write_hashes(folder, (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
+
+    write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None, write_sidecars)
 
 
 def _write_truth(url: str, labels: np.ndarray, samples_per_shard: int) -> None:

@@ -92,8 +92,8 @@ def read_held_out(urls: Sequence[str]) -> HeldOut:
         if not _schema(content, url).equals(_SCHEMA):
             raise DataError(
                 f"data.held_out_hashes: {url}: expected the columns {', '.join(_SCHEMA.names)}, but it has"
-                f" {', '.join(_schema(content, url).names)}: an earlier version wrote it. Pack that split again: delete"
-                " manifest.json beside it (of data.fashion_mnist: split.json one folder above), and give the command that packed it"
+                f" {', '.join(_schema(content, url).names)}: an earlier version wrote it. Pack that split again: give the command"
+                " that packed it another out=, or remove the split's folder by hand first"
             )
         digest.update(hashlib.sha256(content).digest())
         tables.append(pq.read_table(io.BytesIO(content)))

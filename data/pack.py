@@ -1,12 +1,14 @@
 """Folders of images → WebDataset shards with a manifest, an index per shard and perceptual hashes.
 
-    python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0]
+    python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0] [group=PATTERN]
 
 Labeled: one folder per class; labels are the positions of the sorted folder names, and `out/labeled` and `out/validation` are
 written (stratified). Unlabeled (`labeled=false`): every image below the folder goes to `out/unlabeled`. Image bytes stay as they are.
-Images are shuffled by the seed, so that every shard has a bit of everything. Files that are no images, and images that cannot be
-decoded, are listed in `rejected.txt` beside the shards; where each key came from is in `sources.parquet`. The same command again
-continues after an interruption, split by split.
+Images are shuffled by the seed, so that every shard has a bit of everything. Byte-identical images are kept in one split, and so are
+those in whose paths below `images` the parentheses of a regular expression hold the same text: group='^(.*)_view\\d+'.
+
+Files that are no images, and images that cannot be decoded, are listed in `rejected.txt` beside the shards; where each key came from
+is in `sources.parquet`. The same command again continues after an interruption, split by split, if the folder holds the same files.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
+from data.folders import ImageFile, LeftOut
 from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
 from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
-from data.sample import IMAGE_EXTENSIONS, image_extension
+from data.pack_plan import Plan, plan_packing, require_decodable
+from data.pack_summary import print_summary
+from data.sample import printable
 from data.settings import run_command
-from data.shards import Members, labeled_members, write_shards
-
-REJECTED_NAME = "rejected.txt"
+from data.shards import Members, labeled_members, require_ours, write_shards
+from data.sources import REJECTED_NAME, SOURCES_NAME, read_sources
 
 
 @dataclass
@@ -49,113 +52,165 @@ def pack(
     validation: float = 0.02,
     samples_per_shard: int = 10000,
     seed: int = 0,
+    group: str = "",
 ) -> None:
     """Pack a folder (see the module's text).
 
     Raises:
-        DataError: no folder, no class folders, no images, or `out` in use.
+        DataError: no folder, no images, classes that are none (see `data.folders.find_classes`), or `out` in use.
     """
     root = Path(images)
     if not root.is_dir():
         raise DataError(f"images={images}: no such folder")
     if samples_per_shard < 1:
         raise DataError(f"samples_per_shard={samples_per_shard}: expected 1 or more")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if labeled else None
-    if labeled and not classes:
-        raise DataError(f"images={images}: expected one folder per class; for unlabeled images say labeled=false")
-    files, rejected = _find(root)
-    if not files:
-        raise DataError(f"images={images}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it")
-    if empty := sorted(set(classes or ()) - {f.relative_to(root).parts[0] for f in files}):
-        raise DataError(
-            f"images={images}: no images in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}, and every folder is a class; remove "
-            "what is none, and put folders in the place of links to some, which are not followed"
-        )
-    if classes and (stray := [f for f in files if f.parent == root]):
-        raise DataError(f"{stray[0]}: not in a class folder; move it into one, or say labeled=false")
+    if group and not labeled:
+        raise DataError(f"group={group}: goes with labeled images, of which some are held out")
+    _require_outside(root, out, ("labeled", "validation") if labeled else ("unlabeled",))
+    plan = plan_packing(root, out, labeled, validation, seed, group)
     settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}
-    _claim(out, "labeled" if labeled else "unlabeled", settings | {"seed": seed})
-    labels = np.array([classes.index(f.relative_to(root).parts[0]) if classes else 0 for f in files])
-    for name, chosen in _split(labels, validation if labeled else 0.0, seed).items():
-        split = storage.join(out, name if labeled else "unlabeled")
-        if storage.exists(storage.join(split, MANIFEST_NAME)):
-            print(f"{split}: packed already")
-            if is_outdated(split):
-                print(
-                    f"{split}/{HASHES_NAME} is of an earlier version and cannot be used as data.held_out_hashes; to write it "
-                    f"anew, delete {split}/{MANIFEST_NAME} and give this command again: the shards stay the same"
-                )
+    _claim(out, settings | {"seed": seed, "group": group}, plan)
+    todo = {name: folder for name, folder in _folders(out, plan).items() if not _is_packed(folder)}
+    if "labeled" in todo:
+        require_decodable(plan)
+    left_out: Sequence[LeftOut] = plan.found.left_out
+    for name, folder in _folders(out, plan).items():
+        if name in todo:
+            _pack_split(folder, plan, name, samples_per_shard, left_out)
         else:
-            _pack_split(split, files, chosen, labels if classes else None, classes, samples_per_shard, rejected)
-        rejected = []  # files that are no images are listed once, with the first split
+            _report_packed(folder)
+        left_out = ()  # files that are no images are listed once, with the first split
+    print_summary(plan, _folders(out, plan), validation)
 
 
-def _claim(out: str, kind: str, settings: Mapping[str, Any]) -> None:
-    """Remember how `out` is packed, so that the same command continues and another one is refused."""
-    url, text = storage.join(out, f"packing-{kind}.json"), json.dumps(settings) + "\n"
-    if storage.exists(url) and storage.read_text(url) != text:
-        raise DataError(f"{out} was packed with other settings ({storage.read_text(url).strip()}); choose another out=")
-    storage.write_text(url, text)
+def _folders(out: str, plan: Plan) -> dict[str, str]:
+    return {name: storage.join(out, name) for name in plan.splits}
 
 
-def _find(root: Path) -> tuple[list[Path], list[str]]:
-    entries = sorted(entry for entry in root.rglob("*") if entry.is_file())
-    images = [entry for entry in entries if image_extension(entry.suffix)]
-    kept = set(images)
-    return images, [
-        f"{entry}: not an image file ({', '.join(IMAGE_EXTENSIONS)})" for entry in entries if entry not in kept
-    ]
+def _is_packed(folder: str) -> bool:
+    return storage.exists(storage.join(folder, MANIFEST_NAME))
 
 
-def _split(labels: np.ndarray, validation: float, seed: int) -> dict[str, np.ndarray]:
-    """Shuffled indices of `labeled` and, stratified by class, `validation`: at least one image of each, but never the only one."""
-    if not 0 <= validation < 1:
-        raise DataError(f"validation={validation}: expected a fraction from 0 to below 1")
-    order = np.random.default_rng(seed).permutation(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels) if validation else ():
-        members = order[labels[order] == label]
-        held_out[members[: min(len(members) - 1, max(1, round(validation * len(members))))]] = True
-    splits = {"labeled": order[~held_out[order]], "validation": order[held_out[order]]}
-    return {name: indices for name, indices in splits.items() if len(indices)}
+def _report_packed(folder: str) -> None:
+    print(f"{folder}: packed already")
+    if is_outdated(folder):
+        print(
+            f"{folder}/{HASHES_NAME} is of an earlier version and cannot be used as data.held_out_hashes; to write it "
+            f"anew, remove the folder {folder} and give this command again: it makes the same shards"
+        )
 
 
-def _pack_split(
-    folder: str,
-    files: Sequence[Path],
-    chosen: np.ndarray,
-    labels: np.ndarray | None,
-    classes: Sequence[str] | None,
-    samples_per_shard: int,
-    rejected: Sequence[str],
-) -> None:
-    packed = _Packed(rejected=list(rejected))
+def _require_outside(root: Path, out: str, splits: Sequence[str]) -> None:
+    """Raises DataError when shards would lie among the images, of which they would count the next time."""
+    if not storage.is_local(out):
+        return
+    images = root.resolve()
+    for folder in (out, *(storage.join(out, name) for name in splits)):
+        target = storage.local_path(folder).resolve()
+        if images in (target, *target.parents):
+            raise DataError(
+                f"out={out}: {folder} lies inside images={root}, where packed files would count as its files; give an out= outside"
+            )
+
+
+def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
+    """Remember what is packed into `out` and how, so that the same command continues and another one is refused."""
+    url = storage.join(out, f"packing-{'labeled' if plan.classes else 'unlabeled'}.json")
+    folders = _folders(out, plan)
+    files = {"count": len(plan.images), "digest": plan.digest}
+    if not storage.exists(url):
+        for name, folder in folders.items():
+            if _is_packed(folder):
+                raise DataError(f"{folder} holds shards of another packing; choose another out=")
+            require_ours(folder, name)
+    else:
+        before = _read_claim(url)
+        if {"group": "", **before, "files": None} != {**settings, "files": None}:
+            raise DataError(f"{out} was packed with other settings ({json.dumps(before)}); choose another out=")
+        if "files" in before:
+            _require_same_files(out, before["files"], files, plan)
+            return
+        if not _goes_on_from_sources(out, plan):
+            return
+    storage.write_text(url, json.dumps({**settings, "files": files}) + "\n")
+
+
+def _read_claim(url: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_text(url)))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{url}: not a file of data.pack ({error}); choose another out=") from error
+
+
+def _require_same_files(out: str, before: Any, now: Mapping[str, Any], plan: Plan) -> None:
+    if before != now:
+        then = (
+            f"{before['count']:,} images then"
+            if isinstance(before, dict) and "count" in before
+            else "other images then"
+        )
+        parts = " and ".join(f"{out}/{name}" for name in plan.splits)
+        raise DataError(
+            f"images={plan.root}: other files than when packing into {out} began ({then}, {now['count']:,} now, or other names, sizes "
+            "or copies), so images could be in two splits; choose another out=, or remove "
+            f"{parts} and {out}/packing-{'labeled' if plan.classes else 'unlabeled'}.json to begin again"
+        )
+
+
+def _goes_on_from_sources(out: str, plan: Plan) -> bool:
+    """Whether a packing of an earlier version, which did not record its files, may go on; False: nothing is left to pack.
+
+    Raises:
+        DataError: a finished split has images that would now be in another one.
+    """
+    folders = _folders(out, plan)
+    if all(_is_packed(folder) for folder in folders.values()):
+        return False
+    for name, folder in folders.items():
+        planned = {printable(str(plan.images[position].path)) for position in plan.splits[name].tolist()}
+        if _is_packed(folder) and (others := sorted(read_sources(folder) - planned)):
+            raise DataError(
+                f"{folder}: {others[0]} was packed into it, but images={plan.root} has changed since and would be split another way, "
+                "so images could be in two splits; choose another out="
+            )
+    return True
+
+
+def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left_out: Sequence[LeftOut]) -> None:
+    packed = _Packed(rejected=[str(entry) for entry in left_out])
 
     def samples() -> Iterator[tuple[str, Members]]:
-        for index in tqdm(chosen, desc=storage.base_name(folder), unit="img"):
-            content = files[index].read_bytes()
+        for position in tqdm(plan.splits[name].tolist(), desc=name, unit="img"):
+            image = plan.images[position]
+            content = _read(image)
             try:
                 packed.traits.append(traits(decode(content)))
             except DecodeError as error:
-                packed.rejected.append(f"{files[index]}: {error}")
+                packed.rejected.append(str(LeftOut(image.path, str(error))))
                 continue
-            extension = image_extension(files[index].suffix)
             key = f"{len(packed.sources):09d}"
-            packed.sources.append(str(files[index]))
-            yield key, labeled_members(extension, content, int(labels[index]) if labels is not None else None)
+            packed.sources.append(printable(str(image.path)))
+            yield key, labeled_members(image.field, content, int(plan.labels[position]) if plan.classes else None)
 
     def write_sidecars() -> None:
         keys = [f"{number:09d}" for number in range(len(packed.sources))]
-        write_table(storage.join(folder, "sources.parquet"), pa.table({"key": keys, "path": packed.sources}))
-        if classes:
+        write_table(storage.join(folder, SOURCES_NAME), pa.table({"key": keys, "path": packed.sources}))
+        if plan.classes:
             write_hashes(folder, packed.traits)
         storage.write_text(
             storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
         )
 
-    write_shards(samples(), folder, storage.base_name(folder), samples_per_shard, classes, write_sidecars)
-    if packed.rejected:
-        print(f"{len(packed.rejected)} files were left out; {storage.join(folder, REJECTED_NAME)} says which and why")
+    write_shards(samples(), folder, name, samples_per_shard, plan.classes, write_sidecars)
+
+
+def _read(image: ImageFile) -> bytes:
+    try:
+        return image.path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{printable(str(image.path))}: {error.strerror or error}; when it can be read, the same command continues"
+        ) from error
 
 
 def main(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -23,6 +24,7 @@ from data.sample import LABEL_FIELD, check_key
 from data.tar import archive
 
 Members = Mapping[str, bytes]  # field (extension) → content
+MARKER_NAME = ".packing.json"  # in the folder: which shards a packing that may have been killed began to write
 
 
 def labeled_members(extension: str, image: bytes, label: int | None) -> dict[str, bytes]:
@@ -43,30 +45,94 @@ def write_shards(
 ) -> Manifest:
     """Write samples to `folder/prefix-000000.tar` …, with an index per shard and, last, the manifest.
 
+    The folder must be new or empty, or hold what an earlier call began: a marker says which shards those are, and only they are
+    removed before the writing begins.
+
     Args:
         samples: (key, members) in the order in which they are to be written; keys are checked and must be unique.
         samples_per_shard: the last shard may have fewer.
         before_manifest: called when all shards are written, for files that must be there when the manifest is.
 
     Raises:
-        DataError: a manifest is there already, or a duplicate key.
+        DataError: a manifest is there already, the folder holds files that are not of a packing, or a duplicate key.
         ValueError: a key that may not be written (see `data.sample.check_key`).
     """
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
-    storage.remove_temporary(folder)
-    for name in storage.list_names(folder):  # what a killed packing left would count as shards of their own
-        if name.startswith(f"{prefix}-") and name.endswith(".tar"):
-            storage.remove(storage.join(folder, name))
+    _remove_begun(folder, prefix)
     stream = iter(_checked(samples))
     records: list[ShardRecord] = []
     while chunk := list(islice(stream, samples_per_shard)):
-        records.append(_write_shard(storage.join(folder, f"{prefix}-{len(records):06d}.tar"), chunk))
+        _mark(folder, prefix, len(records) + 1)
+        records.append(_write_shard(storage.join(folder, _shard_name(prefix, len(records))), chunk))
     if before_manifest:
         before_manifest()
     manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)
     storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def _shard_name(prefix: str, number: int) -> str:
+    return f"{prefix}-{number:06d}.tar"
+
+
+def _mark(folder: str, prefix: str, num_shards: int) -> None:
+    """Record, before it is begun, that shards 0 to `num_shards` - 1 are ours to remove."""
+    marker = {"schema_version": 1, "prefix": prefix, "shards": num_shards}
+    storage.write_text(storage.join(folder, MARKER_NAME), json.dumps(marker) + "\n")
+
+
+def require_ours(folder: str, prefix: str) -> int:
+    """The number of shards that an earlier packing of `prefix` began in a folder, which must be its own; 0 in an empty one.
+
+    Raises:
+        DataError: the folder holds files and no marker of a packing, or shards that the marker doesn't list.
+    """
+    names = storage.list_names(folder)
+    begun = _read_marker(folder, prefix) if MARKER_NAME in names else None
+    ours = {_shard_name(prefix, number) for number in range(begun or 0)}
+    visible = [name for name in names if not name.startswith(".")]
+    if begun is None and visible:
+        raise DataError(
+            f"{folder} holds {visible[0]}{' and others' * (len(visible) > 1)}, and no packing began there ({MARKER_NAME} is "
+            "missing), so nothing is written or removed; choose another out=, or remove the folder by hand"
+        )
+    if foreign := [name for name in names if name.endswith(".tar") and name not in ours]:
+        raise DataError(
+            f"{storage.join(folder, foreign[0])}: not of the packing that began there ({MARKER_NAME} does not list it), so it is "
+            "not removed; move it elsewhere, or choose another out="
+        )
+    return begun or 0
+
+
+def _read_marker(folder: str, prefix: str) -> int:
+    url = storage.join(folder, MARKER_NAME)
+    try:
+        marker = json.loads(storage.read_text(url))
+        found, begun = str(marker["prefix"]), int(marker["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{url}: not a marker of a packing; remove the folder by hand, or choose another out="
+        ) from error
+    if found != prefix:
+        raise DataError(f"{folder}: a packing of {found} began there, not one of {prefix}; choose another out=")
+    return begun
+
+
+def _remove_begun(folder: str, prefix: str) -> None:
+    """Remove what a killed packing left: its shards, its indexes, and its files under temporary names; nothing else."""
+    begun = require_ours(folder, prefix)
+    for number in range(begun):
+        name = _shard_name(prefix, number)
+        storage.remove(storage.join(folder, name))
+        storage.remove(index_url(folder, name))
+    if begun:
+        storage.remove_temporary(folder)
+
+
+def index_url(folder: str, name: str) -> str:
+    """Where the index of a packed shard is."""
+    return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
 
 
 def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
@@ -90,7 +156,7 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecor
                 file.write(block)
     table = build_index(url)
     name = storage.base_name(url)
-    write_table(storage.join(url.rpartition("/")[0], INDEX_FOLDER, name.removesuffix(".tar") + ".parquet"), table)
+    write_table(index_url(url.rpartition("/")[0], name), table)
     return ShardRecord(
         name=name, bytes=num_bytes, num_samples=table.num_rows, index_sha256=index_digest(table), sha256=sha256
     )

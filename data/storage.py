@@ -333,10 +333,11 @@ def remove(url: str) -> None:
 
 
 def remove_temporary(url: str) -> None:
-    """Delete what killed writers left in a folder under temporary names."""
+    """Delete what killed writers left in a folder under temporary names: files named as `writing` names them, nothing else."""
     if is_local(url) and local_path(url).is_dir():
-        for entry in local_path(url).rglob(f"{_TEMPORARY}*"):
-            entry.unlink(missing_ok=True)
+        for entry in local_path(url).rglob(f"{_TEMPORARY}{'[0-9a-f]' * 8}-*"):
+            if entry.is_file():
+                entry.unlink(missing_ok=True)
 
 
 def move(source: str, target: str) -> None:

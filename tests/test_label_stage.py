@@ -257,7 +257,7 @@ def test_what_a_killed_worker_had_begun_to_write_is_gone_when_the_others_are_don
     (folder / "done.json").unlink()
 
     def die_on_another_node(*args: object) -> None:
-        (folder / ".tmp-0-of-a-worker").write_text("half")
+        (folder / ".tmp-0123abcd-of-a-worker").write_text("half")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("teacher.label._print_times", die_on_another_node)

@@ -68,7 +68,7 @@ def test_reading_listing_moving_and_removing_work_alike_on_disk_and_elsewhere(tm
 
 
 def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-1234-file.bin").touch()
+    (tmp_path / ".tmp-0123abcd-file.bin").touch()
     (tmp_path / "file.bin").touch()
     assert storage.list_names(str(tmp_path)) == ["file.bin"]
     storage.remove_temporary(str(tmp_path))

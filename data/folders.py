@@ -1,0 +1,206 @@
+"""What lies below a folder of images: the files to pack, all else with the reason why not, and the classes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.manifest import DataError
+from data.sample import IMAGE_EXTENSIONS, image_extension, printable
+
+SYSTEM_NAMES = {
+    "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",
+    "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r",
+}  # fmt: skip
+"""What systems and programs put among images, besides names that begin with a dot."""
+NOT_AN_IMAGE = f"not an image file ({', '.join(IMAGE_EXTENSIONS)})"
+_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"))
+_SHOWN = 5
+_UNPRINTABLE = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ImageFile:
+    """A file to pack; `size` in bytes."""
+
+    path: Path
+    size: int
+
+    @property
+    def field(self) -> str:
+        """Its field in a shard: `jpg`, `png`, …"""
+        return image_extension(self.path.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file or folder that is not packed."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(str(self.path))}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder: images, and what is left out, each sorted by path."""
+
+    images: tuple[ImageFile, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def find_images(root: Path) -> Found:
+    """Look through a folder. Links to files are followed, links to folders are not.
+
+    Raises:
+        OSError: the folder itself cannot be read.
+    """
+    images: list[ImageFile] = []
+    left_out: list[LeftOut] = []
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            if folder == root:
+                raise
+            left_out.append(LeftOut(folder, f"a folder that cannot be read ({error.strerror})"))
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            found = _look_at(entry, path)
+            if isinstance(found, str):
+                left_out.append(LeftOut(path, found))
+            elif stat.S_ISDIR(found.st_mode):
+                folders.append(path)
+            else:
+                images.append(ImageFile(path, found.st_size))
+    return Found(tuple(sorted(images)), tuple(sorted(left_out, key=lambda entry: entry.path)))
+
+
+def _look_at(entry: os.DirEntry[str], path: Path) -> os.stat_result | str:
+    """Of an image or a folder to look into, its state; of all else, why it is left out."""
+    kind = "folder" if entry.is_dir(follow_symlinks=False) else "file"
+    if is_hidden(entry.name):
+        return f"a hidden or system {kind}"
+    try:
+        state = entry.stat()
+    except OSError as error:
+        return "a dead link" if entry.is_symlink() else f"cannot be read ({error.strerror})"
+    if stat.S_ISDIR(state.st_mode):
+        return "a link to a folder; these are not followed" if entry.is_symlink() else state
+    if not stat.S_ISREG(state.st_mode):
+        return "not a regular file"
+    if not image_extension(path.suffix):
+        return NOT_AN_IMAGE
+    if not os.access(path, os.R_OK):
+        return "cannot be read (no permission)"
+    return state
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's, or hidden by a dot: no class, and no image."""
+    return name.startswith(".") or name in SYSTEM_NAMES
+
+
+def find_classes(root: Path, found: Found, out: str) -> dict[str, str]:
+    """Name of each class folder → name of the class (Unicode NFC, so that every system sorts them alike), in label order.
+
+    Args:
+        out: where packing would write, for the commands in a message.
+
+    Raises:
+        DataError: there is no class folder; one without an image, or that is a link, or whose name cannot be a class's; an image
+            in none of them; or they are splits instead of classes.
+    """
+    with os.scandir(root) as scan:
+        entries = [entry for entry in scan if not is_hidden(entry.name) and entry.is_dir()]
+    if not entries:
+        raise DataError(f"images={root}: expected one folder per class; for unlabeled images say labeled=false")
+    names = {entry.name: _class_name(root, entry.name) for entry in entries}
+    if links := [names[entry.name] for entry in entries if entry.is_symlink()]:
+        raise DataError(
+            f"images={root}: {_listed(links)}: a link to a folder, and these are not followed; put the folder in its place"
+        )
+    _require_different(root, names)
+    _refuse_splits(root, names, out)
+    _require_images(root, found, names)
+    return dict(sorted(names.items(), key=lambda item: item[1]))
+
+
+def _class_name(root: Path, folder: str) -> str:
+    where = f"{root}: the class folder {folder!a}"
+    try:
+        folder.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where} has a name that is not UTF-8; rename it") from None
+    if any(unicodedata.category(sign) in _UNPRINTABLE for sign in folder):
+        raise DataError(f"{where} has a line break or another control character in its name; rename it")
+    return unicodedata.normalize("NFC", folder)
+
+
+def _require_different(root: Path, names: dict[str, str]) -> None:
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            same = ", ".join(ascii(folder) for folder in sorted(names) if names[folder] == name)
+            raise DataError(
+                f"{root}: {same} are one name, in two ways to write its accents in Unicode; move both into one folder"
+            )
+
+
+def _refuse_splits(root: Path, names: Iterable[str], out: str) -> None:
+    """The parent of `train` and `test` was given: raise with the commands that pack each."""
+    if not {name.lower() for name in names} <= _SPLITS:
+        return
+    validation = 0 if any(name.lower().startswith("val") for name in names) else 0.1
+    commands = []
+    for name in sorted(names):
+        words = [f"out={out}/{name}", "validation=0"]
+        if name.lower().startswith("train"):
+            words = [f"out={out}", f"validation={validation}"]
+        elif name.lower() == "unlabeled":
+            words = [f"out={out}", "labeled=false"]
+        commands.append("    " + shlex.join(["python", "-m", "data.pack", f"images={root / name}", *words]))
+    raise DataError(
+        f"images={root}: {', '.join(sorted(names))} are splits, not classes; pack each by itself:\n"
+        + "\n".join(commands)
+    )
+
+
+def _require_images(root: Path, found: Found, names: dict[str, str]) -> None:
+    depth = len(root.parts)
+    if stray := [image for image in found.images if len(image.path.parts) == depth + 1]:
+        raise DataError(
+            f"{printable(str(stray[0].path))}: not in a class folder; move it into one, or say labeled=false"
+        )
+    empty = sorted(set(names) - {image.path.parts[depth] for image in found.images})
+    if not empty:
+        return
+    inside = [entry for entry in found.left_out if entry.path.parts[depth] == empty[0]]
+    first = f" ({inside[0]})" if inside else ""
+    raise DataError(
+        f"images={root}: no images in {_listed(empty)}{first}, and every folder is a class; put images there, or move the folder away"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:_SHOWN])) + ", …" * (len(names) > _SHOWN)
+
+
+def natural_order(names: Sequence[str]) -> list[str]:
+    """Names in the order in which timm's reader of folders numbers classes: numbers by value, letters whatever their case."""
+    return sorted(
+        names, key=lambda name: [int(part) if part.isdecimal() else part for part in _DIGITS.split(name.lower())]
+    )

@@ -1,0 +1,101 @@
+"""What a packing will write: which images, with which labels, in which split. Decided before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data import groups
+from data.folders import Found, ImageFile, find_classes, find_images
+from data.groups import Indices
+from data.images import DecodeError, decode
+from data.manifest import DataError
+from data.sample import IMAGE_EXTENSIONS, printable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images below a folder and where each goes.
+
+    Attributes:
+        classes: names in label order; None for unlabeled images.
+        labels: (N,), of `found.images`; zeros for unlabeled ones.
+        splits: name → shuffled positions in `found.images`.
+        copies: positions of byte-identical images, a list for each content; not looked for among unlabeled ones.
+        groups: (N,), equal for images that are kept in one split.
+    """
+
+    root: Path
+    found: Found
+    classes: tuple[str, ...] | None
+    labels: Indices
+    splits: dict[str, Indices]
+    copies: list[list[int]]
+    groups: Indices
+
+    @property
+    def images(self) -> tuple[ImageFile, ...]:
+        """The images, sorted by path."""
+        return self.found.images
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all of it: path, size, label, split and group of each image."""
+        split_of = np.zeros(len(self.images), np.int64)
+        for number, positions in enumerate(self.splits.values()):
+            split_of[positions] = number
+        digest = hashlib.sha256("\n".join([*self.splits, *(self.classes or ())]).encode())
+        columns = (column.tolist() for column in (self.labels, split_of, self.groups))
+        for image, label, split, group in zip(self.images, *columns, strict=True):
+            path = os.fsencode(image.path.relative_to(self.root))
+            digest.update(b"%s\0%d %d %d %d\n" % (path, image.size, label, split, group))
+        return digest.hexdigest()[:16]
+
+
+def plan_packing(root: Path, out: str, labeled: bool, validation: float, seed: int, group: str) -> Plan:
+    """Look through a folder and decide; `group` is a regular expression for paths below it, or empty.
+
+    Raises:
+        DataError: see `data.folders.find_classes`; no images; or a share or a pattern that is none.
+    """
+    found = find_images(root)
+    classes = find_classes(root, found, out) if labeled else {}
+    if not found.images:
+        first = f"; {found.left_out[0]}" if found.left_out else ""
+        raise DataError(f"images={root}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it{first}")
+    names = [image.path.relative_to(root).as_posix() for image in found.images]
+    numbers = {folder: label for label, folder in enumerate(classes)}
+    labels = np.array([numbers[name.partition("/")[0]] if classes else 0 for name in names], np.int64)
+    copies = groups.same_bytes(found.images) if labeled else []
+    views = groups.same_name(names, group) if group else []
+    together = groups.merged(len(names), [*copies, *views])
+    splits = groups.split(labels, together, validation if labeled else 0.0, seed)
+    if not labeled:
+        splits = {"unlabeled": splits["labeled"]}
+    return Plan(root, found, tuple(classes.values()) if classes else None, labels, splits, copies, together)
+
+
+def require_decodable(plan: Plan) -> None:
+    """Raises DataError, naming the class, where none of a class's images for training can be decoded: it would have no image."""
+    assert plan.classes is not None, "unlabeled images have no classes"
+    pending, first = set(plan.labels.tolist()), dict[int, str]()
+    for position in plan.splits["labeled"].tolist():
+        label = int(plan.labels[position])
+        if label in pending:
+            try:
+                decode(plan.images[position].path.read_bytes())
+                pending.remove(label)
+            except DecodeError as error:
+                first.setdefault(label, f"{printable(str(plan.images[position].path))}: {error}")
+        if not pending:
+            return
+    label = min(pending)
+    raise DataError(
+        f"class {printable(plan.classes[label])!r}: none of its images that are to be trained on can be decoded ({first[label]}); "
+        "mend or remove them, or move the folder away"
+    )
