@@ -5,15 +5,14 @@ The version that was opened is the one that is read: each range asks for it by i
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from data.redact import redacted
 from data.retry import ChangedError, StorageError
+from data.web_tokens import TOKEN_VARIABLE, origin_of, token_for
 
-TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"  # sent to the servers that URLs name, not to those that they redirect to
 _MESSAGE_CHARACTERS = 300  # of what a server says about an error
 
 
@@ -78,7 +77,7 @@ def _version(answer: Any) -> str:
 
 def _ask(url: str, headers: dict[str, str], timeout_s: float) -> Any:
     request = Request(url, headers=headers)
-    if token := os.environ.get(TOKEN_VARIABLE):
+    if token := token_for(url):  # not to the servers that this one redirects to
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         return urlopen(request, timeout=timeout_s)
@@ -93,7 +92,10 @@ def _failure(url: str, status: int, message: str) -> Exception:
     if status == 404:
         return FileNotFoundError(where)
     if status in (401, 403):
-        return StorageError(f"{where}: refused ({status} {message}); expected the server's token in {TOKEN_VARIABLE}")
+        origin = origin_of(url) or "http://HOST:PORT"
+        return StorageError(
+            f"{where}: refused ({status} {message}); expected the server's token: {TOKEN_VARIABLE}={origin}=TOKEN"
+        )
     if status == 416:
         return ChangedError(f"{where}: it was replaced on the server by a shorter one while it was read; read it again")
     return HttpError(status, message)

@@ -29,6 +29,7 @@ from data.labels_of_archives import LATEST_NAME, open_exported
 from data.labels_of_run import RUN_CONFIG, open_run
 from data.labels_of_server import open_served
 from data.manifest import MANIFEST_NAME, DataError
+from data.names import read_pointer
 from data.overlay import RowFilter
 from data.redact import redacted
 
@@ -44,6 +45,8 @@ class PseudoLabels:
         min_confidence: of these labels alone that are at least so sure, 0 to 1.
         classes: of these labels alone.
         selected: those alone that the student was to see; False: all.
+        token: of the server at this address; without one, that of NOISY_STUDENT_TOKEN (`http://HOST:PORT=TOKEN`) if it is for the
+            address.
 
     Raises:
         DataError: something else is there, or a part of it is missing or damaged; or the filter cannot be meant.
@@ -51,10 +54,16 @@ class PseudoLabels:
     """
 
     def __init__(
-        self, source: str, *, min_confidence: float = 0.0, classes: Collection[int] | None = None, selected: bool = True
+        self,
+        source: str,
+        *,
+        min_confidence: float = 0.0,
+        classes: Collection[int] | None = None,
+        selected: bool = True,
+        token: str | None = None,
     ) -> None:
         keep = RowFilter(selected, min_confidence, None if classes is None else frozenset(classes))
-        self._source = _open(source, keep)
+        self._source = _open(source, keep, token)
         self.class_names = self._source.class_names
         _check(keep, self.class_names)
         if not self._source.num_shards:
@@ -158,14 +167,16 @@ def _mixed(samples: Iterator[PseudoLabeled], size: int, random: np.random.Genera
     yield from waiting
 
 
-def _open(source: str, keep: RowFilter) -> Source:
+def _open(source: str, keep: RowFilter, token: str | None) -> Source:
     """Whatever kind of source is there."""
     if is_http(source):
-        return open_served(source, keep)
+        return open_served(source, keep, token)
+    if token is not None:
+        raise DataError(f"token: {redacted(source)} is no http:// or https:// address; expected no token")
     if storage.exists(storage.join(source, RUN_CONFIG)):
         return open_run(source, keep)
     if storage.exists(latest := storage.join(source, LATEST_NAME)):
-        source = storage.join(source, storage.read_text(latest).strip())
+        source = storage.join(source, read_pointer(latest))
     if storage.exists(storage.join(source, MANIFEST_NAME)):
         return open_exported(source, keep)
     raise DataError(

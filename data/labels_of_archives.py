@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import BinaryIO
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
-from data.joined import JSON_FIELD
+from data.archive_members import ArchivedSample, archived_samples
+from data.http_file import is_http
 from data.label_source import COLUMNS, PseudoLabeled
-from data.manifest import MANIFEST_NAME, DataError, Manifest
+from data.manifest import MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.names import check_base_name, read_limited
 from data.overlay import FILTER_COLUMNS, RowFilter
 from data.redact import redacted
-from data.sample import IMAGE_EXTENSIONS, split_member_name
+from data.web_tokens import give_token
 
 LATEST_NAME = "latest"  # names the last export in a folder of them
 LABELS_FOLDER = "labels"
 _BLOCK = 1 << 18
+_MANIFEST_BYTES, _TABLE_BYTES = (
+    1 << 28,
+    1 << 30,
+)  # that are expected at most: 13,000 shards have some MB, 10,000 labels one
+_COLUMN_TYPES = {"label": pa.types.is_integer, "confidence": pa.types.is_floating, "copies": pa.types.is_integer}
+_MOST_CLASSES, _MOST_COPIES, _MOST_CONFIDENCE = (
+    1 << 31,
+    0xFFFF,
+    1.001,
+)  # int32, uint16; float32 sums are off by a little
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,13 @@ class Archives:
 
     Attributes:
         keep: which samples of the archives.
+        token: of the server that has them.
     """
 
     archives: tuple[Archive, ...]
     class_names: tuple[str, ...] | None
     keep: RowFilter
+    token: str | None = field(default=None, repr=False)
 
     @property
     def num_shards(self) -> int:
@@ -62,23 +75,29 @@ class Archives:
 
     def table(self, shard: int) -> pa.Table:
         """Labels alone, of the Parquet file beside the archive. Raises DataError when that is none of this pipeline."""
-        url = self.archives[shard].labels_url
-        content = storage.read_bytes(url)
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
+        self._identify()
+        archive = self.archives[shard]
+        table = _read_table(archive.labels_url, archive.num_samples, self._num_classes())
         mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
         return table.filter(pa.array(mask))
 
+    def _num_classes(self) -> int:
+        return len(self.class_names) if self.class_names else _MOST_CLASSES
+
+    def _identify(self) -> None:
+        """In a loader's worker, too, which may be a process that was told nothing."""
+        if self.token is not None:
+            give_token(self.archives[0].url, self.token)
+
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
         """Read from end to end. Raises DataError at the end, when the bytes were not those that were exported."""
-        archive, count = self.archives[shard], 0
+        archive, count, num_classes = self.archives[shard], 0, self._num_classes()
+        self._identify()
         with storage.open_read(archive.url) as raw:
             file = _Hashing(raw)
-            for key, members in _members(file, archive.url):
+            for found in archived_samples(file, archive.url):
                 count += 1
-                sample = _sample(key, members, archive.url)
+                sample = _labeled(found, num_classes, archive.url)
                 if self.keep.lets_through(sample.label, sample.confidence, sample.copies):
                     yield sample
             if archive.sha256 not in (None, file.sha256()):
@@ -88,6 +107,14 @@ class Archives:
                 f"{redacted(archive.url)}: {count} samples, and {archive.num_samples} by the manifest; copy it again, or, of a "
                 "server, open it again"
             )
+
+
+class _Said(BaseModel, strict=True):
+    """What is read of a sample's `.json`."""
+
+    label: int = Field(ge=0)
+    confidence: float = Field(ge=0, le=_MOST_CONFIDENCE)
+    copies: int = Field(ge=0, le=_MOST_COPIES)
 
 
 class _Hashing:
@@ -109,32 +136,22 @@ class _Hashing:
         return self._digest.hexdigest()
 
 
-def _members(file: _Hashing, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members (field → content) of the samples of a tar."""
+def _labeled(sample: ArchivedSample, num_classes: int, url: str) -> PseudoLabeled:
     try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]  # it reads alone
-            for key, group in groupby(tar, key=lambda member: split_member_name(member.name)[0]):
-                yield key, {split_member_name(member.name)[1]: _content(tar, member) for member in group}
-    except tarfile.TarError as error:
-        raise DataError(f"{redacted(url)}: cut short or damaged ({error}); copy it again") from error
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = tar.extractfile(member)
-    return stream.read() if stream else b""
-
-
-def _sample(key: str, members: Mapping[str, bytes], url: str) -> PseudoLabeled:
-    images = [content for field, content in members.items() if field in IMAGE_EXTENSIONS]
-    if len(images) != 1 or JSON_FIELD not in members:
-        raise DataError(f"{redacted(url)}, key {key!r}: expected an image and a .json, as stage=export writes them")
-    try:
-        said = json.loads(members[JSON_FIELD])
-        return PseudoLabeled(key, images[0], said["label"], float(np.float32(said["confidence"])), said["copies"])
-    except (ValueError, KeyError, TypeError) as error:
+        said = _Said.model_validate_json(sample.json)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{redacted(url)}, key {key!r}: damaged .json ({type(error).__name__}: {error}); fetch the shard again"
-        ) from error
+            f"{redacted(url)}, key {sample.key!r}: damaged .json ({where}: {first['msg']}); fetch the shard again"
+        ) from None
+    _check_label(said.label, num_classes, f"{redacted(url)}, key {sample.key!r}")
+    return PseudoLabeled(sample.key, sample.image, said.label, float(np.float32(said.confidence)), said.copies)
+
+
+def _check_label(label: int, num_classes: int, where: str) -> None:
+    if label >= num_classes:
+        raise DataError(f"{where}: label {label}, but there are {num_classes} classes; fetch shard and manifest again")
 
 
 def open_exported(folder: str, keep: RowFilter) -> Archives:
@@ -144,7 +161,12 @@ def open_exported(folder: str, keep: RowFilter) -> Archives:
         DataError: labels alone, or a manifest of something else.
     """
     url = storage.join(folder, MANIFEST_NAME)
-    return exported(folder, url, storage.read_bytes(url), keep)
+    return exported(folder, url, read_manifest_bytes(url), keep)
+
+
+def read_manifest_bytes(url: str) -> bytes:
+    """Content of a manifest. Raises DataError for one that is far too large; as `storage.open_read`."""
+    return read_limited(url, _MANIFEST_BYTES)
 
 
 def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives:
@@ -155,12 +177,35 @@ def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives
         raise DataError(f"{redacted(url)}: not the manifest of an export ({error.error_count()} errors)") from error
     if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
         raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")
-    archives = (
-        Archive(storage.join(folder, r.name), _labels_url(folder, r.name), r.num_samples, r.sha256)
-        for r in manifest.shards
-    )
-    return Archives(tuple(archives), tuple(manifest.class_names) if manifest.class_names else None, keep)
+    for record in manifest.shards:
+        check_base_name(record.name, url)
+    archives = tuple(_archive(folder, record) for record in manifest.shards)
+    return Archives(archives, tuple(manifest.class_names) if manifest.class_names else None, keep)
 
 
-def _labels_url(folder: str, name: str) -> str:
-    return storage.join(folder, LABELS_FOLDER, name.removesuffix(".tar") + ".parquet")
+def _archive(folder: str, record: ShardRecord) -> Archive:
+    name = quote(record.name) if is_http(folder) else record.name
+    labels_url = storage.join(folder, LABELS_FOLDER, name.removesuffix(".tar") + ".parquet")
+    return Archive(storage.join(folder, name), labels_url, record.num_samples, record.sha256)
+
+
+def _read_table(url: str, num_samples: int, num_classes: int) -> pa.Table:
+    content = read_limited(url, _TABLE_BYTES)
+    try:
+        table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
+    for name, is_right in _COLUMN_TYPES.items():
+        column = table.column(name)
+        if not is_right(column.type) or column.null_count:
+            raise DataError(
+                f"{redacted(url)}: column {name}: {column.type}; expected labels as stage=export writes them"
+            )
+    if table.num_rows != num_samples:
+        raise DataError(
+            f"{redacted(url)}: {table.num_rows} labels, and {num_samples} samples by the manifest; copy it again, or, of a "
+            "server, open it again"
+        )
+    if num_samples:
+        _check_label(pc.max(table.column("label")).as_py(), num_classes, redacted(url))
+    return table

@@ -16,6 +16,7 @@ from data.exclude import exclude_inputs, read_keys
 from data.joined import Provenance, Rows
 from data.label_source import PseudoLabeled, as_table
 from data.manifest import DataError, Split, open_split
+from data.names import read_pointer
 from data.overlay import Overlay, RowFilter, committed_digests
 from data.reader import ImageReader, places_of
 from data.redact import redacted
@@ -103,7 +104,7 @@ def _last_selection(run_dir: str) -> tuple[int, str]:
     for generation in sorted((int(match[1]) for match in found if match), reverse=True):
         folder = storage.join(run_dir, f"gen-{generation}", "selections")
         if storage.exists(pointer := storage.join(folder, "current")):
-            return generation, storage.join(folder, storage.read_text(pointer).strip())
+            return generation, storage.join(folder, read_pointer(pointer))
     raise DataError(f"{redacted(run_dir)}: nothing is labeled and selected there yet; run stage=label")
 
 

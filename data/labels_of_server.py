@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from data import storage
-from data.labels_of_archives import Archive, Archives, exported
+from data.labels_of_archives import Archive, Archives, exported, read_manifest_bytes
 from data.manifest import MANIFEST_NAME, DataError
+from data.names import check_base_name
 from data.overlay import RowFilter
 from data.redact import redacted
+from data.web_tokens import give_token
 
 _FORMAT = "noisy-student-pseudo-labels"
 
@@ -22,7 +24,7 @@ class _ServedShard(BaseModel):
 
     url: str
     labels_url: str
-    num_samples: int
+    num_samples: int = Field(ge=0)
     sha256: str | None = None
 
 
@@ -35,28 +37,31 @@ class _Served(BaseModel):
     shards: list[_ServedShard]
 
 
-def open_served(url: str, keep: RowFilter) -> Archives:
+def open_served(url: str, keep: RowFilter, token: str | None = None) -> Archives:
     """What is served at this address.
 
     Raises:
-        DataError: no manifest of pseudo-labels there, or one of another version, or one that names other servers.
+        DataError: no manifest of pseudo-labels there, or one of another version, or one that names other servers or folders.
+        StorageError: it cannot be read, or the token is none.
     """
+    if token is not None:
+        give_token(url, token)
     address = urljoin(url.rstrip("/") + "/", MANIFEST_NAME)
-    content = storage.read_bytes(address)
+    content = read_manifest_bytes(address)
     if not _is_served(content):
-        return exported(url, address, content, keep)
+        return replace(exported(url, address, content, keep), token=token)
     served = _parse(address, content)
     if served.kind == "joined" and (query := keep.query()):  # filtered there, so that what is not wanted is not sent
         address += query
-        served = _parse(address, storage.read_bytes(address))
+        served = _parse(address, read_manifest_bytes(address))
     archives = tuple(_archive(address, entry) for entry in served.shards if entry.num_samples)
-    return Archives(archives, tuple(served.class_names) if served.class_names else None, keep)
+    return Archives(archives, tuple(served.class_names) if served.class_names else None, keep, token)
 
 
 def _is_served(content: bytes) -> bool:
     try:
         return dict(json.loads(content)).get("format") == _FORMAT
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 
@@ -70,8 +75,18 @@ def _parse(address: str, content: bytes) -> _Served:
 
 
 def _archive(address: str, entry: _ServedShard) -> Archive:
-    urls = [urljoin(address, url) for url in (entry.url, entry.labels_url)]
-    for url in urls:
-        if urlsplit(url)[:2] != urlsplit(address)[:2]:  # where the token would go, too
-            raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")
-    return Archive(urls[0], urls[1], entry.num_samples, entry.sha256)
+    url, labels_url = (_below(address, url) for url in (entry.url, entry.labels_url))
+    return Archive(url, labels_url, entry.num_samples, entry.sha256)
+
+
+def _below(address: str, relative: str) -> str:
+    """The URL of a file in a folder beside the manifest. Raises DataError for any other, where the token would go, too."""
+    url = urljoin(address, relative)
+    if urlsplit(url)[:2] != urlsplit(address)[:2]:
+        raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")
+    home, path = urlsplit(address).path.rpartition("/")[0] + "/", urlsplit(url).path
+    if not path.startswith(home):
+        raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs below its own folder")
+    for part in path.removeprefix(home).split("/"):
+        check_base_name(unquote(part), address)
+    return url

@@ -10,6 +10,7 @@ from typing import Any
 
 from data import storage
 from data.labels_of_archives import LATEST_NAME
+from data.names import check_base_name, read_pointer
 from pipeline import interrupt
 from pipeline.fields import Config
 from pipeline.layout import Layout
@@ -56,7 +57,8 @@ def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
     folder = storage.join(out, _version(out, config.serve.source))
     summary = require_done(folder, "export")["summary"]
     selections = Layout(config.run_dir, summary["generation"]).selections
-    return open_version(folder, _class_counts(storage.join(selections, summary["selection"])))
+    selection = check_base_name(summary["selection"], storage.join(folder, "done.json"))
+    return open_version(folder, _class_counts(storage.join(selections, selection)))
 
 
 def _joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
@@ -73,7 +75,7 @@ def _version(out: str, source: str) -> str:
     pointer = storage.join(out, LATEST_NAME)
     if not storage.exists(pointer):
         raise StageError(f"{out}: no export yet; run stage=export, or serve.source=run needs none")
-    return storage.read_text(pointer).strip()
+    return read_pointer(pointer)
 
 
 def _class_counts(selection: str) -> list[Mapping[str, Any]]:

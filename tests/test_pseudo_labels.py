@@ -285,8 +285,22 @@ def test_the_token_is_sent_and_its_absence_is_told(web: LabelServer, monkeypatch
     web.token = TOKEN
     with pytest.raises(StorageError, match=r"refused \(401 no token\).*NOISY_STUDENT_TOKEN"):
         PseudoLabels(web.address)
-    monkeypatch.setenv("NOISY_STUDENT_TOKEN", TOKEN)
+    monkeypatch.setenv("NOISY_STUDENT_TOKEN", f"{web.address}={TOKEN}")
     assert len(read(PseudoLabels(web.address))) > 0
+
+
+def test_a_token_that_is_given_reaches_spawned_workers_and_only_web_servers(
+    web: LabelServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.token = TOKEN
+    monkeypatch.setattr("data.web_tokens._given", {})
+    labels = PseudoLabels(web.address, token=TOKEN)
+    loader = DataLoader(
+        labels.dataset(pixels, as_dict=True), batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    assert as_said(list(loader)) == sources.kept
+    with pytest.raises(DataError, match="no http:// or https:// address; expected no token"):
+        PseudoLabels(str(sources.export), token=TOKEN)
 
 
 def test_a_manifest_that_names_another_server_is_refused(web: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +318,7 @@ def test_a_manifest_that_names_another_server_is_refused(web: LabelServer, monke
         (
             b'"label":',
             b'"lebal":',
-            r"pseudo-000000\.tar, key 'unlabeled-[0-9-]+': damaged \.json \(KeyError: 'label'\); fetch",
+            r"pseudo-000000\.tar, key 'unlabeled-[0-9-]+': damaged \.json \(label: Field required\); fetch",
         ),
     ],
 )
