@@ -210,7 +210,7 @@ def _check_names(urls: list[str]) -> None:
 
 
 def _folder(url: str) -> str:
-    return url.rpartition("/")[0] or "."
+    return storage.parent(url)
 
 
 def _read_manifest(folder: str) -> Manifest | None:
@@ -271,8 +271,9 @@ class _ForeignShards:
             storage.write_text(self._url, json.dumps({"schema_version": 1, "shards": self._known}) + "\n")
 
     def _read(self) -> dict[str, list[Any]]:
+        text = storage.read_text_if_there(self._url)  # an outage must not read the corpus again
         try:
-            return dict(json.loads(storage.read_text(self._url))["shards"]) if storage.exists(self._url) else {}
+            return dict(json.loads(text)["shards"]) if text is not None else {}
         except (ValueError, KeyError):
             return {}  # the indexes tell the same
 
