@@ -48,10 +48,11 @@ class _File(BaseModel):
 def read_known(folder: str) -> dict[str, Known]:
     """URL → shard, without those of which an earlier version kept no findings. Raises StorageError, OSError."""
     url = storage.join(folder, KNOWN_NAME)
-    if not storage.exists(url):
+    text = storage.read_text_if_there(url)  # an outage must not read the corpus again
+    if text is None:
         return {}
     try:
-        file = _File.model_validate_json(storage.read_bytes(url))
+        file = _File.model_validate_json(text)
     except ValidationError:
         return {}
     return {

@@ -244,7 +244,7 @@ def _check_names(urls: list[str]) -> None:
 
 
 def _folder(url: str) -> str:
-    return url.rpartition("/")[0] or "."
+    return storage.parent(url)
 
 
 def _read_manifest(folder: str) -> Manifest | None:

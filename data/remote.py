@@ -1,23 +1,20 @@
 """Object stores and whatever else fsspec reaches by URL; for `data.storage` alone. Each operation is tried again (`data.retry`).
 
-fsspec's conveniences are avoided where they would lie: its listings cache does not see what another process wrote, its glob takes a
-listing that failed for an empty one, and its bulk delete ignores what it could not delete.
+fsspec's conveniences are avoided where they would lie: its listings cache does not see what another process wrote, its glob, find and
+walk take a listing that failed for an empty one, and its bulk delete ignores what it could not delete.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import io
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
-from fsspec.utils import glob_translate
 
 from data.http_file import HttpFile, is_http
 from data.redact import redacted
@@ -29,7 +26,6 @@ UPLOAD_BYTES_PER_S = 256 << 10  # slower than this, an upload counts as stalled:
 _PIECE_BYTES = 32 << 20  # of a large read
 _FIRST_AHEAD, _MOST_AHEAD, _GAP = 64 << 10, 8 << 20, 256 << 10
 _S3 = ("s3", "s3a")
-_MAGIC = re.compile(r"[*?[]")
 _THREADS = 8
 _VERSION_FIELDS = (  # in what file systems tell of a file; the first that is there: a tag before a time
     "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime", "created",
@@ -265,6 +261,11 @@ def _version(value: Any) -> str:
     return f"{value:.6f}" if isinstance(value, float) else str(value).strip('"')
 
 
+def list_kinds(url: str) -> dict[str, bool]:
+    """Name → whether it is a folder, of what is in a folder; empty when it is not there."""
+    return {name: entry["type"] == "directory" for name, entry in _list(url)}
+
+
 def _list(url: str) -> list[tuple[str, dict[str, Any]]]:
     fs, path = filesystem(url)
     try:
@@ -275,25 +276,41 @@ def _list(url: str) -> list[tuple[str, dict[str, Any]]]:
     return [(name.rpartition("/")[2], entry) for entry in found if (name := entry["name"].strip("/")) != folder]
 
 
+def _files_below(fs: Any, url: str, path: str) -> Iterator[str]:
+    """Paths of all files of a folder, or of the one file; S3 lists them all at once."""
+    if _protocol(url) in _S3:
+        yield from attempt("list", url, fs.find, path)
+        return
+    try:
+        found = attempt("list", url, fs.ls, path, detail=True)
+    except FileNotFoundError:
+        return
+    for entry in found:
+        if entry["type"] == "directory" and entry["name"].strip("/") != path.strip("/"):
+            yield from _files_below(fs, url, entry["name"])
+        elif entry["type"] != "directory":
+            yield entry["name"]
+
+
 def remove(url: str) -> None:
     """Delete a file or a folder with all in it."""
     fs, path = filesystem(url)
-    attempt("remove", url, _remove, fs, path)
+    attempt("remove", url, _remove, fs, url, path)
 
 
-def _remove(fs: Any, path: str) -> None:
+def _remove(fs: Any, url: str, path: str) -> None:
     try:
         fs.rm(path, recursive=True)
     except FileNotFoundError:
         return
-    if left := fs.find(path):
+    if left := list(_files_below(fs, url, path)):
         raise ConnectionError(f"{len(left)} files are still there")
 
 
 def move(source: str, target: str) -> None:
     """Copy all files, then delete; not by fsspec's `mv`, which cannot be tried again once a part of the target is there."""
     (fs, start), (_, end) = filesystem(source), filesystem(target)
-    files = attempt("list", source, fs.find, start)
+    files = list(_files_below(fs, source, start))
 
     def copy(path: str) -> None:
         attempt("copy", source, fs.cp_file, path, end + path.removeprefix(start))
@@ -301,20 +318,3 @@ def move(source: str, target: str) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(copy, files))
     remove(source)
-
-
-def matches(url: str) -> list[str]:
-    """Sorted URLs that match a glob; folder by folder, so that a listing that fails is an error."""
-    folder, _, pattern = url.rpartition("/")
-    if "**" in url.split("/"):
-        return _deep_matches(url)
-    folders = matches(folder) if _MAGIC.search(folder) else [folder]
-    names = {parent: fnmatch.filter(list_names(parent), pattern) for parent in folders}
-    return sorted(f"{parent}/{name}" for parent in folders for name in names[parent])
-
-
-def _deep_matches(url: str) -> list[str]:
-    fs, path = filesystem(url)
-    root = path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]  # there is a ** in it
-    pattern = re.compile(glob_translate(path))
-    return sorted(fs.unstrip_protocol(name) for name in attempt("list", url, fs.find, root) if pattern.match(name))

@@ -24,6 +24,7 @@ _NOT_AGAIN = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryE
 _AGAIN_NAMES = {
     "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError", "ChecksumError",  # botocore
     "FlexibleChecksumError", "ClientConnectionError", "ClientPayloadError",  # botocore, aiohttp
+    "IncompleteRead", "BadStatusLine", "LineTooLong", "ProtocolError",  # http.client, urllib3
 }  # fmt: skip
 
 _Result = TypeVar("_Result")
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 class StorageError(ValueError):
     """A path or URL that cannot be used; the message names it and says what to do."""
+
+
+class MissingError(StorageError):
+    """Nothing matches a pattern, or there is no such bucket: the store has answered. No other StorageError may be taken for "there is
+    nothing"."""
 
 
 class ChangedError(StorageError):
@@ -110,12 +116,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _answer(error: Exception) -> _Answer | None:
-    """The HTTP answer behind an error: s3fs raises Python's own errors, and botocore's are their cause."""
+    """The HTTP answer behind an error: s3fs raises Python's own errors, and botocore's are their cause; aiohttp's have a status."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return _Answer(status, str(response["Error"].get("Code")), str(response["Error"].get("Message")))
+        if type(link).__name__ == "ClientResponseError":
+            status = int(getattr(link, "status", 0))
+            return _Answer(status, str(status), str(getattr(link, "message", "")))
     return None
 
 
@@ -123,7 +132,7 @@ def _final(verb: str, url: str, error: Exception) -> Exception:
     """What to raise for a failure that will not pass."""
     where, answer = redacted(url), _answer(error)
     if answer is not None and answer.code == "NoSuchBucket":
-        return StorageError(f"{where}: there is no such bucket; check the name, or create it")
+        return MissingError(f"{where}: there is no such bucket; check the name, or create it")
     if answer is not None and answer.status == 412:
         return ChangedError(f"{where}: it was changed by another process meanwhile")
     if isinstance(error, FileNotFoundError):
@@ -133,6 +142,10 @@ def _final(verb: str, url: str, error: Exception) -> Exception:
             f"{where}: {verb} refused: {describe(error)}. Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or AWS_PROFILE) and what they may do; without the permission to list, S3 says so of a missing file too"
         )
+    if answer is not None and answer.status in (401, 403):
+        return StorageError(f"{where}: {verb} refused: {describe(error)}. Check the credentials and what they may do")
+    if type(error).__name__ == "InvalidURL" or isinstance(error, UnicodeEncodeError):
+        return StorageError(f"{where}: not a URL ({error}); write a blank as %20, and other signs the same way")
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     if answer is not None or isinstance(error, OSError) or type(error).__module__.startswith("botocore"):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import glob
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -25,12 +23,15 @@ import pyarrow as pa
 
 from data import remote
 from data.failpoint import reach
+from data.http_file import is_http
+from data.patterns import expand_braces, has_glob, matches
+from data.redact import redacted
 from data.remote import Entry as Entry
 from data.retry import ChangedError as ChangedError
+from data.retry import MissingError as MissingError
 from data.retry import StorageError as StorageError
 
 _TEMPORARY = ".tmp-"
-_RANGE = re.compile(r"\{([^{}]*)\}")
 
 
 _forbidden: dict[str, str] = {}  # URL of a folder → why this process must not write there any more
@@ -65,8 +66,17 @@ def join(base: str, *parts: str) -> str:
 
 
 def base_name(url: str) -> str:
-    """The last component of a path or URL."""
-    return url.rstrip("/").rsplit("/", 1)[-1]
+    """The last component of a path or URL; without what a web server's URL asks for (`?download=true`, a signature)."""
+    return _without_query(url).rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent(url: str) -> str:
+    """The folder of a file; `.` for a bare name."""
+    return _without_query(url).rpartition("/")[0] or "."
+
+
+def _without_query(url: str) -> str:
+    return url.partition("?")[0] if is_http(url) else url
 
 
 def exists(url: str) -> bool:
@@ -121,6 +131,14 @@ def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
 def read_text(url: str) -> str:
     """The whole file as UTF-8 text."""
     return read_bytes(url).decode("utf-8")
+
+
+def read_text_if_there(url: str) -> str | None:
+    """As `read_text`; None where there is no such file. An outage is no such answer: it raises StorageError."""
+    try:
+        return read_text(url)
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
@@ -353,39 +371,49 @@ def move(source: str, target: str) -> None:
 def expand(patterns: str | Iterable[str]) -> list[str]:
     """Paths or URLs of shards: brace ranges `{000..012}` and lists `{a,b}`, then globs, in order, each once.
 
+    A path that is there as it is written wins over what its signs would match, and of a web server's URL, what follows the `?` is
+    no pattern.
+
     Raises:
-        StorageError: a pattern matches nothing, or a `pipe:` URL is given.
+        MissingError: a pattern matches nothing.
+        StorageError: a folder cannot be listed, or a `pipe:` URL is given.
     """
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for item in _expand_braces(pattern):
-            found.update(dict.fromkeys(_expand_glob(item)))
+        _check(pattern)
+        head = _literal_head(pattern)
+        for item in expand_braces(pattern.removeprefix(head)):
+            found.update(dict.fromkeys(_expand_glob(head + item)))
     return list(found)
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    match = _RANGE.search(pattern)
-    if not match:
-        return [pattern]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [full for item in _brace_items(match.group(1)) for full in _expand_braces(head + item + tail)]
-
-
-def _brace_items(body: str) -> list[str]:
-    first, dots, last = body.partition("..")
-    if not dots:
-        return body.split(",")
-    if not (first.isdigit() and last.isdigit()):
-        raise StorageError(f"{{{body}}}: a brace range needs two whole numbers, as in {{000..012}}")
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+def _literal_head(pattern: str) -> str:
+    """The part of a local pattern up to the last folder with braces in its name that is there as it is written."""
+    if "{" not in pattern or not is_local(pattern):
+        return ""
+    ends = [number for number, sign in enumerate(pattern + "/") if sign == "/" and "{" in pattern[:number]]
+    return next((pattern[:end] for end in reversed(ends) if os.path.lexists(_local(pattern[:end]))), "")
 
 
 def _expand_glob(item: str) -> list[str]:
     _check(item)
-    if not any(sign in item for sign in "*?["):
+    if not has_glob(_without_query(item)):
         return [item]
+    if _without_query(item) != item:
+        raise StorageError(f"{redacted(item)!r}: a URL with a query is one file; name each, or give {{000..012}}")
     local = is_local(item)
-    matches = sorted(glob.glob(str(local_path(item)), recursive=True)) if local else remote.matches(item)
-    if not matches:
-        raise StorageError(f"{item!r} matches no file; check the path")
-    return matches
+    found = matches(_local(item) if local else item, _entries, with_hidden=not local)
+    if not found:
+        raise MissingError(f"{redacted(item)!r} matches no file; check the path")
+    return found
+
+
+def _entries(url: str) -> dict[str, bool]:
+    """Name → whether it is a folder, of what is in a folder; empty when the folder is not there."""
+    if not is_local(url):
+        return remote.list_kinds(url)
+    try:
+        with os.scandir(_local(url)) as entries:
+            return {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(_TEMPORARY)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}

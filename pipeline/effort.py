@@ -31,11 +31,12 @@ class Effort:
 
 def read_effort(folder: str) -> Effort:
     """What is known of a stage's runs; nothing is where none has ended, or the file is damaged."""
+    text = storage.read_text_if_there(storage.join(folder, EFFORT_NAME))
     try:
-        values = json.loads(storage.read_text(storage.join(folder, EFFORT_NAME)))
+        values = json.loads(text or "{}")
         runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
         return Effort(float(values["seconds"]), runs, values.get("peak_memory"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return Effort()
 
 

@@ -60,7 +60,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the images are: paths, globs, brace expansions or fsspec URLs of .tar shards."""
+    """Where the images are: paths, globs, brace expansions (`{000..999}`, `{a,b}`) or fsspec URLs of .tar shards. A path that is there
+    as it is written is taken for that file, whatever signs it has; of an http(s) URL, what follows the `?` is no pattern."""
 
     labeled: Patterns = Field([], description="labeled training shards")
     validation: Patterns = Field([], description="held-out labeled shards: calibration and training curves")

@@ -47,7 +47,7 @@ def read_holder(run_dir: str) -> dict[str, Any]:
     """Who writes to a run directory now, as far as can be seen from here: host, pid, command. Empty when nobody does."""
     url = storage.join(run_dir, _HOLDER)
     if not storage.is_local(run_dir):
-        holder = _parse(storage.read_bytes(url)) if storage.exists(url) else {}
+        holder = _parse((storage.read_text_if_there(url) or "").encode())
         return holder if time.time() - float(holder.get("beat", 0)) < LEASE_S else {}
     holder = _local_holder(url)
     return holder if holder and (holder.get("host") != socket.gethostname() or _lives(holder.get("pid"))) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 import typing
@@ -41,7 +42,7 @@ def reference() -> str:
 
 def _part(title: str, section: type[Section], prefix: str, skip: set[str] | frozenset[str] = frozenset()) -> str:
     rows = [f"| {row}" for row in _rows(section, prefix, skip)]
-    words = (section.__doc__ or "").strip()
+    words = inspect.cleandoc(section.__doc__ or "")
     return "\n".join([f"## {title}", "", words, "", "| field | default | values | |", "|---|---|---|---|", *rows, ""])
 
 

@@ -88,7 +88,7 @@ def _test_shards(facts: Facts, digest: str) -> Sequence[Shard] | None:
         return None
     try:
         test = open_split(facts.config.data.test, facts.generations[0].layout.indexes)
-    except (DataError, OSError, storage.StorageError):
+    except (DataError, OSError, storage.MissingError):
         return None
     return test.shards if test.digest() == digest else None
 

@@ -148,7 +148,7 @@ def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[
     """
     try:
         urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
-    except storage.StorageError:
+    except storage.MissingError:
         urls = {}
     return [_load_picture(labels_folder, urls.get(item.shard), item) for item in shown]
 

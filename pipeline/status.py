@@ -120,8 +120,9 @@ def _as_of(written_at: float) -> str:
 
 
 def _read_stop(run_dir: str) -> dict[str, Any] | None:
+    text = storage.read_text_if_there(storage.join(run_dir, _STOP_NAME))
     try:
-        stop = json.loads(storage.read_text(storage.join(run_dir, _STOP_NAME)))
+        stop = json.loads(text or "null")
         return {"stage": str(stop["stage"]), "reason": str(stop["reason"]), "at": float(stop["at"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None

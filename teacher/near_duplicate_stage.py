@@ -138,16 +138,20 @@ def _of_all(progress: Progress | None, before: int, total: int) -> Progress | No
 
 
 def _where_shards_are(config: Config) -> dict[str, str]:
-    """Shard name → URL of the unlabeled shards; none where labels have traveled alone."""
+    """Shard name → URL of the unlabeled shards; none where labels have traveled alone. Raises StorageError when nobody can tell: what
+    is committed must not depend on an outage."""
     try:
         return {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(config.data.unlabeled)}
-    except storage.StorageError:
+    except storage.MissingError:
         return {}
 
 
 def _if_there(url: str | None, entry: LabeledShard) -> str | None:
-    """The URL, if a shard is there, of the size that was labeled."""
-    return url if url and storage.exists(url) and storage.size(url) == entry.source_bytes else None
+    """The URL, if a shard is there, of the size that was labeled. Raises StorageError as `_where_shards_are`."""
+    try:
+        return url if url and storage.size(url) == entry.source_bytes else None
+    except (FileNotFoundError, storage.MissingError):
+        return None
 
 
 def _listing(held_out: HeldOut, found: Mapping[str, Found]) -> pa.Table:

@@ -43,10 +43,10 @@ class Progress:
 
 def read_progress(folder: str) -> Progress | None:
     """The last figures of a label stage that runs or was stopped; None when there are none."""
-    url = storage.join(folder, PROGRESS_NAME)
+    text = storage.read_text_if_there(storage.join(folder, PROGRESS_NAME))
     try:
-        return Progress(**json.loads(storage.read_text(url)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return None if text is None else Progress(**json.loads(text))
+    except (ValueError, TypeError):
         return None  # written by others, read at any moment
 
 

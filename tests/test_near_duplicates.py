@@ -3,12 +3,13 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data import fashion_mnist, pack
+from data import fashion_mnist, pack, storage
 from data.held_out import HeldOut, is_outdated, read_held_out, traits
 from data.images import Pixels, decode, image_hash
 from data.label_files import read_labels
@@ -22,6 +23,7 @@ from teacher.near_duplicate_stage import Searched, find_near_duplicates, read_li
 from teacher.near_duplicates import Found, Matches, Search
 from teacher.select_stage import select
 from tests.copies import COPIES, flipped, jpeg, photos, write_held_out, write_labeled_shards
+from tests.s3_server import FaultyS3
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,31 @@ def test_where_the_shards_are_not_there_equal_hashes_count_and_it_says_so(
     for shard in corpus.shards.glob("*.gone"):
         shard.rename(shard.with_suffix(".tar"))
     assert select(corpus.config(), corpus.layout, force=True)["summary"]["reasons"]["held_out_duplicate"] == 8
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "unlabeled-{000000..000001}.tar"], ids=["glob", "range"])
+@pytest.mark.parametrize(("kind", "message"), [("503", "tried 6 times"), ("403", "refused")])
+def test_an_outage_is_not_taken_for_shards_that_are_not_there(
+    corpus: Corpus, s3: FaultyS3, folder: str, pattern: str, kind: Any, message: str
+) -> None:
+    for shard in corpus.shards.glob("*.tar"):
+        storage.write_bytes(f"{folder}/{shard.name}", shard.read_bytes())
+    config = corpus.config(f"data.unlabeled=['{folder}/{pattern}']")
+    s3.add(kind, times=100_000)
+    with pytest.raises(storage.StorageError, match=message):
+        select(config, corpus.layout)
+    assert not any(Path(corpus.layout.run_dir).glob("**/selections/**/done.json"))
+    assert not any(Path(corpus.layout.near_duplicates).glob("*/done.json"))
+    s3.faults.clear()
+    summary = select(config, corpus.layout)["summary"]
+    assert (summary["near_duplicates"]["not_seen"], summary["reasons"]["held_out_duplicate"]) == (0, 8)
+
+
+@pytest.mark.parametrize("url", ["s3://no-bucket/x-*.tar", "s3://no-bucket/unlabeled-{000000..000001}.tar"])
+def test_a_bucket_that_is_gone_is_no_outage(corpus: Corpus, s3: FaultyS3, url: str) -> None:
+    assert (
+        select(corpus.config(f"data.unlabeled=['{url}']"), corpus.layout)["summary"]["near_duplicates"]["not_seen"] == 8
+    )
 
 
 def test_a_shard_that_has_changed_since_is_not_looked_at(corpus: Corpus) -> None:

@@ -104,6 +104,8 @@ def load_info(folder: str) -> WeightsInfo:
     url = storage.join(folder, CONFIG_NAME)
     try:
         return WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
+    except storage.StorageError:  # nobody can tell what is there
+        raise
     except (OSError, ValueError, KeyError, ValidationError) as error:
         raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
 

@@ -62,9 +62,10 @@ class TrainingProgress:
 
 def read_training_progress(folder: str) -> TrainingProgress | None:
     """The last figures of a training that runs or was stopped; None when there are none."""
+    text = storage.read_text_if_there(storage.join(folder, PROGRESS_NAME))
     try:
-        return TrainingProgress(**json.loads(storage.read_text(storage.join(folder, PROGRESS_NAME))))
-    except (FileNotFoundError, ValueError, TypeError):
+        return None if text is None else TrainingProgress(**json.loads(text))
+    except (ValueError, TypeError):
         return None  # written by others, read at any moment
 
 
