@@ -272,8 +272,9 @@ def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> 
             f"{url}: {entry.size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
         )
     index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
-    digests = {"index_sha256": record.index_sha256, "sha256": record.sha256}
-    return Shard(url, entry.size, record.num_samples, index_url, **digests, version=entry.version)
+    return Shard(
+        url, entry.size, record.num_samples, index_url, record.index_sha256, sha256=record.sha256, version=entry.version
+    )
 
 
 def _open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Shard]:

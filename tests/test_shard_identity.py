@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -200,7 +200,12 @@ def test_shards_are_told_by_one_listing_of_their_folder(tmp_path: Path, monkeypa
     before = open_split(f"{tmp_path}/*.tar", str(tmp_path / "index"))
     listed: list[str] = []
     original = storage.list_entries
-    monkeypatch.setattr(storage, "list_entries", lambda url: listed.append(url) or original(url))
+
+    def counted(url: str) -> dict[str, storage.Entry]:
+        listed.append(url)
+        return original(url)
+
+    monkeypatch.setattr(storage, "list_entries", counted)
     monkeypatch.setattr(storage, "entry", lambda url: pytest.fail(f"asked for {url} alone"))
     assert open_split(f"{tmp_path}/*.tar", str(tmp_path / "index")) == before
     assert listed == [str(tmp_path)]
@@ -466,9 +471,14 @@ def test_a_reader_keeps_few_files_open_and_closes_all(many: tuple[list[str], lis
 
 def test_a_forked_process_opens_files_of_a_store_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections and their positions are the parent's."""
-    opened: list[int] = []
+    opened: list[str] = []
     original = storage.open_read
-    monkeypatch.setattr(storage, "open_read", lambda url: opened.append(os.getpid()) or original(url))
+
+    def counted(url: str) -> BinaryIO:
+        opened.append(url)
+        return original(url)
+
+    monkeypatch.setattr(storage, "open_read", counted)
     storage.write_bytes("memory://test-fork/x.tar", tar_bytes(range(20)))
     places = places_in(build_index("memory://test-fork/x.tar"))
     opened.clear()

@@ -120,8 +120,8 @@ class _Stream:
         is_index = "__key__" not in table.column_names
         ordinals = np.arange(table.num_rows) if is_index else table.column("ordinal").to_numpy()
         keys = table.column("key" if is_index else "__key__").to_pylist()
-        places = (table.column(name).to_numpy() for name in ("offset", "size"))
-        return _Rows(keys, ordinals, *places, targets.numpy())
+        offsets, sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
+        return _Rows(keys, ordinals, offsets, sizes, targets.numpy())
 
 
 def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
