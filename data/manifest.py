@@ -12,7 +12,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,6 @@ MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
 _KNOWN_NAME = "shards.json"
-_KNOWN_VALUES = 6  # of a shard; an earlier version kept no findings, and its indexes are read once for them
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -247,6 +246,7 @@ class _ForeignShards:
     def __init__(self, index_folder: str) -> None:
         self._folder, self._url = index_folder, storage.join(index_folder, _KNOWN_NAME)
         self._known: dict[str, list[Any]] = {}
+        self._findings: dict[str, Findings] = {}  # an earlier version kept none: its indexes are read once for them
         self._there: set[str] = set()
         self._asked = self._changed = False
         self._lock = threading.Lock()
@@ -255,28 +255,33 @@ class _ForeignShards:
         """The shard, indexed unless it is known with this size."""
         with self._lock:
             if not self._asked:
-                self._known, self._there, self._asked = self._read(), set(storage.list_names(self._folder)), True
+                self._known, self._findings = self._read()
+                self._there, self._asked = set(storage.list_names(self._folder)), True
         name, known = foreign_index_name(url), self._known.get(url)
         index_url = storage.join(self._folder, name)
-        if known is None or known[0] != size or name not in self._there or len(known) != _KNOWN_VALUES:
+        found = self._findings.get(url)
+        if known is None or known[0] != size or name not in self._there or found is None:
             shard = _index_foreign(url, size, index_url)
-            facts = shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key, asdict(shard.findings)
-            self._known[url] = [size, *facts]
+            self._known[url] = [size, shard.num_samples, shard.index_sha256, shard.odd_keys, shard.odd_key]
+            self._findings[url] = shard.findings
             self._changed = True
             return shard
-        _, num_samples, digest, odd_keys, odd_key, found = known
-        return Shard(url, size, num_samples, index_url, digest, odd_keys, odd_key, Findings(**found))
+        return replace(Shard(url, size, known[1], index_url, *known[2:]), findings=found)
 
     def write(self) -> None:
         """Keep what has been learned."""
         if self._changed:
-            storage.write_text(self._url, json.dumps({"schema_version": 1, "shards": self._known}) + "\n")
+            findings = {url: found.as_json() for url, found in self._findings.items()}
+            content = {"schema_version": 1, "shards": self._known, "findings": findings}
+            storage.write_text(self._url, json.dumps(content) + "\n")
 
-    def _read(self) -> dict[str, list[Any]]:
+    def _read(self) -> tuple[dict[str, list[Any]], dict[str, Findings]]:
         try:
-            return dict(json.loads(storage.read_text(self._url))["shards"]) if storage.exists(self._url) else {}
-        except (ValueError, KeyError):
-            return {}  # the indexes tell the same
+            content = json.loads(storage.read_text(self._url)) if storage.exists(self._url) else {"shards": {}}
+            findings = {url: Findings(**found) for url, found in content.get("findings", {}).items()}
+            return dict(content["shards"]), findings
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}, {}  # the indexes tell the same
 
 
 def foreign_index_name(url: str) -> str:
