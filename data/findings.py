@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
@@ -35,6 +35,10 @@ class Findings:
     ignored: int = 0
     stray: int = 0
     ignored_fields: str = ""
+
+    def as_json(self) -> dict[str, int | str]:
+        """What differs from a shard in which nothing is wrong; the arguments that make these findings again."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 NO_FINDINGS = Findings()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -66,7 +65,7 @@ def write_known(folder: str, known: Mapping[str, Known]) -> None:
     """Keep them, if that is possible: a finished run may lie where nothing can be written."""
     url = storage.join(folder, KNOWN_NAME)
     shards = {shard: facts[:-2] for shard, facts in known.items()}
-    findings = {shard: asdict(facts.findings) for shard, facts in known.items()}
+    findings = {shard: facts.findings.as_json() for shard, facts in known.items()}
     versions = {shard: facts.version for shard, facts in known.items() if facts.version}
     try:
         content = {"schema_version": 1, "shards": shards, "versions": versions, "findings": findings}

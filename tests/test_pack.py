@@ -62,6 +62,15 @@ def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path,
             assert reader.read(0, row["offset"], row["size"]) == Path(sources[row["key"]]).read_bytes()
 
 
+def test_all_names_of_jpegs_are_packed_under_one(photos: Path, tmp_path: Path) -> None:
+    for number, suffix in enumerate(("jfif", "jpe", "JPG", "JFIF", "jpeg", "PNG")):
+        (photos / "one" / f"{number}.png").rename(photos / "one" / f"{number}.{suffix}")
+    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    index = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index").shards[0].index()
+    extensions = index.column("extension").to_pylist()
+    assert {name: extensions.count(name) for name in set(extensions)} == {"jpg": 4, "jpeg": 1, "png": 25}
+
+
 def test_what_is_left_out_is_listed_with_the_reason(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

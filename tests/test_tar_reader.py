@@ -109,11 +109,11 @@ def test_global_headers_and_comments_change_nothing() -> None:
     assert by_us(content) == by_tarfile(content) == [("a" * 150, 4 * BLOCK + BLOCK, 1, True)]
 
 
-@pytest.mark.parametrize("form", FORMATS[1:])
-def test_a_member_beyond_8_gib_has_its_size(form: int) -> None:
+def test_a_member_beyond_8_gib_has_its_size() -> None:
     info = tarfile.TarInfo("a.jpg")
     info.size = 8**11
-    assert next(read_members(io.BytesIO(info.tobuf(form)))).size == 8**11
+    for content in (info.tobuf(tarfile.GNU_FORMAT), info.tobuf(tarfile.PAX_FORMAT)):
+        assert next(read_members(io.BytesIO(content))).size == 8**11
 
 
 def test_a_signed_checksum_is_taken() -> None:
