@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,14 @@ from PIL import Image
 
 from data.labels import PseudoLabels
 from data.manifest import DataError
+from data.overlay import RowFilter
+from data.shards import write_shards
+from pipeline.config import load_config
+from pipeline.layout import Layout
 from pipeline.models.factory import build_model
 from pipeline.run import run
+from pipeline.serve import open_catalog
+from pipeline.serving.items import OutdatedError
 from pipeline.stage import StageError, StageRefusedError
 from tests.conftest import make_writer
 from tests.digits_run import Digits
@@ -30,11 +36,11 @@ MADE = ["label.workers=1", "label.threads=1", "select.confidence_threshold=0", "
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with twenty images of one size in a shard from elsewhere, twenty in a packed one, and a run that labeled each."""
     folder = tmp_path_factory.mktemp("made")
     write_shard(folder / "foreign/photos.tar", range(20))
-    make_writer(digits)(folder / "packed", 0, 20, labeled=False)
+    pack(folder / "packed", range(20))
     torch.manual_seed(0)
     model = build_model("resnetrs26", 10, {"width": 0.125, "blocks": [1, 1, 1, 1]})
     torch.save(model.state_dict(), folder / "elsewhere.pth")
@@ -43,6 +49,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Iterator[P
         run([*words(folder, folder / f"run-{name}", name), *weights, *MODEL, *MADE, "stage=teacher,label"])
     yield folder
     ray.shutdown()
+
+
+def pack(folder: Path, order: Sequence[int]) -> None:
+    write_shards([(KEYS[number], {"png": IMAGES[number]}) for number in order], str(folder), "packed", 20)
 
 
 def words(folder: Path, run_dir: Path, corpus: str) -> list[str]:
@@ -98,12 +108,12 @@ def test_twenty_images_in_reverse_order_are_found_by_every_command(copy: Copy) -
     assert right_images(copy.run_dir) == 20
     label_file = copy.label_file.read_bytes()
     reverse(copy, keep_time=False)
-    with pytest.raises(StageError, match=r"none of its 1 shards .* have changed since"):
-        copy.do("stage=label", "verify=true")
     with pytest.raises(DataError, match=r"data\.unlabeled has changed since it was labeled; run stage=label"):
         PseudoLabels(str(copy.run_dir))
     with pytest.raises(StageError, match=r"data\.unlabeled has changed since it was labeled"):
         copy.do("stage=export")
+    with pytest.raises(StageError, match=r"none of its 1 shards .* have changed since"):
+        copy.do("stage=label", "verify=true")
     assert copy.label_file.read_bytes() == label_file, "they are good labels of a shard that can be restored"
     copy.do("stage=label")
     copy.do("stage=label", "verify=true")
@@ -150,6 +160,45 @@ def test_a_shard_that_was_only_copied_loses_nothing(copy: Copy, capsys: pytest.C
     said = capsys.readouterr().out
     assert "label: done" in said
     assert "no SHA-256 is recorded of 1 shards" in said
+
+
+@pytest.mark.parametrize("copy", ["packed"], indirect=True)
+def test_a_packed_shard_in_reverse_order_gives_no_image_with_another_ones_label(copy: Copy, tmp_path: Path) -> None:
+    assert right_images(copy.run_dir) == 20
+    pack(tmp_path / "reversed", REVERSED)
+    copy.shard.write_bytes((tmp_path / "reversed/packed-000000.tar").read_bytes())
+    message = r"packed-000000\.tar: sample 0 should be '00', with \d+ bytes at byte 512, but there is '19\.png'"
+    with pytest.raises(DataError, match=message):
+        right_images(copy.run_dir)
+    with pytest.raises(DataError, match=message):
+        copy.do("stage=export")
+    with pytest.raises(StageError, match=r"bytes are not those that were packed \(other SHA-256\)"):
+        copy.do("stage=label", "verify=true")
+    with pytest.raises(DataError, match="other samples or labels than when it was packed"):
+        copy.do("stage=label", "force=true")
+
+
+def test_a_server_hands_out_nothing_of_a_shard_that_was_replaced(copy: Copy) -> None:
+    config = load_config(None, copy.words)
+    catalog = open_catalog(config, [Layout(str(copy.run_dir))])
+    item = catalog.shard("photos", RowFilter())
+    assert item is not None
+    item.check()
+    body = item.load()
+    assert len(b"".join(body.read(0, body.size))) == body.size
+    reverse(copy, keep_time=True)
+    with pytest.raises(DataError, match="sample 0 should be '00'"):
+        list(body.read(0, body.size))
+    for sample in catalog.samples():
+        with pytest.raises(DataError, match=r"should be '\d\d'"):
+            sample.read()
+    make_younger(copy.shard, 10)
+    with pytest.raises(OutdatedError, match="written anew since the server started"):
+        item.check()
+    write_shard(copy.shard, range(20), later=20)
+    again = open_catalog(config, [Layout(str(copy.run_dir))]).shard("photos", RowFilter())
+    assert again is not None
+    assert again.etag != item.etag
 
 
 @pytest.mark.parametrize("copy", ["packed"], indirect=True)
