@@ -47,12 +47,10 @@ class _File(BaseModel):
 def read_known(folder: str) -> dict[str, Known]:
     """URL → shard, without those of which an earlier version kept no findings. Raises StorageError, OSError."""
     url = storage.join(folder, KNOWN_NAME)
-    text = storage.read_text_if_there(url)  # an outage must not read the corpus again
-    if text is None:
-        return {}
     try:
-        file = _File.model_validate_json(text)
-    except ValidationError:
+        text = storage.read_text_if_there(url)  # an outage raises: it must not read the corpus again
+        file = _File.model_validate_json(text or '{"shards": {}}')
+    except (ValidationError, UnicodeDecodeError):
         return {}
     return {
         shard: Known(*facts, file.versions.get(shard, ""), file.findings[shard])
