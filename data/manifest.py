@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,7 +175,7 @@ def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
         )
     foreign.write()
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
-    if len(set(names)) > 1:
+    if len({tuple(normalize("NFC", name) for name in group) for group in names}) > 1:  # as macOS and Linux write them
         raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
     return Split(shards, names[0] if names else None)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import BinaryIO
 
 from data import storage
-from data.manifest import DataError, Split
+from data.manifest import DataError, Shard, Split
+from data.sample import iterate_samples
 
 _OPEN_FILES = 64
 _MAX_WASTE = 2  # bytes read per byte wanted, rather than seeking
@@ -70,14 +72,22 @@ def check_labeled(split: Split, num_classes: int) -> None:
         DataError: the first sample with a problem, without a label, or with one out of range.
     """
     for shard in split.shards:
-        columns = [shard.index().column(name).to_pylist() for name in ("key", "label", "problem")]
+        table = shard.index()
+        columns = [table.column(name).to_pylist() for name in ("key", "label", "problem")]
         for ordinal, (key, label, problem) in enumerate(zip(*columns, strict=True)):
             where = f"{shard.url}, sample {ordinal} (key {key!r})"
             if problem:
                 raise DataError(f"{where}: {problem}; repair or remove it")
             if label is None:
-                raise DataError(
-                    f"{where}: no .cls member with a class index (0, 1, …); labeled shards need one in every sample"
-                )
+                raise DataError(f"{where}: {_no_label(shard, ordinal)}; labeled shards need one in every sample")
             if not 0 <= label < num_classes:
                 raise DataError(f"{where}: label {label} is out of range; expected 0 to {num_classes - 1}")
+
+
+def _no_label(shard: Shard, ordinal: int) -> str:
+    """What is there instead of a label. The index doesn't say, so the shard is read again."""
+    with storage.open_read(shard.url) as file:
+        sample = next(islice(iterate_samples(file), ordinal, None), None)
+    if sample is None or sample.label_text is None:
+        return "no .cls member with a class index (0, 1, …)"
+    return f".cls holds {sample.label_text!r}; expected a class index (0, 1, …)"

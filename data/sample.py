@@ -34,6 +34,7 @@ class Sample:
     offset: int = 0
     size: int = 0
     label: int | None = None
+    label_text: str | None = None  # what the label member holds, its beginning; None without one
     problem: str = ""
     fields: set[str] = field(default_factory=set)
 
@@ -133,6 +134,7 @@ def _add_member(sample: Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, e
         text = stream.read(_LABEL_LIMIT).decode("ascii", "replace").strip() if stream else ""
         if text.isdigit() and int(text) < _MAX_LABEL:  # others are no labels; the image is as good as any unlabeled one
             sample.label = int(text)
+        sample.label_text = text
 
 
 def _finished(sample: Sample) -> Sample:
