@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,7 +186,7 @@ def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool =
     others = {url: entry for url, entry in entries.items() if url not in listed}
     shards |= _open_foreign(index_folder, others, reindex)
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
-    if len(set(names)) > 1:
+    if len({tuple(normalize("NFC", name) for name in group) for group in names}) > 1:  # as macOS and Linux write them
         raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
     return Split(tuple(shards[url] for url in urls), names[0] if names else None)
 

@@ -11,13 +11,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from data import storage
-from data.manifest import DataError, Split
+from data.manifest import DataError, Shard, Split
 from data.redact import redacted
+from data.sample import iterate_samples
 from data.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 
 _OPEN_FILES = 64
@@ -225,10 +227,17 @@ def check_labeled(split: Split, num_classes: int) -> None:
                 f"{shard.url}: {shard.findings.stray} images lie beside the image of a sample ({shard.findings.ignored_fields}) and "
                 "would be lost, as the first dot of a name ends its key; rename the files, or pack their folder with data.pack"
             )
-        for where, label, _ in rows:
+        for ordinal, (where, label, _) in enumerate(rows):
             if label is None:
-                raise DataError(
-                    f"{where}: no .cls member with a class index (0, 1, …); labeled shards need one in every sample"
-                )
+                raise DataError(f"{where}: {_no_label(shard, ordinal)}; labeled shards need one in every sample")
             if not 0 <= label < num_classes:
                 raise DataError(f"{where}: label {label} is out of range; expected 0 to {num_classes - 1}")
+
+
+def _no_label(shard: Shard, ordinal: int) -> str:
+    """What is there instead of a label. The index doesn't say, so the shard is read again."""
+    with storage.open_read(shard.url) as file:
+        sample = next(islice(iterate_samples(file), ordinal, None), None)
+    if sample is None or sample.label_text is None:
+        return "no .cls member with a class index (0, 1, …)"
+    return f".cls holds {sample.label_text!r}; expected a class index (0, 1, …)"

@@ -52,6 +52,7 @@ class Sample:
     offset: int = 0
     size: int = 0
     label: int | None = None
+    label_text: str | None = None  # what the label member holds, its beginning; None without one
     problem: str = ""
     ignored: tuple[str, ...] = ()  # fields of other images of the sample: a depth map, a mask
 
@@ -64,6 +65,7 @@ class _Members:
     fields: set[str] = field(default_factory=set)
     images: list[tuple[str, Member]] = field(default_factory=list)  # with their fields
     label: int | None = None
+    label_text: str | None = None
 
 
 def split_member_name(name: str) -> tuple[str, str]:
@@ -188,6 +190,7 @@ def _add_member(members: _Members, file: BinaryIO, member: Member, field_name: s
         text = file.read(min(member.size, _LABEL_LIMIT)).decode("ascii", "replace").strip()
         if text.isdigit() and int(text) < _MAX_LABEL:  # others are no labels; the image is as good as any unlabeled one
             members.label = int(text)
+        members.label_text = text
 
 
 def _is_exact(field_name: str) -> bool:
@@ -199,7 +202,7 @@ def _samples(members: _Members) -> Iterator[Sample]:
     """The sample of one key, or a row with a problem for each of its images."""
     images = members.images
     if not images:
-        yield Sample(members.key, label=members.label, problem=_NO_IMAGE)
+        yield Sample(members.key, label=members.label, label_text=members.label_text, problem=_NO_IMAGE)
     elif len(images) == 1:
         yield _sample(members, *images[0])
     elif exact := [image for image in images if _is_exact(image[0])]:
@@ -224,8 +227,8 @@ def _sample(members: _Members, name: str, member: Member, ignored: tuple[str, ..
         problem = "image member is empty"
     elif member.size > MAX_IMAGE_BYTES:
         problem = f"image member of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
-    place = member.offset, member.size
-    return Sample(members.key, image_extension(name), name, *place, members.label, problem, ignored)
+    place, label = (member.offset, member.size), (members.label, members.label_text)
+    return Sample(members.key, image_extension(name), name, *place, *label, problem, ignored)
 
 
 def _cut_off(samples: Iterator[Sample], end: int) -> Iterator[Sample]:

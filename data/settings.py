@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -63,6 +64,9 @@ def _convert(text: str, kind: type) -> Any:
 
 def run_command(function: Callable[..., None], arguments: Sequence[str], usage: str) -> int:
     """Call `function` with its `key=value` arguments; a user's or the machine's error becomes a sentence. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name that the terminal cannot show is no failure
     try:
         function(**parse_settings(function, arguments, usage))
     except (ValueError, OSError) as error:

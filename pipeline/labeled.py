@@ -1,21 +1,29 @@
-"""The labeled images of a run, for every stage that trains on them alone: their splits and their classes."""
+"""The labeled images of a run, for every stage that trains on them alone or is measured on them: their splits and their classes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from data.manifest import DataError, Split, open_split
+from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout
-from pipeline.stage import StageError
+from pipeline.stage import StageError, done_record
+from pipeline.upstream import require_same_classes
+
+Counts = NDArray[np.int64]  # (num_classes,)
+_SHOWN = 5  # class names in a message
 
 
 def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:
-    """The labeled and the validation split, as far as they are configured."""
+    """The labeled and the validation split, as far as they are configured. Raises StageError when their classes differ."""
     labeled = open_split(config.data.labeled, layout.indexes) if config.data.labeled else None
     validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
-    if labeled and validation and labeled.class_names != validation.class_names:
-        raise DataError(
-            "data.labeled and data.validation have different class names; pack both with the same class folders"
-        )
+    if labeled and validation:
+        require_same_classes(labeled.class_names, "data.labeled", validation.class_names, "data.validation")
     return labeled, validation
 
 
@@ -32,3 +40,68 @@ def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...
     if names and len(names) != number:
         raise StageError(f"data.num_classes={number}, but the labeled shards' manifest has {len(names)} class names")
     return number, names
+
+
+def splits_to_check(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> list[str]:
+    """Names of the labeled splits that a command is going to use in a stage that is not done, as far as they are configured."""
+    first = layouts[0]
+    trains = any(
+        stage in stages and done_record(folder) is None
+        for stage, folder in [("teacher", first.teacher), *(("student", layout.student) for layout in layouts)]
+    )
+    measures = "evaluate" in stages and (trains or any(done_record(layout.evaluation) is None for layout in layouts))
+    wanted = ["labeled", "validation"] * trains + ["test"] * measures
+    return [name for name in wanted if getattr(config.data, name)]
+
+
+def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
+    """Before anything is computed: have labeled, validation and test images the same classes, and has each image a right label?
+
+    Args:
+        splits: any of `labeled`, `validation`, `test`.
+
+    Returns:
+        Sentences about classes without images.
+
+    Raises:
+        StageError: the classes differ, or there is one only.
+        DataError: a sample with a problem, without a label, or with one that is out of range.
+    """
+    names = list(splits)
+    for other in names[1:]:
+        require_same_classes(
+            splits[names[0]].class_names, f"data.{names[0]}", splits[other].class_names, f"data.{other}"
+        )
+    known = next((split for split in splits.values() if split.class_names), None)
+    if known is None and config.data.num_classes is None:
+        return []  # the stages ask for it
+    num_classes, class_names = classes_of(config, known)
+    notes = []
+    for name, split in splits.items():
+        notes += _describe(name, _count(split, num_classes), class_names)
+    return notes
+
+
+def _count(split: Split, num_classes: int) -> Counts:
+    """Images of each class. Raises DataError as `check_labeled`, which names the sample but takes longer."""
+    counts = np.zeros(num_classes, np.int64)
+    for shard in split.shards:
+        table = shard.index()
+        labels = table.column("label").drop_null().to_numpy()
+        is_right = len(labels) == table.num_rows and not any(table.column("problem").to_pylist())
+        if not is_right or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):
+            check_labeled(split, num_classes)
+        counts += np.bincount(labels, minlength=num_classes)
+    return counts
+
+
+def _describe(name: str, counts: Counts, class_names: Sequence[str] | None) -> Iterator[str]:
+    missing = np.flatnonzero(counts == 0).tolist()
+    if name == "labeled" and len(counts) - len(missing) < 2:
+        raise DataError(
+            f"data.labeled: all {counts.sum():,} images are of one class; to train a classifier, two classes or more are needed"
+        )
+    if missing:
+        some = ", ".join(class_names[label] if class_names else str(label) for label in missing[:_SHOWN])
+        more = ", …" * (len(missing) > _SHOWN)
+        yield f"data.{name} has no image of {len(missing):,} of {len(counts):,} classes: {some}{more}"

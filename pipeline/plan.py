@@ -10,7 +10,7 @@ from data.manifest import Split, open_split
 from pipeline.estimate import Work, print_estimate, size_of
 from pipeline.fields import Config, TrainConfig
 from pipeline.generations import describe_decision
-from pipeline.labeled import classes_of
+from pipeline.labeled import check_splits, classes_of, splits_to_check
 from pipeline.layout import Layout
 from pipeline.models.resnet_rs import ModelError
 from pipeline.outlook import REFUSES, Command, Outlook
@@ -24,7 +24,8 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     foreign shards.
 
     Raises:
-        DataError, StorageError: shards that are missing or changed.
+        DataError, StageError, StorageError: shards that are missing or changed, labels that are wrong, or classes that differ between
+            labeled, validation and test images.
     """
     layout = layouts[0]
     splits = {
@@ -32,6 +33,10 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     }
     for name, split in splits.items():
         print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
+    for note in check_splits(config, {name: splits[name] for name in splits_to_check(config, layouts, stages)}):
+        print(note)
+    if "validation" not in splits and {"teacher", "label", "student"} & set(stages):
+        print("validation  none: confidences are not calibrated, and nothing tells how right the labels are")
     student: Outlook | None = None
     works: list[Work] = []
     for layout in layouts:

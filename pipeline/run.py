@@ -37,12 +37,14 @@ from typing import Any
 
 from data import storage
 from data.exclude import read_keys
+from data.manifest import open_split
 from data.settings import UsageError, nearest
 from pipeline import interrupt
 from pipeline.config import config_names, describe_fields, load_config, write_config
 from pipeline.effort import Clock
 from pipeline.fields import Config
 from pipeline.generations import all_layouts, describe_best, known_layouts, summarize
+from pipeline.labeled import check_splits, splits_to_check
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.shard_check import reindex, verify_splits
@@ -251,6 +253,12 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
             if not storage.exists(url):
                 raise UsageError(f"{field}={url}: no such file; check the path, or leave it out")
     read_keys(config.data.exclude)
+    indexes = layouts[0].indexes
+    checked = {
+        name: open_split(getattr(config.data, name), indexes) for name in splits_to_check(config, layouts, stages)
+    }
+    for note in check_splits(config, checked):
+        print(note)
     if {"teacher", "student"} <= set(stages):
         _require_beginning(config.student, config.teacher.model, config.teacher.model_args)
     for layout in layouts:

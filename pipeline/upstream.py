@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from data import storage
 from data.exclude import exclude_inputs
@@ -13,6 +14,8 @@ from data.manifest import Split
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import Explain, StageError, config_differences, differences, done_record, is_begun, require_done
+
+_SHOWN = 5  # class names in a message
 
 
 def require_test(config: Config) -> None:
@@ -22,16 +25,30 @@ def require_test(config: Config) -> None:
 
 
 def require_same_classes(names: Sequence[str] | None, whose: str, other: Sequence[str] | None, field: str) -> None:
-    """Raises StageError, naming the first difference, when two lists of class names are not the same; None agrees with all."""
+    """Raises StageError, naming the first difference, when two lists of class names are not the same; None agrees with all.
+
+    Names are compared in Unicode NFC: macOS and Linux may write the accents of one name in two ways.
+    """
     if not names or not other:
         return
-    for position, (one, two) in enumerate(zip(names, other, strict=False)):
+    ones, twos = ([normalize("NFC", name) for name in group] for group in (names, other))
+    if ones == twos:
+        return
+    lacks = "".join(
+        f"; {place} lacks {_some(missing)}"
+        for place, missing in ((field, set(ones) - set(twos)), (whose, set(twos) - set(ones)))
+        if missing
+    )
+    for position, (one, two) in enumerate(zip(ones, twos, strict=False)):
         if one != two:
             raise StageError(
-                f"class {position} is {one!r} for {whose} and {two!r} in {field}; give both the same order"
+                f"class {position} is {one!r} for {whose} and {two!r} in {field}{lacks}; give both the same classes in the same order"
             )
-    if len(names) != len(other):
-        raise StageError(f"{whose} has {len(names)} classes, {field} {len(other)}")
+    raise StageError(f"{whose} has {len(ones)} classes, {field} {len(twos)}{lacks}")
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(names)[:_SHOWN])) + ", …" * (len(names) > _SHOWN)
 
 
 def require_labels(config: Config, layout: Layout) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def test_groups_never_part_and_shares_are_kept(problem: tuple[np.ndarray, np.nda
 
 
 @settings(max_examples=50, deadline=None)
-@given(problems(), st.integers(0, 99))
+@given(problems())
 def test_one_group_for_each_class_never_goes_beyond_the_share_by_more_than_its_smallest(
-    problem: tuple[np.ndarray, np.ndarray, float, int], shuffle: int
+    problem: tuple[np.ndarray, np.ndarray, float, int],
 ) -> None:
     labels, groups, share, seed = problem
     groups = merged(

@@ -1,10 +1,12 @@
 """The two ImageNet configurations, planned at the real size: 1,281 labeled and 13,000 unlabeled shards."""
 
+import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, MANIFEST_NAME, Manifest, ShardRecord, index_digest, write_table
 from pipeline.config import load_config
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.run import main
@@ -20,14 +22,23 @@ BYTES = 1_100_000_000
 
 
 def write_shard_list(folder: Path, num_shards: int, per_shard: int, class_names: list[str] | None) -> None:
-    """A manifest and sparse files of the recorded size: all that planning reads."""
-    folder.mkdir(parents=True)
+    """A manifest, sparse files of the recorded size, and indexes of labeled shards: all that planning reads."""
+    (folder / INDEX_FOLDER).mkdir(parents=True)
+    rows = [
+        {"key": f"{n}", "extension": "jpg", "offset": 0, "size": 1, "label": n % 1000, "problem": ""}
+        for n in range(per_shard if class_names else 0)
+    ]
+    index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    write_table(str(folder / "one.parquet"), index)
     names = [f"{folder.name}-{number:06d}.tar" for number in range(num_shards)]
     for name in names:
         with (folder / name).open("wb") as file:
             file.truncate(BYTES)
+        if class_names:
+            os.link(folder / "one.parquet", folder / INDEX_FOLDER / f"{Path(name).stem}.parquet")
+    digest = index_digest(index)
     shards = [
-        ShardRecord(name=name, bytes=BYTES, num_samples=per_shard, index_sha256="0", sha256="0") for name in names
+        ShardRecord(name=name, bytes=BYTES, num_samples=per_shard, index_sha256=digest, sha256="0") for name in names
     ]
     (folder / MANIFEST_NAME).write_text(Manifest(class_names=class_names, shards=shards).model_dump_json())
 

@@ -180,6 +180,11 @@ def test_a_duplicate_key_is_not_written(tmp_path: Path) -> None:
     [
         ([("a.jpg", b"1"), ("a.cls", b"10")], "label 10 is out of range; expected 0 to 9"),
         ([("a.jpg", b"1")], "no .cls member"),
+        ([("a.jpg", b"1"), ("a.cls", b"cat\n")], r"\.cls holds 'cat'; expected a class index \(0, 1, …\)"),
+        ([("a.jpg", b"1"), ("a.cls", b"-1")], r"\.cls holds '-1'; expected a class index"),
+        ([("a.jpg", b"1"), ("a.cls", b"3.0")], r"\.cls holds '3\.0'; expected a class index"),
+        ([("a.jpg", b"1"), ("a.cls", b"")], r"\.cls holds ''; expected a class index"),
+        ([("a.jpg", b"1"), ("a.cls", b"9999999999")], r"\.cls holds '9999999999'; expected a class index"),
         ([("a.cls", b"1")], "no image member"),
     ],
 )
