@@ -161,6 +161,16 @@ def write_table(url: str, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
+def find_shards(patterns: str | Sequence[str]) -> list[str]:
+    """The URLs of shards, all of which are there (of those on a web server, which has no listing, the first is asked for). As the
+    beginning of `open_split`, in seconds: no index is read or made. Raises as that."""
+    urls = storage.expand(patterns)
+    _check_names(urls)
+    web = [url for url in urls if is_http(url)]
+    _entries([*(url for url in urls if not is_http(url)), *web[:1]])
+    return urls
+
+
 def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool = False) -> Split:
     """The shards behind paths, globs, braces or URLs, in order, each with its index.
 

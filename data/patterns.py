@@ -55,7 +55,7 @@ def matches(pattern: str, entries: Entries, with_hidden: bool) -> list[str]:
     """
     parts = pattern.split("/")
     first = next(number for number, part in enumerate(parts) if has_glob(part))
-    found = ["/".join(parts[:first])] if first else [None]  # None: the current folder
+    found: list[str | None] = ["/".join(parts[:first])] if first else [None]  # None: the current folder
     for number, part in enumerate(parts[first:], first):
         is_last = number == len(parts) - 1
         step = _Step(entries, with_hidden, part, is_last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+BLANK = "***"
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SHORTEST = 8  # a shorter value is a placeholder, and would blank ordinary words
 

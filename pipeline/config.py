@@ -1,13 +1,14 @@
 """The run's configuration: typed defaults < YAML < what the run was started with < key=value.
 
-`fields.py` has the fields of each section.
+`fields.py` has the fields of each section, `layers.py` says where a value is from.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -20,10 +21,12 @@ from data import storage
 from data.redact import redacted
 from data.settings import UsageError, nearest
 from pipeline.fields import Config, Section
+from pipeline.layers import Layer, as_container, as_typed, literal, merged, origin_of
 
 CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
+_HERE, _REMEMBERED = "is from the command line", "is remembered in"
 
 
 def config_names() -> list[str]:
@@ -32,45 +35,153 @@ def config_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A command's configuration, and where its values are from.
+
+    Attributes:
+        layers: later ones win.
+        remembered: dotted field → word of RUN/config.yaml that wins over the YAML file which the command names.
+    """
+
+    config: Config
+    layers: tuple[Layer, ...]
+    remembered: Mapping[str, str]
+
+    def origin(self, field: str) -> str:
+        """`teacher.epochs` → `teacher.epochs is from mine.yaml`, `… is remembered in RUN/config.yaml`, …"""
+        return f"{field} {origin_of(self.layers, field)}"
+
+    def is_given(self, field: str) -> bool:
+        """Whether a word of this command gives it."""
+        return origin_of(self.layers, field) == _HERE
+
+    def is_remembered(self, field: str) -> bool:
+        """Whether it is from the run directory."""
+        return origin_of(self.layers, field).startswith(_REMEMBERED)
+
+    def write(self, overrides: Sequence[str]) -> None:
+        """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets are left out: those in URLs are blanked, and
+        variables (`${oc.env:X}`) stay as they were typed."""
+        safe = [Layer(layer.origin, literal_fields(layer.fields, resolvers_only=True)) for layer in self.layers]
+        write_config(self.config, overrides, as_container(merged(safe), resolve=True))
+
+
+def literal_fields(fields: DictConfig, resolvers_only: bool = False) -> DictConfig:
+    """See `layers.literal`."""
+    return OmegaConf.create(literal(as_container(fields), resolvers_only))
+
+
 def load_config(config: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a command; see `load`."""
+    return load(config, overrides).config
+
+
+def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     """The configuration of a command: defaults < `config` < the run's own < overrides (`key=value`).
 
     A run directory that exists gives its config.yaml; when `config` is named again, that file counts anew, and the key=value
     words that the run was started with stay in force.
 
     Raises:
+        UsageError: one message with every bad field, and where its value is from.
+    """
+    layers = [Layer(f"is from {config}", _read_yaml(config))] if config else []
+    run_dir = _run_dir_of(_with_words(layers, overrides)[-1])
+    earlier = _read_run_config(run_dir) if run_dir else None
+    words: dict[str, str] = {}
+    if earlier is not None:
+        words = _words_of(earlier) if config else {}
+        fields = literal_fields(_parse_overrides(list(words.values())) if config else _without_command_line(earlier))
+        layers.append(Layer(f"{_REMEMBERED} {storage.join(redacted(run_dir), CONFIG_NAME)}", fields))
+    given, everything = _with_words(layers, overrides)
+    try:
+        values = as_container(everything, resolve=True)
+    except OmegaConfBaseException as error:  # ${…} of something that is not there
+        where = f"{error.full_key} {origin_of(given, str(error.full_key))}"
+        raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg} ({where})") from None
+    return Loaded(config_of(values, given), tuple(given), _winning(words, layers, given))
+
+
+def _run_dir_of(fields: DictConfig) -> str:
+    try:
+        return str(OmegaConf.select(fields, "run_dir") or "")
+    except OmegaConfBaseException as error:
+        raise UsageError(f"run_dir: {error.msg}") from None
+
+
+def _with_words(layers: Sequence[Layer], words: Sequence[str]) -> tuple[list[Layer], DictConfig]:
+    """The layers with one for each word, and all of them merged. Raises UsageError for the first word that does not fit."""
+    result, total = list(layers), merged(layers) if layers else OmegaConf.create({})
+    for word in words:
+        layer = Layer(_HERE, _parse_overrides([word]))
+        try:
+            total = merged([Layer("", total), layer])
+        except (OmegaConfBaseException, TypeError) as error:
+            raise UsageError(f"{word}: does not fit the field ({str(error).splitlines()[0]})") from None
+        result.append(layer)
+    return result, total
+
+
+def _winning(words: Mapping[str, str], layers: Sequence[Layer], given: Sequence[Layer]) -> dict[str, str]:
+    """The remembered words that make a difference: another value than the named file's, and not given anew."""
+    if not words:
+        return {}
+    file, run = literal_fields(layers[0].fields), layers[-1]
+    return {
+        field: redacted(word)
+        for field, word in words.items()
+        if origin_of(given, field) == run.origin
+        and OmegaConf.select(file, field) != OmegaConf.select(run.fields, field)
+    }
+
+
+def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
+    """The configuration with these fields (nested mappings); `layers` tell where they are from.
+
+    Raises:
         UsageError: one message with every bad field.
     """
-    layers: list[Any] = [_read_yaml(config)] if config else []
-    run_dir = OmegaConf.select(_merge(layers, overrides), "run_dir")
-    earlier = _read_run_config(str(run_dir)) if run_dir else None
-    if earlier is not None:
-        layers.append(_parse_overrides(earlier.get(_COMMAND_LINE, [])) if config else _without_command_line(earlier))
-    try:
-        merged = OmegaConf.to_container(_merge(layers, overrides), resolve=True)
-    except OmegaConfBaseException as error:  # ${…} of something that is not there
-        raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg}") from None
-    return config_of(merged)
-
-
-def config_of(fields: Any) -> Config:
-    """The configuration with these fields (nested mappings). Raises UsageError: one message with every bad field."""
     try:
         return Config.model_validate(fields)
     except ValidationError as error:
-        raise UsageError("\n".join(["the configuration has bad fields:", *map(_explain, error.errors())])) from None
+        lines = (_explain(problem, layers) for problem in error.errors())
+        raise UsageError("\n".join(["the configuration has bad fields:", *lines])) from None
 
 
-def write_config(config: Config, overrides: Sequence[str]) -> None:
-    """Write RUN/config.yaml: the resolved fields, secrets in URLs blanked, and the overrides given so far."""
-    url = storage.join(config.run_dir, CONFIG_NAME)
+def write_config(config: Config, overrides: Sequence[str], typed: Any = None) -> None:
+    """Write RUN/config.yaml, without secrets (see `Loaded.write`).
+
+    Args:
+        typed: the fields (nested) as they were typed; for those with variables in them.
+    """
     earlier = _read_run_config(config.run_dir)
-    before: list[str] = list(earlier.get(_COMMAND_LINE, [])) if earlier is not None else []
-    words = {word.partition("=")[0]: word for word in [*before, *overrides]}
-    content = config.model_dump(mode="json") | {
-        _COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]
-    }
-    storage.write_text(url, redacted(OmegaConf.to_yaml(OmegaConf.create(content))))
+    before = _words_of(earlier) if earlier is not None else {}
+    words = before | {word.partition("=")[0]: word for word in overrides}
+    fields = _readable(as_typed(config.model_dump(mode="json"), typed), config)
+    content = fields | {_COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]}
+    text = redacted(OmegaConf.to_yaml(OmegaConf.create(literal(content)), resolve=True))
+    storage.write_text(storage.join(config.run_dir, CONFIG_NAME), text)
+
+
+def _readable(fields: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The fields, with the validated value wherever what was typed would not be one: a number, one of a few words. No secret is."""
+    try:
+        Config.model_validate(fields)
+    except ValidationError as error:
+        values = config.model_dump(mode="json")
+        for *above, last in (problem["loc"] for problem in error.errors() if problem["loc"]):
+            there, value = fields, values
+            for part in above:
+                there, value = there[part], value[part]  # type: ignore[index]
+            there[last] = value[last]  # type: ignore[index]
+    return fields
+
+
+def _words_of(earlier: DictConfig) -> dict[str, str]:
+    """Field → word, of those that a run directory remembers."""
+    words = as_container(earlier).get(_COMMAND_LINE) or []
+    return {str(word).partition("=")[0]: str(word) for word in words}
 
 
 def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
@@ -81,18 +192,6 @@ def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterat
             yield from describe_fields(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}={info.get_default()}".ljust(44) + f" {info.description or ''}".rstrip()
-
-
-def _merge(layers: Sequence[Any], overrides: Sequence[str]) -> DictConfig:
-    """Later ones win. Raises UsageError for the first override that cannot be laid over what is there."""
-    merged = OmegaConf.merge(*layers, {})
-    for word in overrides:
-        try:
-            merged = OmegaConf.merge(merged, _parse_overrides([word]))
-        except (OmegaConfBaseException, TypeError) as error:
-            raise UsageError(f"{word}: does not fit the field ({str(error).splitlines()[0]})") from None
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _parse_overrides(words: Sequence[str]) -> DictConfig:
@@ -141,13 +240,14 @@ def _load_yaml_text(name: str, text: str) -> DictConfig:
     return loaded
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, layers: Sequence[Layer]) -> str:
     path = ".".join(map(str, error["loc"]))
+    origin = f" ({path} {origin_of(layers, path)})" if layers and path else ""
     if path in _MOVED:
-        return f"  {path}: is {_MOVED[path]} now; give {_MOVED[path]}={error['input']}"
+        return f"  {path}: is {_MOVED[path]} now; give {_MOVED[path]}={error['input']}{origin}"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}"
+        return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}{origin}"
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"  {path}={error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"  {path}={redacted(repr(error['input']))}: {message[0].lower()}{message[1:]}{origin}"

@@ -12,6 +12,7 @@ from data.manifest import Split, open_split
 from pipeline.fields import Config
 from pipeline.generations import Decision, decided
 from pipeline.layout import Layout
+from pipeline.models.device import require_device
 from pipeline.stage import Fingerprint, done_record, open_stage, require_done
 from pipeline.training.comparison import paired
 from pipeline.training.inference import predict_split
@@ -26,7 +27,8 @@ def decide(config: Config, layout: Layout) -> Decision | None:
     expected = _fingerprint(config, layout, validation)
     before = done_record(layout.decision)
     is_older = before is not None and before["fingerprint"] != expected.as_json()  # of other models or images
-    stage = open_stage(layout.decision, "decision", expected, force=is_older)
+    device = config.resolved_device()
+    stage = open_stage(layout.decision, "decision", expected, force=is_older, check=lambda: require_device(device))
     if not stage.is_done:
         torch.set_num_threads(config.threads)
         stage.commit([], _compare(config, layout, validation))

@@ -13,6 +13,7 @@ from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.models.device import require_device
 from pipeline.models.factory import count_flops, count_parameters
 from pipeline.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.speed import measure_speed
@@ -110,7 +111,10 @@ def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
 
 
 def _open(layout: Layout, expected: Fingerprint, force: bool) -> Stage:
-    return open_stage(layout.evaluation, "evaluate", expected, force or is_outdated(layout, expected))
+    def check() -> None:
+        require_device(str(expected.config["device"]))  # before the old figures are moved aside
+
+    return open_stage(layout.evaluation, "evaluate", expected, force or is_outdated(layout, expected), check=check)
 
 
 def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -36,19 +36,20 @@ from pkgutil import resolve_name
 from typing import Any
 
 from data import storage
-from data.exclude import read_keys
 from data.manifest import open_split
+from data.redact import redacted
 from data.settings import UsageError, nearest
 from pipeline import interrupt
-from pipeline.config import config_names, describe_fields, load_config, write_config
+from pipeline.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
 from pipeline.effort import Clock
 from pipeline.fields import Config
 from pipeline.generations import all_layouts, describe_best, known_layouts, summarize
+from pipeline.inputs import require_inputs
 from pipeline.labeled import check_splits, splits_to_check
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.shard_check import reindex, verify_splits
-from pipeline.stage import StageRefusedError, WorkerError, add_effort, done_record, refuse_other_config
+from pipeline.stage import StageRefusedError, WorkerError, add_effort, done_record, on_acceptance, refuse_other_config
 from pipeline.status import last_begun, note_stop, print_status, watch_status
 from pipeline.summary import write_summary
 from pipeline.upstream import require_test
@@ -125,7 +126,15 @@ def run(words: Sequence[str]) -> None:
     """Run the stages that the command names, each from what the ones before it committed."""
     options, overrides = _split(words)
     stages = _parse_stages(options.get("stage"))
-    config = load_config(options.get("config"), overrides)
+    loaded = load(options.get("config"), overrides)
+    try:
+        _run(loaded, options, overrides, stages, _command(words))
+    except StageRefusedError as refusal:
+        raise StageRefusedError("\n".join([str(refusal), *map(loaded.origin, refusal.fields)])) from None
+
+
+def _run(loaded: Loaded, options: dict[str, str], overrides: list[str], stages: Sequence[str], command: str) -> None:
+    config = loaded.config
     if not config.run_dir:
         raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
     if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
@@ -136,6 +145,8 @@ def run(words: Sequence[str]) -> None:
         raise UsageError(f"watch=true goes with stage=status, not with stage={options['stage']}")
     layouts = known_layouts(config)
     forced = _forced_stage(options)
+    if loaded.remembered and any(stage in (*STAGES, ABLATE) for stage in stages):
+        print(_describe_remembered(loaded, options["config"]))
     if _flag(options, "plan"):
         _print_plan(config, layouts, stages, forced)
         if ABLATE in stages:
@@ -145,17 +156,17 @@ def run(words: Sequence[str]) -> None:
         _verify(config, layouts, options.get("stage"), forced)
         return
     if any(stage in STAGES for stage in stages):
-        with run_lock(config.run_dir, _command(words)):
-            if not forced:
-                _refuse_early(config, layouts, stages)
-            write_config(config, overrides)
-            _run_stages(config, layouts, stages, forced)
+        with run_lock(config.run_dir, command):
+            _refuse_early(loaded, layouts, stages, forced)
+            with on_acceptance(lambda: loaded.write(overrides)):
+                _run_stages(config, layouts, stages, forced)
     if ABLATE in stages:
-        with run_lock(config.run_dir, _command(words)):
+        with run_lock(config.run_dir, command):
+            require_inputs(loaded, [ABLATE])
             if forced == ABLATE:
                 reindex(config, layouts[0], ABLATE)
             _open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
-            write_config(config, overrides)
+            loaded.write(overrides)
             _ablate(config, layouts[0], forced == ABLATE)
     for stage in stages:
         if stage == "status" and _flag(options, "watch"):
@@ -242,17 +253,21 @@ def _long_stages(layout: Layout) -> dict[str, str]:
     return teacher | {"label": layout.labels, "student": layout.student}
 
 
-def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
+def _describe_remembered(loaded: Loaded, config: str) -> str:
+    """What a run directory remembers and wins with."""
+    words, url = "\n  ".join(loaded.remembered.values()), storage.join(redacted(loaded.config.run_dir), CONFIG_NAME)
+    return (
+        f"remembered in {url}, so that it wins over {config}:\n  {words}\n"
+        "To change one, give it again with this command; to have the file's value, remove the line there (command_line)"
+    )
+
+
+def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
     """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them, or miss a file?"""
+    config = loaded.config
     if "evaluate" in stages:
         require_test(config)
-    files = {"data.held_out_hashes": config.data.held_out_hashes if "select" in stages else []}
-    files["data.truth"] = [config.data.truth] if config.data.truth else []
-    for field, urls in files.items():
-        for url in urls:
-            if not storage.exists(url):
-                raise UsageError(f"{field}={url}: no such file; check the path, or leave it out")
-    read_keys(config.data.exclude)
+    require_inputs(loaded, stages)
     indexes = layouts[0].indexes
     checked = {
         name: open_split(getattr(config.data, name), indexes) for name in splits_to_check(config, layouts, stages)
@@ -261,7 +276,7 @@ def _refuse_early(config: Config, layouts: Sequence[Layout], stages: Sequence[st
         print(note)
     if {"teacher", "student"} <= set(stages):
         _require_beginning(config.student, config.teacher.model, config.teacher.model_args)
-    for layout in layouts:
+    for layout in () if forced else layouts:
         for stage, folder in _long_stages(layout).items():
             if stage in stages:
                 refuse_other_config(folder, stage, config.stage_fields(stage))

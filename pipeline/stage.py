@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -33,7 +34,15 @@ class StageError(ValueError):
 
 
 class StageRefusedError(StageError):
-    """The directory holds output of another configuration or other inputs; the message names each field that differs."""
+    """The directory holds output of another configuration or other inputs; the message names each field that differs.
+
+    Attributes:
+        fields: of the configuration, those that differ.
+    """
+
+    def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
 
 
 class WorkerError(Exception):
@@ -105,8 +114,33 @@ class Stage:
         self.state = "done"
 
 
+_on_acceptance: list[Callable[[], None]] = []  # for the block of `on_acceptance`
+
+
+@contextmanager
+def on_acceptance(action: Callable[[], None]) -> Iterator[None]:
+    """Inside, call `action` when the first stage is opened: its inputs are there, its checks passed, it does not refuse, and nothing
+    of it has been changed yet. Without any, at the end of the block, and not when it raises."""
+    _on_acceptance.append(action)
+    try:
+        yield
+        _accept()
+    finally:
+        _on_acceptance.clear()
+
+
+def _accept() -> None:
+    while _on_acceptance:
+        _on_acceptance.pop()()
+
+
 def open_stage(
-    folder: str, name: str, fingerprint: Fingerprint, force: bool = False, explain: Explain | None = None
+    folder: str,
+    name: str,
+    fingerprint: Fingerprint,
+    force: bool = False,
+    explain: Explain | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Stage:
     """Decide what to do with a stage's directory.
 
@@ -117,18 +151,23 @@ def open_stage(
     Args:
         force: move output of another configuration aside and start over.
         explain: lines for the refusal that say how an input differs.
+        check: called unless the stage is done, before anything is changed: what it raises leaves a finished output as it is.
 
     Raises:
         StageRefusedError: the directory belongs to another configuration or other inputs.
     """
     state: State = "new"
-    if force and is_begun(folder):
-        _move_aside(folder, name)
-    else:
+    reason, starts_over = "", force and is_begun(folder)
+    if not starts_over:
         state, reason = look(folder, name, fingerprint, explain)
-        if reason:
-            print(f"{name}: {reason}; it is made again")
-            storage.remove(storage.join(folder, _DONE))
+    if state != "done" and check is not None:
+        check()
+    _accept()
+    if starts_over:
+        _move_aside(folder, name)
+    elif reason:
+        print(f"{name}: {reason}; it is made again")
+        storage.remove(storage.join(folder, _DONE))
     if state == "done":
         print(f"{name}: done ({folder})")
     if state != "done":
@@ -148,7 +187,8 @@ def look(folder: str, name: str, fingerprint: Fingerprint, explain: Explain | No
     if refusal and not _has_output(folder):
         return "new", ""  # a typing mistake that was found before anything was made
     if refusal:
-        raise StageRefusedError(refusal)
+        changed = differences(recorded["fingerprint"]["config"], fingerprint.as_json()["config"])
+        raise StageRefusedError(refusal, sorted(changed.keys() & fingerprint.config.keys()))
     return _check_outputs(folder)
 
 

@@ -46,21 +46,26 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     labels = require_labels(config, layout)
     selection_folder, selection = require_selection(config, layout, labels)
     expected = fingerprint(config, labeled, validation, labels, selection)
-    stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout))
+    num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
+    prepared: list[TrainJob] = []
+
+    def check() -> None:
+        require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
+        require_same_classes(class_names, "the teacher", labeled.class_names, "data.labeled")
+        for split in (labeled, validation):
+            if split is not None:
+                check_labeled(split, num_classes)
+        streams = _streams(config, layout, labeled, selection_folder)
+        prepared.append(TrainJob(
+            "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
+            config.resolved_device(), validation, _initial_weights(config, layout),
+        ))  # fmt: skip
+
+    stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout), check)
     if stage.is_done:
         return require_done(layout.student, "student")
-    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
-    num_classes, class_names = labels["summary"]["num_classes"], labels["summary"]["class_names"]
-    require_same_classes(class_names, "the teacher", labeled.class_names, "data.labeled")
-    check_labeled(labeled, num_classes)
-    if validation is not None:
-        check_labeled(validation, num_classes)
     _warn_of_smaller_student(config, layout, num_classes)
-    streams = _streams(config, layout, labeled, selection_folder)
-    job = TrainJob(
-        "student", layout.student, config.student, streams, num_classes, streams[0].num_images, config.seed, config.threads,
-        config.resolved_device(), validation, _initial_weights(config, layout),
-    )  # fmt: skip
+    (job,) = prepared
     jobs = [job] if (fixing := fix_resolution_job(job, config.student)) is None else [job, fixing]
     for part in jobs:
         run_training(part, config.ray_address)

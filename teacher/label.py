@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,7 +33,7 @@ from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout
 from pipeline.models.device import require_device
 from pipeline.models.weights import WeightsInfo
-from pipeline.stage import Fingerprint, Stage, StageError, open_stage, require_done
+from pipeline.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
 from pipeline.training.published import ensemble_digest, read_info
 from teacher.check import check_teacher
 from teacher.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
@@ -61,33 +62,61 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
         )
-    stage = open_stage(layout.labels, "label", fingerprint(config, teacher["digest"]), force)
+    expected = fingerprint(config, teacher["digest"])
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    journal = Journal.open(stage.folder, corpus, stage.fingerprint.digest())
+    is_done, journal = _look(layout.labels, expected, corpus, force)
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
-    if stage.is_done:
-        record = require_done(stage.folder, "label")
-        if record["summary"]["corpus"] == corpus.digest() and not todo:
-            return record
-    check_shards(corpus, config.label)
+    if is_done and not todo and require_done(layout.labels, "label")["summary"]["corpus"] == corpus.digest():
+        open_stage(layout.labels, "label", expected)
+        return require_done(layout.labels, "label")
+    info, validation = _check(config, layout, corpus, journal)  # a finished output is as it was when this refuses
+    stage = open_stage(layout.labels, "label", expected, force)
     if stage.is_done:
         new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
         stage.reopen(new if todo else "data.unlabeled has fewer shards than before")
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
-    require_device(config.resolved_device())
+    if validation is not None:
+        storage.write_bytes(stage.path(VALIDATION_NAME), validation)
     _check_quarantined(config.label, stage, journal, corpus)
     report_oddities(corpus)
-    info = read_info(layout.teacher)
-    if info.num_classes > MAX_CLASSES:
-        raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
-    known = journal.teacher_check
-    is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
-    if not is_checked or not storage.exists(stage.path(VALIDATION_NAME)):
-        journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
     if todo:
         _label_shards(config, layout, stage, corpus, todo, journal)
     return _commit(stage, info, corpus, journal)
+
+
+def _look(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tuple[bool, Journal]:
+    """Whether the stage is done, and which shards have labels; changes nothing. Raises StageRefusedError as `open_stage`."""
+    if force:
+        return False, Journal(folder)  # what is there is going to be moved aside
+    state, _ = look(folder, "label", expected)
+    return state == "done", Journal.open(folder, corpus, expected.digest())
+
+
+def _check(config: Config, layout: Layout, corpus: Split, journal: Journal) -> tuple[WeightsInfo, bytes | None]:
+    """Everything that can refuse, before anything is changed.
+
+    Returns:
+        What the teacher says of itself, and the content of VALIDATION_NAME, if it is to be written.
+
+    Raises:
+        StageError, UsageError: no such device, or what `label` raises of the teacher.
+    """
+    require_device(config.resolved_device())
+    check_shards(corpus, config.label)
+    info = read_info(layout.teacher)
+    if info.num_classes > MAX_CLASSES:
+        raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
+    if done_record(layout.labels) and (too_many := _too_many_unusable(config.label, layout.labels, journal, corpus)):
+        raise StageError(too_many)
+    known = journal.teacher_check
+    is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
+    if is_checked and storage.exists(storage.join(layout.labels, VALIDATION_NAME)):
+        return info, None
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"{folder}/{VALIDATION_NAME}"
+        journal.teacher_check = check_teacher(config, layout, info, url) or _SKIPPED
+        return info, storage.read_bytes(url) if storage.exists(url) else None
 
 
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
@@ -164,15 +193,19 @@ def _print_times(pool: ShardPool) -> None:
 
 def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corpus: Split) -> None:
     """Stop a run that is mostly bad: as soon as it is certain, not at the first bad shard; the table of them is there then."""
-    finished = list(journal.shards.values())
-    bad = count_unusable(corpus, {entry.name: entry.quarantined for entry in finished})
-    if bad > config.max_quarantined * corpus.num_samples:
+    if too_many := _too_many_unusable(config, stage.folder, journal, corpus):
         known = [row for shard in corpus.flawed if shard.name not in journal.shards for row in known_problems(shard)]
-        table = pa.concat_tables([_quarantine(stage, finished), quarantine_table(known)])
+        table = pa.concat_tables([_quarantine(stage, list(journal.shards.values())), quarantine_table(known)])
         write_table(stage.path(QUARANTINE_NAME), table)
-        raise StageError(
-            too_many_unusable(bad, corpus, config, f"{stage.path(QUARANTINE_NAME)} names each and says why")
-        )
+        raise StageError(too_many)
+
+
+def _too_many_unusable(config: LabelConfig, folder: str, journal: Journal, corpus: Split) -> str:
+    """What to say when the limit is passed; empty when it is not."""
+    bad = count_unusable(corpus, {entry.name: entry.quarantined for entry in journal.shards.values()})
+    if bad <= config.max_quarantined * corpus.num_samples:
+        return ""
+    return too_many_unusable(bad, corpus, config, f"{storage.join(folder, QUARANTINE_NAME)} names each and says why")
 
 
 def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:

@@ -33,21 +33,21 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     if layout.generation > 1:
         return require_done(layout.teacher, "student")
     labeled, validation = open_labeled(config, layout)
-    stage = open_stage(layout.teacher, "teacher", fingerprint(config, labeled, validation), force)
+    external: list[dict[str, Tensor] | None] = []
+    stage = open_stage(
+        layout.teacher,
+        "teacher",
+        fingerprint(config, labeled, validation),
+        force,
+        check=lambda: external.append(_check(config, labeled, validation)),
+    )
     if stage.is_done:
         return require_done(layout.teacher, "teacher")
-    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
     num_classes, class_names = classes_of(config, labeled or validation)
-    if validation is not None:
-        check_labeled(validation, num_classes)
-    if config.teacher.weights:
-        section = config.teacher
-        require_same_classes(
-            class_names_in(config.teacher.weights), "teacher.weights", class_names, "the labeled images"
-        )
-        _note_preprocessing(section)
-        state = load_external(section.model, section.model_args, num_classes, config.teacher.weights)
-        made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(config.teacher.weights)}}
+    if (weights := external[0]) is not None:
+        _note_preprocessing(config.teacher)
+        state = weights
+        made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
     else:
         assert labeled is not None, "fingerprint() asks for it"
         state, steps = _train(config, layout, labeled, validation, num_classes)
@@ -76,11 +76,25 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
     return Fingerprint(config.stage_fields("teacher"), inputs)
 
 
+def _check(config: Config, labeled: Split | None, validation: Split | None) -> dict[str, Tensor] | None:
+    """Raises what speaks against training or taking the weights, which are the result (None: to be trained)."""
+    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
+    num_classes, class_names = classes_of(config, labeled or validation)
+    if validation is not None:
+        check_labeled(validation, num_classes)
+    section = config.teacher
+    if section.weights is None:
+        assert labeled is not None, "fingerprint() asks for it"
+        check_labeled(labeled, num_classes)
+        return None
+    require_same_classes(class_names_in(section.weights), "teacher.weights", class_names, "the labeled images")
+    return load_external(section.model, section.model_args, num_classes, section.weights)
+
+
 def _train(
     config: Config, layout: Layout, labeled: Split, validation: Split | None, num_classes: int
 ) -> tuple[dict[str, Tensor], int]:
     """EMA weights and the number of steps."""
-    check_labeled(labeled, num_classes)
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
     job = TrainJob(
         "teacher", layout.teacher, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,

@@ -263,3 +263,32 @@ def test_what_a_killed_worker_had_begun_to_write_is_gone_when_the_others_are_don
         patch.setattr("teacher.label._print_times", die_on_another_node)
         label(config, layout)
     assert label_and_selection_bytes(folder.parents[1]) == label_and_selection_bytes(finished / "run")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("refused_by", ["the teacher", "the device", "a name"])
+def test_a_refusal_leaves_finished_labels_finished(
+    run: Run,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digits: Digits,
+    force: bool,
+    refused_by: str,
+) -> None:
+    """The corpus has grown, so that the stage would begin again."""
+    _, layout, folder = run
+    make_writer(digits)(tmp_path / "more", 0, 10, labeled=False, per_shard=10)
+    patterns = f"data.unlabeled=['{finished}/unlabeled/*.tar','{tmp_path}/more/*.tar']"
+    config, _ = configure(finished, tmp_path / "run", patterns)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def refuse(*_: object) -> None:
+        raise StageError("no")
+
+    names = {"the teacher": "check_teacher", "the device": "require_device", "a name": "_check_names"}
+    monkeypatch.setattr(f"teacher.label.{names[refused_by]}", refuse)
+    with pytest.raises(StageError, match=r"^no$"):
+        label(config, layout, force)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not folder.with_name("labels.old-1").exists()

@@ -1,0 +1,89 @@
+"""What a command reads from outside of the run directory: looked for before anything runs, and before the run directory remembers
+where it was said to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from data import storage
+from data.exclude import read_keys
+from data.manifest import find_shards
+from data.redact import BLANK, redacted
+from data.settings import UsageError
+from pipeline.config import Loaded
+
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "teacher": ("data.labeled", "data.validation", "teacher.weights", "data.exclude"),
+    "label": ("data.unlabeled", "data.validation", "teacher.ensemble"),
+    "select": ("data.held_out_hashes", "data.exclude"),  # labels may have traveled without the shards
+    "student": ("data.labeled", "data.validation", "data.unlabeled", "data.exclude"),
+    "evaluate": ("data.test",),
+    "export": ("data.unlabeled", "data.exclude"),
+    "ablate": ("data.labeled", "data.validation", "data.exclude"),
+}
+_SPLITS = ("data.labeled", "data.validation", "data.test", "data.unlabeled")
+_FILES = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
+_ALWAYS = "data.truth"  # of all summaries
+
+
+def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
+    """Look for every file and shard that the stages read, or that the command's own words name; what they hold is the stages' matter.
+
+    Raises:
+        UsageError: one that is not there, or cannot be looked for; names the field and where its value is from.
+    """
+    needed = {_ALWAYS, *(field for stage in stages for field in _READ_BY.get(stage, ()))}
+    wanted = [field for field in (*_FILES, *_SPLITS) if field in needed or loaded.is_given(field)]
+    _require_filled_in(loaded, wanted)
+    for field in wanted:
+        if not (urls := _urls(loaded, field)):
+            continue
+        try:
+            _look(field, urls)
+        except (ValueError, OSError) as error:
+            said = str(error) if field in str(error) else f"{field}: {error}"
+            raise UsageError(f"{said} ({loaded.origin(field)})") from error
+
+
+def _look(field: str, urls: Sequence[str]) -> None:
+    if field in _SPLITS:
+        find_shards(urls)
+        return
+    for url in storage.expand(urls):
+        if field == "data.exclude":
+            read_keys(url)
+        elif url != "pretrained" and not storage.exists(url):
+            raise UsageError(f"{field}={redacted(url)}: no such file; check the path, or leave it out")
+
+
+def _urls(loaded: Loaded, field: str) -> list[str]:
+    value: Any = loaded.config
+    for part in field.split("."):
+        value = getattr(value, part)
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _require_filled_in(loaded: Loaded, wanted: Sequence[str]) -> None:
+    """Raises UsageError for what a run directory remembers without its variables or its secrets, unless it is data that nobody asks
+    for."""
+    for field, value in _texts(loaded.config.model_dump(mode="json"), ""):
+        is_needed = field in wanted or field not in (*_FILES, *_SPLITS)
+        left_out = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
+        if left_out and is_needed and loaded.is_remembered(field):
+            raise UsageError(
+                f"{field}={value}: {left_out} only where they are given with the command, and {loaded.origin(field)}; "
+                f"name config=FILE again, or give {field}=…"
+            )
+
+
+def _texts(values: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted field, text in it)."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, str):
+        yield prefix, values
+    elif isinstance(values, list) and any(isinstance(value, str) for value in values):
+        yield prefix, json.dumps(values, ensure_ascii=False)
