@@ -221,6 +221,14 @@ def test_as_many_headers_as_real_archives_have_are_allowed() -> None:
     assert [m.name for m in read_members(io.BytesIO(names + IMAGE + END))] == ["long.jpg"]
 
 
+@pytest.mark.parametrize("first", [extended(b"L", b"first.jpg\0"), extended(b"x", record(b"path", b"first.jpg"))])
+@pytest.mark.parametrize("second", [extended(b"L", b"second.jpg\0"), extended(b"x", record(b"path", b"second.jpg"))])
+def test_of_two_names_the_first_one_counts_as_in_tarfile(first: bytes, second: bytes) -> None:
+    content = first + second + IMAGE + END
+    assert by_us(content) == by_tarfile(content)
+    assert by_us(content)[0][0] == "first.jpg"
+
+
 class Counting(io.BytesIO):
     """Counts what is read, and fails where a reader doesn't end."""
 
