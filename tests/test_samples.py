@@ -172,6 +172,12 @@ def test_images_that_only_share_a_key_are_strays(tmp_path: Path, more: list[str]
         check_labeled(open_split(f"{tmp_path}/x.tar", str(tmp_path / "index")), 10)
 
 
+def test_too_many_names_are_no_kinds_of_images_however_small_the_shard(tmp_path: Path) -> None:
+    bands = [f"1.b{band:02d}.png" for band in range(16)]
+    assert index(tmp_path / "x.tar", ["1.jpg", *bands])[1].stray == 0
+    assert index(tmp_path / "x.tar", ["1.jpg", *bands, "1.b16.png"])[1].stray == 17
+
+
 def test_an_index_of_an_earlier_version_tells_its_problems_and_is_kept(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar(["1.jpg", "2.cls"])[:2051])
     before = open_split(f"{tmp_path}/x.tar", str(tmp_path / "index")).shards[0]

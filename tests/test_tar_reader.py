@@ -183,6 +183,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
+class Bounded(io.BytesIO):
+    """Of a file of gigabytes each read would give what it asks for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        assert 0 <= size <= MAX_EXTENDED_BYTES
+        return super().read(size)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_a_damaged_tar_and_costs_nothing(bomb: str) -> None:
@@ -190,7 +199,7 @@ def test_a_bomb_is_a_damaged_tar_and_costs_nothing(bomb: str) -> None:
     content = BOMBS[bomb]()
     tracemalloc.start()
     try:
-        samples = list(iterate_samples(io.BytesIO(content)))
+        samples = list(iterate_samples(Bounded(content)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -210,6 +219,14 @@ def test_as_many_headers_as_real_archives_have_are_allowed() -> None:
     assert [m.name for m in read_members(io.BytesIO(content))] == ["a.jpg"]
     names = extended(b"g", record(b"comment", b"1")) + extended(b"K", b"link\0") + extended(b"L", b"long.jpg\0")
     assert [m.name for m in read_members(io.BytesIO(names + IMAGE + END))] == ["long.jpg"]
+
+
+@pytest.mark.parametrize("first", [extended(b"L", b"first.jpg\0"), extended(b"x", record(b"path", b"first.jpg"))])
+@pytest.mark.parametrize("second", [extended(b"L", b"second.jpg\0"), extended(b"x", record(b"path", b"second.jpg"))])
+def test_of_two_names_the_first_one_counts_as_in_tarfile(first: bytes, second: bytes) -> None:
+    content = first + second + IMAGE + END
+    assert by_us(content) == by_tarfile(content)
+    assert by_us(content)[0][0] == "first.jpg"
 
 
 class Counting(io.BytesIO):
