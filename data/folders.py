@@ -39,6 +39,18 @@ class ImageFile:
         """Its field in a shard: `jpg`, `png`, …"""
         return image_extension(self.path.suffix)
 
+    def read(self, start: int = 0, size: int = -1) -> bytes:
+        """`size` bytes from `start`, all by default. Raises DataError, naming the file, when they cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(
+                f"{printable(str(self.path))}: {reason}; when it can be read, the same command continues"
+            ) from error
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:

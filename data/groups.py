@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,10 @@ def same_bytes(images: Sequence[ImageFile]) -> list[list[int]]:
     A file is read if another has its size: a piece of it, and all of it only if another has that piece, too.
     """
     groups = _refine([list(range(len(images)))], lambda i: images[i].size)
-    groups = _refine(groups, lambda i: _read(images[i].path, max(0, (images[i].size - _PIECE) // 2), _PIECE), "compare")
-    return _refine(groups, lambda i: _read(images[i].path, 0, -1), "compare copies")
+    groups = _refine(
+        groups, lambda i: _digest(images[i].read(max(0, (images[i].size - _PIECE) // 2), _PIECE)), "compare"
+    )
+    return _refine(groups, lambda i: _digest(images[i].read()), "compare copies")
 
 
 def _refine(groups: list[list[int]], key: Callable[[int], Hashable], description: str = "") -> list[list[int]]:
@@ -44,11 +45,8 @@ def _refine(groups: list[list[int]], key: Callable[[int], Hashable], description
     return sorted(found)
 
 
-def _read(path: Path, start: int, size: int) -> bytes:
-    """Digest of a part of a file. Raises OSError, naming it."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return hashlib.sha256(file.read(size)).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def same_name(names: Sequence[str], pattern: str) -> list[list[int]]:

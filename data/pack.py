@@ -24,7 +24,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.folders import ImageFile, LeftOut
+from data.folders import LeftOut
 from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
 from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
@@ -182,7 +182,7 @@ def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left
     def samples() -> Iterator[tuple[str, Members]]:
         for position in tqdm(plan.splits[name].tolist(), desc=name, unit="img"):
             image = plan.images[position]
-            content = _read(image)
+            content = image.read()
             try:
                 packed.traits.append(traits(decode(content)))
             except DecodeError as error:
@@ -202,15 +202,6 @@ def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left
         )
 
     write_shards(samples(), folder, name, samples_per_shard, plan.classes, write_sidecars)
-
-
-def _read(image: ImageFile) -> bytes:
-    try:
-        return image.path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{printable(str(image.path))}: {error.strerror or error}; when it can be read, the same command continues"
-        ) from error
 
 
 def main(arguments: list[str]) -> int:

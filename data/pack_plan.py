@@ -88,7 +88,7 @@ def require_decodable(plan: Plan) -> None:
         label = int(plan.labels[position])
         if label in pending:
             try:
-                decode(plan.images[position].path.read_bytes())
+                decode(plan.images[position].read())
                 pending.remove(label)
             except DecodeError as error:
                 first.setdefault(label, f"{printable(str(plan.images[position].path))}: {error}")

@@ -76,7 +76,7 @@ def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
     if known is None and config.data.num_classes is None:
         return []  # the stages ask for it
     num_classes, class_names = classes_of(config, known)
-    notes = []
+    notes: list[str] = []
     for name, split in splits.items():
         notes += _describe(name, _count(split, num_classes), class_names)
     return notes

@@ -95,6 +95,24 @@ def test_links_and_what_cannot_be_read_are_listed(
     assert f"{photos}/one/file.png" in sources(tmp_path / "out", "labeled")
 
 
+def test_a_disk_that_fails_names_the_file_and_the_same_command_continues(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, opened = [f"images={photos}", f"out={tmp_path}/out", "validation=0", "samples_per_shard=5"], Path.open
+
+    def fail(path: Path, mode: str = "r") -> object:
+        if path.name == "7.png":
+            raise OSError(5, "Input/output error")  # as a read raises it: without a name
+        return opened(path, mode)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        assert pack.main(words) == 2
+    assert f"{photos}/one/7.png: Input/output error" in capsys.readouterr().err
+    assert pack.main(words) == 0
+    assert len(sources(tmp_path / "out", "labeled")) == 20
+
+
 def test_a_class_folder_that_is_a_link_is_refused(photos: Path, tmp_path: Path) -> None:
     (photos / "two").rename(tmp_path / "elsewhere")
     (photos / "two").symlink_to(tmp_path / "elsewhere")
