@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
+
+import numpy as np
 
 from data import storage
 from data.manifest import DataError
@@ -31,6 +34,18 @@ def keys_in(lines: frozenset[str], shard: str) -> frozenset[str]:
     return lines | own if own else lines
 
 
+def is_excluded(lines: frozenset[str], shard: str, keys: Sequence[str]) -> np.ndarray:
+    """Which keys of a shard lines exclude, bool [n]; as `keys_in`, without making a set of all keys for every shard."""
+    own = _by_shard(lines).get(shard, frozenset())
+    return np.fromiter((key in lines or key in own for key in keys), bool, len(keys))
+
+
+@lru_cache(maxsize=2)
+def keys_digest(lines: frozenset[str]) -> str:
+    """Hex digest of lines as a set; a second for a million, so it is made once."""
+    return _digest(lines) if lines else ""
+
+
 @lru_cache(maxsize=2)
 def _by_shard(lines: frozenset[str]) -> dict[str, frozenset[str]]:
     keys: dict[str, set[str]] = {}
@@ -45,5 +60,8 @@ def exclude_inputs(url: str | None) -> dict[str, str]:
     """What a list adds to the inputs of a stage's fingerprint: `exclude`, its digest as a set. Raises as `read_keys`."""
     if url is None:
         return {}
-    lines = "\n".join(sorted(read_keys(url)))
-    return {"exclude": hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]}
+    return {"exclude": _digest(read_keys(url))}
+
+
+def _digest(lines: frozenset[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()[:16]

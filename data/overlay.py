@@ -10,10 +10,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data import storage
-from data.exclude import keys_in
+from data.exclude import is_excluded, keys_digest
 from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
 from data.label_files import COPIES_COLUMN, read_labels, read_manifest
 from data.manifest import DataError, Shard
@@ -113,14 +112,12 @@ class Overlay:
             DataError: labels and copies are not of each other.
         """
         shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
-        excluded = keys_in(self.excluded, shard.name)
-        labels = read_labels(url, (*FILTER_COLUMNS, "__key__") if excluded else FILTER_COLUMNS)
+        labels = read_labels(url, (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS)
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
         mask = keep.mask(labels, copies)
-        if excluded:
-            keys = pa.array(sorted(excluded), pa.string())
-            mask &= ~pc.is_in(labels.column("__key__"), value_set=keys).to_numpy()
+        if self.excluded:
+            mask &= ~is_excluded(self.excluded, shard.name, labels.column("__key__").to_pylist())
         return np.flatnonzero(mask)
 
     def take(self, position: int, rows: np.ndarray) -> Rows:
@@ -151,8 +148,7 @@ class Overlay:
     def identity(self, position: int, keep: RowFilter) -> str:
         """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""
         shard = self.shards[position]
-        excluded = sorted(keys_in(self.excluded, shard.name))
-        facts = (
+        facts: tuple[Any, ...] = (
             shard.name,
             shard.bytes,
             shard.version,
@@ -160,6 +156,6 @@ class Overlay:
             self.digests[shard.name],
             self.provenance,
             keep.digest(),
-            excluded,
+            keys_digest(self.excluded) or [],  # an empty list: the ETags of before, where nothing is excluded
         )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -15,8 +15,8 @@ from pipeline import interrupt
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.overlay import open_overlay
-from pipeline.serving.access import check_host, read_token
 from pipeline.serving.catalog import Catalog
+from pipeline.serving.credentials import check_host, read_token
 from pipeline.serving.exported import open_version
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.listening import Settings, serve_until
@@ -36,7 +36,7 @@ def serve(config: Config, layouts: Sequence[Layout]) -> None:
     token = read_token(fields.token_file, os.environ)
     check_host(fields.host, token, fields.open_to_all)
     catalog = open_catalog(config, layouts)
-    settings = Settings(fields.host, fields.port, token, fields.max_connections, fields.grace_s)
+    settings = Settings(fields.host, fields.port, token, fields.open_to_all, fields.max_connections, fields.grace_s)
 
     def say(words: str) -> None:
         print(f"serve: {catalog.title}: {words}" if words.startswith("http") else f"serve: {words}", flush=True)

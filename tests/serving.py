@@ -120,9 +120,10 @@ def read_body(connection: socket.socket, number: int) -> bytes:
     return content.partition(b"\r\n\r\n")[2]
 
 
-def read_to_end(connection: socket.socket) -> tuple[bytes, bool]:
-    """What still comes, and whether the server broke the connection off."""
+def read_to_end(connection: socket.socket, wait_s: float = 0) -> tuple[bytes, bool]:
+    """What still comes, beginning after `wait_s` seconds, and whether the server broke the connection off."""
     content = b""
+    time.sleep(wait_s)
     try:
         while piece := connection.recv(1 << 20):
             content += piece

@@ -16,23 +16,23 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.http_file import TOKEN_VARIABLE
 from data.images import decode
 from data.manifest import DataError, open_split
 from data.overlay import RowFilter
 from data.reader import ImageReader
 from data.settings import UsageError
+from data.web_tokens import TOKEN_VARIABLE
 from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.run import _parse_stages
 from pipeline.serve import open_catalog
-from pipeline.serving.access import check_host, read_token
 from pipeline.serving.catalog import Catalog
+from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.metrics import Meters
-from pipeline.serving.work import Work
+from pipeline.serving.work import Workers
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.serving import fetch, make_run, raw, server_thread, wait_for
@@ -254,7 +254,7 @@ def test_of_an_export_only_what_describes_it_is_held_in_memory(run: SmallRun, ex
 
 def test_the_description_has_every_route_and_no_other(joined: str) -> None:
     paths = fetch(f"{joined}/openapi.json").json()["paths"]
-    known = Handlers(catalog=None, work=Work(), meters=Meters()).routes()  # type: ignore[arg-type]
+    known = Handlers(catalog=None, workers=Workers(), meters=Meters()).routes()  # type: ignore[arg-type]
     assert set(paths) == set(known)
     parameters = {one["name"] for one in paths["/shards/{name}.tar"]["get"]["parameters"] if one["in"] == "query"}
     assert parameters == set(PARAMETERS)
@@ -287,8 +287,8 @@ def test_only_the_token_opens(run: SmallRun) -> None:
 def test_tokens_come_from_a_file_or_the_environment_and_never_from_nothing(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\n")
-    assert read_token(str(file), {TOKEN_VARIABLE: "from-environment"}) == "from-file"
-    assert read_token(None, {TOKEN_VARIABLE: " from-environment "}) == "from-environment"
+    assert read_token(str(file), {SERVER_TOKEN_VARIABLE: "from-environment"}) == "from-file"
+    assert read_token(None, {SERVER_TOKEN_VARIABLE: " from-environment "}) == "from-environment"
     assert read_token(None, {}) is None
     file.write_text("\n")
     for token_file, value in (
@@ -298,8 +298,17 @@ def test_tokens_come_from_a_file_or_the_environment_and_never_from_nothing(tmp_p
         (None, "two words"),
         (None, "é"),
     ):
-        with pytest.raises(UsageError, match=r"serve\.token_file=|NOISY_STUDENT_TOKEN"):
-            read_token(token_file, {TOKEN_VARIABLE: value})
+        with pytest.raises(UsageError, match=r"serve\.token_file=|NOISY_STUDENT_SERVER_TOKEN"):
+            read_token(token_file, {SERVER_TOKEN_VARIABLE: value})
+
+
+def test_a_token_in_the_clients_variable_does_not_let_the_server_start_without_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"NOISY_STUDENT_TOKEN is the clients'.*NOISY_STUDENT_SERVER_TOKEN"):
+        read_token(None, {TOKEN_VARIABLE: "secret"})
+    assert read_token(None, {TOKEN_VARIABLE: "https://labels.example=secret"}) is None, "a client's, of another server"
+    assert read_token(None, {TOKEN_VARIABLE: "secret", SERVER_TOKEN_VARIABLE: "mine"}) == "mine"
+    (tmp_path / "token").write_text("from-file")
+    assert read_token(str(tmp_path / "token"), {TOKEN_VARIABLE: "secret"}) == "from-file"
 
 
 def test_others_reach_the_server_only_with_a_token_or_where_that_is_said() -> None:
@@ -332,7 +341,7 @@ def test_names_that_are_not_in_the_catalog_are_not_found(kind: str, path: str, r
 def test_other_methods_bodies_and_endless_headers_are_refused(joined: str) -> None:
     assert fetch(f"{joined}/manifest.json", method="POST").status == 405
     assert fetch(f"{joined}/manifest.json", method="DELETE").headers["Allow"] == "GET,HEAD"
-    head = b"GET /manifest.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    head = b"GET /manifest.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     assert raw(joined, head + b"Content-Length: 5\r\n\r\nhello").split(b" ")[1] == b"413"
     assert raw(joined, head + b"X: " + b"x" * 5000 + b"\r\n\r\n").split(b" ")[1] == b"400"
     assert raw(joined, head + b"X: x\r\n" * 100 + b"\r\n").split(b" ")[1] == b"400"
@@ -344,7 +353,7 @@ def test_what_a_page_shows_is_escaped(tmp_path: Path, digits: tuple[np.ndarray, 
     run = SmallRun(tmp_path, make_writer(digits), names)
     run.label(run.config(), with_teacher(run))
     select(run.config(), layout(run))
-    with server_thread(catalog(run)) as url:
+    with server_thread(catalog(run), open_to_all=True) as url:
         page = raw(url, b'GET / HTTP/1.1\r\nHost: <b>"x\r\nConnection: close\r\n\r\n').decode()
         assert fetch(f"{url}/manifest.json").json()["class_names"] == names
     assert "&lt;script&gt;" in page

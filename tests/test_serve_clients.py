@@ -129,14 +129,49 @@ def test_beyond_the_limit_clients_are_told_to_come_again(run: SmallRun, source: 
         wait_for(lambda: fetch(f"{url}/manifest.json").status == 200)
 
 
-def test_connections_are_limited_before_they_cost_anything(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_ask_for_nothing_make_room_and_those_that_are_answered_stay(
+    run: SmallRun, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listening, "_SPARE", 2)
-    with server_thread(catalog(run), max_connections=1) as url, ExitStack() as idle:
+    with server_thread(catalog(run, source), max_connections=1) as url, ExitStack() as clients:
+        whole = fetch(f"{url}/{path_of(source)}").content
+        download = clients.enter_context(connected(url, receive_buffer=65536))
+        ask(download, f"{url}/{path_of(source)}", "Connection: close\r\n")
+        got = read_body(download, 100_000)
+        half_open = [clients.enter_context(connected(url)) for _ in range(12)]
+        for number, client in enumerate(half_open):
+            with suppress(ConnectionError):  # given up for a later one
+                client.sendall(b"GET / HTTP/1.1\r\nX: " if number % 2 else b"")
         for _ in range(3):
-            idle.enter_context(connected(url))
-        wait_for(lambda: _is_closed(url))
-        idle.close()
-        wait_for(lambda: not _is_closed(url))
+            assert fetch(f"{url}/healthz").status == 200
+            assert metric(url, "noisy_student_serve_connections") <= 3
+        rest, is_broken_off = read_to_end(download)
+    assert got + rest == whole
+    assert not is_broken_off
+
+
+def test_a_connection_without_a_whole_request_is_ended_soon(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listening._CONNECTION["keepalive_timeout"] <= 10
+    monkeypatch.setitem(listening._CONNECTION, "keepalive_timeout", 0.5)
+    with server_thread(catalog(run)) as url, ExitStack() as clients:
+        for start in (b"", b"GET /manifest.json HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
+            client = clients.enter_context(connected(url))
+            client.sendall(start)
+            assert read_to_end(client)[0] == b""
+
+
+def test_clients_that_leave_documents_unread_are_cut_off(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "SEND_TIMEOUT_S", 0.3)
+    served = catalog(run)
+    assert isinstance(served, JoinedRun)
+    names = tuple(f"{number:05d}" + "x" * 900 for number in range(20_000))
+    overlay = replace(served.overlay, provenance=replace(served.overlay.provenance, class_names=names))
+    with server_thread(replace(served, overlay=overlay)) as url, connected(url, receive_buffer=4096) as client:
+        assert len(fetch(f"{url}/manifest.json").content) > 18_000_000
+        ask(client, f"{url}/manifest.json")
+        content, is_broken_off = read_to_end(client, wait_s=2)
+    assert is_broken_off
+    assert len(content) < 18_000_000
 
 
 def _is_closed(url: str) -> bool:

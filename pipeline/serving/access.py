@@ -1,28 +1,30 @@
-"""Who is answered: the token, how many at once, and how errors are said. Middlewares, the outermost first."""
+"""Who is answered: under which name, with which token, how many at once, and how errors are said. Middlewares, the outermost first."""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-import json
 import sys
-from collections.abc import Mapping
 
+import pyarrow as pa
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from data import storage
-from data.http_file import TOKEN_VARIABLE
 from data.manifest import DataError
 from data.redact import redacted
-from data.settings import UsageError
+from pipeline.serving.credentials import has_token, names_loopback
+from pipeline.serving.errors import error_response
 from pipeline.serving.filters import FilterError
 from pipeline.serving.items import OutdatedError
 from pipeline.serving.metrics import Meters
+from pipeline.serving.work import BusyError
 
-_FREE = ("/healthz",)  # answered without a token
+_FREE = ("/healthz",)  # answered without a token, and under any name
 _ALWAYS = ("/healthz", "/metrics")  # answered when there is no room, so that a busy server does not look dead
-_RETRY_AFTER_S = "5"
+_RETRY_AFTER = ("Retry-After", "5")
+_BEARER, _BASIC = (
+    ("WWW-Authenticate", f'{scheme} realm="pseudo-labels"{more}')
+    for scheme, more in (("Bearer", ""), ("Basic", ', charset="UTF-8"'))
+)
 
 
 class Gate:
@@ -31,16 +33,31 @@ class Gate:
     Args:
         token: what clients must send, or None.
         most: requests answered at once.
+        any_name: answer under any Host; else only under names of this machine (see `names_loopback`).
     """
 
-    def __init__(self, token: str | None, most: int, meters: Meters) -> None:
-        self._token, self._most, self._meters = token, most, meters
+    def __init__(self, token: str | None, most: int, meters: Meters, any_name: bool = True) -> None:
+        self._token, self._most, self._meters, self._any_name = token, most, meters, any_name
         self.answering = 0
         self.closing = False
+        self._busy: set[web.RequestHandler] = set()
 
     def middlewares(self) -> list[Middleware]:
         """In order."""
-        return [self._say_errors, self._check_token, self._make_room]
+        return [self._note_busy, self._say_errors, self._check_name, self._check_token, self._make_room]
+
+    def is_busy(self, connection: web.RequestHandler) -> bool:
+        """Whether a request of the connection is being answered."""
+        return connection in self._busy
+
+    @web.middleware
+    async def _note_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.protocol
+        self._busy.add(connection)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(connection)
 
     @web.middleware
     async def _say_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -48,41 +65,50 @@ class Gate:
         try:
             response = await handler(request)
         except web.HTTPException as error:  # no such route or method
-            response = _error(
-                error.status, f"{request.method} {request.path}: {error.reason}; see /openapi.json", error.headers
-            )
+            message = f"{request.method} {request.path}: {error.reason}; see /openapi.json"
+            response = error_response(error.status, message, [("Allow", a) for a in error.headers.getall("Allow", ())])
         except FilterError as error:
-            response = _error(400, str(error))
+            response = error_response(400, str(error))
         except OutdatedError as error:
-            response = _error(409, str(error))
-        except (DataError, storage.StorageError, OSError) as error:
-            print(f"serve: {request.path}: {redacted(str(error))}", file=sys.stderr)
-            response = _error(502, "the files behind this cannot be read now; the server's own messages say why")
+            response = error_response(409, str(error))
+        except BusyError:
+            response = error_response(503, "too many new filters at once; come again", [_RETRY_AFTER])
+        except (DataError, storage.StorageError, OSError, pa.ArrowException) as error:
+            print(f"serve: {request.rel_url.raw_path}: {redacted(str(error))}", file=sys.stderr)
+            response = error_response(
+                502, "the files behind this cannot be read now; the server's own messages say why"
+            )
         route = request.match_info.route.resource
         self._meters.count_answer(route.canonical if route else "none", response.status)
         return response
 
     @web.middleware
-    async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._token is None or request.path in _FREE:
+    async def _check_name(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse other names than this machine's: a web page elsewhere can make its own name lead here, and read."""
+        names = {request.host, *request.headers.getall("Host", ())} - {""}
+        if self._any_name or request.path in _FREE or all(map(names_loopback, names)):
             return await handler(request)
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token.encode())
-        if scheme.lower() != "bearer" or not right:
-            header = {"WWW-Authenticate": 'Bearer realm="pseudo-labels"'}
-            return _error(401, "a token is needed: Authorization: Bearer TOKEN", header)
-        return await handler(request)
+        return error_response(
+            421, "this server answers as localhost alone; to others with a token, or with serve.open_to_all=true"
+        )
+
+    @web.middleware
+    async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        if self._token is None or request.path in _FREE or has_token(given, self._token):
+            return await handler(request)
+        is_browser = "text/html" in request.headers.get("Accept", "")
+        message = "a token is needed: Authorization: Bearer TOKEN, or as the password of any user name"
+        return error_response(401, message, [_BEARER, _BASIC] if is_browser else [_BEARER])
 
     @web.middleware
     async def _make_room(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.can_read_body:
-            response = _error(413, "requests have no body here")
-            response.force_close()
-            return response
+            return error_response(413, "requests have no body here", close=True)
         if request.path in _ALWAYS:
             return await handler(request)
         if self.closing or self.answering >= self._most:
-            return _error(503, "no room; come again", {"Retry-After": _RETRY_AFTER_S})
+            return error_response(503, "no room; come again", [_RETRY_AFTER])
         self.answering += 1
         try:
             return await handler(request)
@@ -90,49 +116,9 @@ class Gate:
             self.answering -= 1
 
 
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    kept = {
-        name: value
-        for name, value in (headers or {}).items()
-        if name.lower() in ("allow", "retry-after", "www-authenticate")
-    }
-    text = json.dumps({"error": message}) + "\n"
-    return web.Response(status=status, text=text, content_type="application/json", headers=kept)
-
-
 async def secure(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)
     """Headers of every answer."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers["Server"] = "noisy-student-pipeline"
-
-
-def read_token(token_file: str | None, environment: Mapping[str, str]) -> str | None:
-    """The token that clients must send: the file's, else the environment's, else none. Raises UsageError for an unusable one."""
-    where = f"serve.token_file={token_file}" if token_file else TOKEN_VARIABLE
-    try:
-        text = storage.read_text(token_file) if token_file else environment.get(TOKEN_VARIABLE)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: expected a file with a token ({error})") from None
-    if text is None:
-        return None
-    token = text.strip()
-    if not token or not (token.isascii() and token.isprintable()) or " " in token:
-        raise UsageError(f"{where}: expected a token of printable ASCII characters without spaces, but it is not one")
-    return token
-
-
-def check_host(host: str, token: str | None, open_to_all: bool) -> None:
-    """Raises UsageError for an address that others can reach, when there is no token."""
-    if token is None and not open_to_all and not _is_loopback(host):
-        raise UsageError(
-            f"serve.host={host}: others can reach it, and there is no token; give serve.token_file=FILE or {TOKEN_VARIABLE}, "
-            "or serve.open_to_all=true if everyone may read"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

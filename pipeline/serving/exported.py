@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from data import storage
 from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from data.names import check_base_name, is_base_name
 from data.overlay import RowFilter
 from data.reader import Place, read_image
 from pipeline.exporting.files import read_manifest
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
-from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body
+from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body, read_file
 from pipeline.stage import StageError, require_done
 
 _SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
@@ -33,6 +34,7 @@ class ExportedVersion:
 
     Attributes:
         files: the shards under their own names too, where timm and wids look for them.
+        tables: bytes and SHA-256 of each shard's labels as they were committed, by path.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class ExportedVersion:
     class_counts: Sequence[Mapping[str, Any]]
     beside: Mapping[str, Item]
     kind: Kind = "export"
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -75,14 +78,18 @@ class ExportedVersion:
         """Its labels."""
         if (record := self._records.get(name)) is None:
             return None
-        url = storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet")
-        check = partial(check_file, self.folder, url, None)
-        return Item(
-            f'"{record.sha256}-labels"',
-            "application/vnd.apache.parquet",
-            check,
-            lambda: file_body(url, storage.size(url)),
-        )
+        path = f"{LABELS_FOLDER}/{name}.parquet"
+        committed = self.tables.get(path, {})
+        check = partial(check_file, self.folder, storage.join(self.folder, path), committed.get("bytes"))
+        etag = f'"{committed.get("sha256", f"{record.sha256}-labels")}"'
+        return Item(etag, "application/vnd.apache.parquet", check, lambda: bytes_body(self._table(path)))
+
+    def _table(self, path: str) -> bytes:
+        """Content of a label table. Raises OutdatedError where it is not the one that was committed."""
+        content = read_file(storage.join(self.folder, path))
+        if self.tables.get(path, {}).get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
+            raise OutdatedError(f"{path} has changed since the export was made; run stage=export, or restore it")
+        return content
 
     def _tar(self, record: ShardRecord) -> Item:
         url = storage.join(self.folder, record.name)
@@ -100,14 +107,19 @@ class ExportedVersion:
         return [sample for at in chosen for sample in self._samples_of(names[at])]
 
     def _samples_of(self, name: str) -> Iterator[SampleImage]:
-        content = storage.read_bytes(storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet"))
+        content, record = self._table(f"{LABELS_FOLDER}/{name}.parquet"), self._records[name]
         table = pq.read_table(io.BytesIO(content), columns=["__key__", "offset", "size", "label", "confidence"])
-        places = np.unique(np.linspace(0, table.num_rows - 1, _SAMPLES_EACH).astype(int))
-        url = storage.join(self.folder, f"{name}.tar")
+        places = np.unique(np.linspace(0, max(table.num_rows - 1, 0), _SAMPLES_EACH).astype(int))
+        places = places[: table.num_rows]
         for ordinal, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
-            if row["size"] <= _MOST_SAMPLE_BYTES:
+            if 0 <= row["size"] <= _MOST_SAMPLE_BYTES and row["offset"] >= 0:
                 place = Place(ordinal, row["__key__"], row["offset"], row["size"])
-                yield SampleImage(row["label"], row["confidence"], place.key, partial(read_image, url, place))
+                yield SampleImage(row["label"], row["confidence"], place.key, partial(self._image, record, place))
+
+    def _image(self, record: ShardRecord, place: Place) -> bytes:
+        url = storage.join(self.folder, record.name)
+        check_file(self.folder, url, record.bytes)
+        return read_image(url, place)
 
 
 def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> ExportedVersion:
@@ -115,6 +127,7 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
 
     Raises:
         StageError: it is not whole, or has labels alone.
+        DataError: its manifest names files elsewhere.
         OutdatedError: one of its small files is missing, or a link to somewhere else.
     """
     record = require_done(folder, "export")
@@ -122,17 +135,20 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
         raise StageError(
             f"{folder}: labels alone (export.format={form}); expected an export with images, or serve.source=run"
         )
-    names = [name for name in record["outputs"] if name != MANIFEST_NAME and "/" not in name]
+    outputs, summary, manifest = record["outputs"], record["summary"], read_manifest(folder)
+    for shard in manifest.shards:
+        check_base_name(shard.name, storage.join(folder, MANIFEST_NAME))
+    names = [name for name in outputs if name != MANIFEST_NAME and is_base_name(name)]
     beside = {name: _small_file(folder, name) for name in names}
-    summary = record["summary"]
+    tables = {name: facts for name, facts in outputs.items() if name.startswith(f"{LABELS_FOLDER}/")}
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
-    return ExportedVersion(folder, read_manifest(folder), summary["generation"], title, class_counts, beside)
+    return ExportedVersion(folder, manifest, summary["generation"], title, class_counts, beside, tables=tables)
 
 
 def _small_file(folder: str, name: str) -> Item:
     url = storage.join(folder, name)
     check_file(folder, url, None)
-    content = storage.read_bytes(url)
+    content = read_file(url)
     media_type = _MEDIA_TYPES.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
     body = bytes_body(content)
     return Item(f'"{hashlib.sha256(content).hexdigest()}"', media_type, lambda: None, lambda: body)

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
+from data.exclude import keys_digest
 from data.joined import JoinedTar, Rows, sample_key
 from data.label_source import as_table
 from data.overlay import Overlay, RowFilter
-from data.reader import ImageReader, places_of, read_image
+from data.reader import ImageReader, Place, places_of, read_image
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import parse_filter
-from pipeline.serving.items import Body, Item, OutdatedError, bytes_body
+from pipeline.serving.items import Body, Item, OutdatedError, bytes_body, is_regular
 
 _FORMAT = 1  # part of every ETag: another number when `data.joined` or `as_table` write other bytes of the same rows
 _READERS = 8  # label files read at once
@@ -42,6 +43,9 @@ class JoinedRun:
     class_counts: Sequence[Mapping[str, Any]]
     kind: Kind = "joined"
     files: Mapping[str, Item] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keys_digest(self.overlay.excluded)  # once, before the event loop asks for ETags: a million keys take a second
 
     @property
     def generation(self) -> int:
@@ -76,7 +80,7 @@ class JoinedRun:
         """All shards, with their samples under the filter."""
         shards = self.overlay.shards
         with ThreadPoolExecutor(_READERS) as pool:
-            counts = list(pool.map(lambda at: len(self.overlay.wanted(at, keep)), range(len(shards))))
+            counts = list(pool.map(lambda at: len(self._wanted(at, keep)), range(len(shards))))
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 
     def samples(self) -> list[SampleImage]:
@@ -85,14 +89,19 @@ class JoinedRun:
         return [sample for position in shards for sample in self._samples_of(position)]
 
     def _samples_of(self, position: int) -> Iterator[SampleImage]:
-        wanted = self.overlay.wanted(position, RowFilter())
+        wanted = self._wanted(position, RowFilter())
         places = np.unique(np.linspace(0, max(len(wanted) - 1, 0), _SAMPLES_EACH).astype(int))
         rows = self.overlay.take(position, wanted[places] if len(wanted) else wanted)
-        url, name = self.overlay.shards[position].url, self.overlay.shards[position].name
+        name = self.overlay.shards[position].name
         said = (rows.labels.column(column).to_pylist() for column in ("label", "confidence"))
         for place, label, confidence in zip(places_of(rows.labels), *said, strict=True):
             if place.size <= _MOST_SAMPLE_BYTES:
-                yield SampleImage(label, confidence, sample_key(name, place.ordinal), partial(read_image, url, place))
+                read = partial(self._image, position, place)
+                yield SampleImage(label, confidence, sample_key(name, place.ordinal), read)
+
+    def _image(self, position: int, place: Place) -> bytes:
+        self._check(position)
+        return read_image(self.overlay.shards[position].url, place)
 
     @cached_property
     def _positions(self) -> Mapping[str, int]:
@@ -104,7 +113,7 @@ class JoinedRun:
             size, version = storage.entry(shard.url)
         except FileNotFoundError:
             size, version = 0, ""
-        if size != shard.bytes:
+        if size != shard.bytes or not is_regular(shard.url):
             raise OutdatedError(
                 f"shard {shard.name!r} has {size} bytes now, and {shard.bytes} when it was labeled; restore it, or run "
                 "stage=label and start the server again"
@@ -117,10 +126,20 @@ class JoinedRun:
 
     def _rows(self, position: int, keep: RowFilter) -> Rows:
         """The rows that are handed out. Raises OutdatedError when the files that say so are not those of the start."""
-        if not self.overlay.is_as_committed(position):
+        if not self._are_files(position) or not self.overlay.is_as_committed(position):
             name = self.overlay.shards[position].name
             raise OutdatedError(f"the labels of shard {name!r} have changed; start the server again")
         return self.overlay.rows(position, keep)
+
+    def _wanted(self, position: int, keep: RowFilter) -> np.ndarray:
+        if not self._are_files(position):
+            name = self.overlay.shards[position].name
+            raise OutdatedError(f"the labels of shard {name!r} are missing; restore them and start the server again")
+        return self.overlay.wanted(position, keep)
+
+    def _are_files(self, position: int) -> bool:
+        """False where a shard's label files are gone, or pipes, which would be read for ever."""
+        return all(map(is_regular, self.overlay.files(position)))
 
     def _lay_out(self, position: int, keep: RowFilter) -> Body:
         archive = JoinedTar(self.overlay.entries(self._rows(position, keep)))

@@ -15,7 +15,8 @@ _FILTER: list[_Parameter] = [
 _RANGE: list[_Parameter] = [
     ("Range", {"type": "string"}, "one range of bytes"),
     ("If-Range", {"type": "string"}, "the ETag that the range is of"),
-    ("If-None-Match", {"type": "string"}, "the ETag that the client has"),
+    ("If-None-Match", {"type": "string"}, "ETags that the client has"),
+    ("If-Match", {"type": "string"}, "ETags of which one must be the file's"),
 ]
 _ERROR = {
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
@@ -30,8 +31,10 @@ _REFUSALS = {
     "400": "a parameter is unknown or out of range; the error says what was expected",
     "401": "a token is needed",
     "404": "no such file",
+    "421": "another name than this machine's, and no token",
     "409": "what was served has changed since the server started",
-    "503": "no room; Retry-After says when",
+    "502": "the files behind this cannot be read now",
+    "503": "no room, or too many new filters; Retry-After says when",
 }
 
 
@@ -52,13 +55,16 @@ def description(catalog: Catalog) -> dict[str, Any]:
         "/{file}": _get("A file of an export: wids.json, _info.json, SHA256SUMS, …", "*/*", ["file"], is_file=True),
     }
     info = {"title": "Noisy Student pseudo-labels", "version": str(FORMAT_VERSION), "description": catalog.title}
-    bearer = {"bearer": {"type": "http", "scheme": "bearer", "description": "where the server has a token"}}
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "where the server has a token"},
+        "basic": {"type": "http", "scheme": "basic", "description": "the same token as password, for browsers"},
+    }
     return {
         "openapi": "3.1.0",
         "info": info,
         "paths": paths,
-        "components": {"securitySchemes": bearer},
-        "security": [{}, {"bearer": []}],
+        "components": {"securitySchemes": schemes},
+        "security": [{}, {"bearer": []}, {"basic": []}],
     }
 
 

@@ -10,6 +10,7 @@ from pipeline.serving.catalog import Catalog, SampleImage
 from pipeline.serving.examples import examples
 
 _MOST_CLASSES = 200  # rows of the table
+_TOKEN = "This server wants a token. The examples take it from the environment variable TOKEN, so that it is in no URL."
 _WHAT = {
     "joined": "Images of unlabeled shards with the labels that a teacher gave them, joined while they are sent. "
     "A filter in the URL (?min_confidence=0.8&classes=3,7&selected=false) leaves out what you do not want.",
@@ -17,8 +18,10 @@ _WHAT = {
 }
 
 
-def page_of(catalog: Catalog, manifest: Mapping[str, Any], samples: Sequence[SampleImage], url: str) -> str:
-    """The HTML document; every text in it is escaped."""
+def page_of(
+    catalog: Catalog, manifest: Mapping[str, Any], samples: Sequence[SampleImage], url: str, needs_token: bool = False
+) -> str:
+    """The HTML document; every text in it is escaped. `url`, `needs_token`: for the examples."""
     names = catalog.class_names
     return page(
         f"Pseudo-labels, {catalog.title}",
@@ -31,7 +34,7 @@ def page_of(catalog: Catalog, manifest: Mapping[str, Any], samples: Sequence[Sam
                 paragraph("The labels are a model's guesses. “confidence” is its calibrated probability: rank by it."),
                 _links(),
             ),
-            section("How to read it", *_examples(url, manifest)),
+            section("How to read it", *_examples(url, manifest, needs_token)),
             section("Some of the images", _gallery(samples, names)),
             section("Classes", _classes(catalog.class_counts)),
         ],
@@ -53,8 +56,9 @@ def _links() -> str:
     return "<p>" + " · ".join(f'<a href="{path}">/{path}</a>' for path in paths) + "</p>"
 
 
-def _examples(url: str, manifest: Mapping[str, Any]) -> list[str]:
-    return [heading(consumer) + code(words) for consumer, words in examples(url, manifest)]
+def _examples(url: str, manifest: Mapping[str, Any], needs_token: bool) -> list[str]:
+    shown = [heading(consumer) + code(words) for consumer, words in examples(url, manifest, needs_token)]
+    return [paragraph(_TOKEN), *shown] if needs_token else shown
 
 
 def _gallery(samples: Sequence[SampleImage], names: Sequence[str] | None) -> str:
@@ -63,7 +67,7 @@ def _gallery(samples: Sequence[SampleImage], names: Sequence[str] | None) -> str
 
 
 def _figure(number: int, sample: SampleImage, names: Sequence[str] | None) -> str:
-    name = names[sample.label] if names else f"class {sample.label}"
+    name = names[sample.label] if names and sample.label < len(names) else f"class {sample.label}"
     return (
         f'<div class="sample"><img src="samples/{number}" alt="{text(name)}" loading="lazy" title="{text(sample.where)}">'
         f"{text(name)}<br>{sample.confidence:.1%}</div>"

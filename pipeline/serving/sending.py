@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import BinaryIO
 
 from aiohttp import web
 
-from pipeline.serving.items import Body, Item
+from data.redact import redacted
+from pipeline.serving.items import Body, Item, bytes_body
 from pipeline.serving.metrics import Meters
 from pipeline.serving.ranges import Span, is_other_version, is_unchanged, requested_span
 from pipeline.serving.work import Kept, Pieces, Work
@@ -33,31 +34,46 @@ class Sender:
             OutdatedError and what `item.load` raises, before anything is sent. Later errors end the connection.
         """
         headers = {"ETag": item.etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-        if is_other_version(request.headers, item.etag):
-            return web.Response(status=412, headers=headers)
-        if is_unchanged(request.headers, item.etag):
-            return web.Response(status=304, headers=headers)
+        if status := condition(request, item.etag):
+            return web.Response(status=status, headers=headers)
         await self._work.run(item.check)
         body = await kept.get(item.etag, item.load)
-        span = requested_span(request.headers, item.etag, body.size)
+        span = requested_span(request.method, request.headers, item.etag, body.size)
         if span is None:
             return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{body.size}"})
         if span.is_partial:
             headers["Content-Range"] = span.content_range()
-        response = web.StreamResponse(status=206 if span.is_partial else 200, headers=headers)
-        response.headers["Content-Type"] = item.media_type
-        response.content_length = span.stop - span.start
-        await self._send(request, response, body, span)
+        return await self._answer(request, body, span, headers | {"Content-Type": item.media_type})
+
+    async def send_bytes(self, request: web.Request, content: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+        """A whole content that is in memory."""
+        body = bytes_body(content)
+        return await self._answer(request, body, Span(0, body.size, body.size, False), headers)
+
+    async def _answer(
+        self, request: web.Request, body: Body, span: Span, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        wants_content = request.method != "HEAD"
+        file = await self._work.run(body.open) if body.open and wants_content else None
+        try:
+            response = web.StreamResponse(status=206 if span.is_partial else 200, headers=headers)
+            response.content_length = span.stop - span.start
+            await self._send(request, response, body if wants_content else None, file, span)
+        finally:
+            if file is not None:
+                file.close()
         return response
 
-    async def _send(self, request: web.Request, response: web.StreamResponse, body: Body, span: Span) -> None:
+    async def _send(
+        self, request: web.Request, response: web.StreamResponse, body: Body | None, file: BinaryIO | None, span: Span
+    ) -> None:
         """Send headers and bytes; the connection is ended where that fails, as the headers have promised more."""
         try:
             await response.prepare(request)
-            if request.method == "HEAD":
+            if body is None:
                 return
-            if body.path is not None and request.transport is not None:
-                await self._send_file(request.transport, body.path, span)
+            if file is not None and request.transport is not None:
+                await self._send_file(request.transport, file, span)
             else:
                 await self._send_pieces(response, body, span)
         except ConnectionError:
@@ -65,7 +81,7 @@ class Sender:
         except TimeoutError:
             _abort(request)
         except (ValueError, OSError) as error:  # data that are not there any more
-            print(f"serve: {request.path}: {error}", file=sys.stderr)
+            print(f"serve: {request.rel_url.raw_path}: {redacted(str(error))}", file=sys.stderr)
             _abort(request)
 
     async def _send_pieces(self, response: web.StreamResponse, body: Body, span: Span) -> None:
@@ -81,17 +97,23 @@ class Sender:
         finally:
             self._work.later(pieces.close)
 
-    async def _send_file(self, transport: asyncio.Transport, path: Path, span: Span) -> None:
+    async def _send_file(self, transport: asyncio.Transport, file: BinaryIO, span: Span) -> None:
         """By `sendfile`, in pieces, so that a client that stands still is noticed."""
         loop = asyncio.get_running_loop()
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            for start in range(span.start, span.stop, _SENDFILE_BYTES):
-                count = min(_SENDFILE_BYTES, span.stop - start)
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    sent = await loop.sendfile(transport, file, start, count)
-                self._meters.count_bytes(sent)
-                if sent < count:
-                    raise OSError(f"{count - sent} bytes are missing at byte {start + sent}")
+        for start in range(span.start, span.stop, _SENDFILE_BYTES):
+            count = min(_SENDFILE_BYTES, span.stop - start)
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                sent = await loop.sendfile(transport, file, start, count)
+            self._meters.count_bytes(sent)
+            if sent < count:
+                raise OSError(f"{count - sent} bytes are missing at byte {start + sent}")
+
+
+def condition(request: web.Request, etag: str) -> int | None:
+    """The status of an answer without content, where the request's conditions ask for one."""
+    if is_other_version(request.headers, etag):
+        return 412
+    return 304 if is_unchanged(request.headers, etag) else None
 
 
 def _abort(request: web.Request) -> None:
