@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -42,18 +42,21 @@ from teacher.precision import VALIDATION_NAME
 from teacher.progress import Progress, ProgressDisplay
 from teacher.worker import Labeler
 
-_SKIPPED = {"skipped": "no validation images or no expected accuracy"}
+_SKIPPED = {"skipped": "no validation images"}
 
 _EXAMPLES = 3  # in a message
 _DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
 
 
-def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+def label(config: Config, layout: Layout, force: bool = False, accept_chance: bool | None = None) -> dict[str, Any]:
     """Run or continue the stage; returns its done-record.
 
+    Args:
+        accept_chance: label with a teacher that is no better than chance, too; by default with `force`.
+
     Raises:
-        StageError: the teacher is missing or not as good as its weights say, its classes are not the labeled set's, too
-            many images cannot be used, or workers cannot be started or are lost at one shard again and again.
+        StageError: the teacher is missing, no better than chance or not as good as its weights say, its classes are not the
+            labeled set's, too many images cannot be used, or workers cannot be started or are lost at one shard again and again.
         WorkerError: an error in the code that a worker ran.
     """
     teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
@@ -79,10 +82,7 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
         raise StageError(f"{info.num_classes} classes are more than the label files' {MAX_CLASSES}")
-    known = journal.teacher_check
-    is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
-    if not is_checked or not storage.exists(stage.path(VALIDATION_NAME)):
-        journal.teacher_check = check_teacher(config, layout, info, stage.path(VALIDATION_NAME)) or _SKIPPED
+    _check_teacher(config, layout, info, stage, journal, force if accept_chance is None else accept_chance)
     _check_quarantined(config.label, stage, journal, corpus)
     if todo:
         _label_shards(config, layout, stage, corpus, todo, journal)
@@ -95,6 +95,33 @@ def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     if config.teacher.ensemble:
         inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
     return Fingerprint(config.stage_fields("label"), inputs)
+
+
+def _check_teacher(
+    config: Config, layout: Layout, info: WeightsInfo, stage: Stage, journal: Journal, accept_chance: bool
+) -> None:
+    """Check the teacher where that was not done, or not as it is asked for now; the journal knows the result."""
+    known, url = journal.teacher_check, stage.path(VALIDATION_NAME)
+    if known is not None and storage.exists(url) and not _asks_for_more(config, known):
+        return
+    accepted = accept_chance or "accepted" in (known or _committed_check(stage) or {})
+    journal.teacher_check = check_teacher(config, layout, info, url, accepted) or _SKIPPED
+    if "accepted" in journal.teacher_check:
+        journal.write()  # what continues after a kill is not asked again
+
+
+def _asks_for_more(config: Config, known: Mapping[str, Any]) -> bool:
+    """Whether an earlier check left out what this configuration has: an earlier version's did without an expected accuracy."""
+    expects = config.teacher.expected_top1 is not None and "expected_top1" not in known
+    return expects or ("skipped" in known and bool(config.data.validation))
+
+
+def _committed_check(stage: Stage) -> dict[str, Any] | None:
+    """Of labels that were done before their corpus grew."""
+    if not storage.exists(stage.path(LABELS_MANIFEST)):
+        return None
+    check: dict[str, Any] | None = json.loads(storage.read_text(stage.path(LABELS_MANIFEST))).get("teacher_check")
+    return check
 
 
 def _check_names(corpus: Split) -> None:
