@@ -188,6 +188,11 @@ class TeacherConfig(TrainConfig):
     weights: str | None = Field(
         None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
     )
+    class_names: str | None = Field(
+        None,
+        description="of `weights`: text file of their class names in the order of their outputs, one a line; brought into the data's",
+        json_schema_extra=BY_DIGEST,
+    )
     ensemble: list[str] = Field(
         [],
         description="folders of further teachers (runs' gen-N/teacher or gen-N/student): labels are the mean of all",
@@ -425,6 +430,8 @@ class Config(Section):
             yield (
                 "generations=auto compares each student with its teacher on data.validation, which is empty; give shards, or a number"
             )
+        if self.teacher.class_names is not None and self.teacher.weights is None:
+            yield f"teacher.class_names={self.teacher.class_names}: is of teacher.weights, which is not given; leave it out"
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
             yield (

@@ -73,7 +73,7 @@ def _run(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any
         return _result(teacher)
     own = {(generation, "selections"), (generation, "student")} | _own_labels(config, folder, sources)
     layout = Branch(folder, generation, config.run_dir, sources, frozenset(own))
-    label(config, layout)
+    label(config, layout, accept_chance=True)  # a row's teacher may be bad: its student's figure says so
     select(config, layout)
     return _result(train_student(config, layout))
 

@@ -11,7 +11,7 @@ from pipeline import plots
 from pipeline.report_facts import Facts, Model, compare, num_parameters, read_metrics
 from pipeline.report_html import paragraph, plot, printable, section, side_by_side, table
 from pipeline.report_numbers import binomial_error, millions, percent, points, signed, with_error
-from pipeline.training.calibration import MIN_IN_BIN, reliability_bins
+from pipeline.training.calibration import MIN_IN_BIN, reliability_bins, temperature_at_bound
 
 MAX_CLASSES = 20
 
@@ -170,11 +170,18 @@ def _temperatures(facts: Facts) -> str:
         for model in facts.models
         if "temperature" in (summary := model.record["summary"])
     ]
+    notes = [
+        f"{model.name}: {note}."
+        for model in facts.models
+        if (note := temperature_at_bound(model.record["summary"].get("temperature", 1.0)))
+    ]
     words = (
         "Temperatures are fitted on the validation images before labeling; above 1, the network was too sure of itself."
     )
     header = ["", "temperature", "ECE before", "ECE after"]
-    return table(header, rows, "On the validation images") + paragraph(words, "soft") if rows else ""
+    if not rows:
+        return ""
+    return table(header, rows, "On the validation images") + paragraph(" ".join([words, *notes]), "soft")
 
 
 def name_of(facts: Facts, label: int) -> str:

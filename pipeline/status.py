@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data import storage
@@ -21,7 +24,9 @@ from pipeline.generations import describe_decision, known_layouts
 from pipeline.layout import Layout
 from pipeline.lock import read_holder
 from pipeline.stage import done_record, is_begun, recorded_seconds
+from pipeline.training.accuracy import Accuracy
 from pipeline.training.progress import read_training_progress
+from teacher.precision import VALIDATION_NAME
 from teacher.progress import read_progress
 
 WATCH_S = 5.0
@@ -84,6 +89,7 @@ def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
         for stage, folder in stage_folders(layout).items():
             words = f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}"
             lines.append(words.rstrip())
+            lines += _trust(folder) if stage == "label" else []
         if config.generations == "auto":
             lines.append(describe_decision(config, layout))
     holder = read_holder(config.run_dir)
@@ -93,6 +99,27 @@ def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
         ago = tqdm.format_interval(max(0.0, time.time() - stop["at"]))
         reason = stop["reason"] if len(stop["reason"]) <= _MAX_REASON else stop["reason"][:_MAX_REASON] + " …"
         lines.append(f"stopped {ago} ago, in stage {stop['stage']}: {reason}")
+    return lines
+
+
+def _trust(labels: str) -> list[str]:
+    """How right the teacher's labels of the validation images are, where there are any."""
+    url = storage.join(labels, VALIDATION_NAME)
+    if not storage.exists(url):
+        return []
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["label", "predicted"])
+    except (pa.ArrowException, OSError, storage.StorageError) as error:
+        return [f"    {url}: not readable ({str(error).splitlines()[0]})"]
+    if not table.num_rows:
+        return []
+    found = Accuracy(*(table.column(name).to_numpy() for name in ("label", "predicted")))
+    names = (done_record(labels) or {"summary": {}})["summary"].get("class_names")
+    lines = [f"    as the teacher labels: {found.describe(names)}"]
+    if found.at_chance:
+        lines.append(
+            f"    NO BETTER THAN CHANCE, which has {found.chance:.1%}: these labels, and what is made of them, are of no use"
+        )
     return lines
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
+from timm.utils.misc import natural_key
 
 from data.manifest import Split, open_split, write_table
 from data.reader import check_labeled
@@ -12,6 +17,7 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo
 from pipeline.stage import StageError
+from pipeline.training.accuracy import Accuracy
 from pipeline.training.inference import predict_all, predict_split, top_k_accuracy
 from pipeline.training.published import load_labeling_predictor, load_predictor
 from pipeline.upstream import require_same_classes
@@ -19,18 +25,25 @@ from pipeline.upstream import require_same_classes
 _SCHEMA = pa.schema(
     [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # the truth, and the teacher's
 )
+_NAMED = 3  # classes in a message
 
 
-def check_teacher(config: Config, layout: Layout, info: WeightsInfo, url: str) -> dict[str, float] | None:
+def check_teacher(
+    config: Config, layout: Layout, info: WeightsInfo, url: str, accept_chance: bool = False
+) -> dict[str, Any] | None:
     """Compare the teacher's accuracy on the validation images with what its weights say of themselves: a pass that runs with the
-    wrong weights or preprocessing is found before it costs days. Then label these images just as the unlabeled ones will be, and
-    write what came out to `url` (no rows without validation images).
+    wrong weights or preprocessing is found before it costs days. Then label these images just as the unlabeled ones will be,
+    write what came out to `url` (no rows without validation images), and refuse a teacher whose labels are no better than chance.
+
+    Args:
+        accept_chance: go on with such a teacher, as asked for.
 
     Returns:
-        Expected and found top-1, or None when there is nothing to compare.
+        `labels_top1`: as it labels; `expected_top1` and `found_top1`: of the teacher alone, where something is expected;
+        `accepted`: why it would have been refused. None without validation images.
 
     Raises:
-        StageError: the accuracy is lower than expected, or the classes are not the labeled set's.
+        StageError: the accuracy is lower than expected or no better than chance, or the classes are not the labeled set's.
         DataError: validation shards that are not right.
     """
     if not config.data.validation:
@@ -40,9 +53,62 @@ def check_teacher(config: Config, layout: Layout, info: WeightsInfo, url: str) -
     require_same_classes(info.class_names, "the teacher", split.class_names, "data.validation")
     check_labeled(split, info.num_classes)
     torch.set_num_threads(config.threads)
-    result = _compare(config, layout, info, split)
-    write_table(url, _label(config, layout, split, result))
+    alone = _compare(config, layout, info, split)
+    table = _label(config, layout, split, alone)
+    found = Accuracy(*(table.column(name).to_numpy() for name in ("label", "predicted")))
+    print(f"label: as the teacher labels, {found.describe(split.class_names)}", flush=True)
+    result = {"labels_top1": found.top1} | (alone or {})
+    if problem := _problem(config, layout, found, split.class_names):
+        if not accept_chance:
+            raise StageError(f"{layout.teacher}: {problem}; or to label all the same, stage=label force=true")
+        print(f"label: {problem}; it labels all the same, as that was asked for")
+        result["accepted"] = problem
+    write_table(url, table)
     return result
+
+
+def _problem(config: Config, layout: Layout, found: Accuracy, class_names: Sequence[str] | None) -> str:
+    """Why these labels would be wrong; empty where nothing tells."""
+    elsewhere = layout.generation == 1 and config.teacher.weights is not None
+    if elsewhere and class_names and (order := _better_order(found, class_names)):
+        return order
+    if not found.at_chance:
+        return ""
+    head = (
+        f"its labels are no better than chance: top-1 {found.top1:.1%} ({found.right:,} of {found.images:,} validation images), where "
+        f"the same answers dealt out at random have {found.chance:.1%}"
+    )
+    if not elsewhere:
+        return f"{head}; train it again, for longer or with a lower learning rate, or check the labels of data.labeled"
+    return (
+        f"{head}. Check that teacher.weights are the right ones, that the preprocessing is theirs (teacher.image_size, crop_pct, "
+        "interpolation, mean, std), and that their classes are in the data's order (timm sorts class folders naturally and without "
+        "case: 1, 2, 10; give their names as teacher.class_names=FILE, one a line)"
+    )
+
+
+def _better_order(found: Accuracy, class_names: Sequence[str]) -> str:
+    """Whether the same answers are right more often when they count in another order of the classes that training tools use."""
+    position = {name: place for place, name in enumerate(class_names)}
+    for whose, order in _other_orders(class_names):
+        other = Accuracy(found.labels, np.array([position[name] for name in order])[found.predicted])
+        if other.better_than(found) and not other.at_chance:
+            some = next(place for place, (one, two) in enumerate(zip(order, class_names, strict=True)) if one != two)
+            return (
+                f"the classes of teacher.weights seem to be in another order than the data's: top-1 {found.top1:.1%} as they are, "
+                f"{other.top1:.1%} when sorted {whose} (from class {some} on: "
+                f"{', '.join(map(repr, order[some : some + _NAMED]))}, …); give their names in their order as "
+                "teacher.class_names=FILE, one a line, and run stage=teacher force=true"
+            )
+    return ""
+
+
+def _other_orders(class_names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """How timm and torchvision sort class folders, where that is not the data's order."""
+    orders = [("as text, as torchvision does", sorted(class_names))]
+    with suppress(ValueError):  # of characters that are digits and no numbers, as ²: timm cannot sort them either
+        orders.insert(0, ("naturally and without case, as timm does", sorted(class_names, key=natural_key)))
+    yield from ((whose, order) for whose, order in orders if order != list(class_names))
 
 
 def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) -> dict[str, float] | None:

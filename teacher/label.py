@@ -9,7 +9,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -44,17 +44,20 @@ from teacher.precision import VALIDATION_NAME
 from teacher.progress import Progress, ProgressDisplay
 from teacher.worker import Labeler
 
-_SKIPPED = {"skipped": "no validation images or no expected accuracy"}
+_SKIPPED = {"skipped": "no validation images"}
 
 _DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
 
 
-def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
+def label(config: Config, layout: Layout, force: bool = False, accept_chance: bool | None = None) -> dict[str, Any]:
     """Run or continue the stage; returns its done-record.
 
+    Args:
+        accept_chance: label with a teacher that is no better than chance, too; by default with `force`.
+
     Raises:
-        StageError: the teacher is missing or not as good as its weights say, its classes are not the labeled set's, too
-            many images cannot be used, or workers cannot be started or are lost at one shard again and again.
+        StageError: the teacher is missing, no better than chance or not as good as its weights say, its classes are not the
+            labeled set's, too many images cannot be used, or workers cannot be started or are lost at one shard again and again.
         WorkerError: an error in the code that a worker ran.
     """
     teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
@@ -69,7 +72,9 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
     if is_done and not todo and require_done(layout.labels, "label")["summary"]["corpus"] == corpus.digest():
         open_stage(layout.labels, "label", expected)
         return require_done(layout.labels, "label")
-    info, validation = _check(config, layout, corpus, journal)  # a finished output is as it was when this refuses
+    accept_chance = force if accept_chance is None else accept_chance
+    # a finished output is as it was when this refuses
+    info, validation = _check(config, layout, corpus, journal, accept_chance)
     stage = open_stage(layout.labels, "label", expected, force)
     if stage.is_done:
         new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
@@ -78,6 +83,8 @@ def label(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
     if validation is not None:
         storage.write_bytes(stage.path(VALIDATION_NAME), validation)
+    if "accepted" in (journal.teacher_check or {}):
+        journal.write()  # what continues after a kill is not asked again
     _check_quarantined(config.label, stage, journal, corpus)
     report_oddities(corpus)
     if todo:
@@ -93,7 +100,9 @@ def _look(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tup
     return state == "done", Journal.open(folder, corpus, expected.digest())
 
 
-def _check(config: Config, layout: Layout, corpus: Split, journal: Journal) -> tuple[WeightsInfo, bytes | None]:
+def _check(
+    config: Config, layout: Layout, corpus: Split, journal: Journal, accept_chance: bool
+) -> tuple[WeightsInfo, bytes | None]:
     """Everything that can refuse, before anything is changed.
 
     Returns:
@@ -110,12 +119,13 @@ def _check(config: Config, layout: Layout, corpus: Split, journal: Journal) -> t
     if done_record(layout.labels) and (too_many := _too_many_unusable(config.label, layout.labels, journal, corpus)):
         raise StageError(too_many)
     known = journal.teacher_check
-    is_checked = known is not None and (known != _SKIPPED or config.teacher.expected_top1 is None)
-    if is_checked and storage.exists(storage.join(layout.labels, VALIDATION_NAME)):
+    is_there = storage.exists(storage.join(layout.labels, VALIDATION_NAME))
+    if known is not None and is_there and not _asks_for_more(config, known):
         return info, None
+    accepted = accept_chance or "accepted" in (known or _committed_check(layout.labels) or {})
     with tempfile.TemporaryDirectory() as folder:
         url = f"{folder}/{VALIDATION_NAME}"
-        journal.teacher_check = check_teacher(config, layout, info, url) or _SKIPPED
+        journal.teacher_check = check_teacher(config, layout, info, url, accepted) or _SKIPPED
         return info, storage.read_bytes(url) if storage.exists(url) else None
 
 
@@ -125,6 +135,20 @@ def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
     if config.teacher.ensemble:
         inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
     return Fingerprint(config.stage_fields("label"), inputs)
+
+
+def _asks_for_more(config: Config, known: Mapping[str, Any]) -> bool:
+    """Whether an earlier check left out what this configuration has: an earlier version's did without an expected accuracy."""
+    expects = config.teacher.expected_top1 is not None and "expected_top1" not in known
+    return expects or ("skipped" in known and bool(config.data.validation))
+
+
+def _committed_check(folder: str) -> dict[str, Any] | None:
+    """Of labels that were done before their corpus grew."""
+    if not storage.exists(url := storage.join(folder, LABELS_MANIFEST)):
+        return None
+    check: dict[str, Any] | None = json.loads(storage.read_text(url)).get("teacher_check")
+    return check
 
 
 def _label_shards(

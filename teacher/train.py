@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,17 +11,17 @@ from data.exclude import exclude_inputs, read_keys
 from data.manifest import Split
 from data.reader import check_labeled
 from data.redact import redacted
-from pipeline.fields import Config, TrainConfig
+from pipeline.fields import Config, TeacherConfig, TrainConfig
 from pipeline.labeled import classes_of, open_labeled
 from pipeline.layout import Layout
+from pipeline.models.classes import class_order, reorder_classes
 from pipeline.models.device import require_device
-from pipeline.models.weights import class_names_in, load_external, other_preprocessing, weights_digest
-from pipeline.stage import Fingerprint, StageError, open_stage, require_done
+from pipeline.models.weights import load_external, other_preprocessing, weights_digest
+from pipeline.stage import Fingerprint, StageError, digest_of, open_stage, require_done
 from pipeline.training.fit import TrainJob, load_trained
 from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
 from pipeline.training.published import publish
-from pipeline.upstream import require_same_classes
 
 
 def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -46,6 +47,10 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     num_classes, class_names = classes_of(config, labeled or validation)
     if (weights := external[0]) is not None:
         _note_preprocessing(config.teacher)
+        if validation is None:
+            print(
+                "teacher: without data.validation nothing tells whether its classes and preprocessing are those of teacher.weights"
+            )
         state = weights
         made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
     else:
@@ -61,12 +66,17 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
 
     Raises:
         StageError: there are neither labeled images nor weights.
-        ModelError: no such weights.
+        ModelError: no such weights, or of other classes.
+        UsageError: teacher.class_names cannot be read.
         DataError: data.exclude cannot be read.
     """
     inputs = {"validation": validation.digest() if validation else "none"}
     if config.teacher.weights:
         inputs["weights"] = weights_digest(config.teacher.weights)
+        split = labeled or validation
+        names = split.class_names if split else None
+        if (order := class_order(config.teacher.weights, config.teacher.class_names, names)) is not None:
+            inputs["class_names"] = digest_of(order)
     elif labeled is not None:
         inputs |= {"labeled": labeled.digest()} | exclude_inputs(config.data.exclude)
     else:
@@ -87,8 +97,21 @@ def _check(config: Config, labeled: Split | None, validation: Split | None) -> d
         assert labeled is not None, "fingerprint() asks for it"
         check_labeled(labeled, num_classes)
         return None
-    require_same_classes(class_names_in(section.weights), "teacher.weights", class_names, "the labeled images")
-    return load_external(section.model, section.model_args, num_classes, section.weights)
+    return _load_external(section, section.weights, num_classes, class_names)
+
+
+def _load_external(
+    section: TeacherConfig, weights: str, num_classes: int, class_names: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """The weights, their outputs in the order of the data's classes."""
+    state = load_external(section.model, section.model_args, num_classes, weights)
+    order = class_order(weights, section.class_names, class_names)
+    if order is None:
+        return state
+    print(
+        f"teacher: the classes of teacher.weights are in another order than the data's; {num_classes} outputs reordered"
+    )
+    return reorder_classes(section.model, section.model_args, state, order, section.image_size)
 
 
 def _train(

@@ -22,8 +22,9 @@ from pipeline.cluster import start_ray
 from pipeline.interrupt import Interrupted, handled
 from pipeline.training import launch
 from pipeline.training.fit import TrainingError, TrainJob, load_trained
-from pipeline.training.inputs import labeled_stream, load
+from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
+from pipeline.training.loading import load
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
 from tests.test_training import CONFIG, SignalsBlocked

@@ -1,9 +1,7 @@
 """fit(): exact continuation, exact mixture, noise where it belongs, and errors that name their place."""
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,10 @@ from data.manifest import DataError, Split, open_split, write_table
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training import fit as fit_module
-from pipeline.training import inputs
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.inference import Predictor
-from pipeline.training.inputs import (
-    Batch,
-    Batches,
-    LoaderLostError,
-    StreamSpec,
-    labeled_stream,
-    load,
-    tell_of_lost_loaders,
-)
+from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
 from tests.conftest import WriteDigits, png
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
@@ -179,58 +168,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path,
     batches = Batches(job.streams, job.config, 10, job.seed)
     assert (tmp_path / "run/non_finite_batch.txt").read_text().splitlines() == batches[step - 1].keys
     batches.close()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may tell while hypothesis counts
-def test_a_loading_process_that_is_lost_is_told_once_and_with_what_to_do(tmp_path: Path, labeled: Split) -> None:
-    job = make_job(labeled, tmp_path / "run")
-    batches = LostBatches(job.streams, job.config, 10, 0)
-    with pytest.raises(LoaderLostError, match=r"a loading process was lost .*teacher\.loader_workers"):
-        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 1, pin=False)).clear())
-    signal.raise_signal(signal.SIGCHLD)  # upon which torch looks for lost processes
-
-
-@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError("the socket of a batch")])
-def test_a_batch_that_a_lost_process_announced_is_told_as_its_loss(
-    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    job = make_job(labeled, tmp_path / "run")
-    monkeypatch.setattr(inputs, "DataLoader", lambda *_, **__: raising(error))
-    told = rf"a loading process was lost .*{type(error).__name__}"
-    with closing(Batches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
-        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 0, pin=False)).clear())
-
-
-def raising(error: Exception) -> Iterator[Batch]:
-    raise error
-    yield
-
-
-def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_and_this_one_goes_on_without(
-    tmp_path: Path, labeled: Split
-) -> None:
-    job = make_job(labeled, tmp_path / "run")
-    with closing(SignalsBlocked(job.streams, job.config, 10, 0)) as batches:
-        (batch,) = load(batches, range(1), 1, pin=False)
-    assert batch.keys == ["SIGINT", "SIGTERM"]
-    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-class SignalsBlocked(Batches):
-    """Their keys are the signals that the process blocks."""
-
-    def __getitem__(self, step: int) -> Batch:
-        blocked = sorted(signal.Signals(number).name for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
-        return replace(super().__getitem__(step), keys=blocked)
-
-
-class LostBatches(Batches):
-    """As when memory runs out at step 2."""
-
-    def __getitem__(self, step: int) -> Batch:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(step)
 
 
 @pytest.mark.parametrize("loader_workers", [0, 1])

@@ -28,7 +28,7 @@ from pipeline.models.factory import build_model, on_meta, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 
 MODEL_NAME, CONFIG_NAME = "model.safetensors", "config.json"
-_OURS = "noisy_student"
+OURS = "noisy_student"
 _TORCH = (".pth", ".pt", ".bin", ".pth.tar")  # timm's training script writes the last
 _ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -87,15 +87,24 @@ def _timm_config(info: WeightsInfo) -> dict[str, Any]:
         "std": list(info.std),
         "num_classes": info.num_classes,
     }
-    return config | {_OURS: info.model_dump(mode="json")}
+    return config | {OURS: info.model_dump(mode="json")}
 
 
-def load_weights(folder: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
+def load_weights(folder: str, digests: Mapping[str, str] | None = None) -> tuple[WeightsInfo, dict[str, Tensor]]:
     """A weights folder of this pipeline.
 
+    Args:
+        digests: sha256 of its files, by name, as far as they are known.
+
     Raises:
-        ModelError: files that are missing or not of this pipeline.
+        ModelError: files that are missing, damaged or not of this pipeline.
     """
+    for name, expected in (digests or {}).items():
+        if hashlib.sha256(storage.read_bytes(storage.join(folder, name))).hexdigest() != expected:
+            raise ModelError(
+                f"{storage.join(folder, name)}: damaged: its digest is not that of done.json beside its folder; bring the file "
+                "again, or delete done.json and run the stage again, which continues from its last checkpoint"
+            )
     return load_info(folder), _read_safetensors(storage.join(folder, MODEL_NAME))
 
 
@@ -103,19 +112,11 @@ def load_info(folder: str) -> WeightsInfo:
     """What a weights folder says of itself, without reading the weights. Raises ModelError as `load_weights`."""
     url = storage.join(folder, CONFIG_NAME)
     try:
-        return WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
+        return WeightsInfo.model_validate(json.loads(storage.read_text(url))[OURS])
     except storage.StorageError:  # nobody can tell what is there
         raise
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
-
-
-def class_names_in(source: str) -> list[str] | None:
-    """Class names of a weights folder of this pipeline; None for other weights."""
-    if source == "pretrained" or not storage.exists(storage.join(source, CONFIG_NAME)):
-        return None
-    content = json.loads(storage.read_text(storage.join(source, CONFIG_NAME)))
-    return WeightsInfo.model_validate(content[_OURS]).class_names if _OURS in content else None
 
 
 def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: str) -> dict[str, Tensor]:
@@ -194,7 +195,7 @@ def _read_state(source: str) -> dict[str, Tensor]:
 def _read_safetensors(url: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(storage.read_bytes(url))
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{url}: not readable as safetensors ({error})") from error
 
 
@@ -203,7 +204,9 @@ def _read_torch(url: str) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([Namespace]):  # plain data: the arguments of timm's training script
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch, its unpickler and zlib raise types of a dozen modules
         raise ModelError(f"{url}: {_why_unreadable(file, error)}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 NUM_BINS = 15
 MIN_IN_BIN = 10  # with fewer images, a bin of a reliability diagram says nothing
 _RANGE = (-3.0, 3.0)  # of the log-temperature: 0.05 to 20
+_AT_BOUND = 0.001  # relative distance
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -34,6 +35,22 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         else:
             low = left
     return round(float(np.exp((low + high) / 2)), 6)
+
+
+def temperature_at_bound(temperature: float) -> str:
+    """What a temperature at the end of the search says of the model, as a sentence; empty for others."""
+    low, high = (float(np.exp(bound)) for bound in _RANGE)
+    if temperature >= high * (1 - _AT_BOUND):
+        return (
+            f"the temperature {temperature:.3g} is the largest that is searched: its confidence says nothing of being right on the "
+            "validation images; wrong weights, classes or preprocessing?"
+        )
+    if temperature <= low * (1 + _AT_BOUND):
+        return (
+            f"the temperature {temperature:.3g} is the smallest that is searched: nearly all validation images are right, too few "
+            "wrong ones to calibrate with"
+        )
+    return ""
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -31,7 +31,8 @@ from pipeline.training.ema import EMA
 from pipeline.training.events import forget_events_after, write_events
 from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
 from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.inputs import Batch, Batches, StreamSpec, load, tell_of_lost_loaders
+from pipeline.training.inputs import Batch, Batches, StreamSpec
+from pipeline.training.loading import load, tell_of_lost_loaders
 from pipeline.training.loss import soft_cross_entropy
 from pipeline.training.noise import add_noise
 from pipeline.training.optimizer import build_optimizer, learning_rate
@@ -85,7 +86,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
         TrainingError: the loss is not finite, or the processes do not find the same checkpoint.
         CheckpointError: all checkpoints are damaged.
         DataError: an image that cannot be read.
-        LoaderLostError: a loading process was killed.
+        LoaderLostError: a loading process was killed, or no batch comes.
         Interrupted: a signal came; the state is saved.
     """
     require_device(job.device)
@@ -101,7 +102,8 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     _resume(job, state, rank)
     network = _training_network(state.model, job, world)
     batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
-    loaded = load(batches, range(state.step, job.total_steps), job.config.loader_workers, pin=job.device == "cuda")
+    steps = range(state.step, job.total_steps)
+    loaded = load(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
     last_saved, last_saved_step, started, first = time.monotonic(), state.step, time.monotonic(), state.step
     with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, rank) as display:
         for batch in loaded:

@@ -7,19 +7,15 @@ A batch is a function of (seed, step, rank, world size). Resuming at step n asks
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Literal
 
 import numpy as np
-import ray
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.exclude import keys_in
 from data.images import DecodeError
@@ -229,94 +225,6 @@ class Batches(Dataset[Batch]):
 def make_transform(config: TrainConfig) -> TrainTransform:
     """The training transform that a configuration asks for."""
     return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
-
-
-class _Loaded(Dataset[Batch | Exception]):
-    """Batches, or what went wrong with one: torch would put a loading process's traceback into the message."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def __getitem__(self, step: int) -> Batch | Exception:
-        try:
-            return self._batches[step]
-        except (ValueError, OSError) as error:  # of the user's or the machine's making
-            return error
-
-
-def load(batches: Batches, steps: range, num_workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
-
-    These are forks, but not of a process that is connected to Ray: what its other threads know of actors ends in a fork, which
-    tells Ray so in the middle of the parent's own messages, and the parent's next actor is waited for without end.
-
-    Raises:
-        DataError: as `Batches`.
-        RuntimeError: a loading process was lost; `tell_of_lost_loaders` makes it a sentence.
-    """
-    spawns = num_workers > 0 and ray.is_initialized()
-    loader = DataLoader(
-        _Loaded(batches),
-        batch_size=None,
-        sampler=steps,
-        num_workers=num_workers,
-        worker_init_fn=_init_loader_worker,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=pin,
-        multiprocessing_context="spawn" if spawns else None,
-    )
-    with _signals_held_back() if num_workers else nullcontext():
-        items = iter(loader)
-    while (item := _next(items)) is not None:
-        if isinstance(item, Exception):
-            raise item
-        yield item
-
-
-def _next(items: Iterator[Batch | Exception]) -> Batch | Exception | None:
-    """None at the end. A process that was killed may have announced a batch that can't be fetched from it any more."""
-    try:
-        return next(items, None)
-    except (EOFError, ConnectionError, FileNotFoundError) as error:
-        # as torch tells of a lost process
-        raise RuntimeError(f"DataLoader worker does not answer any more ({type(error).__name__})") from None
-
-
-class LoaderLostError(ValueError):
-    """A loading process was killed."""
-
-
-def tell_of_lost_loaders(name: str, train: Callable[[], None]) -> None:
-    """Call `train`; the loss of a loading process, of which torch tells at any moment, becomes a LoaderLostError."""
-    try:
-        return train()
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        lost = str(error).strip()
-    # Only here: as long as torch's error is there, so is its loader, and it tells again wherever this process is by then.
-    raise LoaderLostError(
-        f"{name}: a loading process was lost ({lost}); if memory ran out, give a lower {name}.loader_workers. "
-        "The same command continues from the last checkpoint"
-    )
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes that are started here block SIGINT and SIGTERM, which would end them before `_init_loader_worker`."""
-    resource_tracker.ensure_running()  # it comes with the first spawned process, and would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)
-    """Loader processes outlive a SIGTERM to the group, so that the trainer can save first; one thread each."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] = frozenset()) -> StreamSpec:

@@ -17,7 +17,7 @@ from data import storage
 from pipeline import interrupt
 from pipeline.cluster import first_line, start_ray
 from pipeline.training.fit import TrainingError, TrainJob, fit
-from pipeline.training.inputs import LoaderLostError
+from pipeline.training.loading import LoaderLostError
 
 _ROOM_AGAIN_S = 600  # for a node that takes a lost one's place
 _POLL_S = 0.2

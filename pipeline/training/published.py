@@ -15,9 +15,25 @@ from pipeline.fields import Config, LabelConfig, TrainConfig
 from pipeline.models.device import require_device
 from pipeline.models.factory import build_model
 from pipeline.models.folding import fold_batch_norm
-from pipeline.models.weights import WeightsInfo, load_info, load_weights, save_weights, weights_digest
-from pipeline.stage import Stage, StageError, digest_of
-from pipeline.training.calibration import calibration_error, fit_temperature, reliability_bins, softmax
+from pipeline.models.resnet_rs import ModelError
+from pipeline.models.weights import (
+    CONFIG_NAME,
+    MODEL_NAME,
+    WeightsInfo,
+    load_info,
+    load_weights,
+    save_weights,
+    weights_digest,
+)
+from pipeline.stage import Stage, StageError, digest_of, done_record
+from pipeline.training.accuracy import Accuracy
+from pipeline.training.calibration import (
+    calibration_error,
+    fit_temperature,
+    reliability_bins,
+    softmax,
+    temperature_at_bound,
+)
 from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
 from pipeline.training.noised_view import noised
 from pipeline.upstream import require_same_classes
@@ -50,7 +66,9 @@ def publish(
     model.load_state_dict(state)
     quality: dict[str, Any] = {}
     if validation is not None:
-        quality = _quality(*predict_split(validation, Predictor(model, section, config.resolved_device())))
+        logits, labels = predict_split(validation, Predictor(model, section, config.resolved_device()))
+        quality = _quality(logits, labels)
+        _tell_quality(stage.name, Accuracy(labels, logits.argmax(axis=1)), quality["temperature"], class_names)
     info = WeightsInfo(
         model=section.model,
         model_args=section.model_args,
@@ -94,6 +112,15 @@ def _quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _tell_quality(name: str, found: Accuracy, temperature: float, class_names: Sequence[str] | None) -> None:
+    """Say how right the model is, and whether that is suspicious, before anything is built on it."""
+    print(f"{name}: {found.describe(class_names)}", flush=True)
+    if found.at_chance:
+        print(f"{name}: no better than chance, which has {found.chance:.1%}; stage=label will refuse to label with it")
+    if warning := temperature_at_bound(temperature):
+        print(f"{name}: {warning}")
+
+
 def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
     bins = reliability_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
     return {name: values.tolist() for name, values in zip(("confidence", "accuracy"), bins, strict=True)}
@@ -114,11 +141,18 @@ def load_predictor(
 
     Raises:
         UsageError: a GPU that is not there.
+        ModelError: weights that are damaged, or not there.
     """
     require_device(device)
-    info, state = load_weights(_weights_folder(folder))
+    info, state = load_weights(_weights_folder(folder), _digests(folder))
     model = build_model(info.model, info.num_classes, info.model_args, 0.0, 0.0)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{_weights_folder(folder)}: its {MODEL_NAME} is not of its {CONFIG_NAME}'s model ({str(error).splitlines()[-1].strip()}); "
+            "bring both files again"
+        ) from error
     config = preprocessing(info).model_copy(update={"channels_last": fast})
     if fast:
         model = fold_batch_norm(model, info.image_size)
@@ -164,6 +198,15 @@ def _weights_folder(folder: str) -> str:
     """A stage's folder has its weights in one below."""
     inner = storage.join(folder, WEIGHTS_FOLDER)
     return inner if storage.exists(inner) else folder
+
+
+def _digests(folder: str) -> dict[str, str]:
+    """sha256 of the weights' files by name, of a stage's folder; none of weights that have traveled alone."""
+    outputs = (done_record(folder) or {"outputs": {}})["outputs"]
+    inside = f"{WEIGHTS_FOLDER}/"
+    return {
+        name.removeprefix(inside): described["sha256"] for name, described in outputs.items() if name.startswith(inside)
+    }
 
 
 def preprocessing(info: WeightsInfo) -> TrainConfig:

@@ -1,0 +1,137 @@
+"""The order of classes in weights that were trained elsewhere, and weights brought into the data's order.
+
+Labels are positions in a list of class names. data.pack sorts them as text (1, 10, 2); timm sorts class folders naturally and
+without case (1, 2, 10). Weights of one order answer in it, whatever the data's is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+
+from data import storage
+from data.settings import UsageError
+from pipeline.models.factory import build_model, timm_architecture
+from pipeline.models.resnet_rs import ModelError
+from pipeline.models.weights import CONFIG_NAME, OURS
+
+_SHOWN = 4  # names in an error
+
+logger = logging.getLogger(__name__)
+
+
+def class_order(source: str, listed: str | None, data_names: Sequence[str] | None) -> list[int] | None:
+    """For each of the data's classes its position in the weights' outputs; None where that is the same, or nothing tells.
+
+    Args:
+        source: of the weights; a folder may have the names in its config.json: this pipeline's, or timm's `label_names`.
+        listed: a text file with a name a line (`teacher.class_names`), which counts before that.
+        data_names: in the order of the labels.
+
+    Raises:
+        UsageError: a list that cannot be read, or has a name twice.
+        ModelError: a config.json that cannot be read; classes that are not the data's.
+    """
+    if listed is not None:
+        if not data_names:
+            raise UsageError(
+                f"teacher.class_names={listed}: the data's class names are not known, as its shards have no manifest of data.pack; "
+                "leave the list out, and give labels in the weights' order"
+            )
+        return _order(_read_list(listed), f"teacher.class_names={listed}", data_names)
+    url = storage.join(source, CONFIG_NAME)
+    if source == "pretrained" or not data_names or not storage.exists(url):
+        return None
+    names, ours = _names_in(url)
+    if names is not None and not ours and set(names) != set(data_names):
+        logger.warning("%s: its label_names are not the data's class names; taken to be in the same order", url)
+        return None
+    return _order(names, url, data_names) if names is not None else None
+
+
+def _read_list(url: str) -> list[str]:
+    if not storage.exists(url):
+        raise UsageError(f"teacher.class_names={url}: no such file; give the weights' class names, one a line")
+    try:
+        text = storage.read_text(url)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"teacher.class_names={url}: not a text file in UTF-8 ({error})") from None
+    names = [line.rstrip("\r") for line in text.removeprefix("\ufeff").rstrip("\r\n").split("\n")]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(
+            f"teacher.class_names={url}: {twice[0]!r} is there twice; expected each class once, one a line"
+        )
+    return names
+
+
+def _names_in(url: str) -> tuple[list[str] | None, bool]:
+    """Of a config.json: the class names, and whether it is of this pipeline."""
+    try:
+        content = json.loads(storage.read_text(url))
+        ours = OURS in content
+        names = content[OURS]["class_names"] if ours else content.get("label_names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{url}: damaged ({type(error).__name__}: {error}); bring the weights folder again") from error
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None, ours
+
+
+def _order(names: Sequence[str], whose: str, data_names: Sequence[str]) -> list[int] | None:
+    missing, more = [n for n in data_names if n not in names], [n for n in names if n not in data_names]
+    if missing or more:
+        raise ModelError(
+            f"{whose}: the data's classes {_some(missing)} are missing there, and {_some(more)} are not in the data; expected the "
+            "names of the data's class folders, in the order of the weights' outputs"
+        )
+    position = {name: place for place, name in enumerate(names)}
+    order = [position[name] for name in data_names]
+    return None if order == list(range(len(order))) else order
+
+
+def reorder_classes(
+    name: str, args: Mapping[str, Any], state: Mapping[str, Tensor], order: Sequence[int], image_size: int
+) -> dict[str, Tensor]:
+    """The weights with output `order[i]` in place i.
+
+    Args:
+        name, args: of the model, as `build_model` takes them.
+
+    Raises:
+        ModelError: a model whose outputs are not the rows of its classifier.
+    """
+    known = get_pretrained_cfg(timm_architecture(name, args)[0])
+    layers = (known.classifier if known is not None else None) or "fc"
+    moved = dict(state)
+    for layer in [layers] if isinstance(layers, str) else layers:
+        for part in (f"{layer}.weight", f"{layer}.bias"):
+            if part in moved and len(moved[part]) == len(order):
+                moved[part] = moved[part][list(order)].clone()
+    example = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    before, after = (_outputs(name, args, weights, len(order), example) for weights in (state, moved))
+    if not torch.allclose(before[:, list(order)], after, rtol=1e-3, atol=1e-4):
+        raise ModelError(
+            f"{name}: its classes cannot be brought into the data's order, as its outputs are not the rows of one classifier; "
+            "pack the data with class folders that sort as text in the weights' order"
+        )
+    return moved
+
+
+@torch.inference_mode()
+def _outputs(
+    name: str, args: Mapping[str, Any], state: Mapping[str, Tensor], num_classes: int, example: Tensor
+) -> Tensor:
+    model = build_model(name, num_classes, args)
+    model.load_state_dict(dict(state))
+    outputs: Tensor = model.eval()(example)
+    return outputs
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN])) or "none"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,334 @@
+"""A teacher whose classes are in another order, or that knows nothing, is found before it labels; its class list brings it right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from data.settings import UsageError
+from data.shards import Members, labeled_members, write_shards
+from pipeline.config import load_config
+from pipeline.fields import Config
+from pipeline.layout import Layout
+from pipeline.models.classes import reorder_classes
+from pipeline.models.factory import build_model
+from pipeline.models.resnet_rs import ModelError, set_bn_momentum
+from pipeline.stage import StageError, StageRefusedError, require_done
+from pipeline.status import print_status
+from pipeline.training.accuracy import Accuracy, _agreement, _tail
+from pipeline.training.calibration import fit_temperature, temperature_at_bound
+from pipeline.training.published import read_info
+from teacher import label as label_module
+from teacher.check import check_teacher
+from teacher.label import label
+from teacher.train import train_teacher
+from tests.conftest import png
+from tests.digits_run import Digits
+
+NATURAL = [str(number) for number in range(1, 11)]  # as timm sorts the folders 1 … 10
+AS_TEXT = sorted(NATURAL)  # as data.pack does: 1, 10, 2, …
+ARGS = "{width: 0.25, blocks: [1, 1, 1, 1]}"
+NUM_VALIDATION = 200
+
+
+@pytest.fixture(scope="module")
+def weights(digits: Digits) -> dict[str, Tensor]:
+    """A classifier of digits, its outputs in timm's order: ridge regression on the features of a network of random weights."""
+    torch.manual_seed(0)
+    model = build_model("resnetrs26", 10, {"width": 0.25, "blocks": [1, 1, 1, 1]})
+    features: list[Tensor] = []
+    model.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    images = torch.from_numpy(digits[0][400:1600]).float()[:, None].expand(-1, 3, -1, -1) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    images = (nn.functional.interpolate(images, (32, 32), mode="bicubic") - mean) / std
+    with torch.no_grad():
+        set_bn_momentum(model, 1.0)
+        model.train()(images)  # its statistics are the batch's now
+        features.clear()
+        model.eval()(images)
+        inputs = torch.cat([features[0], torch.ones(len(images), 1)], dim=1).double()
+        targets = 20.0 * nn.functional.one_hot(torch.from_numpy(digits[1][400:1600]), 10).double()
+        solved = torch.linalg.solve(inputs.T @ inputs + 0.1 * torch.eye(inputs.shape[1]).double(), inputs.T @ targets)
+        model.fc.weight.copy_(solved[:-1].T)
+        model.fc.bias.copy_(solved[-1])
+    return dict(model.state_dict())
+
+
+class Data:
+    """Folders of a run; labels are positions in `names`."""
+
+    def __init__(
+        self, folder: Path, digits: Digits, weights: dict[str, Tensor], names: Sequence[str] = AS_TEXT
+    ) -> None:
+        self.folder = folder
+        images, labels = digits[0][:NUM_VALIDATION], digits[1][:NUM_VALIDATION]
+
+        def samples(labeled: bool) -> Iterator[tuple[str, Members]]:
+            for number, (image, digit) in enumerate(zip(images, labels, strict=True)):
+                label = list(names).index(NATURAL[digit]) if labeled else None
+                yield f"{number:05d}", labeled_members("png", png(image), label)
+
+        write_shards(samples(True), str(folder / "validation"), "validation", 100, list(names))
+        write_shards(samples(False), str(folder / "unlabeled"), "unlabeled", 100, None)
+        safetensors.torch.save_file(weights, folder / "elsewhere.safetensors")
+
+    def config(self, *words: str) -> tuple[Config, Layout]:
+        fixed = [
+            f"run_dir={self.folder}/run", f"data.validation=[{self.folder}/validation/*.tar]",
+            f"data.unlabeled=[{self.folder}/unlabeled/*.tar]", "teacher.model=resnetrs26", f"teacher.model_args={ARGS}",
+            f"teacher.weights={self.folder}/elsewhere.safetensors", "teacher.image_size=32", "teacher.crop_pct=1.0", "device=cpu",
+        ]  # fmt: skip
+        return load_config(None, [*fixed, *words]), Layout(f"{self.folder}/run")
+
+    def list_classes(self, names: Sequence[str], name: str = "classes.txt") -> str:
+        (self.folder / name).write_text("".join(f"{line}\n" for line in names))
+        return f"teacher.class_names={self.folder}/{name}"
+
+
+@pytest.fixture
+def data(tmp_path: Path, digits: Digits, weights: dict[str, Tensor]) -> Data:
+    return Data(tmp_path, digits, weights)
+
+
+def check(config: Config, layout: Layout, accept_chance: bool = False) -> float:
+    url = f"{config.run_dir}/validation.parquet"
+    found = check_teacher(config, layout, read_info(layout.teacher), url, accept_chance)
+    assert found is not None
+    return float(found["labels_top1"])
+
+
+def test_weights_in_timms_order_are_found_before_labeling_with_the_order_that_would_be_right(
+    data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, layout = data.config()
+    train_teacher(config, layout)
+    out = capsys.readouterr().out
+    assert "validation images); least right: " in out
+    assert "no better than chance" in out
+    with pytest.raises(
+        StageError, match=r"top-1 \d\.\d% .*8\d\.\d% when sorted naturally .*from class 1 on: '2', '3', '4'"
+    ) as caught:
+        check(config, layout)
+    assert "teacher.class_names=FILE" in str(caught.value)
+    assert "stage=label force=true" in str(caught.value)
+    assert check(config, layout, accept_chance=True) < 0.2
+
+
+def test_a_class_list_brings_the_weights_into_the_datas_order(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    config, layout = data.config(data.list_classes(NATURAL))
+    train_teacher(config, layout)
+    assert check(config, layout) > 0.8
+    info = read_info(layout.teacher)
+    assert info.class_names == AS_TEXT
+    assert info.validation_top1 is not None
+    assert info.validation_top1 > 0.8
+    assert "no better than chance" not in capsys.readouterr().out
+
+
+def test_another_list_is_another_teacher_and_one_in_the_datas_order_is_none(data: Data) -> None:
+    train_teacher(*data.config())
+    train_teacher(*data.config(data.list_classes(AS_TEXT)))  # done: says what was so
+    with pytest.raises(StageRefusedError, match="class_names: changed upstream"):
+        train_teacher(*data.config(data.list_classes(NATURAL)))
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_weights_folder_that_has_names_needs_no_list(
+    data: Data, weights: dict[str, Tensor], ours: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    safetensors.torch.save_file(weights, tmp_path / "folder/model.safetensors")
+    content = {"noisy_student": {"class_names": NATURAL}} if ours else {"label_names": NATURAL}
+    (tmp_path / "folder/config.json").write_text(json.dumps(content))
+    config, layout = data.config(f"teacher.weights={tmp_path}/folder")
+    train_teacher(config, layout)
+    assert check(config, layout) > 0.8
+
+
+def test_a_weights_folder_with_other_names_is_taken_as_it_is_with_a_warning(
+    data: Data, weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "folder").mkdir()
+    safetensors.torch.save_file(weights, tmp_path / "folder/model.safetensors")
+    (tmp_path / "folder/config.json").write_text(json.dumps({"label_names": [f"digit {name}" for name in NATURAL]}))
+    train_teacher(*data.config(f"teacher.weights={tmp_path}/folder"))
+    assert "label_names are not the data's class names" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [*NATURAL[:9], "ten"],
+            r"classes\.txt: the data's classes '10' are missing there, and 'ten' are not in the data",
+        ),
+        (NATURAL[:9], r"classes\.txt: the data's classes '10' are missing there, and none are not in the data"),
+        ([*NATURAL, "1"], r"classes\.txt: '1' is there twice"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused_with_the_names(data: Data, names: list[str], message: str) -> None:
+    with pytest.raises((ModelError, UsageError), match=message):
+        train_teacher(*data.config(data.list_classes(names)))
+
+
+def test_a_list_that_is_missing_no_text_or_of_nothing_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"teacher\.class_names=.*/no\.txt: no such file"):
+        train_teacher(*data.config(f"teacher.class_names={tmp_path}/no.txt"))
+    (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin\.txt: not a text file in UTF-8"):
+        train_teacher(*data.config(f"teacher.class_names={tmp_path}/latin.txt"))
+    with pytest.raises(UsageError, match=r"teacher\.class_names=x: is of teacher\.weights, which is not given"):
+        load_config(None, ["teacher.class_names=x"])
+    (tmp_path / "crlf.txt").write_bytes("\ufeff".encode() + "\r\n".join(NATURAL).encode() + b"\r\n")
+    train_teacher(*data.config(f"teacher.class_names={tmp_path}/crlf.txt"))
+    assert read_info(f"{tmp_path}/run/gen-1/teacher").validation_top1 > 0.8  # type: ignore[operator]
+
+
+def test_two_classes_that_are_swapped_are_found_though_most_labels_are_right(
+    tmp_path: Path, digits: Digits, weights: dict[str, Tensor]
+) -> None:
+    """Data sorted naturally, but for 2 before 1, as some manifests are: two thirds are right, which is far from chance."""
+    data = Data(tmp_path, digits, weights, ["2", "1", *NATURAL[2:]])
+    config, layout = data.config()
+    train_teacher(config, layout)
+    with pytest.raises(StageError, match=r"6\d\.\d% as they are, 8\d\.\d% when sorted naturally"):
+        check(config, layout)
+
+
+class Loop:
+    """In the place of the pool."""
+
+    images_in_flight, num_ready, replaced = 0, 1, 0
+
+    def __init__(self, make: object, options: object, todo: Sequence[object], urls: Sequence[str]) -> None:
+        self.todo = todo
+
+    def run(self) -> Iterator[None]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    def seconds(self) -> dict[str, float]:
+        return {}
+
+
+def test_labeling_refuses_once_is_forced_once_and_continues_without_being_asked_again(
+    data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(label_module, "ShardPool", Loop)
+    monkeypatch.setattr(label_module, "start_ray", lambda address: None)
+    config, layout = data.config()
+    train_teacher(config, layout)
+    with pytest.raises(StageError, match="stage=label force=true"):
+        label(config, layout)
+    for force in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            label(config, layout, force)
+    out = capsys.readouterr().out
+    assert out.count("it labels all the same, as that was asked for") == 1
+    print_status_of(config, layout)
+    status = capsys.readouterr().out
+    assert "    as the teacher labels: top-1" in status
+    assert "NO BETTER THAN CHANCE" in status
+
+
+def print_status_of(config: Config, layout: Layout) -> None:
+    Path(config.run_dir, "config.yaml").touch()
+    print_status(config, [layout])
+
+
+def test_a_teacher_that_knows_nothing_is_refused_with_what_to_check(data: Data, weights: dict[str, Tensor]) -> None:
+    safetensors.torch.save_file(
+        weights | {"fc.weight": torch.zeros_like(weights["fc.weight"])}, data.folder / "elsewhere.safetensors"
+    )
+    config, layout = data.config()
+    train_teacher(config, layout)
+    with pytest.raises(
+        StageError,
+        match=r"no better than chance: top-1 .* of 200 .*teacher\.image_size, crop_pct.*teacher\.class_names",
+    ):
+        check(config, layout)
+    record = require_done(layout.teacher, "teacher")
+    assert record["summary"]["validation_images"] == NUM_VALIDATION
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    {"resnetrs26": 32, "efficientnet_b0": 32, "convnext_atto": 32, "vit_tiny_patch16_224": 224, "densenet121": 32,
+     "ghostnet_100": 32, "levit_128s": 224}.items(),
+)  # fmt: skip
+def test_outputs_of_any_family_are_reordered(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, 7, {}).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == 7:
+            nn.init.normal_(module.weight)
+            assert module.bias is not None
+            nn.init.normal_(module.bias)
+    order = [3, 0, 6, 1, 2, 5, 4]
+    other = build_model(name, 7, {}).eval()
+    other.load_state_dict(reorder_classes(name, {}, model.state_dict(), order, size))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[:, order], other(images), rtol=1e-4, atol=1e-4)
+
+
+Labels = arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4))
+
+
+@given(Labels, st.randoms(use_true_random=False))
+def test_chance_is_the_mean_over_all_ways_to_deal_the_answers_out(labels: np.ndarray, random: object) -> None:
+    predicted = np.random.default_rng(len(labels)).integers(0, 5, len(labels))
+    rolled = [float((labels == np.roll(predicted, by)).mean()) for by in range(len(labels))]
+    assert Accuracy(labels, predicted).chance == pytest.approx(np.mean(rolled))
+
+
+@given(Labels, st.integers(0, 4))
+def test_always_the_same_answer_is_chance_or_there_are_too_few_images_to_tell(labels: np.ndarray, answer: int) -> None:
+    found = Accuracy(labels, np.full_like(labels, answer))
+    assert found.chance == pytest.approx(found.top1)
+    assert found.at_chance or _tail(len(labels), len(labels), _agreement(labels, labels)) > 0.05
+    assert not Accuracy(labels, labels).at_chance
+
+
+@pytest.mark.parametrize(("right", "at_chance"), [(20, True), (27, True), (28, False), (200, False)])
+def test_twenty_of_two_hundred_in_ten_classes_are_chance(right: int, at_chance: bool) -> None:
+    """One-sided at 5 %, of 200 with probability 0.1: 28 and more come up in 4.3 % of the cases, 27 and more in 6.6 %."""
+    labels = np.arange(200) % 10
+    predicted = (labels + 1) % 10
+    predicted[:right] = labels[:right]
+    assert Accuracy(labels, predicted).at_chance == at_chance
+
+
+def test_a_good_teacher_of_a_rare_class_is_no_chance_though_the_majoritys_share_is_larger() -> None:
+    """95 of 100 images are of class 0; it has all five others right, and ten of class 0 wrong."""
+    labels = np.array([0] * 950 + [1] * 50)
+    predicted = np.array([0] * 850 + [1] * 150)
+    assert Accuracy(labels, predicted).top1 < 0.95
+    assert not Accuracy(labels, predicted).at_chance
+
+
+@pytest.mark.parametrize(
+    ("least", "trials", "p", "expected"), [(1, 1, 0.5, 0.5), (2, 3, 0.5, 0.5), (3, 4, 0.1, 0.0037), (0, 9, 0.3, 1)]
+)
+def test_the_binomial_tail(least: int, trials: int, p: float, expected: float) -> None:
+    assert _tail(least, trials, p) == pytest.approx(expected)
+
+
+def test_a_temperature_at_a_bound_is_told_and_no_other() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(0, 5, (300, 10)).astype(np.float32), random.integers(0, 10, 300)
+    assert "confidence says nothing" in temperature_at_bound(fit_temperature(logits, labels))
+    assert "nearly all validation images are right" in temperature_at_bound(fit_temperature(logits, logits.argmax(1)))
+    labels[:200] = logits.argmax(1)[:200]
+    assert temperature_at_bound(fit_temperature(logits, labels)) == ""
+    assert temperature_at_bound(1.0) == ""
