@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,6 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from data import storage
@@ -23,6 +21,7 @@ from data.manifest import MANIFEST_NAME, DataError, Manifest
 from data.overlay import FILTER_COLUMNS, RowFilter
 from data.redact import redacted
 from data.sample import IMAGE_EXTENSIONS, split_member_name
+from data.tables import read_table
 
 LATEST_NAME = "latest"  # names the last export in a folder of them
 LABELS_FOLDER = "labels"
@@ -63,11 +62,7 @@ class Archives:
     def table(self, shard: int) -> pa.Table:
         """Labels alone, of the Parquet file beside the archive. Raises DataError when that is none of this pipeline."""
         url = self.archives[shard].labels_url
-        content = storage.read_bytes(url)
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
+        table = read_table(url, "if it is of this pipeline, copy it again", COLUMNS)
         mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
         return table.filter(pa.array(mask))
 
@@ -131,7 +126,7 @@ def _sample(key: str, members: Mapping[str, bytes], url: str) -> PseudoLabeled:
     try:
         said = json.loads(members[JSON_FIELD])
         return PseudoLabeled(key, images[0], said["label"], float(np.float32(said["confidence"])), said["copies"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{redacted(url)}, key {key!r}: damaged .json ({type(error).__name__}: {error}); fetch the shard again"
         ) from error
@@ -152,7 +147,11 @@ def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{redacted(url)}: not the manifest of an export ({error.error_count()} errors)") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(
+            f"{redacted(url)}: damaged, or not the manifest of an export ({where}: {first['msg']}); copy it again"
+        ) from error
     if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
         raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")
     archives = (

@@ -56,7 +56,7 @@ def open_served(url: str, keep: RowFilter) -> Archives:
 def _is_served(content: bytes) -> bool:
     try:
         return dict(json.loads(content)).get("format") == _FORMAT
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

@@ -7,22 +7,28 @@ the tar (bytes), `label` (null without one), `problem` (empty when there is none
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError as DataError
 from data.http_file import is_http
+from data.json_files import parse_any, read_json
+from data.redact import redacted
 from data.sample import Sample, has_odd_key, iterate_samples
+from data.tables import read_table
+from data.tables import write_table as write_table
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
@@ -38,10 +44,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-
-
-class DataError(ValueError):
-    """Shards, a manifest or an index that do not fit; the message names the file and says what to do."""
+_INDEX_REMEDY = (
+    "if this project packed the shard, pack it again; else delete the index and run again, which makes it anew"
+)
+logger = logging.getLogger(__name__)
 
 
 class ShardRecord(BaseModel, extra="forbid"):
@@ -80,11 +86,8 @@ class Shard:
         return storage.base_name(self.url).removesuffix(".tar")
 
     def index(self) -> pa.Table:
-        """The index table. Raises DataError when its digest is not the one recorded."""
-        table = pq.read_table(io.BytesIO(storage.read_bytes(self.index_url)))
-        if index_digest(table) != self.index_sha256:
-            raise DataError(f"{self.index_url}: damaged index (digest differs); delete it and run again")
-        return table
+        """The index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
+        return read_index(self.index_url, self.index_sha256)
 
 
 @dataclass(frozen=True)
@@ -133,18 +136,20 @@ def _is_odd(sample: Sample, seen: set[str]) -> bool:
     return not sample.problem and (sample.key in seen or has_odd_key(sample))
 
 
+def read_index(url: str, digest: str) -> pa.Table:
+    """A shard's index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
+    table = read_table(url, _INDEX_REMEDY, schema=INDEX_SCHEMA)
+    if index_digest(table) != digest:
+        raise DataError(f"{redacted(url)}: damaged index (digest differs); {_INDEX_REMEDY}")
+    return table
+
+
 def index_digest(table: pa.Table) -> str:
     """Digest of an index's content, independent of how Parquet stores it."""
     digest = hashlib.sha256()
     for column in INDEX_SCHEMA.names:
         digest.update("\n".join(map(str, table.column(column).to_pylist())).encode())
     return digest.hexdigest()[:16]
-
-
-def write_table(url: str, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
-    with storage.writing(url) as file:
-        pq.write_table(table, file, compression="zstd")
 
 
 def open_split(patterns: str | Sequence[str], index_folder: str) -> Split:
@@ -214,15 +219,45 @@ def _folder(url: str) -> str:
 
 
 def _read_manifest(folder: str) -> Manifest | None:
+    """The manifest beside the shards of a folder; None where there is none, or another program's.
+
+    Raises:
+        DataError: ours, but damaged; or no JSON, which may be ours.
+        StorageError: it cannot be read, which does not mean that there is none.
+    """
     url = storage.join(folder, MANIFEST_NAME)
     if not storage.exists(url):
         return None
+    content = storage.read_bytes(url)
+    remedy = (
+        "restore it, or pack these shards again; if another program wrote it, move it out of this folder (then the shards are "
+        "indexed without it)"
+    )
     try:
-        return Manifest.model_validate_json(storage.read_bytes(url))
+        if not _is_ours(parse_any(content, url, remedy)) and not _has_our_indexes(folder):
+            _warn_of_foreign_manifest(url)
+            return None
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DataError(
-            f"{url}: not a manifest of this project ({error.error_count()} errors); delete it or pack again"
-        ) from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{url}: damaged, or of another version ({where}: {first['msg']}); {remedy}") from error
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether JSON in a file of this name is a manifest of this project: we write all of its fields, so one may be damaged."""
+    known = Manifest.model_fields.keys()
+    return isinstance(content, dict) and len(content.keys() & known) >= len(known) - 1
+
+
+def _has_our_indexes(folder: str) -> bool:
+    """Whether we packed a folder's shards: their indexes lie beside them. A web server has no folders."""
+    return not is_http(folder) and storage.exists(storage.join(folder, INDEX_FOLDER))
+
+
+@cache  # once for each folder: a command opens its shards several times
+def _warn_of_foreign_manifest(url: str) -> None:
+    logger.warning("%s is another program's and is not used; the shards beside it are indexed", redacted(url))
 
 
 def _open_packed(url: str, size: int, records: Mapping[str, ShardRecord]) -> Shard:
@@ -239,6 +274,12 @@ def _open_packed(url: str, size: int, records: Mapping[str, ShardRecord]) -> Sha
         )
     index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
     return Shard(url, size, record.num_samples, index_url, record.index_sha256)
+
+
+class _ShardsFile(BaseModel):
+    """`shards.json`: what the indexes say, by URL."""
+
+    shards: dict[str, list[Any]]
 
 
 class _ForeignShards:
@@ -272,8 +313,8 @@ class _ForeignShards:
 
     def _read(self) -> dict[str, list[Any]]:
         try:
-            return dict(json.loads(storage.read_text(self._url))["shards"]) if storage.exists(self._url) else {}
-        except (ValueError, KeyError):
+            return dict(read_json(self._url, "", _ShardsFile)["shards"])
+        except (FileNotFoundError, DataError):
             return {}  # the indexes tell the same
 
 
@@ -285,8 +326,8 @@ def foreign_index_name(url: str) -> str:
 def _index_foreign(url: str, size: int, index_url: str) -> Shard:
     """A shard that we did not pack: its index is made once and kept, with the shard's size to tell a changed one."""
     table: pa.Table | None = None
-    if storage.exists(index_url):
-        table = pq.read_table(io.BytesIO(storage.read_bytes(index_url)))
+    with suppress(FileNotFoundError, DataError):  # a damaged one is made again, as one that is gone
+        table = read_table(index_url, "", schema=INDEX_SCHEMA)
     if table is None or _metadata(table, "shard_bytes") != str(size) or not _metadata(table, "odd_keys"):
         table = build_index(url)
         table = table.replace_schema_metadata({**table.schema.metadata, "shard_bytes": str(size)})

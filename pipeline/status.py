@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 from data.redact import redacted
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
@@ -121,7 +124,14 @@ def _as_of(written_at: float) -> str:
 
 def _read_stop(run_dir: str) -> dict[str, Any] | None:
     try:
-        stop = json.loads(storage.read_text(storage.join(run_dir, _STOP_NAME)))
-        return {"stage": str(stop["stage"]), "reason": str(stop["reason"]), "at": float(stop["at"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return read_json(storage.join(run_dir, _STOP_NAME), "", _Stop)
+    except (FileNotFoundError, DataError):
         return None
+
+
+class _Stop(BaseModel):
+    """`last_stop.json`."""
+
+    stage: str
+    reason: str
+    at: float

@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
@@ -45,8 +48,8 @@ def read_progress(folder: str) -> Progress | None:
     """The last figures of a label stage that runs or was stopped; None when there are none."""
     url = storage.join(folder, PROGRESS_NAME)
     try:
-        return Progress(**json.loads(storage.read_text(url)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return TypeAdapter(Progress).validate_python(read_json(url, ""))
+    except (FileNotFoundError, DataError, ValidationError):
         return None  # written by others, read at any moment
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data import storage
 from data.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
 from data.manifest import Shard, Split, open_split
+from data.tables import parse_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.stage import StageError, refuse_other_config, require_done
@@ -86,7 +85,7 @@ def _problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema, 
         return f"its label file is damaged (digest differs; {len(content)} bytes, {entry.bytes} were written)"
     if not entry.is_of(shard, made_by):
         return "the shard has changed since it was labeled, or these are labels by another teacher or configuration"
-    table = pq.read_table(io.BytesIO(content))
+    table = parse_table(content, url, "")
     if not table.schema.equals(schema):
         return f"its label file has another schema: {table.schema.remove_metadata()}"
     return _check_samples(shard, table)

@@ -19,11 +19,12 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
+from data.json_files import read_json
 from pipeline.models.factory import build_model, on_meta, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 
@@ -57,6 +58,12 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
     generation: int = 0
     seed: int = 0
     provenance: dict[str, Any] = {}
+
+
+class _Config(BaseModel):
+    """`config.json`: what is ours of it."""
+
+    noisy_student: WeightsInfo
 
 
 def save_weights(folder: str, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
@@ -103,8 +110,8 @@ def load_info(folder: str) -> WeightsInfo:
     """What a weights folder says of itself, without reading the weights. Raises ModelError as `load_weights`."""
     url = storage.join(folder, CONFIG_NAME)
     try:
-        return WeightsInfo.model_validate(json.loads(storage.read_text(url))[_OURS])
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+        return _Config.model_validate(read_json(url, "expected what this pipeline writes")).noisy_student
+    except (OSError, ValueError) as error:
         raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
 
 
@@ -112,8 +119,9 @@ def class_names_in(source: str) -> list[str] | None:
     """Class names of a weights folder of this pipeline; None for other weights."""
     if source == "pretrained" or not storage.exists(storage.join(source, CONFIG_NAME)):
         return None
-    content = json.loads(storage.read_text(storage.join(source, CONFIG_NAME)))
-    return WeightsInfo.model_validate(content[_OURS]).class_names if _OURS in content else None
+    url = storage.join(source, CONFIG_NAME)
+    content = read_json(url, "give the weights file itself, or repair it", error=ModelError)
+    return load_info(source).class_names if _OURS in content else None
 
 
 def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: str) -> dict[str, Tensor]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data import storage
 from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.overlay import RowFilter
+from data.tables import read_table
 from pipeline.exporting.files import read_manifest
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
@@ -99,8 +98,9 @@ class ExportedVersion:
         return [sample for at in chosen for sample in self._samples_of(names[at])]
 
     def _samples_of(self, name: str) -> Iterator[SampleImage]:
-        content = storage.read_bytes(storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet"))
-        table = pq.read_table(io.BytesIO(content), columns=["__key__", "offset", "size", "label", "confidence"])
+        labels_url = storage.join(self.folder, LABELS_FOLDER, f"{name}.parquet")
+        columns = ["__key__", "offset", "size", "label", "confidence"]
+        table = read_table(labels_url, "delete it and run stage=export, which makes it again", columns)
         places = np.unique(np.linspace(0, table.num_rows - 1, _SAMPLES_EACH).astype(int))
         url = storage.join(self.folder, f"{name}.tar")
         for row in table.take(places).to_pylist():

@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # rates are those of the last two minutes
@@ -63,8 +66,9 @@ class TrainingProgress:
 def read_training_progress(folder: str) -> TrainingProgress | None:
     """The last figures of a training that runs or was stopped; None when there are none."""
     try:
-        return TrainingProgress(**json.loads(storage.read_text(storage.join(folder, PROGRESS_NAME))))
-    except (FileNotFoundError, ValueError, TypeError):
+        values = read_json(storage.join(folder, PROGRESS_NAME), "")
+        return TypeAdapter(TrainingProgress).validate_python(values)
+    except (FileNotFoundError, DataError, ValidationError):
         return None  # written by others, read at any moment
 
 
