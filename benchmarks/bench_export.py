@@ -13,6 +13,7 @@ synced (`sync`), and the last one's output is removed and synced before the next
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import subprocess
@@ -82,15 +83,17 @@ def overlay_size(overlay: Overlay) -> int:
 
 def bench_overlay(pattern: str, labels: str, selection: str) -> Overlay:
     """Labels and a selection of all photos, from random probabilities."""
-    split, generator = open_split(pattern, "/nonexistent"), np.random.default_rng(0)
+    split, generator, digests = open_split(pattern, "/nonexistent"), np.random.default_rng(0), dict[str, str]()
     for shard in split.shards:
         number = shard.num_samples
         top_k = top_k_of(generator.dirichlet(np.full(NUM_CLASSES, 0.01), number).astype(np.float32), TOP_K)
         table = label_table(shard.index(), np.arange(number), top_k, np.zeros(number, np.uint64))
-        write_labels(f"{labels}/{shard.name}.parquet", shard, table, [], "random")
-        write_table(f"{selection}/{shard.name}.parquet", pa.table({COPIES_COLUMN: np.ones(number, np.uint16)}))
+        entry = write_labels(f"{labels}/{shard.name}.parquet", shard, table, [], "random")
+        write_table(
+            copies := f"{selection}/{shard.name}.parquet", pa.table({COPIES_COLUMN: np.ones(number, np.uint16)})
+        )
+        digests[shard.name] = entry.sha256 + hashlib.sha256(Path(copies).read_bytes()).hexdigest()
     names = tuple(f"class {number}" for number in range(NUM_CLASSES))
-    digests = {shard.name: "" for shard in split.shards}
     return Overlay(split.shards, labels, selection, Provenance(1, names), digests)
 
 

@@ -6,19 +6,18 @@ One row per image of a split, in its order: `image_hash`, `image_hash_flipped` (
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data import storage
 from data.images import Pixels, image_hash
 from data.manifest import HASHES_NAME, DataError, write_table
+from data.tables import open_content, parse_table
 from data.thumbnail import SIDE, thumbnail
 
 _SCHEMA = pa.schema(
@@ -28,6 +27,9 @@ _SCHEMA = pa.schema(
         pa.field("thumbnail", pa.binary(SIDE * SIDE), nullable=False),
     ]
 )
+
+
+_REMEDY = "copy it again, or pack that split again"
 
 
 class Traits(NamedTuple):
@@ -96,7 +98,7 @@ def read_held_out(urls: Sequence[str]) -> HeldOut:
                 " that packed it another out=, or remove the split's folder by hand first"
             )
         digest.update(hashlib.sha256(content).digest())
-        tables.append(pq.read_table(io.BytesIO(content)))
+        tables.append(parse_table(content, url, _REMEDY))
     table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
     sizes = [t.num_rows for t in tables]
     pixels = b"".join(table.column("thumbnail").to_pylist())
@@ -122,9 +124,9 @@ def _read(url: str) -> bytes:
 
 def _schema(content: bytes, url: str) -> pa.Schema:
     try:
-        return pq.read_schema(io.BytesIO(content)).remove_metadata()
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+        with open_content(content, url, _REMEDY) as file:
+            return file.schema.remove_metadata()
+    except DataError as error:
         raise DataError(
-            f"data.held_out_hashes: {url}: expected a {HASHES_NAME} as data.pack writes it ({reason})"
+            f"data.held_out_hashes: expected a {HASHES_NAME} as data.pack writes it, but {error}"
         ) from error

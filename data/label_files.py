@@ -7,31 +7,36 @@ rows + quarantined, always.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from data import storage
-from data.manifest import DataError, Shard
+from data.errors import DataError
+from data.json_files import parse_json, read_json
+from data.manifest import Shard
+from data.redact import redacted
+from data.tables import TableFile, open_content, open_table, read_whole, to_parquet
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
 COPIES_COLUMN = "copies"
 MAX_CLASSES = 32_767  # `topk_index` is int16
 _LAST_CLASS = 0xFFFF
+LABELS_REMEDY = "stage=label verify=true moves it aside, and stage=label makes it again"
+LABELS_OUTPUT_REMEDY = "delete it and run stage=label, which keeps the labels and makes it again"
+COPIES_REMEDY = "stage=select force=true makes it again"
 _QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
 _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
 }  # fmt: skip
-_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
 # Hardly smaller compressed, and selection reads them again and again.
 _UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}
 
@@ -67,10 +72,13 @@ def label_schema(top_k: int) -> pa.Schema:
 
 def write_label_table(table: pa.Table, where: BinaryIO) -> None:
     """Write rows of `label_schema` in a layout of which selection reads its columns in half the time of pyarrow's own."""
+    where.write(_as_parquet(table))
+
+
+def _as_parquet(table: pa.Table) -> bytes:
     leaves = {name: f"{name}.list.element" if name.startswith("topk_") else name for name in table.column_names}
-    pq.write_table(
+    return to_parquet(
         table,
-        where,
         compression={leaf: "none" if name in _UNCOMPRESSED else "zstd" for name, leaf in leaves.items()},
         use_dictionary=[leaf for name, leaf in leaves.items() if name not in _ENCODINGS],
         column_encoding=_ENCODINGS,
@@ -163,56 +171,129 @@ def write_labels(
     source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256, "made_by": made_by}
     ledger = [asdict(row) for row in quarantined]
     metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
-    buffer = io.BytesIO()
-    write_label_table(table.replace_schema_metadata(metadata), buffer)
-    storage.write_bytes(url, buffer.getvalue())
-    return _describe(shard.name, table.num_rows, metadata, buffer.getvalue())
+    content = _as_parquet(table.replace_schema_metadata(metadata))
+    storage.write_bytes(url, content)
+    return _describe(shard.name, table.num_rows, metadata, content)
 
 
 def describe_label_file(url: str) -> LabeledShard | None:
-    """What a label file holds, or None when it is damaged."""
+    """What a label file holds; None when any of it is damaged, or it is no label file. Reads all of it."""
     content = storage.read_bytes(url)
+    name = storage.base_name(url).removesuffix(".parquet")
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
-    except (pa.ArrowInvalid, OSError):  # OSError: of a damaged footer
+        with open_content(content, url, "") as file:
+            return _describe(name, file.read().num_rows, file.metadata, content)
+    except (DataError, LookupError):  # LookupError: a Parquet file without our metadata
         return None
-    return _describe(
-        storage.base_name(url).removesuffix(".parquet"), file.metadata.num_rows, file.schema_arrow.metadata, content
-    )
 
 
 def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: bytes) -> LabeledShard:
-    source, ledger = json.loads(metadata[_SOURCE_KEY]), json.loads(metadata[_QUARANTINE_KEY])
+    source = _source(metadata, name)
+    if source is None:
+        raise LookupError(name)
     sha256 = hashlib.sha256(content).hexdigest()
     identity = source["bytes"], source["index_sha256"]
-    return LabeledShard(name, *identity, rows, len(ledger), len(content), sha256, source.get("made_by", ""))
+    quarantined = len(json.loads(metadata[_QUARANTINE_KEY]))
+    return LabeledShard(name, *identity, rows, quarantined, len(content), sha256, source.get("made_by", ""))
 
 
-def read_labels(url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a label file; with `columns`, only these are read (all by default)."""
+class _Source(BaseModel):
+    """What a label file says of its shard, and of what made it; earlier versions did not say that."""
+
+    bytes: int
+    index_sha256: str
+    made_by: str = ""
+
+
+def _source(metadata: Mapping[bytes, bytes], url: str) -> dict[str, Any] | None:
+    """None in a file that does not say it. Raises DataError for a damaged one."""
+    if not {_SOURCE_KEY, _QUARANTINE_KEY} <= metadata.keys():
+        return None
+    return parse_json(metadata[_SOURCE_KEY], url, LABELS_REMEDY, _Source)
+
+
+def read_labels(url: str, columns: Sequence[str] | None = None, entry: LabeledShard | None = None) -> pa.Table:
+    """Rows of a label file; with `columns`, only these are read (all by default).
+
+    Args:
+        entry: what the labels' manifest says of the file: another one under its name is refused, and, where it is read whole, other
+            bytes.
+
+    Raises:
+        DataError: damaged, or not the file that was committed.
+        FileNotFoundError, StorageError: as `storage.read_bytes`.
+    """
     if columns is None:
-        return pq.read_table(io.BytesIO(storage.read_bytes(url)))
-    with open_label_file(url) as file:
-        return file.read(columns=list(columns), use_threads=False)
+        with open_content(_committed(url, entry), url, LABELS_REMEDY) as file:
+            return file.read()
+    with open_label_file(url, entry) as file:
+        return file.read(columns)
 
 
-def has_all_samples(file: pq.ParquetFile) -> bool:
+def has_all_samples(file: TableFile) -> bool:
     """True where no sample of a label file's shard is quarantined: its ordinals are 0, 1, 2 …, and need not be read."""
-    return (file.schema_arrow.metadata or {}).get(_QUARANTINE_KEY) == b"[]"
+    return file.metadata.get(_QUARANTINE_KEY) == b"[]"
 
 
 @contextmanager
-def open_label_file(url: str) -> Iterator[pq.ParquetFile]:
-    """A label or copies file of which some columns are read. Raises FileNotFoundError, or pyarrow's errors of a damaged one.
+def open_label_file(url: str, entry: LabeledShard | None = None) -> Iterator[TableFile]:
+    """A label file of which some columns are read; `entry` and errors as of `read_labels`.
 
-    What is needed is read ahead where a store has it; of a local file that costs more than it saves.
+    One of an earlier version has no checksums, and is read whole where its digest is known.
     """
-    is_local = storage.is_local(url)
-    with (
-        storage.open_native(url) as stream,
-        pq.ParquetFile(stream, pre_buffer=not is_local, buffer_size=_BUFFER * is_local) as file,
-    ):
+    with open_table(url, LABELS_REMEDY) as file:
+        if entry is None or file.is_sealed:
+            _check_origin(file, entry)
+            yield file
+            return
+    with open_content(_committed(url, entry), url, LABELS_REMEDY) as file:
         yield file
+
+
+def _committed(url: str, entry: LabeledShard | None) -> bytes:
+    """The content of a label file, with the digest that was recorded."""
+    content = storage.read_bytes(url)
+    if entry is not None and hashlib.sha256(content).hexdigest() != entry.sha256:
+        with open_content(content, url, LABELS_REMEDY) as file:  # say what it is, if it tells
+            _check_origin(file, entry)
+        raise DataError(f"{redacted(url)}: not the file that was committed (another SHA-256); {LABELS_REMEDY}")
+    return content
+
+
+def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
+    """Raises DataError for labels by another teacher, or of another shard, than the labels' manifest says."""
+    if entry is None:
+        return
+    found = _source(file.metadata, file.url)
+    where = redacted(file.url)
+    if found is None:
+        raise DataError(f"{where}: not a label file of this pipeline; {LABELS_REMEDY}")
+    if found.get("made_by", "") != entry.made_by:
+        raise DataError(
+            f"{where}: made by another teacher or configuration ({found.get('made_by')}) than the manifest beside it says "
+            f"({entry.made_by}); {LABELS_REMEDY}"
+        )
+    if (found["bytes"], found["index_sha256"]) != (entry.source_bytes, entry.index_sha256):
+        raise DataError(
+            f"{where}: of a shard with {found['bytes']} bytes and index {found['index_sha256']}, but the manifest beside it says "
+            f"{entry.source_bytes} bytes and index {entry.index_sha256}; {LABELS_REMEDY}"
+        )
+    if file.num_bytes != entry.bytes:
+        raise DataError(f"{where}: {file.num_bytes} bytes, and {entry.bytes} were written; {LABELS_REMEDY}")
+
+
+def read_copies(url: str, sha256: str | None = None) -> np.ndarray:
+    """The column of a selection's file: how often each label row is used, uint16 [n]. It is read whole.
+
+    Args:
+        sha256: of the file, in hex, as the selection's done-record has it; None: not known.
+
+    Raises:
+        DataError: damaged, or not the file that was committed.
+        FileNotFoundError, StorageError: as `storage.read_bytes`.
+    """
+    with open_content(read_whole(url, sha256, COPIES_REMEDY), url, COPIES_REMEDY) as file:
+        return np.asarray(file.read([COPIES_COLUMN]).column(0).to_numpy())
 
 
 def read_quarantined(table: pa.Table) -> list[Quarantined]:
@@ -247,13 +328,32 @@ def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
     return np.asarray(targets / targets.sum(axis=1, keepdims=True), np.float32)
 
 
+def copies_digests(selection: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each shard's column of copies, by shard name, as the selection's done-record has them."""
+    names = (name for name in selection["outputs"] if name.endswith(".parquet"))
+    return {storage.base_name(name).removesuffix(".parquet"): selection["outputs"][name]["sha256"] for name in names}
+
+
+class _Manifest(BaseModel):
+    """`manifest.json` of the labels: what is needed of it."""
+
+    shards: list[LabeledShard]
+
+
 def read_manifest(folder: str) -> list[LabeledShard]:
     """The shards in a labels folder's manifest. Raises DataError for a damaged one."""
     url = storage.join(folder, LABELS_MANIFEST)
+    content = read_json(url, "remove it and run stage=label, which keeps the labels")
     try:
-        content = json.loads(storage.read_text(url))
-        return [LabeledShard(**entry) for entry in content["shards"]]
-    except ValueError as error:
-        raise DataError(f"{url}: damaged ({error}); remove it and run stage=label, which keeps the labels") from error
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{url}: of another version ({error}); run stage=label force=true") from error
+        return _Manifest.model_validate(content).shards
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{redacted(url)}: damaged, or of another version ({where}: {first['msg']}); run stage=label force=true"
+        ) from error
+
+
+def labels_by_name(folder: str) -> dict[str, LabeledShard]:
+    """As `read_manifest`, by shard name."""
+    return {entry.name: entry for entry in read_manifest(folder)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -12,7 +11,6 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
@@ -23,6 +21,7 @@ from data.manifest import MANIFEST_NAME, DataError, Manifest, ShardRecord
 from data.names import check_base_name, read_limited
 from data.overlay import FILTER_COLUMNS, RowFilter
 from data.redact import redacted
+from data.tables import parse_table
 from data.web_tokens import give_token
 
 LATEST_NAME = "latest"  # names the last export in a folder of them
@@ -174,7 +173,11 @@ def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{redacted(url)}: not the manifest of an export ({error.error_count()} errors)") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(
+            f"{redacted(url)}: damaged, or not the manifest of an export ({where}: {first['msg']}); copy it again"
+        ) from error
     if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
         raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")
     for record in manifest.shards:
@@ -191,10 +194,7 @@ def _archive(folder: str, record: ShardRecord) -> Archive:
 
 def _read_table(url: str, num_samples: int, num_classes: int) -> pa.Table:
     content = read_limited(url, _TABLE_BYTES)
-    try:
-        table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{redacted(url)}: damaged, or not labels of this pipeline ({error})") from error
+    table = parse_table(content, url, "if it is of this pipeline, copy it again", COLUMNS)
     for name, is_right in _COLUMN_TYPES.items():
         column = table.column(name)
         if not is_right(column.type) or column.null_count:

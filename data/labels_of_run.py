@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
 from data.joined import Provenance, Rows
+from data.json_files import read_json
 from data.label_source import PseudoLabeled, as_table
 from data.manifest import DataError, Split, open_split
 from data.names import read_pointer
-from data.overlay import Overlay, RowFilter, committed_digests
+from data.overlay import Overlay, RowFilter, read_committed
 from data.reader import ImageReader, places_of
 from data.redact import redacted
 
@@ -92,10 +93,11 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
     corpus = _corpus(run_dir)
     if corpus.digest() != labels["summary"]["corpus"]:
         raise DataError(f"{redacted(labels_dir)}: data.unlabeled has changed since it was labeled; run stage=label")
-    digests = committed_digests(labels_dir, selection)
+    digests, entries = read_committed(labels_dir, selection)
     names = labels["summary"]["class_names"]
     provenance = Provenance(generation, tuple(names) if names else None)
-    return RunLabels(Overlay(corpus.shards, labels_dir, selection_dir, provenance, digests, read_keys(exclude)), keep)
+    excluded = read_keys(exclude)
+    return RunLabels(Overlay(corpus.shards, labels_dir, selection_dir, provenance, digests, excluded, entries), keep)
 
 
 def _last_selection(run_dir: str) -> tuple[int, str]:
@@ -122,7 +124,20 @@ def _done(folder: str, stage: str) -> dict[str, Any]:
     url = storage.join(folder, "done.json")
     if not storage.exists(url):
         raise DataError(f"{redacted(folder)}: stage {stage} is not done; run stage={stage}")
-    return dict(json.loads(storage.read_text(url)))
+    return read_json(url, f"delete it and run stage={stage}", _Done)
+
+
+class _Fingerprint(BaseModel):
+    inputs: dict[str, str]
+
+
+class _Done(BaseModel):
+    """What is read of a done-marker; the stages write it, and this package knows no more of them."""
+
+    fingerprint: _Fingerprint
+    outputs: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+    digest: str
 
 
 def _data_field(run_dir: str, name: str) -> Any:

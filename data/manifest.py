@@ -7,26 +7,29 @@ the tar (bytes), `label` (null without one), `problem` (empty when there is none
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 from unicodedata import normalize
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError as DataError
 from data.findings import NO_FINDINGS, Findings, findings_of, index_metadata
 from data.http_file import is_http
+from data.json_files import parse_any
 from data.known_shards import Known, read_known, write_known
 from data.redact import redacted
 from data.sample import iterate_samples, mark_parted
 from data.storage import Entry
+from data.tables import read_table
+from data.tables import write_table as write_table
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
@@ -42,14 +45,11 @@ INDEX_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-
-
-logger = logging.getLogger(__name__)
+_INDEX_REMEDY = (
+    "if this project packed the shard, pack it again; else delete the index and run again, which makes it anew"
+)
 _reported: set[str] = set()  # folders of indexes of which was said that some tell no version
-
-
-class DataError(ValueError):
-    """Shards, a manifest or an index that do not fit; the message names the file and says what to do."""
+logger = logging.getLogger(__name__)
 
 
 class ShardRecord(BaseModel, extra="forbid"):
@@ -98,11 +98,8 @@ class Shard:
         return storage.base_name(self.url).removesuffix(".tar")
 
     def index(self) -> pa.Table:
-        """The index table. Raises DataError when its digest is not the one recorded."""
-        table = pq.read_table(io.BytesIO(storage.read_bytes(self.index_url)))
-        if index_digest(table) != self.index_sha256:
-            raise DataError(f"{self.index_url}: damaged index (digest differs); delete it and run again")
-        return table
+        """The index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
+        return read_index(self.index_url, self.index_sha256)
 
 
 @dataclass(frozen=True)
@@ -147,18 +144,20 @@ def build_index(url: str) -> pa.Table:
     return pa.table(columns, schema=INDEX_SCHEMA.with_metadata(index_metadata(samples)))
 
 
+def read_index(url: str, digest: str) -> pa.Table:
+    """A shard's index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
+    table = read_table(url, _INDEX_REMEDY, schema=INDEX_SCHEMA)
+    if index_digest(table) != digest:
+        raise DataError(f"{redacted(url)}: damaged index (digest differs); {_INDEX_REMEDY}")
+    return table
+
+
 def index_digest(table: pa.Table) -> str:
     """Digest of an index's content, independent of how Parquet stores it."""
     digest = hashlib.sha256()
     for column in INDEX_SCHEMA.names:
         digest.update("\n".join(map(str, table.column(column).to_pylist())).encode())
     return digest.hexdigest()[:16]
-
-
-def write_table(url: str, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
-    with storage.writing(url) as file:
-        pq.write_table(table, file, compression="zstd")
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -259,15 +258,45 @@ def _folder(url: str) -> str:
 
 
 def _read_manifest(folder: str) -> Manifest | None:
+    """The manifest beside the shards of a folder; None where there is none, or another program's.
+
+    Raises:
+        DataError: ours, but damaged; or no JSON, which may be ours.
+        StorageError: it cannot be read, which does not mean that there is none.
+    """
     url = storage.join(folder, MANIFEST_NAME)
     if not storage.exists(url):
         return None
+    content = storage.read_bytes(url)
+    remedy = (
+        "restore it, or pack these shards again; if another program wrote it, move it out of this folder (then the shards are "
+        "indexed without it)"
+    )
     try:
-        return Manifest.model_validate_json(storage.read_bytes(url))
+        if not _is_ours(parse_any(content, url, remedy)) and not _has_our_indexes(folder):
+            _warn_of_foreign_manifest(url)
+            return None
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DataError(
-            f"{url}: not a manifest of this project ({error.error_count()} errors); delete it or pack again"
-        ) from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{url}: damaged, or of another version ({where}: {first['msg']}); {remedy}") from error
+
+
+def _is_ours(content: Any) -> bool:
+    """Whether JSON in a file of this name is a manifest of this project: we write all of its fields, so one may be damaged."""
+    known = Manifest.model_fields.keys()
+    return isinstance(content, dict) and len(content.keys() & known) >= len(known) - 1
+
+
+def _has_our_indexes(folder: str) -> bool:
+    """Whether we packed a folder's shards: their indexes lie beside them. A web server has no folders."""
+    return not is_http(folder) and storage.exists(storage.join(folder, INDEX_FOLDER))
+
+
+@cache  # once for each folder: a command opens its shards several times
+def _warn_of_foreign_manifest(url: str) -> None:
+    logger.warning("%s is another program's and is not used; the shards beside it are indexed", redacted(url))
 
 
 def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> Shard:
@@ -363,8 +392,8 @@ def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
 def _read_known_from_index(folder: str, url: str) -> Known | None:
     """What the index of a foreign shard says of the shard; None for an index that is missing, damaged or too old."""
     try:
-        return _known_from(pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, foreign_index_name(url))))))
-    except (pa.ArrowException, OSError):
+        return _known_from(read_table(storage.join(folder, foreign_index_name(url)), "", schema=INDEX_SCHEMA))
+    except (DataError, FileNotFoundError):
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,10 +14,12 @@ import pyarrow as pa
 from data import storage
 from data.exclude import is_excluded, keys_digest
 from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
-from data.label_files import COPIES_COLUMN, read_labels, read_manifest
+from data.label_files import LABELS_REMEDY, LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
 from data.manifest import DataError, Shard
+from data.tables import parse_table, read_whole
 
 FILTER_COLUMNS = ("label", "confidence")
+_DIGEST_CHARACTERS = 64  # of a SHA-256 in hex
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,16 @@ class RowFilter:
         return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
 
 
-def committed_digests(labels_dir: str, selection: Mapping[str, Any]) -> dict[str, str]:
-    """What `Overlay.digests` should be, as the labels' manifest and the done-record of the selection say."""
-    copies = {storage.base_name(name): facts["sha256"] for name, facts in selection["outputs"].items()}
-    return {entry.name: entry.sha256 + copies[f"{entry.name}.parquet"] for entry in read_manifest(labels_dir)}
+def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, LabeledShard]]:
+    """What `Overlay.digests` and `committed` should be, as the labels' manifest and the done-record of the selection say.
+
+    Raises:
+        DataError: a damaged manifest, or the selection is of other shards.
+    """
+    entries, copies = labels_by_name(labels_dir), copies_digests(selection)
+    if missing := entries.keys() - copies.keys():
+        raise DataError(f"{labels_dir}: the selection does not have shard {min(missing)!r}; run stage=select again")
+    return {name: entry.sha256 + copies[name] for name, entry in entries.items()}, entries
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Overlay:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
         digests: SHA-256 of each shard's label file and of its column of copies, one after the other, by shard name.
         excluded: lines of the user's list of keys; see `data.exclude`.
+        committed: of the labels' manifest, by shard name; other labels under a file's name are refused.
     """
 
     shards: tuple[Shard, ...]
@@ -86,6 +95,7 @@ class Overlay:
     provenance: Provenance
     digests: Mapping[str, str]
     excluded: frozenset[str] = frozenset()
+    committed: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def files(self, position: int) -> tuple[str, str]:
         """Label file of a shard, and its column of copies."""
@@ -101,9 +111,9 @@ class Overlay:
         return "".join(found) == self.digests[self.shards[position].name]
 
     def copies(self, position: int) -> np.ndarray:
-        """How often the student sees each label row of a shard, uint16 [rows]."""
-        url = self.files(position)[1]
-        return np.asarray(read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy())
+        """How often the student sees each label row of a shard, uint16 [rows]. Raises DataError: not what was committed."""
+        digest = self.digests[self.shards[position].name][_DIGEST_CHARACTERS:]
+        return read_copies(self.files(position)[1], digest)
 
     def wanted(self, position: int, keep: RowFilter) -> np.ndarray:
         """Positions of the label rows of a shard that are handed out: those that `keep` lets through and the user doesn't exclude.
@@ -112,7 +122,8 @@ class Overlay:
             DataError: labels and copies are not of each other.
         """
         shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
-        labels = read_labels(url, (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS)
+        columns = (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS
+        labels = read_labels(url, columns, self.committed.get(shard.name))
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
         mask = keep.mask(labels, copies)
@@ -127,10 +138,11 @@ class Overlay:
             rows: their positions in the label file, int [n].
 
         Raises:
-            DataError: labels and index are not of each other.
+            DataError: labels and index are not of each other, or are not what was committed: the label file is read whole.
         """
         shard, at, url = self.shards[position], pa.array(rows), self.files(position)[0]
-        labels = read_labels(url, LABEL_COLUMNS).take(at)
+        content = read_whole(url, self.digests[shard.name][:_DIGEST_CHARACTERS], LABELS_REMEDY)
+        labels = parse_table(content, url, LABELS_REMEDY, LABEL_COLUMNS).take(at)
         ordinals, index = labels.column("ordinal"), shard.index()
         if len(rows) and ordinals.to_numpy().max() >= index.num_rows:
             raise DataError(f"{url}: more labels than {shard.url} has images; run stage=label")

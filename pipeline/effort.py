@@ -9,7 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 
 EFFORT_NAME = "seconds.json"
 _MAX_RUNS = 1000  # that are remembered one by one
@@ -31,13 +35,20 @@ class Effort:
 
 def read_effort(folder: str) -> Effort:
     """What is known of a stage's runs; nothing is where none has ended, or the file is damaged."""
-    text = storage.read_text_if_there(storage.join(folder, EFFORT_NAME))
     try:
-        values = json.loads(text or "{}")
-        runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
-        return Effort(float(values["seconds"]), runs, values.get("peak_memory"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        values = read_json(storage.join(folder, EFFORT_NAME), "", _Values)
+    except (FileNotFoundError, DataError):
         return Effort()
+    runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
+    return Effort(float(values["seconds"]), runs, values.get("peak_memory"))
+
+
+class _Values(BaseModel):
+    """`seconds.json`."""
+
+    seconds: float
+    runs: list[tuple[float, float]] = []
+    peak_memory: int | None = None
 
 
 class Clock:

@@ -19,8 +19,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from data import storage
+from data.json_files import parse_json
+from data.manifest import DataError
 from data.redact import redacted
 
 LEASE_S, BEAT_S = 60.0, 15.0
@@ -56,7 +59,7 @@ def read_holder(run_dir: str) -> dict[str, Any]:
 def _lives(pid: object) -> bool:
     try:
         os.kill(int(str(pid)), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, ValueError, OverflowError):
         return False
     except PermissionError:  # another user's
         return True
@@ -190,9 +193,19 @@ class _Lease:
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError):
+        return parse_json(content, _HOLDER, "", _Holder)
+    except DataError:  # nobody's
         return {}
+
+
+class _Holder(BaseModel):
+    """What is read of the file, where it says so."""
+
+    pid: int | None = None
+    host: str | None = None
+    command: str | None = None
+    beat: float = 0.0
+    token: str | None = None
 
 
 def _name(holder: dict[str, Any]) -> str:

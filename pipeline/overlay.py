@@ -7,7 +7,7 @@ from typing import Any
 from data.exclude import read_keys
 from data.joined import Provenance
 from data.manifest import open_split
-from data.overlay import Overlay, committed_digests
+from data.overlay import Overlay, read_committed
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.upstream import require_labeled_corpus, require_labels, require_selection
@@ -25,7 +25,7 @@ def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any
     corpus = open_split(config.data.unlabeled, layout.indexes)
     require_labeled_corpus(corpus, labels)
     names = labels["summary"]["class_names"]
-    digests = committed_digests(layout.labels, selection)
+    digests, entries = read_committed(layout.labels, selection)
     provenance = Provenance(layout.generation, tuple(names) if names else None)
     excluded = read_keys(config.data.exclude)
-    return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded), labels, selection
+    return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded, entries), labels, selection

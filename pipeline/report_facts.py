@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from data import storage
+from data.json_files import parse_json_lines
 from pipeline.config import CONFIG_NAME
 from pipeline.effort import Effort, read_effort
 from pipeline.evaluate import PREDICTIONS_NAME
@@ -20,6 +19,7 @@ from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.outputs import read_output, read_output_table
 from pipeline.speed_file import read_speed
 from pipeline.stage import StageError, done_record, recorded_seconds
 from pipeline.training.comparison import Comparison, paired
@@ -121,7 +121,9 @@ def read_metrics(model: Model) -> list[dict[str, float]]:
     url = storage.join(model.folder, METRICS_NAME)
     if METRICS_NAME not in model.record["outputs"] or not storage.exists(url):
         return []
-    return [json.loads(line) for line in storage.read_text(url).splitlines() if line]
+    remedy = "restore it, or delete it: the report does without"
+    content = read_output(model.folder, METRICS_NAME, model.record, remedy)
+    return parse_json_lines(content, url, remedy)
 
 
 def num_parameters(model: Model) -> int | None:
@@ -215,8 +217,10 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
     figures = evaluation["summary"].get(role) if evaluation else None
     if evaluation is None or figures is None:
         return Model(name, folder, record)
-    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(generation.layout.evaluation, PREDICTIONS_NAME))))
-    columns = [table.column(column).to_numpy() for column in ("label", f"{role}_label", f"{role}_confidence")]
+    names = ["label", f"{role}_label", f"{role}_confidence"]
+    remedy = "delete it and run stage=evaluate, which makes it again"
+    table = read_output_table(generation.layout.evaluation, PREDICTIONS_NAME, evaluation, remedy, names)
+    columns = [table.column(name).to_numpy() for name in names]
     predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
     return Model(name, folder, record, figures, predictions, _speed_of(generation.layout, role))
 

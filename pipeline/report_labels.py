@@ -6,15 +6,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from data import storage
-from data.label_files import read_labels, read_manifest
+from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
 from data.reader import places_of
+from data.tables import read_table
 from pipeline.report_facts import Generation
 from pipeline.report_pictures import thumbnail_at
 from pipeline.stage import StageError
@@ -109,17 +109,24 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
 
     Raises:
         StageError: a label or selection file is missing.
+        DataError: one is damaged, or not the one that was committed.
     """
     num_classes = generation.records["label"]["summary"]["num_classes"]
-    names = [entry.name for entry in read_manifest(generation.layout.labels)]
-    selection = generation.selection_folder if "select" in generation.records else None
-    survey = partial(_survey_shard, generation.layout.labels, selection, truth, num_classes, seed, limits)
+    entries = labels_by_name(generation.layout.labels)
+    record = generation.records.get("select")
+    selection = generation.selection_folder if record is not None else None
+    copies = copies_digests(record) if record is not None else {}
+
+    def survey(name: str) -> Survey:
+        read = _read_shard(generation.layout.labels, entries[name], selection, copies.get(name))
+        return _survey_shard(*read, truth, num_classes, seed, limits, name)
+
     total = Survey(
         np.zeros((2, 3, CONFIDENCE_BINS), np.int64), np.zeros((3, num_classes), np.int64), np.zeros(3, np.int64), 0.0, 0.0, [], [], []
     )  # fmt: skip
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in tqdm(
-            pool.map(survey, names), total=len(names), desc="report: labels", unit="shard", delay=5, leave=False
+            pool.map(survey, entries), total=len(entries), desc="report: labels", unit="shard", delay=5, leave=False
         ):
             total = _merge(total, part)
     return total
@@ -133,7 +140,8 @@ def read_truth(url: str | None) -> Truth:
         raise StageError(
             f"data.truth={url}: no such file; expected Parquet of (shard, ordinal, label), or data.truth=null"
         )
-    table = read_labels(url, ["shard", "ordinal", "label"]).sort_by("shard")
+    remedy = "data.truth must be Parquet of (shard, ordinal, label), or null"
+    table = read_table(url, remedy, ["shard", "ordinal", "label"]).sort_by("shard")
     ordinals, labels = table.column("ordinal").to_numpy(), table.column("label").to_numpy()
     names, starts = np.unique(table.column("shard").to_numpy(zero_copy_only=False).astype(str), return_index=True)
     ends = [*starts[1:], len(labels)]
@@ -150,35 +158,48 @@ def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[
         urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
     except storage.MissingError:
         urls = {}
-    return [_load_picture(labels_folder, urls.get(item.shard), item) for item in shown]
+    entries = labels_by_name(labels_folder)
+    return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item) for item in shown]
 
 
-def _load_picture(labels_folder: str, url: str | None, shown: Shown) -> Picture:
+def _load_picture(labels_folder: str, entry: LabeledShard, url: str | None, shown: Shown) -> Picture:
     columns = ["ordinal", "__key__", "offset", "size"]
-    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), columns)
+    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), columns, entry)
     (place,) = places_of(table.slice(shown.row, 1))
     return Picture(shown, place.key, url and thumbnail_at(url, place))
 
 
+def _read_shard(
+    labels_folder: str, entry: LabeledShard, selection_folder: str | None, copies_digest: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ordinal, label, confidence, and whether it is kept, of a shard's label rows."""
+    columns = ["ordinal", "label", "confidence"]
+    try:
+        table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
+        ordinal, label, confidence = (table.column(column).to_numpy() for column in columns)
+        kept = np.zeros(len(label), bool)
+        if selection_folder is not None:
+            kept = read_copies(storage.join(selection_folder, f"{entry.name}.parquet"), copies_digest) > 0
+    except FileNotFoundError as error:
+        raise StageError(
+            f"{error.filename or entry.name}: a file of labels or of the selection is missing; run stage=label again"
+        ) from error
+    if len(kept) != len(label):
+        raise StageError(f"{selection_folder}/{entry.name}.parquet is of other labels; run stage=select again")
+    return ordinal, label, confidence, kept
+
+
 def _survey_shard(
-    labels_folder: str,
-    selection_folder: str | None,
+    ordinal: np.ndarray,
+    label: np.ndarray,
+    confidence: np.ndarray,
+    kept: np.ndarray,
     truth: Truth,
     num_classes: int,
     seed: int,
     limits: Limits,
     name: str,
 ) -> Survey:
-    try:
-        table = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label", "confidence"])
-        ordinal, label, confidence = (table.column(column).to_numpy() for column in table.column_names)
-        kept = np.zeros(len(label), bool)
-        if selection_folder is not None:
-            kept = read_labels(storage.join(selection_folder, f"{name}.parquet")).column("copies").to_numpy() > 0
-    except FileNotFoundError as error:
-        raise StageError(
-            f"{error.filename or name}: a file of labels or of the selection is missing; run stage=label again"
-        ) from error
     answers = _answers(ordinal, truth.get(name))
     verdict = np.where(answers < 0, UNKNOWN, np.where(answers == label, RIGHT, WRONG))
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data import storage
+from data.label_files import COPIES_REMEDY
 from pipeline import plots
+from pipeline.outputs import read_output_json
 from pipeline.report_facts import Facts, Generation
 from pipeline.report_html import heading, paragraph, plot, section, side_by_side, table
 from pipeline.report_labels import RIGHT, WRONG, Limits, Picture, Survey, load_pictures, read_truth, survey_labels
@@ -62,7 +62,7 @@ def pseudo_label_sections(facts: Facts, generation: Generation, survey: Survey) 
 def _read_selection(generation: Generation) -> dict[str, Any] | None:
     if "select" not in generation.records or generation.selection_folder is None:
         return None
-    return dict(json.loads(storage.read_text(storage.join(generation.selection_folder, "selection.json"))))
+    return read_output_json(generation.selection_folder, "selection.json", generation.records["select"], COPIES_REMEDY)
 
 
 def _where_images_went(generation: Generation, survey: Survey) -> str:

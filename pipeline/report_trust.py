@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import read_labels
+from data.label_files import LABELS_OUTPUT_REMEDY
 from pipeline import plots
+from pipeline.outputs import read_output_table
 from pipeline.report_facts import Facts, Generation
 from pipeline.report_html import paragraph, plot, side_by_side, table
 from pipeline.report_labels import RIGHT, WRONG, Survey
@@ -133,8 +134,9 @@ def _reliability(facts: Facts, generation: Generation) -> str:
             series.append((name, color, np.array(bins["confidence"]), np.array(bins["accuracy"])))
     url = storage.join(generation.layout.labels, VALIDATION_NAME)
     if storage.exists(url):
-        rows = read_labels(url)
-        label, predicted, confidence = (rows.column(name).to_numpy() for name in ("label", "predicted", "confidence"))
+        record, columns = generation.records.get("label"), ["label", "predicted", "confidence"]
+        rows = read_output_table(generation.layout.labels, VALIDATION_NAME, record, LABELS_OUTPUT_REMEDY, columns)
+        label, predicted, confidence = (rows.column(name).to_numpy() for name in columns)
         means, accuracy = reliability_bins(confidence, label == predicted)
         if len(means):
             series.append(("as it labels", plots.color_of(1), means, accuracy))

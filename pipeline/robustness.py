@@ -17,7 +17,8 @@ from tqdm import tqdm
 from data import storage
 from data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from data.images import Pixels, decode
-from data.manifest import Split
+from data.json_files import read_json
+from data.manifest import DataError, Split
 from data.reader import ImageReader, Place
 from data.view import EvalView
 from pipeline.training.inference import Predictor
@@ -51,7 +52,11 @@ def measure_robustness(
             if name not in done:
                 counts = _count_wrong(_read(test, reader, part), part, models, seed, pool, bar)
                 storage.write_text(storage.join(folder, name), json.dumps(counts) + "\n")
-    counted = [json.loads(storage.read_text(storage.join(folder, name))) for name in names]
+    remedy = "delete it and run stage=evaluate, which makes it again"
+    counted = [read_json(storage.join(folder, name), remedy) for name in names]
+    for name, counts in zip(names, counted, strict=True):
+        if counts.keys() != models.keys() or any(np.shape(wrong) != (len(_CONDITIONS),) for wrong in counts.values()):
+            raise DataError(f"{storage.join(folder, name)}: damaged, or of other models; {remedy}")
     return names, figures_of(counted, len(rows))
 
 

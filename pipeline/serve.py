@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from data import storage
+from data.label_files import COPIES_REMEDY
 from data.labels_of_archives import LATEST_NAME
 from data.names import check_base_name, read_pointer
 from pipeline import interrupt
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.outputs import read_output_json
 from pipeline.overlay import open_overlay
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.credentials import check_host, read_token
 from pipeline.serving.exported import open_version
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.listening import Settings, serve_until
-from pipeline.stage import StageError, require_done
+from pipeline.stage import StageError, done_record, require_done
 
 
 def serve(config: Config, layouts: Sequence[Layout]) -> None:
@@ -80,5 +83,13 @@ def _version(out: str, source: str) -> str:
 
 def _class_counts(selection: str) -> list[Mapping[str, Any]]:
     """As selection.json has them; none where it is gone."""
-    url = storage.join(selection, "selection.json")
-    return list(json.loads(storage.read_text(url))["classes"]) if storage.exists(url) else []
+    if not storage.exists(storage.join(selection, "selection.json")):
+        return []
+    content = read_output_json(selection, "selection.json", done_record(selection), COPIES_REMEDY, _Selection)
+    return list(content["classes"])
+
+
+class _Selection(BaseModel):
+    """What is shown of `selection.json`."""
+
+    classes: list[dict[str, Any]]

@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from data import storage
+from data.json_files import read_json
 
 SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 
@@ -19,4 +22,9 @@ def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
 def read_speed(evaluation: str) -> dict[str, Any] | None:
     """What `write_speed` wrote; None for an evaluation of an earlier version."""
     url = storage.join(evaluation, SPEED_NAME)
-    return dict(json.loads(storage.read_text(url))) if storage.exists(url) else None
+    return read_json(url, "delete it: the report does without", _Speed) if storage.exists(url) else None
+
+
+class _Speed(BaseModel):
+    models: dict[str, dict[str, Any]]
+    where: str

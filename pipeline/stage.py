@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from data import storage
 from data.failpoint import reach
+from data.json_files import read_json
 from pipeline.effort import EFFORT_NAME, Clock, read_effort
 from pipeline.fields import default_fields, resumable_fields
 
@@ -31,6 +34,30 @@ Explain = Callable[
 
 class StageError(ValueError):
     """A stage that cannot run; the message says why and what to do."""
+
+
+class _Fingerprint(BaseModel):
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class _Started(BaseModel):
+    """What must be in `started.json`."""
+
+    fingerprint: _Fingerprint
+
+
+class _Output(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Done(_Started):
+    """What must be in `done.json`."""
+
+    outputs: dict[str, _Output]
+    summary: dict[str, Any]
+    digest: str
 
 
 class StageRefusedError(StageError):
@@ -219,7 +246,7 @@ def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> d
 
 def done_record(folder: str) -> dict[str, Any] | None:
     """What `commit` wrote, or None when the stage is not done."""
-    return _read_json(storage.join(folder, _DONE))
+    return _read_json(storage.join(folder, _DONE), _Done)
 
 
 def require_done(folder: str, name: str) -> dict[str, Any]:
@@ -255,17 +282,14 @@ def _describe(url: str) -> dict[str, Any]:
     return {"bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
-def _read_json(url: str) -> dict[str, Any] | None:
+def _read_json(url: str, shape: type[BaseModel]) -> dict[str, Any] | None:
     if not storage.exists(url):
         return None
-    try:
-        return dict(json.loads(storage.read_text(url)))
-    except ValueError as error:
-        raise StageError(f"{url}: damaged ({error}); delete it and run the stage again") from error
+    return read_json(url, "delete it and run the stage again", shape, StageError)
 
 
 def _recorded(folder: str) -> dict[str, Any] | None:
-    return _read_json(storage.join(folder, _DONE)) or _read_json(storage.join(folder, _STARTED))
+    return done_record(folder) or _read_json(storage.join(folder, _STARTED), _Started)
 
 
 def _has_output(folder: str) -> bool:

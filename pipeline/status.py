@@ -12,9 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 from data.redact import redacted
 from data.settings import UsageError
 from pipeline.config import CONFIG_NAME
@@ -147,9 +150,15 @@ def _as_of(written_at: float) -> str:
 
 
 def _read_stop(run_dir: str) -> dict[str, Any] | None:
-    text = storage.read_text_if_there(storage.join(run_dir, _STOP_NAME))
     try:
-        stop = json.loads(text or "null")
-        return {"stage": str(stop["stage"]), "reason": str(stop["reason"]), "at": float(stop["at"])}
-    except (ValueError, KeyError, TypeError):
+        return read_json(storage.join(run_dir, _STOP_NAME), "", _Stop)
+    except (FileNotFoundError, DataError):
         return None
+
+
+class _Stop(BaseModel):
+    """`last_stop.json`."""
+
+    stage: str
+    reason: str
+    at: float

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data import storage
-from data.label_files import read_labels, read_manifest
+from data.label_files import copies_digests, labels_by_name, read_copies, read_labels
+from data.tables import read_table
 from pipeline.fields import Config
 from pipeline.generations import summarize
 from pipeline.layout import Layout
@@ -74,20 +75,23 @@ def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, A
         return {}
     figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
     if config.data.truth and storage.exists(config.data.truth):
-        figures |= _precision(config.data.truth, layout.labels, folder)
+        figures |= _precision(config.data.truth, layout.labels, folder, copies_digests(record))
     return figures
 
 
-def _precision(truth_url: str, labels_folder: str, selection_folder: str) -> dict[str, float]:
+def _precision(
+    truth_url: str, labels_folder: str, selection_folder: str, copies_of: Mapping[str, str]
+) -> dict[str, float]:
     """`labels_right` and `kept_right`: fractions, among images whose truth is known, of all and of the kept pseudo-labels."""
-    truth = read_labels(truth_url)
+    remedy = "data.truth must be Parquet of (shard, ordinal, label), or null"
+    truth = read_table(truth_url, remedy, ["shard", "ordinal", "label"])
     shard_of, ordinals, answers = (truth.column(name) for name in ("shard", "ordinal", "label"))
     counts = np.zeros(4, np.int64)
-    for entry in read_manifest(labels_folder):
-        here = pc.equal(shard_of, entry.name)
+    for name, entry in labels_by_name(labels_folder).items():
+        here = pc.equal(shard_of, name)
         known = dict(zip(ordinals.filter(here).to_pylist(), answers.filter(here).to_pylist(), strict=True))
-        labels = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), ["ordinal", "label"])
-        copies = read_labels(storage.join(selection_folder, f"{entry.name}.parquet")).column("copies").to_numpy()
+        labels = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label"], entry)
+        copies = read_copies(storage.join(selection_folder, f"{name}.parquet"), copies_of.get(name))
         right_answer = np.array([known.get(ordinal, -1) for ordinal in labels.column("ordinal").to_pylist()], np.int64)
         is_known, is_right = right_answer >= 0, right_answer == labels.column("label").to_numpy()
         is_kept = is_known & (copies > 0)

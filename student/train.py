@@ -9,7 +9,7 @@ from typing import Any
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
-from data.label_files import read_manifest
+from data.label_files import copies_digests, labels_by_name
 from data.manifest import Split, open_split
 from data.reader import check_labeled
 from pipeline.fields import Config, StudentConfig
@@ -108,21 +108,30 @@ def _streams(config: Config, layout: Layout, labeled: Split, selection_folder: s
     streams: tuple[StreamSpec, ...] = (labeled_stream(labeled, labeled_per_step, read_keys(config.data.exclude)),)
     if student.unlabeled_ratio == 0:
         return streams
-    rows = {entry.name: entry.rows for entry in read_manifest(layout.labels)}
     corpus = open_split(config.data.unlabeled, layout.indexes)
     require_labeled_corpus(corpus, require_done(layout.labels, "label"))
+    per_step = student.batch_size - labeled_per_step
+    return (*streams, pseudo_labeled_stream(config, layout, corpus, selection_folder, per_step))
+
+
+def pseudo_labeled_stream(
+    config: Config, layout: Layout, corpus: Split, selection_folder: str, images_per_step: int
+) -> StreamSpec:
+    """The stream of the selected pseudo-labels of `corpus`, with the digests of what was committed."""
+    entries, copies = labels_by_name(layout.labels), copies_digests(require_done(selection_folder, "select"))
     names = [shard.name for shard in corpus.shards]
-    pseudo_labeled = StreamSpec(
+    return StreamSpec(
         name="pseudo_labeled",
         shard_urls=tuple(shard.url for shard in corpus.shards),
         table_urls=tuple(storage.join(layout.labels, f"{name}.parquet") for name in names),
-        num_rows=tuple(rows[name] for name in names),
-        images_per_step=student.batch_size - labeled_per_step,
+        num_rows=tuple(entries[name].rows for name in names),
+        images_per_step=images_per_step,
         copies_urls=tuple(storage.join(selection_folder, f"{name}.parquet") for name in names),
-        targets=student.pseudo_labels,
-        temperature=student.pseudo_label_temperature,
+        targets=config.student.pseudo_labels,
+        temperature=config.student.pseudo_label_temperature,
+        table_digests=tuple(entries[name].sha256 for name in names),
+        copies_digests=tuple(copies[name] for name in names),
     )
-    return (*streams, pseudo_labeled)
 
 
 def _initial_weights(config: Config, layout: Layout) -> str | None:

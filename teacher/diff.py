@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import COPIES_COLUMN, read_labels, read_manifest
+from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
 from pipeline.fields import Config
 from pipeline.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.stage import StageError, require_done
@@ -24,13 +24,20 @@ _SHOWN = 10  # lines on the screen
 
 @dataclass(frozen=True)
 class Side:
-    """Labels and a selection of them."""
+    """Labels and a selection of them.
+
+    Attributes:
+        entries: of the labels' manifest, by shard name.
+        copies: SHA-256 of the selection's files, by shard name.
+    """
 
     name: str
     labels: str
     selection: str
     num_classes: int
     class_names: tuple[str, ...] | None
+    entries: Mapping[str, LabeledShard]
+    copies: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +114,7 @@ def diff(
 
 def compare(before: Side, after: Side) -> Counts:
     """Count what changed, shard by shard, images joined by shard and ordinal."""
-    names = sorted({entry.name for side in (before, after) for entry in read_manifest(side.labels)})
+    names = sorted({*before.entries, *after.entries})
     total = Counts.zeros(after.num_classes)
     with threads_or_processes(len(names)) as (executor, number):
         for part in executor(partial(_count, before, after), names, number, "compare"):
@@ -200,10 +207,9 @@ def _add_kept(part: Counts, before: np.ndarray | bool, after: np.ndarray | bool,
 
 def _read_labels(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray]:
     """Ordinal and label of a shard's rows; none where the side does not have the shard."""
-    url = storage.join(side.labels, f"{shard}.parquet")
-    if not storage.exists(url):
+    if (entry := side.entries.get(shard)) is None:
         return np.empty(0, np.int32), np.empty(0, np.int32)
-    table = read_labels(url, ["ordinal", "label"])
+    table = read_labels(storage.join(side.labels, f"{shard}.parquet"), ["ordinal", "label"], entry)
     return table.column("ordinal").to_numpy(), table.column("label").to_numpy()
 
 
@@ -212,7 +218,7 @@ def _read_copies(side: Side, shard: str, num_rows: int) -> np.ndarray:
     if not num_rows:
         return np.empty(0, np.uint16)
     url = storage.join(side.selection, f"{shard}.parquet")
-    copies = read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy()
+    copies = read_copies(url, side.copies.get(shard))
     if len(copies) != num_rows:
         raise StageError(f"{url} is of other labels than {side.labels}/{shard}.parquet; run stage=select again")
     return copies
@@ -285,8 +291,8 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
     folder = storage.join(layout.selections, found[0]) if found else current
     if folder is None:
         raise StageError(f"stage=diff: generation {number} has no selection; run stage=select first")
-    labels = require_done(layout.labels, "label")
-    if require_done(folder, "select")["fingerprint"]["inputs"]["labels"] != labels["digest"]:
+    labels, selection = require_done(layout.labels, "label"), require_done(folder, "select")
+    if selection["fingerprint"]["inputs"]["labels"] != labels["digest"]:
         raise StageError(
             f"stage=diff: {folder} was selected from other labels than {layout.labels} has now; nothing to compare"
         )
@@ -298,4 +304,6 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
         folder,
         labels["num_classes"],
         tuple(names) if names else None,
+        labels_by_name(layout.labels),
+        copies_digests(selection),
     )

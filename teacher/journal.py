@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from data import storage
+from data.json_files import read_json
 from data.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
-from data.manifest import Shard, Split
+from data.manifest import DataError, Shard, Split
 
 JOURNAL_NAME = "journal.json"
 _EVERY_S = 30.0
@@ -58,10 +61,17 @@ def _read(folder: str) -> tuple[dict[str, Any] | None, dict[str, LabeledShard]]:
     and the label files tell the same."""
     url = storage.join(folder, JOURNAL_NAME)
     try:
-        content = json.loads(storage.read_text(url)) if storage.exists(url) else {"teacher_check": None, "shards": []}
-        return content["teacher_check"], {row["name"]: LabeledShard(**row) for row in content["shards"]}
-    except (ValueError, KeyError, TypeError):
+        content = _Content.model_validate(read_json(url, ""))
+    except (FileNotFoundError, DataError, ValidationError):
         return None, {}
+    return content.teacher_check, {entry.name: entry for entry in content.shards}
+
+
+class _Content(BaseModel):
+    """`journal.json`."""
+
+    teacher_check: dict[str, Any] | None
+    shards: list[LabeledShard]
 
 
 def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:
@@ -72,7 +82,9 @@ def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, Labe
         if entry is None or entry.bytes != size:
             entry = describe_label_file(storage.join(folder, f"{shard.name}.parquet"))
         if entry is None:
-            print(f"label: {folder}/{shard.name}.parquet is cut short or damaged; its shard is labeled again")
+            print(
+                f"label: {folder}/{shard.name}.parquet is damaged, cut short or no label file; its shard is labeled again"
+            )
         return entry if entry and entry.is_of(shard, made_by) else None
 
     with ThreadPoolExecutor(8) as pool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from data import storage
-from data.label_files import COPIES_COLUMN, read_labels
+from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
 from pipeline.layout import Layout
 from pipeline.stage import StageError, require_done
 from teacher.cutoffs import Int64, SelectRule, UInt16
@@ -18,6 +18,16 @@ from teacher.label_rows import Exclusions, LabelRows, LabelSource
 from teacher.selection import ShardCounts, write_rows
 from teacher.selection_file import REASONS, SCHEMA_VERSION
 from teacher.threads import Executor, Progress, in_threads
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The labels and the selection of the generation before: folders, and what was committed in them, by shard name."""
+
+    labels: str
+    selection: str
+    entries: Mapping[str, LabeledShard]
+    copies: Mapping[str, str]
 
 
 def kept_before(layout: Layout) -> tuple[str, str]:
@@ -38,7 +48,7 @@ def kept_before(layout: Layout) -> tuple[str, str]:
 def keep_images(
     layout: Layout,
     kept_from: str,
-    shards: Sequence[str],
+    entries: Mapping[str, LabeledShard],
     num_classes: int,
     exclusions: Exclusions,
     out_dir: str,
@@ -51,14 +61,16 @@ def keep_images(
 
     Args:
         kept_from: the folder of the selection before (see `kept_before`).
+        entries: of the labels' manifest, by shard name.
 
     Returns:
         Counts by shard name, and int64 (4, num_classes) by new label: rows that are not excluded, images kept, copies, and of the
         kept ones the lowest confidence as the bits of a float32 (all ones: none is kept).
     """
-    before = replace(layout, generation=layout.generation - 1).labels
-    source = LabelSource(layout.labels, _everything(num_classes), exclusions)
-    write = partial(_keep, source, before, kept_from, out_dir)
+    labels, record = replace(layout, generation=layout.generation - 1).labels, require_done(kept_from, "select")
+    before = _Before(labels, kept_from, labels_by_name(labels), copies_digests(record))
+    source = LabelSource(layout.labels, _everything(num_classes), exclusions, entries)
+    write, shards = partial(_keep, source, before, out_dir), list(entries)
     counts: dict[str, ShardCounts] = {}
     total = _nothing(num_classes)
     for part, classes in executor(write, shards, num_workers, "keep", progress):
@@ -104,24 +116,27 @@ def kept_json(
 
 
 def _keep(
-    source: LabelSource, labels_before: str, selection_before: str, out_dir: str, shards: Iterable[str]
+    source: LabelSource, before: _Before, out_dir: str, shards: Iterable[str]
 ) -> tuple[dict[str, ShardCounts], Int64]:
     counts, classes = {}, _nothing(source.rule.num_classes)
     with storage.writing_together() as writing:
         for shard in shards:
-            copies_of = _copies_before(labels_before, selection_before, shard, classes)
+            copies_of = _copies_before(before, shard, classes)
             counts[shard] = write_rows(source, shard, out_dir, copies_of, writing)
     return counts, classes
 
 
-def _copies_before(labels: str, selection: str, shard: str, classes: Int64) -> Callable[[LabelRows], UInt16]:
+def _copies_before(before: _Before, shard: str, classes: Int64) -> Callable[[LabelRows], UInt16]:
     """Looks copies up by ordinal, and counts them into `classes`; a shard that is new has none."""
-    url = storage.join(labels, f"{shard}.parquet")
     known = np.zeros(1, np.uint16)
-    if storage.exists(url):
-        ordinals = read_labels(url, ["ordinal"]).column("ordinal").to_numpy()
+    if (entry := before.entries.get(shard)) is not None:
+        url, copies_url = (storage.join(folder, f"{shard}.parquet") for folder in (before.labels, before.selection))
+        ordinals = read_labels(url, ["ordinal"], entry).column("ordinal").to_numpy()
+        found = read_copies(copies_url, before.copies.get(shard))
+        if len(found) != len(ordinals):
+            raise StageError(f"{copies_url}: of other labels than {url}; run stage=select for that generation again")
         known = np.zeros(int(ordinals.max(initial=0)) + 2, np.uint16)
-        known[ordinals] = read_labels(storage.join(selection, f"{shard}.parquet"), [COPIES_COLUMN]).column(0).to_numpy()
+        known[ordinals] = found
 
     def copies_of(rows: LabelRows) -> UInt16:
         assert rows.ordinal is not None

@@ -288,5 +288,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:
     """The quarantined samples of all shards as one table."""
-    tables = (read_labels(stage.path(f"{entry.name}.parquet")) for entry in shards if entry.quarantined)
+    tables = (
+        read_labels(stage.path(f"{entry.name}.parquet"), ["ordinal"], entry) for entry in shards if entry.quarantined
+    )
     return pa.concat_tables([quarantine_table([]), *(quarantine_table(read_quarantined(table)) for table in tables)])

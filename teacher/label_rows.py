@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data import storage
+from data.errors import DataError
 from data.exclude import keys_in
-from data.label_files import has_all_samples, open_label_file
+from data.label_files import LabeledShard, has_all_samples, open_label_file
+from data.tables import TableFile
 from teacher.crowds import Crowds
 from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
 
@@ -87,11 +88,16 @@ class LabelRows:
 
 @dataclass(frozen=True, eq=False)
 class LabelSource:
-    """A folder of label files `<shard name>.parquet`, with the rule and exclusions that say which rows count."""
+    """A folder of label files `<shard name>.parquet`, with the rule and exclusions that say which rows count.
+
+    Attributes:
+        entries: what the labels' manifest says of each file, by shard name; other labels under its name are refused.
+    """
 
     labels_dir: str
     rule: SelectRule
     exclusions: Exclusions
+    entries: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:
         """The rows of one label file, in order, in batches.
@@ -99,31 +105,32 @@ class LabelSource:
         Keys are read only to exclude by them, hashes and ordinals only where needed too: each column costs seconds.
 
         Raises:
-            SelectError: no such file, a damaged one, a column is missing or of another type, a value is out of range.
+            SelectError: no such file, a damaged one or one of another teacher, a column is missing or of another type, a value is
+                out of range.
         """
         path = storage.join(self.labels_dir, f"{shard}.parquet")
         columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)
-        with _open(path) as file:
-            _check_columns(path, file.schema_arrow, columns)
+        with _open(path, self.entries.get(shard)) as file:
+            _check_columns(path, file.schema, columns)
             counted = "ordinal" in columns and has_all_samples(file)
             if counted:
                 columns.remove("ordinal")
             first = 0
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            for batch in file.batches(_BATCH_ROWS, columns):
                 ordinal = np.arange(first, first + batch.num_rows, dtype=np.int32) if counted else None
                 yield _to_rows(path, shard, batch, ordinal, self)
                 first += batch.num_rows
 
 
 @contextmanager
-def _open(path: str) -> Iterator[pq.ParquetFile]:
+def _open(path: str, entry: LabeledShard | None) -> Iterator[TableFile]:
     try:
-        with open_label_file(path) as file:
+        with open_label_file(path, entry) as file:
             yield file
     except FileNotFoundError as error:
         raise SelectError(f"{path}: no such label file; run stage=label, it continues where it stopped") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SelectError(f"{path}: cannot be read ({error}); if damaged, delete it and run stage=label") from error
+    except DataError as error:
+        raise SelectError(str(error)) from error
 
 
 def _needed_columns(shard: str, exclusions: Exclusions, needs_ordinals: bool, needs_hashes: bool) -> list[str]:

@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from data import storage
 from data.held_out import HeldOut, read_held_out
-from data.label_files import LabeledShard, read_labels, read_manifest
+from data.label_files import LabeledShard, labels_by_name
 from data.manifest import write_table
 from data.redact import redacted
+from data.tables import read_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.outputs import read_output_table
 from pipeline.stage import Fingerprint, Stage, done_record, open_stage, require_done
 from teacher.hash_index import COMPLETE_DISTANCE
 from teacher.near_duplicates import MAX_DISTANCE, Found, Search
@@ -39,6 +41,7 @@ LISTING_SCHEMA = pa.schema(
     ]
 )
 _NAME = "near_duplicates"
+_REMEDY = "delete it and run stage=select, which searches again"
 _PARTS, _COUNTS_KEY = "parts", b"counts"
 _TOGETHER = 128  # shards that are searched anew, at most, after an interruption: seconds
 _MAX_THREADS = 16
@@ -87,7 +90,7 @@ def recorded(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Searc
 
 def read_listing(searched: Searched) -> dict[str, list[int]]:
     """Ordinals of the near-duplicates, by shard name."""
-    table = read_labels(storage.join(searched.folder, LISTING_NAME), ["shard", "ordinal"])
+    table = read_output_table(searched.folder, LISTING_NAME, searched.record, _REMEDY, ["shard", "ordinal"])
     ordinals: dict[str, list[int]] = {}
     for shard, ordinal in zip(table.column("shard").to_pylist(), table.column("ordinal").to_pylist(), strict=True):
         ordinals.setdefault(shard, []).append(ordinal)
@@ -112,11 +115,14 @@ def _search(
 ) -> list[pa.Table]:
     """The listing in parts, in the labels' order, with `_counts` in their metadata; those that are there are taken as they are."""
     search, urls = Search(held_out, config.select.copy_correlation), _where_shards_are(config)
-    by_name = {entry.name: entry for entry in read_manifest(layout.labels)}
+    by_name = labels_by_name(layout.labels)
     names = list(by_name)
 
     def task(shards: Iterable[str]) -> dict[str, Found]:
-        return {name: search.in_shard(layout.labels, name, _if_there(urls.get(name), by_name[name])) for name in shards}
+        return {
+            name: search.in_shard(layout.labels, name, _if_there(urls.get(name), entry), entry)
+            for name, entry in ((name, by_name[name]) for name in shards)
+        }
 
     parts = []
     for first in range(0, max(len(names), 1), _TOGETHER):
@@ -128,7 +134,7 @@ def _search(
             for part in in_threads(task, these, threads, "near-duplicates", _of_all(progress, first, len(names))):
                 found |= part
             write_table(url, _listing(held_out, {name: found[name] for name in these}))
-        parts.append(read_labels(url))
+        parts.append(read_table(url, _REMEDY, schema=LISTING_SCHEMA))
     return parts
 
 

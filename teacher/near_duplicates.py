@@ -17,7 +17,7 @@ from data import storage
 from data.fast_images import decode_fast
 from data.held_out import HeldOut
 from data.images import DecodeError
-from data.label_files import read_labels
+from data.label_files import LabeledShard, read_labels
 from data.reader import ImageReader, places_of
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from teacher.cutoffs import Int64, UInt64
@@ -79,22 +79,23 @@ class Search:
         self._index = HashIndex(np.concatenate([held_out.hashes, held_out.hashes_flipped]))
         self._vectors = normalized(held_out.thumbnails)
 
-    def in_shard(self, labels_dir: str, shard: str, shard_url: str | None) -> Found:
+    def in_shard(self, labels_dir: str, shard: str, shard_url: str | None, entry: LabeledShard | None = None) -> Found:
         """Search the label rows of a shard.
 
         Args:
             shard: its name.
             shard_url: where the images are; None where they are not there. Then equal hashes count as near-duplicates.
+            entry: of the labels' manifest; see `read_labels`.
 
         Raises:
             StorageError, OSError, DataError: a file that cannot be read.
         """
         url = storage.join(labels_dir, f"{shard}.parquet")
-        hashes = read_labels(url, ["image_hash"]).column("image_hash").to_numpy()
+        hashes = read_labels(url, ["image_hash"], entry).column("image_hash").to_numpy()
         proposed = self.proposed(hashes)
         if not len(proposed):
             return Found(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
-        table = read_labels(url, ["ordinal", "__key__", "offset", "size"]).take(pa.array(proposed))
+        table = read_labels(url, ["ordinal", "__key__", "offset", "size"], entry).take(pa.array(proposed))
         pictures, seen = read_thumbnails(shard_url, table)
         matches = self.confirmed(hashes[proposed], pictures, seen)
         kept = table.select(["ordinal", "__key__"]).take(pa.array(matches.row))

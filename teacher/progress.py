@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
@@ -43,10 +46,9 @@ class Progress:
 
 def read_progress(folder: str) -> Progress | None:
     """The last figures of a label stage that runs or was stopped; None when there are none."""
-    text = storage.read_text_if_there(storage.join(folder, PROGRESS_NAME))
     try:
-        return None if text is None else Progress(**json.loads(text))
-    except (ValueError, TypeError):
+        return TypeAdapter(Progress).validate_python(read_json(storage.join(folder, PROGRESS_NAME), ""))
+    except (FileNotFoundError, DataError, ValidationError):
         return None  # written by others, read at any moment
 
 

@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import read_labels
+from data.label_files import LABELS_OUTPUT_REMEDY
 from pipeline.fields import SelectConfig
 from pipeline.layout import Layout
+from pipeline.outputs import read_output_table
+from pipeline.stage import done_record
 from teacher.cutoffs import UNREACHED, SelectRule
 from teacher.precision import VALIDATION_NAME, HeldOut, choose_thresholds
 
 
 def read_held_out(layout: Layout) -> HeldOut:
-    """The validation images as the teacher labeled them; none where the labels were made without."""
+    """The validation images as the teacher labeled them; none where the labels were made without. Raises DataError: damaged."""
     url = storage.join(layout.labels, VALIDATION_NAME)
     if not storage.exists(url):  # labels of an earlier version
         return HeldOut(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
-    return HeldOut.from_table(read_labels(url))
+    columns = ["label", "predicted", "confidence"]
+    record = done_record(layout.labels)
+    return HeldOut.from_table(read_output_table(layout.labels, VALIDATION_NAME, record, LABELS_OUTPUT_REMEDY, columns))
 
 
 def make_rule(config: SelectConfig, num_classes: int, held_out: HeldOut) -> SelectRule:

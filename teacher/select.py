@@ -7,11 +7,12 @@ threads, or tasks on a cluster, may share the shards out as they like.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
+from data.label_files import LabeledShard
 from teacher.cutoffs import Int64, SelectError, SelectRule, tie_hash
 from teacher.label_rows import Exclusions, LabelSource
 from teacher.quota import (
@@ -36,6 +37,7 @@ def select_shards(
     rule: SelectRule,
     exclusions: Exclusions | None = None,
     *,
+    entries: Mapping[str, LabeledShard] | None = None,
     num_workers: int = 1,
     executor: Executor = in_threads,
     progress: Progress | None = None,
@@ -46,6 +48,7 @@ def select_shards(
     Args:
         labels_dir: folder of `<shard name>.parquet`.
         shards: shard names, each once.
+        entries: see `LabelSource`.
         executor: what runs the readings in `num_workers` parts: threads here, or tasks on a cluster.
         max_candidates: rows that may be held in memory; more of them cost a further reading.
 
@@ -53,7 +56,7 @@ def select_shards(
         SelectError: a shard is named twice, or a label file is missing or broken.
     """
     _check_names(shards)
-    source = LabelSource(labels_dir, rule, exclusions or Exclusions())
+    source = LabelSource(labels_dir, rule, exclusions or Exclusions(), entries or {})
 
     def read(doing: str, task: Callable[[Iterable[str]], Result]) -> Iterable[Result]:
         return executor(task, shards, num_workers, doing, progress)

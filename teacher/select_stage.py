@@ -6,7 +6,7 @@ Images are looked at once, to find near-duplicates of held-out ones; another sel
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from data import storage
 from data.exclude import exclude_inputs, read_keys
-from data.label_files import read_manifest
+from data.label_files import LabeledShard, labels_by_name
 from pipeline.fields import Config
 from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream import keeps_images, require_labels
-from teacher.cutoffs import SelectRule
 from teacher.diff import as_json, compare, print_changes, side
 from teacher.find_crowds import find_crowds
 from teacher.keep import keep_images, kept_before, kept_json
@@ -94,10 +93,11 @@ def _fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any], sear
 
 
 def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched: Searched | None, stage: Stage) -> None:
-    shards = [entry.name for entry in read_manifest(layout.labels)]
+    entries = labels_by_name(layout.labels)
+    shards = list(entries)
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
     choose = _keep if keeps_images(config, layout) else _choose
-    content = choose(config, layout, labels["summary"], shards, exclusions, stage)
+    content = choose(config, layout, labels["summary"], entries, exclusions, stage)
     print_precision(content["precision"])
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
     outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in shards)]
@@ -113,17 +113,18 @@ def _choose(
     config: Config,
     layout: Layout,
     labels: Mapping[str, Any],
-    shards: Sequence[str],
+    entries: Mapping[str, LabeledShard],
     exclusions: Exclusions,
     stage: Stage,
 ) -> dict[str, Any]:
     """Choose by confidence; `labels` is their summary. Returns what selection.json holds."""
+    shards = list(entries)
     held_out, least = read_held_out(layout), config.select.confidence_threshold
     rule = make_rule(config.select, labels["num_classes"], held_out)
-    exclusions = _with_crowds(config, layout, rule, shards, exclusions)
+    exclusions = _with_crowds(config, LabelSource(layout.labels, rule, exclusions, entries))
     with _workers(config.ray_address, len(shards)) as workers:
-        selection = select_shards(layout.labels, shards, rule, exclusions, **workers)
-        counts = write_all_copies(selection, layout.labels, shards, stage.folder, **workers)
+        selection = select_shards(layout.labels, shards, rule, exclusions, entries=entries, **workers)
+        counts = write_all_copies(selection, layout.labels, shards, stage.folder, entries=entries, **workers)
     content = selection_json(selection, counts, labels["class_names"])
     if content["totals"]["kept"] == 0:
         why = ", ".join(
@@ -140,14 +141,14 @@ def _keep(
     config: Config,
     layout: Layout,
     labels: Mapping[str, Any],
-    shards: Sequence[str],
+    entries: Mapping[str, LabeledShard],
     exclusions: Exclusions,
     stage: Stage,
 ) -> dict[str, Any]:
     """As `_choose`, but the images are those of the generation before."""
     num_classes, (kept_from, _) = labels["num_classes"], kept_before(layout)
-    with _workers(config.ray_address, len(shards)) as workers:
-        counts, classes = keep_images(layout, kept_from, shards, num_classes, exclusions, stage.folder, **workers)
+    with _workers(config.ray_address, len(entries)) as workers:
+        counts, classes = keep_images(layout, kept_from, entries, num_classes, exclusions, stage.folder, **workers)
     content = kept_json(counts, classes, kept_from, labels["class_names"], exclusions)
     if content["totals"]["kept"] == 0:
         raise StageError(
@@ -170,15 +171,12 @@ def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any
         yield {"executor": executor, "num_workers": number, "progress": _progress()}
 
 
-def _with_crowds(
-    config: Config, layout: Layout, rule: SelectRule, shards: Sequence[str], exclusions: Exclusions
-) -> Exclusions:
+def _with_crowds(config: Config, source: LabelSource) -> Exclusions:
     most = config.select.max_near_duplicates
     if most is None:
-        return exclusions
-    source = LabelSource(layout.labels, rule, exclusions)
-    crowds = find_crowds(source, shards, most, num_workers=_THREADS, progress=_progress())
-    return replace(exclusions, crowds=crowds)
+        return source.exclusions
+    crowds = find_crowds(source, list(source.entries), most, num_workers=_THREADS, progress=_progress())
+    return replace(source.exclusions, crowds=crowds)
 
 
 def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:

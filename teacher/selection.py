@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import storage
+from data.label_files import LabeledShard
+from data.tables import to_parquet
 from teacher.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
 from teacher.label_rows import Exclusions, LabelRows, LabelSource, either
 from teacher.threads import Executor, Progress, in_threads
@@ -47,7 +48,7 @@ class ShardCounts:
 
 def write_copies(
     selection: Selection,
-    labels_dir: str,
+    source: LabelSource,
     shard: str,
     out_dir: str,
     writing: Callable[[str], AbstractContextManager[BinaryIO]] = storage.writing,
@@ -57,7 +58,6 @@ def write_copies(
     Raises:
         SelectError: as `LabelSource.read`.
     """
-    source = LabelSource(labels_dir, selection.rule, selection.exclusions)
     return write_rows(source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
 
 
@@ -74,11 +74,11 @@ def write_rows(
     for rows in source.read(shard):
         parts.append(copies_of(rows))
         counts += _count(rows, parts[-1])
-    column, sink = np.concatenate(parts), pa.BufferOutputStream()
+    column = np.concatenate(parts)
     array = pa.Array.from_buffers(pa.uint16(), len(column), [None, pa.py_buffer(column)])  # `pa.array` imports pandas
-    pq.write_table(pa.table([array], schema=COPIES_SCHEMA), sink, **_LAYOUT)
+    content = to_parquet(pa.table([array], schema=COPIES_SCHEMA), **_LAYOUT)
     with writing(storage.join(out_dir, f"{shard}.parquet")) as file:
-        file.write(sink.getvalue())
+        file.write(content)
     return ShardCounts(*counts.tolist())
 
 
@@ -88,16 +88,21 @@ def write_all_copies(
     shards: Sequence[str],
     out_dir: str,
     *,
+    entries: Mapping[str, LabeledShard] | None = None,
     num_workers: int = 1,
     executor: Executor = in_threads,
     progress: Progress | None = None,
 ) -> dict[str, ShardCounts]:
     """`write_copies` of all shards; their counts, in the order of `shards`.
 
+    Args:
+        entries: see `LabelSource`.
+
     Raises:
         SelectError: the totals are not those of the selection: label files or shards changed since it was made.
     """
-    write = partial(_write_together, selection, labels_dir, out_dir)
+    source = LabelSource(labels_dir, selection.rule, selection.exclusions, entries or {})
+    write = partial(_write_together, selection, source, out_dir)
     written: dict[str, ShardCounts] = {}
     for part in executor(write, shards, num_workers, "write", progress):
         written |= part
@@ -112,11 +117,11 @@ def write_all_copies(
 
 
 def _write_together(
-    selection: Selection, labels_dir: str, out_dir: str, shards: Iterable[str]
+    selection: Selection, source: LabelSource, out_dir: str, shards: Iterable[str]
 ) -> dict[str, ShardCounts]:
     """`write_copies` of some shards. An interrupted selection is made anew, so none of the files need appear before the others."""
     with storage.writing_together() as writing:
-        return {shard: write_copies(selection, labels_dir, shard, out_dir, writing) for shard in shards}
+        return {shard: write_copies(selection, source, shard, out_dir, writing) for shard in shards}
 
 
 def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:

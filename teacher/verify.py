@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data import storage
 from data.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
 from data.manifest import Shard, Split, has_recorded_bytes, open_split
+from data.tables import parse_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.shard_check import describe_recorded_bytes
@@ -129,7 +128,7 @@ def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Sch
         return f"its label file is damaged (digest differs; {len(content)} bytes, {entry.bytes} were written)"
     if entry.made_by != made_by:
         return "its labels are by another teacher or configuration"
-    table = pq.read_table(io.BytesIO(content))
+    table = parse_table(content, url, "")
     if not table.schema.equals(schema):
         return f"its label file has another schema: {table.schema.remove_metadata()}"
     return _check_samples(shard, table) if _is_labeled(shard, entry) else ""

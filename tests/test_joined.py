@@ -1,8 +1,10 @@
 """Labels joined to their images as an archive that is never stored: any range of it is the same range of the whole."""
 
+import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,15 @@ def labeled(tmp_path: Path, write_digits: WriteDigits) -> Labeled:
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(10) * 0.2, 200).astype(np.float32)
     copies = generator.choice([0, 0, 0, 0, 1, 2], 200).astype(np.uint16)
+    digests = {}
     for number, shard in enumerate(split.shards):
         rows = slice(number * 100, number * 100 + 100)
         table = label_table(shard.index(), np.arange(100), top_k_of(probabilities[rows], 5), np.zeros(100, np.uint64))
-        write_labels(str(tmp_path / f"labels/{shard.name}.parquet"), shard, table, [], "teacher")
-        write_table(str(tmp_path / f"selection/{shard.name}.parquet"), pa.table({COPIES_COLUMN: copies[rows]}))
-    digests = {shard.name: "abc" for shard in split.shards}
+        entry = write_labels(str(tmp_path / f"labels/{shard.name}.parquet"), shard, table, [], "teacher")
+        write_table(
+            chosen := str(tmp_path / f"selection/{shard.name}.parquet"), pa.table({COPIES_COLUMN: copies[rows]})
+        )
+        digests[shard.name] = entry.sha256 + hashlib.sha256(Path(chosen).read_bytes()).hexdigest()
     provenance = Provenance(1, tuple(DIGIT_NAMES))
     overlay = Overlay(split.shards, str(tmp_path / "labels"), str(tmp_path / "selection"), provenance, digests)
     return overlay, probabilities, copies
@@ -137,9 +142,14 @@ def test_the_identity_changes_with_labels_and_filter(labeled: Labeled) -> None:
 
 def test_copies_of_other_labels_are_refused(labeled: Labeled, tmp_path: Path) -> None:
     overlay, _, _ = labeled
-    write_table(str(tmp_path / "selection/unlabeled-000000.parquet"), pa.table({COPIES_COLUMN: [1, 2]}))
-    with pytest.raises(DataError, match="100 labels, but 2 copies"):
+    url = tmp_path / "selection/unlabeled-000000.parquet"
+    write_table(str(url), pa.table({COPIES_COLUMN: [1, 2]}))
+    with pytest.raises(DataError, match=r"unlabeled-000000\.parquet: .*not the file that was committed.*stage=select"):
         overlay.rows(0, RowFilter())
+    name, digest = overlay.shards[0].name, hashlib.sha256(url.read_bytes()).hexdigest()
+    believed = replace(overlay, digests={name: overlay.digests[name][:64] + digest})
+    with pytest.raises(DataError, match="100 labels, but 2 copies"):
+        believed.rows(0, RowFilter())
 
 
 def test_names_that_may_not_be_in_a_key_stay_apart() -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import storage
+from data.label_files import COPIES_REMEDY
 from data.manifest import ShardRecord
 from pipeline.fields import ExportConfig
 from pipeline.layout import Layout
+from pipeline.outputs import read_output_json
 from pipeline.stage import done_record
 from pipeline.training.published import read_info
 
@@ -55,7 +57,7 @@ def gather_facts(
         labels=labels["summary"],
         label_fields=labels["fingerprint"]["config"] | labels["fingerprint"]["inputs"],
         selection=selection["summary"],
-        selected=json.loads(storage.read_text(storage.join(selection_folder, "selection.json"))),
+        selected=read_output_json(selection_folder, "selection.json", selection, COPIES_REMEDY),
         teacher=_teacher(layout),
         only_selected=config.selected,
     )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from data import storage
+from data.json_files import read_json
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 CHECKSUMS_NAME = "SHA256SUMS"
@@ -40,8 +41,9 @@ def write_manifests(
 
 
 def read_manifest(folder: str) -> Manifest:
-    """What `write_manifests` wrote."""
-    return Manifest.model_validate_json(storage.read_text(storage.join(folder, MANIFEST_NAME)))
+    """What `write_manifests` wrote. Raises DataError for a damaged one."""
+    url, remedy = storage.join(folder, MANIFEST_NAME), "delete it and run stage=export, which makes it again"
+    return Manifest.model_validate(read_json(url, remedy, Manifest))
 
 
 def _manifest(records: Sequence[ShardRecord], class_names: Sequence[str] | None) -> str:

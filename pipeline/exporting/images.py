@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import Entry, LabelEntries, Rows, sample_bytes
 from data.labels_of_archives import LABELS_FOLDER
-from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, ShardRecord, index_digest, write_table
+from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, DataError, ShardRecord, index_digest, write_table
 from data.overlay import Overlay
 from data.reader import ImageReader
+from data.tables import read_table
 from data.tar import end_of_archive
 from pipeline.exporting.plan import Part
 from pipeline.exporting.record import Hashing, write_record
@@ -31,8 +30,8 @@ def tables_of(record: ShardRecord) -> list[str]:
 def has_tables(folder: str, record: ShardRecord) -> bool:
     """Whether they are there and whole."""
     try:
-        tables = [pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(folder, n)))) for n in tables_of(record)]
-    except (pa.ArrowException, OSError):
+        tables = [read_table(storage.join(folder, name), "") for name in tables_of(record)]
+    except (DataError, FileNotFoundError):
         return False
     return all(table.num_rows == record.num_samples for table in tables)
 

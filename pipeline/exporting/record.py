@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
 from data import storage
-from data.manifest import ShardRecord
+from data.json_files import read_json
+from data.manifest import DataError, ShardRecord
 
 RECORDS_FOLDER = "records"
 
@@ -39,11 +42,16 @@ def read_records(folder: str) -> dict[str, ShardRecord]:
     """The files that are there, by name."""
     records = storage.join(folder, RECORDS_FOLDER)
     there = storage.list_sizes(folder)
-    found = (
-        ShardRecord.model_validate_json(storage.read_text(storage.join(records, n)))
-        for n in storage.list_names(records)
-    )
-    return {record.name: record for record in found if there.get(record.name) == record.bytes}
+    found = (_read_record(storage.join(records, name)) for name in storage.list_names(records))
+    return {record.name: record for record in found if record and there.get(record.name) == record.bytes}
+
+
+def _read_record(url: str) -> ShardRecord | None:
+    """None for a damaged one: its file is made again."""
+    try:
+        return ShardRecord.model_validate(read_json(url, ""))
+    except (DataError, ValidationError):
+        return None
 
 
 def write_records(folder: str, records: Iterable[ShardRecord]) -> None:

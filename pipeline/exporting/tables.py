@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.parquet as pq
 
 from data import storage
 from data.joined import JSON_FIELD
@@ -17,6 +16,7 @@ from data.label_files import read_labels, read_quarantined
 from data.manifest import ShardRecord
 from data.overlay import Overlay, RowFilter
 from data.sample import LABEL_FIELD
+from data.tables import to_parquet
 from data.tar import archive
 from pipeline.exporting.record import Hashing, write_record
 
@@ -59,9 +59,7 @@ def _table(overlay: Overlay, position: int, keep: RowFilter) -> pa.Table:
 
 
 def _as_parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return to_parquet(table)
 
 
 def _as_csv(table: pa.Table) -> bytes:
@@ -83,7 +81,8 @@ def _columns(overlay: Overlay, position: int, keep: RowFilter) -> tuple[int, Ite
     """
     rows, index = overlay.rows(position, keep), overlay.shards[position].index()
     shard = overlay.shards[position].name
-    quarantined = read_quarantined(read_labels(storage.join(overlay.labels_dir, f"{shard}.parquet"), ["ordinal"]))
+    url = storage.join(overlay.labels_dir, f"{shard}.parquet")
+    quarantined = read_quarantined(read_labels(url, ["ordinal"], overlay.committed.get(shard)))
     reasons = {row.ordinal: row.reason for row in quarantined}
     fields = {entry_ordinal: entry.fields for entry_ordinal, entry in zip(
         rows.labels.column("ordinal").to_pylist(), overlay.entries(rows).part(0, len(rows)), strict=True

@@ -89,8 +89,11 @@ def _sizes(overlay: Overlay) -> Callable[[Part], np.ndarray]:
         found = np.empty(len(part), np.int64)
         for position in np.unique(part.shard).tolist():
             if position not in read:
-                url = storage.join(overlay.labels_dir, f"{overlay.shards[position].name}.parquet")
-                read[position] = read_labels(url, ["size"]).column("size").to_numpy().astype(np.uint32)
+                name = overlay.shards[position].name
+                url = storage.join(overlay.labels_dir, f"{name}.parquet")
+                read[position] = (
+                    read_labels(url, ["size"], overlay.committed.get(name)).column("size").to_numpy().astype(np.uint32)
+                )
             found[part.shard == position] = read[position][part.row[part.shard == position]]
         return found
 

@@ -19,11 +19,12 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
+from data.json_files import read_json
 from pipeline.models.factory import build_model, on_meta, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 
@@ -57,6 +58,12 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
     generation: int = 0
     seed: int = 0
     provenance: dict[str, Any] = {}
+
+
+class _Config(BaseModel):
+    """`config.json`: what is ours of it."""
+
+    noisy_student: WeightsInfo
 
 
 def save_weights(folder: str, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
@@ -112,10 +119,10 @@ def load_info(folder: str) -> WeightsInfo:
     """What a weights folder says of itself, without reading the weights. Raises ModelError as `load_weights`."""
     url = storage.join(folder, CONFIG_NAME)
     try:
-        return WeightsInfo.model_validate(json.loads(storage.read_text(url))[OURS])
+        return _Config.model_validate(read_json(url, "expected what this pipeline writes")).noisy_student
     except storage.StorageError:  # nobody can tell what is there
         raise
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{url}: not a weights folder of this pipeline ({type(error).__name__}: {error})") from error
 
 

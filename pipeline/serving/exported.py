@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data import storage
 from data.labels_of_archives import LABELS_FOLDER
@@ -18,6 +16,7 @@ from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.names import check_base_name, is_base_name
 from data.overlay import RowFilter
 from data.reader import Place, read_image
+from data.tables import parse_table
 from pipeline.exporting.files import read_manifest
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
@@ -107,8 +106,10 @@ class ExportedVersion:
         return [sample for at in chosen for sample in self._samples_of(names[at])]
 
     def _samples_of(self, name: str) -> Iterator[SampleImage]:
-        content, record = self._table(f"{LABELS_FOLDER}/{name}.parquet"), self._records[name]
-        table = pq.read_table(io.BytesIO(content), columns=["__key__", "offset", "size", "label", "confidence"])
+        labels, record = f"{LABELS_FOLDER}/{name}.parquet", self._records[name]
+        columns = ["__key__", "offset", "size", "label", "confidence"]
+        remedy = "delete it and run stage=export, which makes it again"
+        table = parse_table(self._table(labels), storage.join(self.folder, labels), remedy, columns)
         places = np.unique(np.linspace(0, max(table.num_rows - 1, 0), _SAMPLES_EACH).astype(int))
         places = places[: table.num_rows]
         for ordinal, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):

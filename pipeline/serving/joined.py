@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import storage
 from data.exclude import keys_digest
@@ -19,11 +17,12 @@ from data.joined import JoinedTar, Rows, sample_key
 from data.label_source import as_table
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader, Place, places_of, read_image
+from data.tables import to_parquet
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import parse_filter
 from pipeline.serving.items import Body, Item, OutdatedError, bytes_body, is_regular
 
-_FORMAT = 1  # part of every ETag: another number when `data.joined` or `as_table` write other bytes of the same rows
+_FORMAT = 2  # part of every ETag: another number when `data.joined` or `as_table` write other bytes of the same rows
 _READERS = 8  # label files read at once
 _SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 
@@ -152,8 +151,5 @@ class JoinedRun:
         return Body(archive.size, read)
 
     def _label_file(self, position: int, keep: RowFilter) -> Body:
-        buffer = io.BytesIO()
-        pq.write_table(
-            as_table(self._rows(position, keep), self.overlay.shards[position].name), buffer, compression="zstd"
-        )
-        return bytes_body(buffer.getvalue())
+        table = as_table(self._rows(position, keep), self.overlay.shards[position].name)
+        return bytes_body(to_parquet(table))

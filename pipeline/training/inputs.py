@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from data.exclude import keys_in
 from data.images import DecodeError
-from data.label_files import COPIES_COLUMN, read_labels, soft_targets
-from data.manifest import DataError, Shard, Split, index_digest
+from data.label_files import LABELS_REMEDY, read_copies, soft_targets
+from data.manifest import DataError, Shard, Split, read_index
 from data.reader import ImageReader, Place
 from data.stream import Entries, Order
+from data.tables import parse_table, read_whole
 from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
@@ -44,6 +46,8 @@ class StreamSpec:
         images_per_step: over all ranks.
         targets: the table's labels, smoothed; or its probabilities, as they are or all on the most probable class.
         temperature: below 1 sharpens soft targets.
+        table_digests: per table, an index's own digest, or the SHA-256 of a label file; not checked where empty.
+        copies_digests: the same, SHA-256 of `copies_urls`.
     """
 
     name: str
@@ -55,7 +59,8 @@ class StreamSpec:
     targets: Literal["labels", "soft", "hard"] = "labels"
     temperature: float = 1.0
     excluded: tuple[tuple[int, ...], ...] = ()
-    index_digests: tuple[str, ...] = ()
+    table_digests: tuple[str, ...] = ()
+    copies_digests: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -101,12 +106,7 @@ class _Stream:
         return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row]!r}"
 
     def _load(self, shard: int) -> _Rows:
-        table = read_labels(self.spec.table_urls[shard])
-        if self.spec.index_digests and index_digest(table) != self.spec.index_digests[shard]:
-            raise DataError(
-                f"{self.spec.table_urls[shard]}: not the index that this stage began with: the shard was indexed anew meanwhile; give "
-                "the same command again, which says what has changed"
-            )
+        table = _read_table(self.spec, shard)
         if self.spec.targets == "labels":
             labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
             targets = smooth_one_hot(labels, self._num_classes, self._smoothing)
@@ -120,6 +120,14 @@ class _Stream:
         return _Rows(keys, ordinals, offsets, sizes, targets.numpy())
 
 
+def _read_table(spec: StreamSpec, shard: int) -> pa.Table:
+    """A shard's rows. Raises DataError when they are not what was committed."""
+    url, digest = spec.table_urls[shard], spec.table_digests[shard] if spec.table_digests else None
+    if spec.targets == "labels" and digest is not None:
+        return read_index(url, digest)
+    return parse_table(read_whole(url, digest, LABELS_REMEDY), url, LABELS_REMEDY)
+
+
 def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
     if spec.copies_urls is None:
         ones = [np.ones(rows, np.uint16) for rows in spec.num_rows]
@@ -127,15 +135,11 @@ def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
             column[list(excluded)] = 0
         return ones
     with ThreadPoolExecutor(_READERS) as pool:
-        copies = list(pool.map(_read_column, spec.copies_urls))
+        copies = list(pool.map(read_copies, spec.copies_urls, spec.copies_digests or [None] * len(spec.copies_urls)))
     for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
         if len(column) != rows:
             raise DataError(f"{url}: {len(column)} rows, but the shard has {rows} labels; run stage=select again")
     return copies
-
-
-def _read_column(url: str) -> np.ndarray:
-    return read_labels(url, [COPIES_COLUMN]).column(COPIES_COLUMN).to_numpy()
 
 
 @dataclass
@@ -241,7 +245,7 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
         num_rows=tuple(shard.num_samples for shard in split.shards),
         images_per_step=images_per_step,
         excluded=excluded,
-        index_digests=tuple(shard.index_sha256 for shard in split.shards),
+        table_digests=tuple(shard.index_sha256 for shard in split.shards),
     )
     if not spec.num_images:
         why = (

@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.json_files import read_json
+from data.manifest import DataError
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # rates are those of the last two minutes
@@ -62,10 +65,10 @@ class TrainingProgress:
 
 def read_training_progress(folder: str) -> TrainingProgress | None:
     """The last figures of a training that runs or was stopped; None when there are none."""
-    text = storage.read_text_if_there(storage.join(folder, PROGRESS_NAME))
     try:
-        return None if text is None else TrainingProgress(**json.loads(text))
-    except (ValueError, TypeError):
+        values = read_json(storage.join(folder, PROGRESS_NAME), "")
+        return TypeAdapter(TrainingProgress).validate_python(values)
+    except (FileNotFoundError, DataError, ValidationError):
         return None  # written by others, read at any moment
 
 

@@ -1,0 +1,205 @@
+"""The one reader and writer of Parquet files: whatever changes a bit of a file is found when the file is read.
+
+    pages, each with its CRC-32 │ seal: 8 bytes and the SHA-256 of what follows │ footer │ its length │ PAR1
+
+Parquet has checksums of pages alone. The footer says where these are, and holds the metadata; the seal before it covers it. Pages
+are found by the offsets in the footer: other readers never look at the seal. What precedes a page (its header) has no checksum
+either; damage to it is an error of the decoder, or leaves rows out, so rows are counted.
+
+Files without checksums and seal, of earlier versions or of others, can be read as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import storage
+from data.errors import DataError
+from data.redact import redacted
+
+_SEAL = b"\x93NSPfoot"
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+_END = 8  # bytes after the footer: its length, and PAR1
+_TAIL = 2**14  # bytes that are read first; most footers are shorter
+_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
+_REASON_CHARACTERS = 200
+
+
+class TableFile:
+    """A Parquet file that is open. Made by `open_table`."""
+
+    def __init__(self, url: str, file: pq.ParquetFile, is_sealed: bool, num_bytes: int) -> None:
+        self.url, self.is_sealed, self.num_bytes = url, is_sealed, num_bytes
+        self._file = file
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        return self._file.schema_arrow
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, as the footer says."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def metadata(self) -> Mapping[bytes, bytes]:
+        """What the writer said beside the columns."""
+        return self.schema.metadata or {}
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns, or all, in the file's order. Raises DataError as `open_table`, or when it lacks a column."""
+        names = self._names(columns)
+        table = self._file.read(columns=names, use_threads=False)
+        self._check_rows(table.num_rows)
+        return table if columns is None else table.select(names)
+
+    def batches(self, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """As `read`, at most `size` rows at a time."""
+        rows = 0
+        for batch in self._file.iter_batches(size, columns=self._names(columns), use_threads=False):
+            rows += batch.num_rows
+            yield batch
+        self._check_rows(rows)
+
+    def _names(self, columns: Sequence[str] | None) -> list[str]:
+        known = self.schema.names
+        if missing := [name for name in columns or () if name not in known]:
+            raise pa.ArrowInvalid(f"it has no column {missing[0]!r}, but {', '.join(known)}")
+        return known if columns is None else list(columns)
+
+    def _check_rows(self, found: int) -> None:
+        if found != self.num_rows:
+            raise pa.ArrowInvalid(f"{found} rows, and {self.num_rows} by its footer")
+
+
+@contextmanager
+def open_table(url: str, remedy: str) -> Iterator[TableFile]:
+    """A Parquet file of which some columns are read; only these are verified, and the footer.
+
+    What is needed is read ahead where a store has it; of a local file that costs more than it saves.
+
+    Args:
+        remedy: what to do about a damaged file; the end of the message.
+
+    Raises:
+        DataError: damaged, now or when it is read in the block.
+        FileNotFoundError, StorageError: it is not there, or cannot be read.
+    """
+    is_local = storage.is_local(url)
+    with _naming(url, remedy), storage.open_native(url) as stream:
+        num_bytes, footer, is_sealed = _read_footer(stream)
+        with pq.ParquetFile(
+            stream,
+            metadata=None if is_local else pq.read_metadata(pa.BufferReader(footer)),  # no second request to a store
+            pre_buffer=not is_local,
+            buffer_size=_BUFFER * is_local,
+            page_checksum_verification=True,
+        ) as file:
+            yield TableFile(url, file, is_sealed, num_bytes)
+
+
+@contextmanager
+def open_content(content: bytes, url: str, remedy: str) -> Iterator[TableFile]:
+    """As `open_table`, of a file's content. Raises DataError."""
+    with _naming(url, remedy):
+        num_bytes, _, is_sealed = _read_footer(pa.BufferReader(content))
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            yield TableFile(url, file, is_sealed, num_bytes)
+
+
+def read_table(
+    url: str, remedy: str, columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
+) -> pa.Table:
+    """All rows of a file that is read whole.
+
+    Args:
+        schema: the columns that the file must have, of these types; others may be there.
+
+    Raises:
+        DataError, FileNotFoundError, StorageError: as `open_table`.
+    """
+    return parse_table(storage.read_bytes(url), url, remedy, columns, schema=schema)
+
+
+def parse_table(
+    content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
+) -> pa.Table:
+    """As `read_table`, of a file's content."""
+    with open_content(content, url, remedy) as file:
+        _check_schema(file.schema, schema)
+        return file.read(columns)
+
+
+def read_whole(url: str, sha256: str | None, remedy: str) -> bytes:
+    """The content of a file of any kind. Raises DataError when it is not the one with this SHA-256 (hex; None: any will do)."""
+    content = storage.read_bytes(url)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(_message(url, "it is not the file that was committed: another SHA-256", remedy))
+    return content
+
+
+def to_parquet(table: pa.Table, **layout: Any) -> bytes:
+    """A table as the bytes of a Parquet file with checksums and seal; `layout` as of `pyarrow.parquet.write_table`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True, **({"compression": "zstd"} | layout))
+    content = sink.getvalue().to_pybytes()
+    start = len(content) - _END - int.from_bytes(content[-_END:-4], "little")
+    return b"".join([content[:start], _SEAL, hashlib.sha256(content[start:]).digest(), content[start:]])
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Write a Parquet file atomically."""
+    storage.write_bytes(url, to_parquet(table))
+
+
+def _read_footer(stream: Any) -> tuple[int, bytes, bool]:
+    """Bytes of the file; the footer with all that follows; whether it is sealed. Raises ArrowInvalid when it is damaged."""
+    stream.seek(0, 2)
+    size = int(stream.tell())
+    tail = _tail(stream, size, _TAIL)
+    wanted = int.from_bytes(tail[-_END:-4], "little") + _END
+    if size <= _END or not tail.endswith(b"PAR1") or wanted > size:
+        raise pa.ArrowInvalid("it does not end as a Parquet file does")
+    if wanted + _SEAL_BYTES > len(tail):
+        tail = _tail(stream, size, wanted + _SEAL_BYTES)
+    footer, before = tail[-wanted:], tail[: len(tail) - wanted]
+    seal = before[-_SEAL_BYTES:]
+    is_sealed = seal.startswith(_SEAL)
+    if is_sealed and seal[len(_SEAL) :] != hashlib.sha256(footer).digest():
+        raise pa.ArrowInvalid("the checksum of its footer differs")
+    return size, footer, is_sealed
+
+
+def _tail(stream: Any, size: int, wanted: int) -> bytes:
+    stream.seek(max(0, size - wanted))
+    return bytes(stream.read(wanted))
+
+
+def _check_schema(found: pa.Schema, expected: pa.Schema | None) -> None:
+    for field in expected or ():
+        kind = found.field(field.name).type if field.name in found.names else "missing"
+        if kind != field.type:
+            raise pa.ArrowInvalid(f"column {field.name!r}: expected {field.type}, but it is {kind}")
+
+
+@contextmanager
+def _naming(url: str, remedy: str) -> Iterator[None]:
+    """Name the file in errors of pyarrow and of the system."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+            error.filename = error.filename or url
+            raise
+        raise DataError(_message(url, " ".join(str(error).split())[:_REASON_CHARACTERS], remedy)) from error
+
+
+def _message(url: str, problem: str, remedy: str) -> str:
+    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"
