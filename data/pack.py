@@ -27,6 +27,7 @@ from data import storage
 from data.folders import LeftOut
 from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
+from data.json_files import read_json
 from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
 from data.pack_plan import Plan, plan_packing, require_decodable
 from data.pack_summary import print_summary
@@ -136,10 +137,7 @@ def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
 
 
 def _read_claim(url: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(storage.read_text(url)))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{url}: not a file of data.pack ({error}); choose another out=") from error
+    return read_json(url, "choose another out=")
 
 
 def _require_same_files(out: str, before: Any, now: Mapping[str, Any], plan: Plan) -> None:

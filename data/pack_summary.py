@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data import storage
 from data.folders import natural_order
-from data.manifest import HASHES_NAME, MANIFEST_NAME, Manifest
+from data.manifest import HASHES_NAME, MANIFEST_NAME, Manifest, read_index
 from data.pack_plan import Plan
 from data.sample import printable
 from data.shards import index_url
@@ -61,7 +59,7 @@ def _images(manifest: Manifest) -> int:
 def _per_class(folder: str, manifest: Manifest, num_classes: int) -> np.ndarray:
     counts = np.zeros(num_classes, np.int64)
     for shard in manifest.shards:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(index_url(folder, shard.name))), columns=["label"])
+        table = read_index(index_url(folder, shard.name), shard.index_sha256)
         counts += np.bincount(table.column("label").to_numpy(), minlength=num_classes)
     return counts
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data import storage
 from data.manifest import DataError
+from data.tables import read_table
 
 SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.txt"
@@ -21,7 +17,8 @@ def read_sources(folder: str) -> set[str]:
         DataError: the file is not there or cannot be read.
     """
     url = storage.join(folder, SOURCES_NAME)
+    remedy = "pack into another out="
     try:
-        return set(pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["path"]).column("path").to_pylist())
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{url}: cannot be read ({str(error).splitlines()[0]}); pack into another out=") from error
+        return set(read_table(url, remedy, ["path"]).column("path").to_pylist())
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: not there; {remedy}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -10,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 from tqdm import tqdm
 
@@ -20,6 +17,7 @@ from data.json_files import read_json
 from data.manifest import DataError
 from data.redact import redacted
 from data.settings import UsageError
+from data.tables import read_table
 from pipeline.config import CONFIG_NAME
 from pipeline.effort import duration
 from pipeline.fields import Config
@@ -111,8 +109,8 @@ def _trust(labels: str) -> list[str]:
     if not storage.exists(url):
         return []
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), columns=["label", "predicted"])
-    except (pa.ArrowException, OSError, storage.StorageError) as error:
+        table = read_table(url, "stage=label verify=true finds what else is damaged", ["label", "predicted"])
+    except (DataError, OSError, storage.StorageError) as error:
         return [f"    {url}: not readable ({str(error).splitlines()[0]})"]
     if not table.num_rows:
         return []

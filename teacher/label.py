@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from data import storage
+from data.json_files import read_json
 from data.label_files import (
     LABELS_MANIFEST,
+    LABELS_REMEDY,
     MAX_CLASSES,
     QUARANTINE_NAME,
     LabeledShard,
@@ -147,7 +149,7 @@ def _committed_check(folder: str) -> dict[str, Any] | None:
     """Of labels that were done before their corpus grew."""
     if not storage.exists(url := storage.join(folder, LABELS_MANIFEST)):
         return None
-    check: dict[str, Any] | None = json.loads(storage.read_text(url)).get("teacher_check")
+    check: dict[str, Any] | None = read_json(url, LABELS_REMEDY).get("teacher_check")
     return check
 
 

@@ -6,7 +6,6 @@ without case (1, 2, 10). Weights of one order answer in it, whatever the data's 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
+from data.json_files import read_json
 from data.settings import UsageError
 from pipeline.models.factory import build_model, timm_architecture
 from pipeline.models.resnet_rs import ModelError
@@ -73,11 +73,11 @@ def _read_list(url: str) -> list[str]:
 
 def _names_in(url: str) -> tuple[list[str] | None, bool]:
     """Of a config.json: the class names, and whether it is of this pipeline."""
+    content = read_json(url, "bring the weights folder again", error=ModelError)
+    ours = OURS in content
     try:
-        content = json.loads(storage.read_text(url))
-        ours = OURS in content
         names = content[OURS]["class_names"] if ours else content.get("label_names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise ModelError(f"{url}: damaged ({type(error).__name__}: {error}); bring the weights folder again") from error
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None, ours
 
