@@ -1,7 +1,13 @@
-"""Checkpoints: everything to continue a training run at the next step. Tensors and plain values only; never pickled code."""
+"""Checkpoints: everything to continue a training run at the next step. Tensors and plain values only; never pickled code.
+
+A checkpoint is a file of torch.save, a zip archive, whose comment is a digest of all the rest: a zip's own checksums are of its
+members, not of the directory that says where they are. Files of earlier versions have no comment.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import logging
 import pickle
@@ -14,12 +20,20 @@ import torch
 from data import storage
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64  # bytes
+_NONE = b"\0\0"  # how an archive without a comment ends: its length
+_END = 22  # bytes of a zip's last record, without a comment
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
     """There are checkpoints, and none of them can be read."""
+
+
+class _DamagedError(Exception):
+    """A file that is not what was written; the message says how that shows."""
 
 
 def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int = 2, best: int | None = None) -> None:
@@ -29,6 +43,7 @@ def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int =
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    _seal(buffer)
     storage.write_bytes(storage.join(folder, _name(step)), buffer.getvalue())
     names = _names(folder)
     kept = {*names[: names.index(_name(step)) + 1][-keep:], *([_name(best)] if best is not None else [])}
@@ -38,35 +53,77 @@ def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int =
 
 
 def load_newest(folder: str) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None without any. A damaged one is skipped with a warning.
+    """The newest checkpoint that is whole, or None without any. A damaged one is skipped with a warning.
 
     Raises:
         CheckpointError: there are some, but all are damaged: starting over by itself would throw a training away.
+        StorageError, OSError: storage does not answer; that is no damage, and going back would drop newer checkpoints.
     """
     names = _names(folder)
     for name in reversed(names):
         url = storage.join(folder, name)
         try:
-            return _load(storage.read_bytes(url))
-        except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            logger.warning("%s is damaged (%s); continuing from the one before", url, _reason(error))
+            return _load(_read(url))
+        except _DamagedError as error:
+            logger.warning("%s is damaged (%s); continuing from the one before", url, error)
     if names:
         raise CheckpointError(f"{folder}: none of the {len(names)} checkpoints can be read; delete them to start over")
     return None
 
 
+def _read(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except OSError as error:
+        if error.errno == errno.EIO:  # the disk's way to say that a block is lost
+            raise _DamagedError(str(error)) from error
+        raise
+
+
+def _seal(buffer: io.BytesIO) -> None:
+    """Put the digest of an archive without a comment into its comment."""
+    content = buffer.getbuffer()
+    assert bytes(content[-2:]) == _NONE, "torch.save writes no comment"
+    digest = hashlib.sha256(content).hexdigest().encode()
+    content.release()
+    buffer.seek(-len(_NONE), io.SEEK_END)
+    buffer.write(_COMMENT.to_bytes(2, "little") + _MARK + digest)
+
+
+def _check(content: bytes) -> None:
+    """Raise _DamagedError when the file is not what was written, as far as its checksums tell."""
+    comment = content[-_COMMENT:]
+    if content[-_COMMENT - 2 : -_COMMENT] == _COMMENT.to_bytes(2, "little") and comment.startswith(_MARK):
+        digest = hashlib.sha256(memoryview(content)[: -_COMMENT - 2])
+        digest.update(_NONE)
+        if digest.hexdigest().encode() != comment[len(_MARK) :]:
+            raise _DamagedError("its digest differs")
+        return
+    if not (content[-_END:].startswith(b"PK\5\6") and content.endswith(_NONE)):
+        raise _DamagedError("it ends before its digest, or that is damaged")
+    try:  # torch itself does not compare the checksums that it writes
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # of a directory that is not one
+        raise _DamagedError(_reason(error)) from error
+    if damaged is not None:
+        raise _DamagedError(f"wrong checksum of {damaged}")
+
+
 def _load(content: bytes) -> dict[str, Any]:
-    """torch itself does not compare the checksums that it writes."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-    return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    _check(content)
+    try:
+        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # torch, its unpickler and zlib raise types of a dozen modules
+        raise _DamagedError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in there
         return "it holds more than tensors and plain values"
-    return str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _name(step: int) -> str:
