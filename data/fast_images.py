@@ -1,7 +1,7 @@
 """The fast way from JPEG bytes to pixels: libjpeg-turbo's decoder.
 
-Pixels of images that are not scaled while decoding are Pillow's own, bit for bit. What the decoder does not take (other formats,
-CMYK, damaged files) goes to `data.images`, which decides by its rule.
+Pixels of images that are not scaled while decoding are Pillow's own, bit for bit. It is for plain JPEGs (`data.jpeg_header`); the rest
+(other formats, CMYK and YCCK, images to be turned, unusual headers, damaged files) goes to `data.images`, which decides by its rule.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import math
 
 import simplejpeg
 
-from data.images import MAX_PIXELS, Pixels, decode, orientation
+from data.images import MAX_PIXELS, Pixels, decode
+from data.jpeg_header import plain_shape
 
-_JPEG = b"\xff\xd8\xff"
-_APPLICATION = b"\xff\xe0", b"\xff\xef"  # first and last marker of such segments
 _KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
 
 
@@ -43,25 +42,9 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
 
 
 def jpeg_shape(content: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that the fast decoder takes; None for all else."""
-    if not content.startswith(_JPEG) or _is_turned(content):
-        return None
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError:
-        return None
-    return None if colors == "CMYK" or height * width > MAX_PIXELS else (height, width)
-
-
-def _is_turned(content: bytes) -> bool:
-    """Whether an EXIF block asks for another orientation. It is in one of the application segments that begin a file."""
-    start = 2
-    while _APPLICATION[0] <= content[start : start + 2] <= _APPLICATION[1] and len(content) >= start + 4:
-        end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
-        if content[start + 4 : start + 10] == b"Exif\0\0":
-            return orientation(content[start + 4 : end]) != 1
-        start = end
-    return False
+    """Height and width of a JPEG that is for the fast decoder; None for all else."""
+    shape = plain_shape(content)
+    return shape if shape and shape[0] * shape[1] <= MAX_PIXELS else None
 
 
 def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:

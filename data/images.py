@@ -3,16 +3,20 @@
 The rule: JPEG, PNG and WebP only; first frame; EXIF orientation applied (a bad EXIF block is ignored); transparency
 composited on white; CMYK and palettes converted to RGB; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit
 colour; grey is repeated to three channels; colour profiles are ignored. All else raises DecodeError.
+
+What is an image, and which way is up, is Pillow's to say (`Image.open`, `ImageOps.exif_transpose`), so that whoever reads the
+images of an export finds the same. Two exceptions: files that would take Pillow minutes or gigabytes are refused, and a PNG with more
+compressed text than Pillow unpacks is read all the same.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import struct
-import threading
-import warnings
+from collections import Counter
+from contextlib import nullcontext
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,10 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from data.jpeg_header import JPEG, MAX_SCANS, has_many_scans
+from data.orientation import orientation, orientation_in_exif, without_warnings
+from data.png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpacked
 
 Pixels = NDArray[np.uint8]
 
@@ -31,7 +39,10 @@ MAX_SIDE = 65_535
 """Longer sides are refused: JPEG's own limit. What is made per row or column (a resized strip, the hash's cosines) stays small."""
 
 _WHITE = (255, 255, 255)
-_ORIENTATION_TAG = 0x0112
+_MAX_HEADER = 32 * 1024 * 1024  # bytes of a JPEG before its pixels
+_READ = 32  # what a read counts for beside its bytes: Pillow takes padding byte by byte, and keeps every segment
+_MAX_CHUNKS = 300_000  # of a PNG
+_MAX_COMPRESSED_CHUNKS = 1000  # of a PNG, its pixels aside: each may unpack to a megabyte
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +53,6 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_ASPECT = 16  # of the part of an image that is resized
-_warnings_lock = threading.Lock()
 
 
 class DecodeError(ValueError):
@@ -50,10 +60,27 @@ class DecodeError(ValueError):
 
 
 class _Jpeg(JpegImageFile):
-    """Pillow's JPEG reader without its look for a resolution in EXIF, which warns about damaged blocks."""
+    """Pillow's JPEG reader, but for its look for a resolution in EXIF where that is in vain."""
 
     def _read_dpi_from_exif(self) -> None:
-        pass
+        if (
+            "exif" in self.info and orientation_in_exif(self.info["exif"]) is None
+        ):  # it refuses some of these, and warns
+            with without_warnings():
+                super()._read_dpi_from_exif()
+
+
+class _JpegHeader(io.BytesIO):
+    """Stops Pillow where a header is so long that reading it takes seconds."""
+
+    room = _MAX_HEADER
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.room -= _READ + len(content)
+        if self.room < 0:
+            raise DecodeError(f"JPEG with more than {_MAX_HEADER} bytes before its pixels, or a million segments")
+        return content
 
 
 def decode(content: bytes) -> Pixels:
@@ -63,45 +90,67 @@ def decode(content: bytes) -> Pixels:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: not such a file, damaged, truncated, or over MAX_PIXELS or MAX_SIDE.
+        DecodeError: not such a file, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too laborious otherwise.
     """
     try:
-        image = _open(content)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DecodeError(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
-        if max(width, height) > MAX_SIDE:
-            raise DecodeError(f"{width}×{height} pixels, a side longer than the {MAX_SIDE} allowed")
-        image.load()
-        return _to_rgb(image)
+        try:
+            return _decode(content)
+        except DecodeError:
+            raise
+        except ValueError:
+            readable = with_long_text_unpacked(content) if content.startswith(PNG) else content
+            if readable is content:
+                raise
+        return _decode(readable)
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on damaged input
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
+def _decode(content: bytes) -> Pixels:
+    image = _open(content)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
+    if max(width, height) > MAX_SIDE:
+        raise DecodeError(f"{width}×{height} pixels, a side longer than the {MAX_SIDE} allowed")
+    image.load()
+    return _to_rgb(image)
+
+
 def _open(content: bytes) -> ImageFile:
     """Read the header by the reader that the first bytes name (half the cost of Image.open)."""
-    if content.startswith(b"\xff\xd8\xff"):
-        return _Jpeg(io.BytesIO(content))
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if content.startswith(JPEG):
+        return _open_jpeg(content)
+    if content.startswith(PNG):
         return _open_png(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return WebPImageFile(io.BytesIO(content))
     raise DecodeError(f"not a JPEG, PNG or WebP file: {len(content)} bytes that begin with {content[:8]!r}")
 
 
+def _open_jpeg(content: bytes) -> ImageFile:
+    header = _JpegHeader(content)
+    image = _Jpeg(header)
+    if has_many_scans(content, header.tell()):
+        raise DecodeError(f"JPEG of more than {MAX_SCANS} scans")
+    image.fp = io.BytesIO(content)  # which counts nothing
+    return image
+
+
 def _open_png(content: bytes) -> ImageFile:
-    if b"acTL" not in content:
-        return PngImageFile(io.BytesIO(content))
-    # Pillow warns about a bad animation header; the filters are global to the process, so one thread at a time.
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    kinds = Counter(kind for kind, _, _ in islice(chunks(content), _MAX_CHUNKS + 1))
+    if kinds.total() > _MAX_CHUNKS:
+        raise DecodeError(f"PNG of more than {_MAX_CHUNKS} chunks")
+    if sum(kinds[kind] for kind in COMPRESSED) > _MAX_COMPRESSED_CHUNKS:
+        raise DecodeError(f"PNG with more than {_MAX_COMPRESSED_CHUNKS} chunks of compressed text or colour profiles")
+    with without_warnings() if kinds[b"acTL"] else nullcontext():  # Pillow warns about a bad animation header
         return PngImageFile(io.BytesIO(content))
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    turned = _TRANSPOSITIONS.get(orientation(image.info.get("exif", b"")))
+    turned = _TRANSPOSITIONS.get(orientation(image))
     if turned is not None:
         info = image.info
         image = image.transpose(turned)
@@ -121,27 +170,6 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     if "transparency" in image.info:
         grey[deep == image.info["transparency"]] = 255
     return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) in an EXIF block; 1 when there is none or the block is damaged.
-
-    Read here, since Pillow's parser warns on damaged blocks and Python's warning filters are not per thread.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(num_entries):
-            tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
-            if tag == _ORIENTATION_TAG:
-                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
 
 
 def eval_transform(

@@ -22,6 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data.settings import run_command
+from tests import odd_images as odd
+from tests.odd_images import chunk, encode, segment, with_chunks, with_header
 
 BLOCK = tarfile.BLOCKSIZE
 WIDTH, HEIGHT = 96, 64
@@ -35,18 +37,6 @@ def photo(name: str = "china.jpg", left: int = 0) -> np.ndarray:
     """A piece of a real photo, uint8 (HEIGHT, WIDTH, 3)."""
     whole = load_sample_image(name)[:384, left : left + 576]
     return np.asarray(Image.fromarray(np.ascontiguousarray(whole)).resize((WIDTH, HEIGHT)))
-
-
-def encode(image: np.ndarray | Image.Image, file_format: str, **options: Any) -> bytes:
-    """Pillow's encoding."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    """A PNG chunk."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, depth: int, colour: int, compressed: bytes) -> bytes:
@@ -72,12 +62,6 @@ def deep_png(image: np.ndarray) -> bytes:
 def black_png(width: int, height: int) -> bytes:
     """A PNG of one bit per pixel: a few kB for any number of pixels."""
     return png(width, height, 1, 0, zlib.compress(bytes(height * (1 + (width + 7) // 8)), 9))
-
-
-def exif_block(orientation: int) -> bytes:
-    """An EXIF block with an orientation and nothing else."""
-    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
 
 
 def without_adobe_marker(jpeg: bytes) -> bytes:
@@ -114,7 +98,37 @@ _STORED_AS: dict[
 def turned(orientation: int) -> bytes:
     """A JPEG that shows the same photo for each EXIF orientation."""
     stored = np.ascontiguousarray(_STORED_AS[orientation](photo()))
-    return encode(stored, "JPEG", quality=97, subsampling=0, exif=exif_block(orientation))
+    return encode(stored, "JPEG", quality=97, subsampling=0, exif=odd.exif(orientation))
+
+
+def turned_otherwise() -> dict[str, tuple[str, bytes]]:
+    """The same photo, stored as for orientation 6, which stands where few writers put it: key → extension and content."""
+    stored = np.ascontiguousarray(_STORED_AS[6](photo()))
+    jpeg, png_file = encode(stored, "JPEG", quality=97, subsampling=0), encode(stored, "PNG")
+    exif, comment = segment(0xE1, odd.exif(6)), segment(0xFE, b"by hand")
+    profile = odd.packed_text(b"Raw profile type exif", odd.raw_profile(odd.exif(6)))
+    return {
+        "exif-after-comment": ("jpg", with_header(jpeg, comment, exif)),
+        "exif-after-padding": ("jpg", with_header(jpeg, b"\xff\xff", exif)),
+        "exif-as-long": ("jpg", with_header(jpeg, segment(0xE1, odd.exif(6, ">", odd.LONG)))),
+        "raw-profile": ("png", with_chunks(png_file, profile)),
+        "xmp": ("jpg", with_header(jpeg, segment(0xE1, odd.XMP_PREFIX + odd.xmp(6)))),
+    }
+
+
+def refused_headers() -> list[Entry]:
+    """JPEGs that libjpeg reads and Pillow refuses, of one block each; and one that both would decode for minutes."""
+    grey = encode(photo()[:8, :8, 0], "JPEG", quality=50, optimize=True)
+    tall = encode(np.zeros((2048, 2048), np.uint8), "JPEG", progressive=True)
+    scan = tall[tall.rindex(b"\xff\xda") :][:10]
+    jfif = segment(0xE0, b"JFIF\0\1\2\0\0\1\0\1\0\0")
+    return [
+        ("short-jfif.jpg", with_header(grey, segment(0xE0, b"JFIF\0"))),
+        ("short-adobe.jpg", with_header(grey, jfif, segment(0xEE, b"Adobe"))),
+        ("short-profile.jpg", with_header(grey, jfif, segment(0xE2, b"ICC_PROFILE\0"))),
+        ("good.jpg", with_header(grey, jfif)),
+        ("scans.jpg", tall[:-2] + scan * 30_000 + tall[-2:]),
+    ]
 
 
 @functools.lru_cache
@@ -145,8 +159,10 @@ def decodable() -> dict[str, tuple[str, bytes, np.ndarray]]:
         "animation": ("webp", encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True), shown),
         "one-pixel": ("png", stored_png(shown[:1, :1]), shown[:1, :1]),
         "wide": ("jpg", encode(wide, "JPEG", quality=95), wide),
+        "long-text": ("png", with_chunks(stored_png(shown), odd.packed_text(b"Comment", b"text" * 500_000)), shown),
         "thread": ("png", encode(wide[:1], "PNG"), wide[:1]),  # resized like a photo it would take 4 GB
     }
+    images |= {key: (*entry, shown) for key, entry in turned_otherwise().items()}
     return images | {f"exif-{n}": ("jpg", turned(n), shown) for n in range(1, 9)}
 
 
@@ -245,6 +261,7 @@ def shards() -> dict[str, bytes]:
         "damaged-images.tar": tar(damaged_images()),
         "empty.tar": tar([]),
         "gzip.tar": gzip.compress(whole, mtime=0),
+        "headers.tar": tar(refused_headers()),
         "joined.tar": whole + whole,
         "keys.tar": tar(odd_keys()),
         "long-keys-gnu.tar": tar(long_keys, tarfile.GNU_FORMAT),
