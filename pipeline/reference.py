@@ -18,8 +18,8 @@ _INTRODUCTION = """# Fields of the configuration
 Made from `pipeline/fields.py` by `python -m pipeline.reference > docs/fields.md`; `python -m pipeline.run --help` prints the same.
 Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the later one wins.
 A run directory remembers the configuration of each command whose inputs were found, so that later ones need `run_dir=` alone; with
-`config=` named again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`, `${other.field}`) are
-filled in where a command gives them and are remembered as they were typed; what a run directory itself says is never filled in.
+`config=` named again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`, `${other.field}`)
+are filled in where a command gives them and are remembered as they were typed; what a run directory itself says is never filled in.
 
 Fields marked ○ change how fast something runs, never what comes out, and may change at any time; those marked ◐ may change while their
 stage is not done. Of those marked ● and of `data`, what they name counts, not the name: shards may move. Any other belongs to what a
