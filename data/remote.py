@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -18,7 +19,7 @@ import fsspec
 
 from data.http_file import HttpFile, is_http
 from data.redact import redacted
-from data.retry import ChangedError, StorageError, attempt
+from data.retry import ChangedError, ConditionError, StorageError, attempt
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte; then the connection counts as broken
 PART_BYTES = 50 << 20  # of an upload; twice as much is sent in one piece
@@ -30,6 +31,7 @@ _THREADS = 8
 _VERSION_FIELDS = (  # in what file systems tell of a file; the first that is there: a tag before a time
     "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime", "created",
 )  # fmt: skip
+_memory_lock = threading.Lock()
 
 _Result = TypeVar("_Result")
 
@@ -223,7 +225,7 @@ def _upload_timeout(fs: Any, size: int) -> dict[str, float]:
 
 
 def write_if(url: str, content: bytes, tag: str | None) -> None:
-    """As `storage.write_if`; on stores other than S3 by looking first, which is not exclusive."""
+    """As `storage.write_if`. `memory://` is this process's alone: there, a lock makes looking and writing one step."""
     fs, path = filesystem(url)
     if _protocol(url) in _S3:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
@@ -232,10 +234,15 @@ def write_if(url: str, content: bytes, tag: str | None) -> None:
         except FileNotFoundError as error:
             raise ChangedError(f"{redacted(url)}: it was removed by another process meanwhile") from error
         return
-    found = read_version(url)[1] if info(url) is not None else None
-    if found != tag:
-        raise ChangedError(f"{redacted(url)}: it was changed by another process meanwhile")
-    attempt("write", url, fs.pipe_file, path, content)
+    if _protocol(url) != "memory":
+        raise ConditionError(
+            f"{redacted(url)}: writing on a condition is known of s3:// alone, so that {_protocol(url)}:// keeps no two writers apart"
+        )
+    with _memory_lock:
+        found = read_version(url)[1] if info(url) is not None else None
+        if found != tag:
+            raise ChangedError(f"{redacted(url)}: it was changed by another process meanwhile")
+        attempt("write", url, fs.pipe_file, path, content)
 
 
 def list_names(url: str) -> list[str]:

@@ -44,6 +44,14 @@ class ChangedError(StorageError):
     """Another version of the file is there than the one that was asked for."""
 
 
+class ConditionError(StorageError):
+    """A store that cannot write on the condition that nobody else has."""
+
+
+class FencedError(StorageError):
+    """A write by a process that does not hold the folder any more, or by a worker of such a one."""
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What an HTTP server said."""

@@ -23,18 +23,18 @@ import pyarrow as pa
 
 from data import remote
 from data.failpoint import reach
+from data.fence import reason_not_to_write
 from data.http_file import is_http
 from data.patterns import expand_braces, has_glob, matches
 from data.redact import redacted
 from data.remote import Entry as Entry
 from data.retry import ChangedError as ChangedError
+from data.retry import ConditionError as ConditionError
+from data.retry import FencedError as FencedError
 from data.retry import MissingError as MissingError
 from data.retry import StorageError as StorageError
 
 _TEMPORARY = ".tmp-"
-
-
-_forbidden: dict[str, str] = {}  # URL of a folder → why this process must not write there any more
 
 
 def is_local(url: str) -> bool:
@@ -285,6 +285,7 @@ def write_if(url: str, content: bytes, tag: str | None) -> None:
     """Write a remote file if it is still the version with `tag`; None: if there is none. Of two writers at once, one succeeds.
 
     Raises:
+        ConditionError: the store knows no such condition.
         ChangedError: another version is there. It may be our own, when an answer was lost and the write was tried again.
         StorageError: as `writing`.
     """
@@ -292,21 +293,10 @@ def write_if(url: str, content: bytes, tag: str | None) -> None:
     remote.write_if(url, content, tag)
 
 
-def forbid_writes(folder: str, reason: str) -> None:
-    """From now on, every write of this process below `folder` raises StorageError(reason)."""
-    _forbidden[folder] = reason
-
-
-def allow_writes(folder: str) -> None:
-    """Undo `forbid_writes`."""
-    _forbidden.pop(folder, None)
-
-
 def _check_may_write(url: str) -> None:
     _check(url)
-    for folder, reason in _forbidden.items():
-        if f"{url}/".startswith(folder.rstrip("/") + "/"):
-            raise StorageError(reason)
+    if why := reason_not_to_write(url, read_bytes):
+        raise FencedError(why)
 
 
 def list_names(url: str) -> list[str]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +18,25 @@ import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError, RayTaskError
 
+from data.fence import FENCE_VARIABLE
+from data.settings import UsageError
+
+_STARTING_S, _HEALTH_S = 8.0, 60.0  # for the port of a cluster that is just starting, and for Ray's answer
 _show = getattr(ray_worker, "print_to_stdstream", None)
 
 
 def start_ray(address: str | None) -> None:
-    """Connect to the cluster at `address`, or start Ray on this machine; nothing happens when it runs already."""
+    """Connect to the cluster at `address`, or start Ray on this machine, whatever RAY_ADDRESS says. Nothing happens when it runs.
+
+    Raises:
+        UsageError: no cluster answers at `address`.
+    """
     if ray.is_initialized():
         return
+    if address:
+        _require_answer(address)
+    elif elsewhere := os.environ.get("RAY_ADDRESS"):
+        print(f"ray_address=null starts Ray here; RAY_ADDRESS={elsewhere} is not used (ray_address={elsewhere} would)")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in Ray Train's workers
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
@@ -30,11 +46,61 @@ def start_ray(address: str | None) -> None:
         ray_worker.print_to_stdstream = _show_in_short
     with _own_sigterm():
         if address:
-            context = ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            context = _connect(address)
             if context.dashboard_url:
                 print(f"Ray's dashboard: http://{context.dashboard_url}")
         else:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _connect(address: str) -> Any:
+    """Workers on other nodes get what fences them from this process's lease; those on this one inherit it."""
+    fence = {name: os.environ[name] for name in (FENCE_VARIABLE,) if name in os.environ}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": fence}} if fence else {}
+    try:
+        return ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, first_line(error)) from None
+
+
+def _require_answer(address: str) -> None:
+    """Ask before Ray does, which tries for minutes and logs each time: the port, and then whether that is Ray's."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # `auto`, or a name of Ray's own
+    started = time.monotonic()
+    while (reason := _connection_error(host.strip("[]"), int(port))) is not None:
+        if time.monotonic() - started > _STARTING_S:
+            raise _no_cluster(address, reason)
+        time.sleep(0.5)
+    if not address.startswith("ray://"):
+        _require_health(address)
+
+
+def _connection_error(host: str, port: int) -> str | None:
+    try:
+        socket.create_connection((host, port), timeout=_STARTING_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        return str(error)
+    return None
+
+
+def _require_health(address: str) -> None:
+    """In a process of its own: where something else listens, Ray's client waits without end."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_HEALTH_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _no_cluster(address, f"what listens there did not answer as Ray does for {_HEALTH_S:.0f} s") from None
+    if done.returncode and "No such command" not in done.stderr:  # the command is none of Ray's public ones
+        raise _no_cluster(address, (done.stderr.strip() or "its health check failed").splitlines()[-1])
+
+
+def _no_cluster(address: str, reason: str) -> UsageError:
+    return UsageError(
+        f"ray_address={address}: no Ray cluster answers there ({reason}); start one (ray start --head), mend the address, or give "
+        "ray_address=null, which starts Ray here"
+    )
 
 
 def num_cpus() -> int:

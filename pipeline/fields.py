@@ -406,7 +406,9 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
     ray_address: str | None = Field(
-        None, description="a running Ray cluster; null starts Ray here", json_schema_extra=RUNTIME
+        None,
+        description="a running Ray cluster; null starts Ray here, whatever RAY_ADDRESS says",
+        json_schema_extra=RUNTIME,
     )
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,7 @@ class Interrupted(BaseException):
 
 _pending: int | None = None
 _deferred = 0
+_abandoned = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's interface)
@@ -30,8 +32,8 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (sign
 @contextmanager
 def handled() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM raise Interrupted in this process's main thread."""
-    global _pending
-    _pending = None
+    global _pending, _abandoned
+    _pending, _abandoned = None, False
     before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -48,6 +50,18 @@ def handled() -> Iterator[None]:
 def pending() -> bool:
     """True when a signal arrived inside `deferred`."""
     return _pending is not None
+
+
+def abandon() -> None:
+    """End what the main thread does as Ctrl-C would, but for saving: this process must not write any more."""
+    global _abandoned
+    _abandoned = True
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def may_save() -> bool:
+    """False after `abandon`."""
+    return not _abandoned
 
 
 @contextmanager

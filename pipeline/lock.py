@@ -1,15 +1,15 @@
 """One writer per run directory: a file lock locally, a lease with a heartbeat on an object store.
 
 The lease is a file that its holder writes again every BEAT_S, each time on the condition that it is still the version it has read
-(a conditional put): of two starters one succeeds. Where it could not be renewed for LEASE_S, another may take it over, so its
-holder stops: this process can no longer write below the run directory, and its main thread is interrupted.
+(a conditional put): of two starters one succeeds. A store that does not know or keep such conditions is refused. Where the lease could
+not be renewed for LEASE_S, another may take it over, so its holder stops: this process and its workers can no longer write below the
+run directory (`data.fence`), and its main thread is interrupted, without saving.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -21,13 +21,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from data import storage
+from data import fence, storage
 from data.json_files import parse_json
 from data.manifest import DataError
 from data.redact import redacted
+from pipeline import interrupt
 
 LEASE_S, BEAT_S = 60.0, 15.0
 _HOLDER = "lock.json"
+_NO_VERSION = '"00000000000000000000000000000000"'
+
+wall_clock, sleep = time.time, time.sleep
+
+
+def clock() -> float:
+    """Seconds that pass while this machine sleeps, too: others go on."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LockedError(ValueError):
@@ -51,7 +60,7 @@ def read_holder(run_dir: str) -> dict[str, Any]:
     url = storage.join(run_dir, _HOLDER)
     if not storage.is_local(run_dir):
         holder = _parse((storage.read_text_if_there(url) or "").encode())
-        return holder if time.time() - float(holder.get("beat", 0)) < LEASE_S else {}
+        return holder if wall_clock() - float(holder.get("beat", 0)) < LEASE_S else {}
     holder = _local_holder(url)
     return holder if holder and (holder.get("host") != socket.gethostname() or _lives(holder.get("pid"))) else {}
 
@@ -93,43 +102,62 @@ def _local_holder(url: str) -> dict[str, Any]:
 
 @contextmanager
 def _lease(run_dir: str, me: dict[str, Any]) -> Iterator[None]:
-    lease = _Lease(run_dir, me)
+    lease = Lease(run_dir, me)
     lease.acquire()
+    fence.guard_writes(run_dir, lease.why_lost)
     try:
-        with lease.renewed_in_the_background():
+        with fence.workers_fenced(run_dir, lease.url, me["token"]), lease.renewed_in_the_background():
             yield
     except BaseException:
         if lease.lost:
             raise LockedError(lease.lost) from None
         raise
     finally:
-        storage.allow_writes(run_dir)
+        if not lease.lost:  # else threads that have not ended yet would write now
+            fence.unguard_writes(run_dir)
 
 
-class _Lease:
+class Lease:
     """This process's claim on a run directory in an object store."""
 
     def __init__(self, run_dir: str, me: dict[str, Any]) -> None:
         self.lost = ""  # why, once it is
+        self.url = storage.join(run_dir, _HOLDER)
         self._run_dir, self._me = run_dir, me
-        self._url = storage.join(run_dir, _HOLDER)
-        self._stop = threading.Event()
-        self._renewed_at = 0.0  # monotonic, when the last renewal that succeeded began
+        self._stop, self._losing = threading.Event(), threading.Lock()
+        self._renewed_at = 0.0  # by `clock`, when the last renewal that succeeded began
         self._problem = "no answer"
 
     def acquire(self) -> None:
-        """Raises LockedError when another holds it."""
-        self._renewed_at = time.monotonic()
+        """Raises LockedError when another holds it, or the store cannot keep two apart."""
+        fence.unguard_writes(self._run_dir)
+        self._renewed_at = clock()
         holder, tag = self._read()
         if tag is not None:
-            if time.time() - float(holder.get("beat", 0)) < LEASE_S:
+            if wall_clock() - float(holder.get("beat", 0)) < LEASE_S:
                 raise LockedError(_refusal(self._run_dir, holder))
             # a living holder whose clock differs from ours beats meanwhile; then the version that we have seen is gone
             print(f"{self._run_dir}: {_name(holder)} has not renewed its lock; taking it over in {1.5 * BEAT_S:.0f} s")
-            time.sleep(1.5 * BEAT_S)
-            self._renewed_at = time.monotonic()
+            sleep(1.5 * BEAT_S)
+            self._renewed_at = clock()
         if not self._write(tag):
             raise LockedError(_refusal(self._run_dir, self._read()[0]))
+        self._require_conditions()
+
+    def _require_conditions(self) -> None:
+        """Raises LockedError for a store that writes whether a condition holds or not: there, two starters would both succeed."""
+        content = storage.read_bytes(self.url)
+        for tag in (None, _NO_VERSION):
+            try:
+                storage.write_if(self.url, content, tag)
+            except storage.ChangedError:
+                continue
+            self._release()
+            name = "If-None-Match" if tag is None else "If-Match"
+            raise LockedError(
+                f"{self._run_dir}: this store ignores conditions of a write ({name}), so that it cannot keep two drivers apart; "
+                "expected one that knows them, as AWS S3, or a folder that all nodes share. Shards may lie there"
+            )
 
     @contextmanager
     def renewed_in_the_background(self) -> Iterator[None]:
@@ -148,46 +176,62 @@ class _Lease:
 
     def _release(self) -> None:
         if not self.lost and self._read()[0].get("token") == self._me["token"]:
-            storage.remove(self._url)
+            storage.remove(self.url)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S) and not self.lost:
-            began = time.monotonic()
-            try:
-                holder, tag = self._read()
-                if (tag is None or holder.get("token") == self._me["token"]) and self._write(tag):
-                    self._renewed_at = began
-                else:
-                    self._lose(f"{_name(self._read()[0])} has taken it over")
-            except storage.StorageError as error:  # the next beat tries again; _watch says when it is too late
-                self._problem = str(error)
+            self.renew()
+
+    def renew(self) -> None:
+        """Write the lease again; where another has it, it is lost."""
+        began = clock()
+        try:
+            holder, tag = self._read()
+            if (tag is None or holder.get("token") == self._me["token"]) and self._write(tag):
+                self._renewed_at = began
+            else:
+                self._lose(f"{_name(self._read()[0])} has taken it over")
+        except storage.StorageError as error:  # the next beat tries again; `why_lost` says when it is too late
+            self._problem = str(error)
 
     def _watch(self) -> None:
         """A renewal may hang: what ends the lease is the clock alone."""
-        while not self._stop.wait(LEASE_S / 60):
-            if not self.lost and time.monotonic() - self._renewed_at > LEASE_S:
-                self._lose(f"it could not be renewed for {LEASE_S:.0f} s ({self._problem})")
+        while not self._stop.wait(LEASE_S / 60) and not self.why_lost():
+            pass
+
+    def why_lost(self) -> str:
+        """Why this process may not write any more; empty while it may. Asked before every write: the clock tells, whatever the threads
+        do."""
+        if not self.lost and clock() - self._renewed_at > LEASE_S:
+            self._lose(f"it could not be renewed for {LEASE_S:.0f} s ({self._problem})")
+        return self.lost
 
     def _lose(self, reason: str) -> None:
-        self.lost = f"{self._run_dir}: this process lost its lock and stopped: {reason}. The same command continues"
-        storage.forbid_writes(self._run_dir, self.lost)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        with self._losing:
+            if self.lost:
+                return
+            self.lost = f"{self._run_dir}: this process lost its lock and stopped: {reason}. The same command continues"
+        interrupt.abandon()
 
     def _read(self) -> tuple[dict[str, Any], str | None]:
         """The holder and its file's version; nobody and None when there is no file."""
         try:
-            content, tag = storage.read_version(self._url)
+            content, tag = storage.read_version(self.url)
         except FileNotFoundError:
             return {}, None
         return _parse(content), tag
 
     def _write(self, tag: str | None) -> bool:
         """Write our name over the version `tag`. False when another version is there."""
-        content = json.dumps(self._me | {"beat": time.time()}) + "\n"
+        content = json.dumps(self._me | {"beat": wall_clock()}) + "\n"
         try:
-            storage.write_if(self._url, content.encode(), tag)
+            storage.write_if(self.url, content.encode(), tag)
         except storage.ChangedError:  # by our own write, if its answer was lost
             return self._read()[0].get("token") == self._me["token"]
+        except storage.ConditionError as error:
+            raise LockedError(
+                f"run_dir={redacted(self._run_dir)}: {error}; give s3://… or a folder that all nodes share"
+            ) from None
         return True
 
 

@@ -229,9 +229,17 @@ def replace_and_add(folder: str) -> None:
     storage.write_bytes(f"{folder}/new.bin", b"")
 
 
-def hold_lease(run_dir: str, lease_s: float, beat_s: float) -> None:
+def try_to_write(url: str) -> str:
+    """Write a small file; `written`, or why it could not be."""
+    try:
+        storage.write_bytes(url, b"x")
+    except storage.StorageError as error:
+        return str(error)
+    return "written"
+
+
+def hold_lease(run_dir: str) -> None:
     """A driver that works until it is killed."""
-    lock.LEASE_S, lock.BEAT_S = lease_s, beat_s
     with lock.run_lock(run_dir, "the first command"):
         time.sleep(600)
 

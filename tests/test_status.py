@@ -86,12 +86,12 @@ def test_what_stopped_a_run_is_told_until_the_stage_is_done(
 
 
 def test_the_command_notes_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"run_dir={tmp_path}/run", "data.num_classes=3", "teacher.weights=/nowhere/at-all.safetensors"]
-    assert main(["stage=teacher", *words]) == 2
+    storage.write_text(f"{tmp_path}/run/config.yaml", "seed: 0\n")
+    assert main(["stage=label", f"run_dir={tmp_path}/run"]) == 2
     error = capsys.readouterr().err.strip().removeprefix("error: ")
     assert main(["stage=status", f"run_dir={tmp_path}/run"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "in stage teacher" in last
+    assert "in stage label" in last
     assert error[:80] in last
 
 

@@ -28,7 +28,7 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
     """Run `fit`, in as many processes as `config.workers` says (gloo on CPUs, NCCL on GPUs).
 
     When one of them is lost, Ray Train starts all again, and they continue from the last checkpoint. After Ctrl-C or SIGTERM they
-    save at their next step, and end.
+    save at their next step, and end; after the loss of the run directory they end without saving.
 
     Raises:
         TrainingError: Ray has no room for that many processes, or they were lost more than `config.max_failures` times.
@@ -101,7 +101,7 @@ def _run_once(job: TrainJob) -> ray.train.TrainingFailedError | None:
         while wait([training], _POLL_S).not_done and not interrupt.pending():
             pass
         if interrupt.pending():
-            stop.request.remote()
+            stop.request.remote(interrupt.may_save())
     error = training.exception()
     if error is None or isinstance(error, ray.train.TrainingFailedError):
         return error
@@ -124,23 +124,33 @@ def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
 
 
 class _Stop:
-    """An actor that tells the training processes to save and end."""
+    """An actor that tells the training processes to end."""
 
     def __init__(self) -> None:
-        self._requested = asyncio.Event()
+        self._requested, self._saves = asyncio.Event(), True
 
-    async def request(self) -> None:
+    async def request(self, saves: bool) -> None:
         """Let all `requested` end."""
+        self._saves = saves
         self._requested.set()
 
-    async def requested(self) -> None:
-        """Ends when a stop is requested."""
+    async def requested(self) -> bool:
+        """Ends when a stop is requested; whether the state is to be saved."""
         await self._requested.wait()
+        return self._saves
 
 
 def _fit_worker(config: dict[str, Any]) -> None:
     requested = config["stop"].requested.remote()
-    fit(config["job"], lambda: bool(ray.wait([requested], timeout=0)[0]))
+
+    def stop_requested() -> bool:
+        if not ray.wait([requested], timeout=0)[0]:
+            return False
+        if not ray.get(requested):
+            raise storage.FencedError("the driver lost its lock on the run directory: nothing is saved")
+        return True
+
+    fit(config["job"], stop_requested)
 
 
 def _wait_for_room(job: TrainJob, patience_s: float) -> None:
