@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,9 @@ from data import remote, retry
 from data.held_out import traits, write_hashes
 from data.shards import Members, labeled_members, write_shards
 from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # an example's time says nothing there
+hypothesis.settings.load_profile("busy machine")
 
 DIGIT_NAMES = [f"digit_{n}" for n in range(10)]
 

@@ -286,7 +286,7 @@ def test_a_refusal_leaves_finished_labels_finished(
     def refuse(*_: object) -> None:
         raise StageError("no")
 
-    names = {"the teacher": "check_teacher", "the device": "require_device", "a name": "_check_names"}
+    names = {"the teacher": "check_teacher", "the device": "require_device", "a name": "check_shards"}
     monkeypatch.setattr(f"teacher.label.{names[refused_by]}", refuse)
     with pytest.raises(StageError, match=r"^no$"):
         label(config, layout, force)

@@ -243,7 +243,7 @@ def test_a_shard_or_label_file_that_has_changed_is_not_sent(
         (shard, "bytes now", "labels/unlabeled-000000.parquet"),
         (labels, "have changed", SHARD),
     ):
-        content = path.read_bytes()
+        content, before = path.read_bytes(), path.stat()
         for changed in (content[:-1], content + b"x", None):
             path.unlink() if changed is None else path.write_bytes(changed)
             with server_thread(served) as url:
@@ -253,6 +253,7 @@ def test_a_shard_or_label_file_that_has_changed_is_not_sent(
                     assert str(run.folder) not in answer.json()["error"]
                 assert fetch(f"{url}/shards/unlabeled-000001.tar").status == 200
             path.write_bytes(content)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         with server_thread(served) as url:
             assert fetch(f"{url}/{SHARD}").status == 200
 
@@ -306,7 +307,9 @@ def test_a_corpus_and_an_export_in_an_object_store_are_served_as_local_ones(
     assert isinstance(local, JoinedRun)
     for shard in local.overlay.shards[:1]:
         storage.write_bytes(f"{folder}/{shard.name}.tar", Path(shard.url).read_bytes())
-    moved = (replace(local.overlay.shards[0], url=f"{folder}/unlabeled-000000.tar"), *local.overlay.shards[1:])
+    url = f"{folder}/unlabeled-000000.tar"
+    first = replace(local.overlay.shards[0], url=url, version=storage.entry(url).version)
+    moved = (first, *local.overlay.shards[1:])
     version = run.folder / "run/exports/v1"
     for file in (file for file in version.rglob("*") if file.is_file()):
         storage.write_bytes(f"{remote}/{file.relative_to(version)}", file.read_bytes())
