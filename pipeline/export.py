@@ -26,7 +26,7 @@ from pipeline.exporting.todo import Job, files_of
 from pipeline.fields import Config
 from pipeline.layout import VERSION, Layout
 from pipeline.overlay import open_overlay
-from pipeline.stage import Fingerprint, Stage, StageRefusedError, look, open_stage, require_done
+from pipeline.stage import Fingerprint, Stage, StageError, StageRefusedError, look, open_stage, require_done
 
 CARD_NAME = "README.md"
 _THREADS = 8
@@ -36,10 +36,11 @@ def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     """Run or continue the stage; returns its done-record. The same labels, selection and settings are the same version.
 
     Raises:
-        StageError: labels or selection are missing or not of each other, or nothing is selected.
+        StageError: labels or selection are missing or not of each other, nothing is selected, or a class name is no text.
         DataError: unlabeled shards that are missing or were cut short.
     """
     overlay, labels, selection = open_overlay(config, layout)
+    _check_names(overlay.provenance.class_names or ())
     inputs = {"labels": labels["digest"], "selection": selection["digest"]} | exclude_inputs(config.data.exclude)
     expected = Fingerprint(config.stage_fields("export"), inputs)
     out = config.export.out or layout.exports
@@ -56,6 +57,17 @@ def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
         _commit(config, layout, stage, records, labels, selection)
     storage.write_text(storage.join(out, LATEST_NAME), version + "\n")
     return require_done(stage.folder, "export")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises StageError for a class name that is no text, before anything is written."""
+    for number, name in enumerate(names):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise StageError(
+                f"stage=export: the name of class {number}, {name!a}, is not UTF-8; rename its folder, and pack and label again"
+            ) from None
 
 
 def _version(out: str, expected: Fingerprint) -> str:

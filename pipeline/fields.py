@@ -358,11 +358,13 @@ class ServeConfig(Section):
     )
     token_file: str | None = Field(
         None,
-        description="file with the token that clients must send; or give it in NOISY_STUDENT_TOKEN",
+        description="file with the token that clients must send; or give it in NOISY_STUDENT_SERVER_TOKEN",
         json_schema_extra=RUNTIME,
     )
     open_to_all: bool = Field(
-        False, description="listen on other addresses than loopback without a token, too", json_schema_extra=RUNTIME
+        False,
+        description="without a token, answer everyone: on other addresses than loopback, and under any name (Host)",
+        json_schema_extra=RUNTIME,
     )
     max_connections: int = Field(
         256, ge=1, description="answers at once; beyond, clients are told to come again", json_schema_extra=RUNTIME

@@ -342,6 +342,16 @@ def test_what_cannot_be_served_is_said_without_a_traceback(
     assert message in capsys.readouterr().err
 
 
+def test_the_clients_token_alone_does_not_start_a_server(
+    run: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOISY_STUDENT_TOKEN", "s3cret-of-mine")
+    assert main(["stage=serve", *words(run)]) == 2
+    said = capsys.readouterr().err
+    assert "expected the server's token in NOISY_STUDENT_SERVER_TOKEN, or serve.token_file=FILE" in said
+    assert "s3cret-of-mine" not in said
+
+
 def test_an_address_in_use_and_labels_alone_are_said(
     tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from data import storage
 from data.label_files import COPIES_REMEDY
 from data.manifest import ShardRecord
+from pipeline.exporting.text import code_span, markdown
 from pipeline.fields import ExportConfig
 from pipeline.layout import Layout
 from pipeline.outputs import read_output_json
@@ -71,7 +72,7 @@ def _teacher(layout: Layout) -> dict[str, Any] | None:
     info, summary = read_info(layout.teacher), record["summary"]
     digests = [facts["sha256"] for name, facts in record["outputs"].items() if name.endswith("model.safetensors")]
     said: dict[str, Any] = {
-        "teacher": f"{info.model} {json.dumps(info.model_args)}, {info.image_size} px",
+        "teacher": f"{markdown(info.model)} {code_span(json.dumps(info.model_args))}, {info.image_size} px",
         "its weights, SHA-256": ", ".join(digests),
         "rounds of pseudo-labels before it": info.generation,
     }
@@ -135,10 +136,12 @@ def _trust(facts: Facts) -> str:
         lines.append("- The teacher's weights were not there when this was written.")
     else:
         lines += [f"- {name}: {value}" for name, value in facts.teacher.items()]
-    lines += [f"- {name}: `{json.dumps(value)}`" for name, value in facts.label_fields.items()]
+    lines += [f"- {markdown(name)}: {code_span(json.dumps(value))}" for name, value in facts.label_fields.items()]
     rule, precision = facts.selected["rule"], facts.selected.get("precision") or {}
     lines += [
-        f"- selection, {name}: `{json.dumps(value)}`" for name, value in rule.items() if name != "class_thresholds"
+        f"- selection, {markdown(name)}: {code_span(json.dumps(value))}"
+        for name, value in rule.items()
+        if name != "class_thresholds"
     ]
     checked = precision.get("checked_on")
     if checked and checked["images"]:  # none lies above a high threshold
@@ -152,7 +155,7 @@ def _trust(facts: Facts) -> str:
 def _classes(facts: Facts) -> str:
     classes = facts.selected["classes"]
     rows = [
-        f"| {entry['class']} | {entry.get('name') or ''} | {entry['available']:,} | {entry['kept']:,} | {entry['copies']:,} |"
+        f"| {entry['class']} | {markdown(entry.get('name') or '')} | {entry['available']:,} | {entry['kept']:,} | {entry['copies']:,} |"
         for entry in classes[:_MOST_CLASSES]
     ]
     more = [f"\n(and {len(classes) - _MOST_CLASSES:,} more)"] if len(classes) > _MOST_CLASSES else []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from data import storage
 from data.json_files import read_json
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from pipeline.exporting.text import checksum_line, class_lines
 
 CHECKSUMS_NAME = "SHA256SUMS"
 CLASSES_NAME = "classes.txt"
@@ -27,12 +28,12 @@ def write_manifests(
     """
     counts = {record.name: record.num_samples for record in records}
     texts = {
-        CHECKSUMS_NAME: "".join(f"{record.sha256}  {record.name}\n" for record in records),
+        CHECKSUMS_NAME: "".join(checksum_line(record.sha256, record.name) for record in records),
         SIZES_NAME: json.dumps(counts, indent=1) + "\n",
         MANIFEST_NAME: _manifest(records, class_names),
     }
     if class_names:
-        texts[CLASSES_NAME] = "".join(f"{name}\n" for name in class_names)
+        texts[CLASSES_NAME] = class_lines(class_names)
     if has_images:
         texts |= {TIMM_NAME: _timm(counts), WIDS_NAME: _wids(records)}
     for name, text in texts.items():

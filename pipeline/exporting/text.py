@@ -1,0 +1,41 @@
+"""Names and values of others in the text files of an export: one line stays one line, and one cell one cell."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+_MARKED = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # `_` within a word is plain
+_TICKS = re.compile("`+")
+_ESCAPED_NAMES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # as sha256sum has them
+
+
+def class_lines(names: Iterable[str]) -> str:
+    """A line for each class. A name that is no plain line (line breaks, control characters, spaces around it) or begins with a
+    quotation mark is written as a JSON string.
+    """
+    return "".join(f"{name if _is_plain(name) else json.dumps(name)}\n" for name in names)
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and name == name.strip() != "" and not name.startswith('"')
+
+
+def markdown(text: str) -> str:
+    """Text that a Markdown document shows as it is, within a line or a table's cell; control characters as `\\n`, `\\x1b`, …."""
+    visible = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+    return _MARKED.sub(lambda match: f"\\{match[0]}", visible)
+
+
+def code_span(text: str) -> str:
+    """A line of text as code in Markdown."""
+    ticks = "`" * (max((len(run) for run in _TICKS.findall(text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def checksum_line(digest: str, name: str) -> str:
+    """A line that `sha256sum --check` reads; a name with a line break is marked and escaped."""
+    escaped = "".join(_ESCAPED_NAMES.get(sign, sign) for sign in name)
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
