@@ -25,9 +25,13 @@ from teacher.pool import PoolOptions, ShardPool, here
 class Simulated:
     """A worker that labels in no time."""
 
-    def prepare(self) -> tuple[str, int]:
-        """Nothing to load."""
+    @ray.method(concurrency_group="asking")
+    def place(self) -> tuple[str, int]:
+        """The node and the process."""
         return here()
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:  # noqa: ARG002 (the pool's interface)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeGuard, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import pyarrow as pa
 
@@ -108,7 +109,32 @@ def _local_entry(found: os.stat_result) -> Entry:
 def open_read(url: str) -> BinaryIO:
     """A seekable binary file, open for reading. Raises FileNotFoundError; for a URL, StorageError too, also when it is read."""
     _check(url)
-    return local_path(url).open("rb") if is_local(url) else cast(BinaryIO, remote.RemoteFile(url))
+    return io.BufferedReader(_LocalFile(local_path(url))) if is_local(url) else cast(BinaryIO, remote.RemoteFile(url))
+
+
+class _LocalFile(io.FileIO):
+    """A file open for reading that is named when reading it fails: the system tells the number of the error alone."""
+
+    def readinto(self, buffer: Any) -> int | None:  # type: ignore[override]  # newer stubs have a type of their own for buffers
+        """As `FileIO.readinto`."""
+        with _naming(self.name):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        """As `FileIO.readall`."""
+        with _naming(self.name):
+            return super().readall()
+
+
+@contextmanager
+def _naming(path: object) -> Iterator[None]:
+    """Name a file in errors that do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def open_native(url: str) -> BinaryIO | pa.NativeFile:
@@ -152,8 +178,9 @@ def writing(url: str) -> Iterator[BinaryIO]:
     if not is_local(url):
         # a local copy first: an upload that ends early must not be published, and one that fails can be done again
         with tempfile.NamedTemporaryFile() as local:
-            yield cast(BinaryIO, local)
-            local.flush()
+            with _naming(local.name):
+                yield cast(BinaryIO, local)
+                local.flush()
             _check_may_write(url)
             remote.upload(local.name, url)
         return
@@ -209,11 +236,10 @@ def _beside(target: str) -> Iterator[str]:
         os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex[:8]}-{name}")
     try:
-        yield temporary
-    except BaseException as error:
+        with _naming(target):  # a write that fails does not say where
+            yield temporary
+    except BaseException:
         _remove(temporary)
-        if is_out_of_room(error) and error.filename is None:  # a write that fails does not say where
-            error.filename = target
         raise
 
 
@@ -259,8 +285,9 @@ def _sync(path: str, sync: Callable[[int], int | None] | None = None) -> None:
     """Sync a file, a folder, or the file system of either."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if (sync or os.fsync)(descriptor):  # not 0: a C function failed; `os.fsync` raises
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+        with _naming(path):
+            if (sync or os.fsync)(descriptor):  # not 0: a C function failed; `os.fsync` raises
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         os.close(descriptor)
 

@@ -255,7 +255,10 @@ class LabelConfig(Section):
         600, gt=0, description="seconds without progress after which an actor is replaced", json_schema_extra=RUNTIME
     )
     start_timeout_s: float = Field(
-        600, gt=0, description="seconds without any actor after which the stage gives up", json_schema_extra=RUNTIME
+        600,
+        gt=0,
+        description="seconds in which an actor that runs must have loaded the model; without any that has, the stage gives up",
+        json_schema_extra=RUNTIME,
     )
     threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
     decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)

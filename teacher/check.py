@@ -57,7 +57,7 @@ def check_teacher(
     table = _label(config, layout, split, alone)
     found = Accuracy(*(table.column(name).to_numpy() for name in ("label", "predicted")))
     print(f"label: as the teacher labels, {found.describe(split.class_names)}", flush=True)
-    result = {"labels_top1": found.top1} | (alone or {})
+    result: dict[str, Any] = {"labels_top1": found.top1} | (alone or {})
     if problem := _problem(config, layout, found, split.class_names):
         if not accept_chance:
             raise StageError(f"{layout.teacher}: {problem}; or to label all the same, stage=label force=true")

@@ -1,8 +1,9 @@
 """A pool of Ray actors that work through shards.
 
 Workers come and go: one that dies or hangs is replaced, and its shards go to others; new ones are started as the cluster finds
-room. An actor has `prepare()`, which answers with its node and process; `label(shard, url, careful)`, two of which may run at once
-(careful: workers were lost at this shard); and `progress()`, which answers while they do.
+room, however long others take to get ready. An actor has `place()`, which answers at once with its node and process; `prepare()`, which
+ends when it can label; `label(shard, url, careful)`, two of which may run at once (careful: workers were lost at this shard); and
+`progress()`, which answers while they do.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pipeline.stage import StageError, WorkerError
 
 _ATTEMPTS = 7  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
 _CAREFUL_FROM = 5  # such attempts; care takes time, in which a worker may be preempted
-_STARTS = 3  # workers in a row that die before they are ready
+_STARTS = 3  # workers in a row that are lost before they are ready
+_PLACING_S = 60.0  # after which a worker that does not say where it is keeps no other from being started
 _TICK_S = 0.5  # so that a signal is noticed
 _PROGRESS_S = 1.0
 _NOTICE_S = 60.0
@@ -45,7 +47,7 @@ class PoolOptions:
         max_workers: more are started only where the cluster has room.
         resources: of one worker, as Ray names them (`CPU`, `GPU`).
         stall_timeout_s: a worker that has shards and makes no progress for so long is replaced.
-        start_timeout_s: without a worker that is ready for so long, the run stops.
+        start_timeout_s: a worker that runs and is not ready for so long is replaced; without one that is, the run stops.
     """
 
     min_workers: int
@@ -67,6 +69,9 @@ class _Job:
 class _Worker:
     actor: ActorHandle
     starting: ray.ObjectRef | None
+    placing: ray.ObjectRef | None = None
+    made_at: float = field(default_factory=lambda: time.monotonic())
+    placed_at: float | None = None
     place: tuple[str, int] | None = None  # Ray's id of its node, process id there
     jobs: dict[ray.ObjectRef, _Job] = field(default_factory=dict)
     asked: ray.ObjectRef | None = None  # for its progress
@@ -77,7 +82,7 @@ class _Worker:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def refs(self) -> list[ray.ObjectRef]:
-        return [ref for ref in (self.starting, self.asked, *self.jobs) if ref is not None]
+        return [ref for ref in (self.placing, self.starting, self.asked, *self.jobs) if ref is not None]
 
 
 class ShardPool:
@@ -93,7 +98,7 @@ class ShardPool:
         self._make_actor, self._options = make_actor, options
         self._queue = deque(_Job(shard, url) for shard, url in zip(shards, urls, strict=True))
         self._workers: list[_Worker] = []
-        self._failed_starts = 0
+        self._failed_starts, self._start_from = 0, 0.0
         self._ready_at = self._noticed_at = self._ticked_at = time.monotonic()
         self._seconds_of_lost: defaultdict[str, float] = defaultdict(float)
         self.replaced = 0  # workers that died or hung
@@ -142,22 +147,26 @@ class ShardPool:
         self._assign()
         results = list(self._collect())
         self._replace_stalled()
+        self._replace_unready()
         self._check_start()
         return results
 
     def _resize(self) -> None:
         useful = len(self._queue) + sum(bool(worker.jobs) for worker in self._workers)
         least, most = (min(number, useful) for number in (self._options.min_workers, self._options.max_workers))
-        while len(self._workers) < least or (len(self._workers) < most and self._has_room()):
+        while time.monotonic() >= self._start_from and (
+            len(self._workers) < least or (len(self._workers) < most and self._has_room())
+        ):
             actor = self._make_actor()
-            self._workers.append(_Worker(actor, actor.prepare.remote()))
+            self._workers.append(_Worker(actor, placing=actor.place.remote(), starting=actor.prepare.remote()))
         if not self._queue:
             for worker in [worker for worker in self._workers if not worker.jobs]:
                 self._drop(worker)
 
     def _has_room(self) -> bool:
         """Whether the cluster could place one more worker now, beside those that wait to be placed."""
-        if any(worker.starting is not None for worker in self._workers):
+        now = time.monotonic()
+        if any(worker.placing is not None and now - worker.made_at < _PLACING_S for worker in self._workers):
             return False  # one at a time: what is free is known only once it runs
         free = ray.available_resources()
         return all(free.get(name, 0) >= amount for name, amount in self._options.resources.items())
@@ -210,9 +219,11 @@ class ShardPool:
 
     def _accept(self, worker: _Worker, ref: ray.ObjectRef, answer: Any) -> LabeledShard | None:
         now = time.monotonic()
+        if ref == worker.placing:
+            worker.placing, worker.place, worker.placed_at = None, answer, now
+            return None
         if ref == worker.starting:
             worker.starting, worker.moved_at, self._failed_starts = None, now, 0
-            worker.place = answer
             return None
         if ref == worker.asked:
             if answer != (worker.images, worker.seconds):
@@ -231,20 +242,27 @@ class ShardPool:
         if (pause := now - self._ticked_at - _TICK_S) > 5:  # this process slept, and did not hear the workers
             for worker in self._workers:
                 worker.moved_at += pause
+                worker.placed_at = None if worker.placed_at is None else worker.placed_at + pause
         self._ticked_at = now
         for worker in list(self._workers):
             if worker.jobs and now - worker.moved_at > self._options.stall_timeout_s:
                 _end_process(worker)
                 self._lose(worker, f"made no progress for {self._options.stall_timeout_s:g} s (label.stall_timeout_s)")
 
+    def _replace_unready(self) -> None:
+        """Of those that wait for room, nothing is known: they are left alone."""
+        now, patience = time.monotonic(), self._options.start_timeout_s
+        for worker in list(self._workers):
+            if worker.starting is not None and worker.placed_at is not None and now - worker.placed_at > patience:
+                _end_process(worker)
+                self._lose(worker, f"ran for {patience:g} s (label.start_timeout_s)")
+
     def _lose(self, worker: _Worker, why: str) -> None:
         """Put its shards back. Which of two was at fault shows when they are tried alone."""
         self._drop(worker)
         self.replaced += 1
         if worker.starting is not None:
-            self._failed_starts += 1
-            if self._failed_starts >= _STARTS:
-                raise StageError(f"{_STARTS} labeling workers in a row {why} before they had loaded the model")
+            self._note_failed_start(why)
             return
         alone = len(worker.jobs) == 1
         for job in reversed(worker.jobs.values()):
@@ -257,6 +275,15 @@ class ShardPool:
             self._queue.appendleft(job)
         shards = " and ".join(job.shard.name for job in worker.jobs.values()) or "no shard"
         print(f"label: a worker with {shards} {why}; its work goes to another", flush=True)
+
+    def _note_failed_start(self, why: str) -> None:
+        """Those that are ready go on; new ones are tried again later."""
+        self._failed_starts += 1
+        if self._failed_starts >= _STARTS and not self.num_ready:
+            raise StageError(f"{_STARTS} labeling workers in a row {why} before they had loaded the model")
+        print(f"label: a worker {why} before it had loaded the model; another one takes its place", flush=True)
+        if self._failed_starts >= _STARTS:
+            self._start_from = time.monotonic() + self._options.start_timeout_s
 
     def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -281,7 +308,7 @@ class ShardPool:
 
 
 def here() -> tuple[str, int]:
-    """Ray's id of this node, and this process's id: what an actor's `prepare` answers with."""
+    """Ray's id of this node, and this process's id: what an actor's `place` answers with."""
     return ray.get_runtime_context().get_node_id(), os.getpid()
 
 

@@ -22,9 +22,14 @@ class Labeler:
     def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
         self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by
 
+    @ray.method(concurrency_group="asking")
+    def place(self) -> tuple[str, int]:
+        """The node and the process, at once."""
+        return here()
+
     @ray.method(concurrency_group="labeling")
-    def prepare(self) -> tuple[str, int]:
-        """Load the model; answers with the node and the process."""
+    def prepare(self) -> None:
+        """Load the model."""
         config = self._config
         self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device)
         num_classes = read_info(self._teachers[0]).num_classes
@@ -36,7 +41,6 @@ class Labeler:
             config.decode_threads,
             self._made_by,
         )
-        return here()
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:

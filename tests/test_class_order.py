@@ -46,8 +46,10 @@ def weights(digits: Digits) -> dict[str, Tensor]:
     """A classifier of digits, its outputs in timm's order: ridge regression on the features of a network of random weights."""
     torch.manual_seed(0)
     model = build_model("resnetrs26", 10, {"width": 0.25, "blocks": [1, 1, 1, 1]})
+    classifier = model.get_submodule("fc")
+    assert isinstance(classifier, nn.Linear)
     features: list[Tensor] = []
-    model.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     images = torch.from_numpy(digits[0][400:1600]).float()[:, None].expand(-1, 3, -1, -1) / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     images = (nn.functional.interpolate(images, (32, 32), mode="bicubic") - mean) / std
@@ -59,8 +61,8 @@ def weights(digits: Digits) -> dict[str, Tensor]:
         inputs = torch.cat([features[0], torch.ones(len(images), 1)], dim=1).double()
         targets = 20.0 * nn.functional.one_hot(torch.from_numpy(digits[1][400:1600]), 10).double()
         solved = torch.linalg.solve(inputs.T @ inputs + 0.1 * torch.eye(inputs.shape[1]).double(), inputs.T @ targets)
-        model.fc.weight.copy_(solved[:-1].T)
-        model.fc.bias.copy_(solved[-1])
+        classifier.weight.copy_(solved[:-1].T)
+        classifier.bias.copy_(solved[-1])
     return dict(model.state_dict())
 
 

@@ -84,6 +84,7 @@ def test_the_share_that_is_refused_is_that_of_the_last_batch_in_the_evaluated_st
     for step in range(steps):
         model(torch.full((2, 1), float(step == steps - 1)))
         average.update(model)
+    assert isinstance(average.module.running_mean, torch.Tensor)
     share = float(average.module.running_mean)
     assert share == pytest.approx(momentum * (1 - decay), abs=1e-5)
     section = TrainConfig(bn_momentum=momentum, ema_decay=decay)

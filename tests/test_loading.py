@@ -109,7 +109,8 @@ def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
 ) -> None:
     monkeypatch.setattr(loading, "SILENT_S", 2)
     before = set(multiprocessing.active_children())
-    job, seen = make_job(labeled, tmp_path / "run"), []
+    job = make_job(labeled, tmp_path / "run")
+    seen: list[Batch] = []
     with (
         closing(Stuck(job.streams, job.config, 10, 0)) as batches,
         pytest.raises(

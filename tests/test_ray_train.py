@@ -27,7 +27,8 @@ from pipeline.training.launch import run_training
 from pipeline.training.loading import load
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
-from tests.test_training import CONFIG, SignalsBlocked
+from tests.test_loading import SignalsBlocked
+from tests.test_training import CONFIG
 from tests.training_processes import train
 
 

@@ -2,7 +2,12 @@
 
 import hashlib
 import io
+import json
+import shutil
 import tarfile
+import threading
+from contextlib import suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -212,3 +217,68 @@ def test_shards_open_with_webdataset_itself(tmp_path: Path, write_digits: WriteD
     shards = storage.expand(f"{tmp_path}/labeled/*.tar")
     read = [int(sample["cls"]) for sample in webdataset.WebDataset(shards, shardshuffle=False)]
     assert read == labels
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": [{"url": "a.tar", "nsamples": 1}]},
+        {"name": "An app", "icons": [], "manifest_version": 3},
+        {"shards": [{"filename": "a.tar"}]},
+        [{"file": "a.tar"}],
+        {},
+    ],
+)
+def test_another_programs_manifest_is_not_used_and_its_shards_are_indexed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: object
+) -> None:
+    write_raw_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    for _ in range(2):
+        assert open_split(f"{tmp_path}/a.tar", str(tmp_path / "kept")).num_samples == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/manifest.json is another program's and is not used; the shards beside it are indexed"
+    ]
+    assert json.loads((tmp_path / "manifest.json").read_text()) == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"{}", b"[" * 100_000, b"\xff", b'{"shards": 3}'])
+def test_a_manifest_of_ours_that_is_damaged_is_named_and_nobody_is_told_to_delete_it(
+    tmp_path: Path, write_digits: WriteDigits, content: bytes
+) -> None:
+    write_digits(tmp_path / "labeled", 0, 20)
+    (tmp_path / "labeled/manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged.*restore it, or pack these shards again") as caught:
+        open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
+    assert "delete" not in str(caught.value)
+
+
+def test_no_flipped_bit_makes_a_manifest_of_ours_another_programs(tmp_path: Path, write_digits: WriteDigits) -> None:
+    write_digits(tmp_path / "labeled", 0, 20)
+    shutil.rmtree(tmp_path / "labeled/index")  # where it tells by itself
+    path = tmp_path / "labeled/manifest.json"
+    content = path.read_bytes()
+    for bit in range(0, len(content) * 8, 3):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with suppress(DataError):
+            assert manifest._read_manifest(str(tmp_path / "labeled")) is not None
+
+
+def test_a_manifest_that_may_not_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    """HTTP 403, as stores answer without the permission to list."""
+
+    class Refusing(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403 if self.path.endswith("manifest.json") else 404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/shards"
+        with pytest.raises(storage.StorageError, match=r"manifest\.json: refused \(403"):
+            manifest._read_manifest(url)
+        server.shutdown()

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import resource
 import threading
 from collections.abc import Collection, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -154,8 +155,29 @@ def test_a_disk_that_cannot_keep_files_written_together_is_an_error(
         with storage.writing_together() as writing, writing(str(tmp_path / "a")) as file:
             file.write(b"new")
 
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}"):
         write()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose first bytes cannot be read")
+def test_a_read_that_fails_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self/mem")
+    url = f"{tmp_path}/link"
+    with pytest.raises(OSError, match=rf"Input/output error: '{url}'"):
+        storage.read_bytes(url)
+    with storage.open_read(url) as file, pytest.raises(OSError, match=rf"Input/output error: '{url}'"):
+        file.read(10)
+
+
+def test_a_write_that_is_too_large_names_the_file_and_leaves_none(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # Python ignores the signal that comes with it
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{tmp_path}/large\.bin'"):
+            storage.write_bytes(f"{tmp_path}/large.bin", bytes(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 

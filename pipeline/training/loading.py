@@ -93,8 +93,10 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str 
     try:
         while isinstance(item := _next(items), Batch | _Piped):
             if isinstance(item, _Piped):
-                item, told = item.batch(), told or _tell_of_pipes(name, item, num_workers)
-            yield item
+                told = told or _tell_of_pipes(name, item, num_workers)
+                yield item.batch()
+            else:
+                yield item
     except RuntimeError:
         torn = True  # torch's loader lives as long as its error; `tell_of_lost_loaders` ends the processes
         raise
