@@ -45,7 +45,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-_INDEX_REMEDY = (
+INDEX_REMEDY = (
     "if this project packed the shard, pack it again; else delete the index and run again, which makes it anew"
 )
 _reported: set[str] = set()  # folders of indexes of which was said that some tell no version
@@ -146,9 +146,9 @@ def build_index(url: str) -> pa.Table:
 
 def read_index(url: str, digest: str) -> pa.Table:
     """A shard's index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
-    table = read_table(url, _INDEX_REMEDY, schema=INDEX_SCHEMA)
+    table = read_table(url, INDEX_REMEDY, schema=INDEX_SCHEMA)
     if index_digest(table) != digest:
-        raise DataError(f"{redacted(url)}: damaged index (digest differs); {_INDEX_REMEDY}")
+        raise DataError(f"{redacted(url)}: damaged index (digest differs); {INDEX_REMEDY}")
     return table
 
 

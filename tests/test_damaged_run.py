@@ -116,8 +116,8 @@ def command(small: SmallRun, name: str) -> int:
         "select": ["stage=select"],
         "select back": ["stage=select", "select.per_class=8"],
         "select anew": ["stage=select", "select.per_class=5"],
-        "student": ["stage=student", f"data.labeled=[{small.folder}/labeled/*.tar]", "student.epochs=2", "student.warmup_epochs=0", "force=true",
-                    "student.image_size=8", "student.batch_size=8"],
+        "student": ["stage=student", f"data.labeled=[{small.folder}/labeled/*.tar]", "student.epochs=2", "student.warmup_epochs=0",
+                    "force=true", "student.image_size=8", "student.batch_size=8"],
         "export": ["stage=export", "export.format=csv"],
         "export again": ["stage=export"],
     }.get(name, [f"stage={name}"])  # fmt: skip

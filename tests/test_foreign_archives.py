@@ -265,7 +265,7 @@ def test_samples_of_another_form_are_refused(tmp_path: Path) -> None:
         (table([None]), "column label: null; expected labels"),
         (table([3, 3]), "2 labels, and 1 samples by the manifest"),
         (table([10]), "label 10, but there are 10 classes"),
-        (table().drop_columns(["copies"]), "it has no column 'copies'"),
+        (table().drop_columns(["copies"]), "damaged or cut short .it has no column 'copies'"),
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path: Path, rows: pa.Table, message: str) -> None:

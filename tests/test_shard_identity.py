@@ -497,7 +497,7 @@ def test_no_stage_reads_bytes_of_a_shard_without_looking_whose_they_are() -> Non
     root = Path(__file__).parents[1]
     for package in ("data", "pipeline", "teacher", "student"):
         for path in (root / package).rglob("*.py"):
-            if path.name not in ("reader.py", "storage.py"):
+            if path.name not in ("reader.py", "storage.py", "items.py"):  # items: files that are sent as they are
                 assert not re.search(r"\breader\.read\(|read_bytes\b[^)]*\boffset", path.read_text()), path
 
 

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from data.exclude import keys_in
 from data.images import DecodeError
 from data.label_files import LABELS_REMEDY, read_copies, soft_targets
-from data.manifest import DataError, Shard, Split, read_index
+from data.manifest import INDEX_REMEDY, INDEX_SCHEMA, DataError, Shard, Split, index_digest
 from data.reader import ImageReader, Place
 from data.stream import Entries, Order
-from data.tables import parse_table, read_whole
+from data.tables import parse_table, read_table, read_whole
 from pipeline.fields import TrainConfig
 from pipeline.training.augment import TrainTransform, sample_seed
 from pipeline.training.loss import pseudo_targets, smooth_one_hot
@@ -124,7 +124,13 @@ def _read_table(spec: StreamSpec, shard: int) -> pa.Table:
     """A shard's rows. Raises DataError when they are not what was committed."""
     url, digest = spec.table_urls[shard], spec.table_digests[shard] if spec.table_digests else None
     if spec.targets == "labels" and digest is not None:
-        return read_index(url, digest)
+        table = read_table(url, INDEX_REMEDY, schema=INDEX_SCHEMA)
+        if index_digest(table) != digest:
+            raise DataError(
+                f"{url}: not the index that this stage began with: the shard was indexed anew meanwhile; give the same command again, "
+                "which says what has changed"
+            )
+        return table
     return parse_table(read_whole(url, digest, LABELS_REMEDY), url, LABELS_REMEDY)
 
 
