@@ -12,7 +12,7 @@ import pytest
 from data import fashion_mnist, pack, storage
 from data.held_out import HeldOut, is_outdated, read_held_out, traits
 from data.images import Pixels, decode, image_hash
-from data.label_files import read_labels
+from data.label_files import LabeledShard, read_labels
 from data.manifest import DataError, write_table
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from pipeline.config import load_config
@@ -233,12 +233,12 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(corpus: Corpus, monkeypa
     searched: list[str] = []
     whole = Search.in_shard
 
-    def stopped(self: Search, labels: str, shard: str, url: str | None) -> Found:
+    def stopped(self: Search, labels: str, shard: str, url: str | None, entry: LabeledShard) -> Found:
         if shard.endswith("1") and not searched.count("stopped"):
             searched.append("stopped")
             raise KeyboardInterrupt
         searched.append(shard)
-        return whole(self, labels, shard, url)
+        return whole(self, labels, shard, url, entry)
 
     monkeypatch.setattr("teacher.near_duplicate_stage._TOGETHER", 1)
     monkeypatch.setattr(Search, "in_shard", stopped)

@@ -127,7 +127,7 @@ def test_a_stage_that_refuses_leaves_what_is_remembered_and_says_where_the_value
     assert run.config.read_bytes() == before
     (run.folder / "run/teacher/started.json").unlink()
     (run.folder / "run/teacher/done.json").write_text(
-        '{"fingerprint": {"config": {"teacher.epochs": 8}, "inputs": {}}}'
+        '{"fingerprint": {"config": {"teacher.epochs": 8}, "inputs": {}}, "outputs": {}, "summary": {}, "digest": "d"}'
     )
     assert run() == 2
     assert f"teacher.epochs is remembered in {run.folder}/run/config.yaml" in capsys.readouterr().err

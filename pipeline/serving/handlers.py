@@ -56,7 +56,7 @@ class Handlers:
         self._catalog, self._workers, self._meters, self._needs_token = catalog, workers, meters, needs_token
         self._sender = Sender(workers.sending, meters)
         self._layouts, self._label_files = Kept(workers.making, _LAYOUTS), Kept(workers.making, _LABEL_FILES)
-        self._everything, self._manifests = Kept(workers.sending, 1), Kept(workers.sending, _MANIFESTS)
+        self._everything, self._manifests = Kept(workers.scanning, 1), Kept(workers.scanning, _MANIFESTS)
         self._samples, self._texts = Kept(workers.making, 1), Kept(workers.making, 2)
         self._any_url = (
             f"http://{secrets.token_hex(16)}.invalid"  # in the page that is kept, for the name it is asked for under
