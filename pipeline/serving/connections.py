@@ -81,7 +81,7 @@ class Connections:
         if len(self._known) >= self._most:
             if (idle := next((one for one in self._known if not self._is_busy(one)), None)) is None:
                 return _Closed()
-            return _Closed()
+            idle.give_up()
         return Connection(self._known, self._server, **self._options)
 
     def number(self) -> int:
