@@ -142,8 +142,8 @@ def _natural_order(classes: Sequence[str]) -> Iterator[str]:
         yield (
             f"labels follow plain sorting, as torchvision's ImageFolder does: class {number} is {classes[number]!r}. timm's reader of "
             f"folders sorts numbers by value and ignores case: there it is {natural[number]!r}, and {len(differing):,} of "
-            f"{len(classes):,} classes differ. A teacher that was trained in that order mislabels these images: rename the folders so "
-            "that both orders are one (01, 02, …, 10; one case) and pack again"
+            f"{len(classes):,} classes differ. A teacher that was trained in that order mislabels these images: say the order of its "
+            "outputs by teacher.class_names=FILE (one name a line), or rename the folders so that both orders are one (01, 02, …, 10)"
         )
 
 

@@ -89,6 +89,7 @@ def _count(split: Split, num_classes: int) -> Counts:
         table = shard.index()
         labels = table.column("label").drop_null().to_numpy()
         is_right = len(labels) == table.num_rows and not any(table.column("problem").to_pylist())
+        is_right = is_right and not shard.findings.stray
         if not is_right or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):
             check_labeled(split, num_classes)
         counts += np.bincount(labels, minlength=num_classes)
