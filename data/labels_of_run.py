@@ -141,7 +141,15 @@ class _Done(BaseModel):
 
 
 def _data_field(run_dir: str, name: str) -> Any:
-    """A field of `data` in the run's configuration."""
-    config = OmegaConf.create(storage.read_text(storage.join(run_dir, RUN_CONFIG)))
-    value = OmegaConf.select(config, f"data.{name}")
-    return list(value) if OmegaConf.is_list(value) else value
+    """A field of `data` in the run's configuration, as it is written: whoever made the run would otherwise read this machine's
+    environment. Raises DataError where it has variables in it."""
+    url = storage.join(run_dir, RUN_CONFIG)
+    config = OmegaConf.to_container(OmegaConf.create(storage.read_text(url)), resolve=False)
+    data = config.get("data") if isinstance(config, dict) else None
+    value = data.get(name) if isinstance(data, dict) else None
+    if "${" in str(value):
+        raise DataError(
+            f"{redacted(url)}: data.{name}={value}: variables of a run directory are not filled in; run once more with the value written "
+            f"out, as in stage=select data.{name}=…"
+        )
+    return value

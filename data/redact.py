@@ -1,20 +1,60 @@
-"""Secrets do not reach a file, a log or an error."""
+"""Blank secrets in text that is shown or kept: passwords and signatures in URLs, and the credentials of this process's environment.
+
+Not covered: a secret that stands alone in a text, and that no variable of `_SECRETS` holds.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from urllib.parse import quote, quote_plus, unquote_plus
 
 BLANK = "***"
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SECRETS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "NOISY_STUDENT_TOKEN", "NOISY_STUDENT_SERVER_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_CLIENT_SECRET", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
+)  # fmt: skip
 _SHORTEST = 8  # a shorter value is a placeholder, and would blank ordinary words
+_URL = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>]+)")
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]+):\d{1,5}")
+_PARAMETER = re.compile(
+    r"(?i)([?&;#](?:[\w.-]*(?:token|secret|password|passwd|passphrase|signature|credentials?|key|keyid)|(?:[\w.-]*[_.-])?"
+    r"(?:sig|pwd|pass|jwt|auth|authorization|bearer|sas))=)[^&;#\s'\"<>]+"
+)
+_HEADER = re.compile(r"(?i)\b(authorization:?\s*basic|bearer)(\s+)[\w.~+/=-]{8,}")
 
 
 def redacted(text: str) -> str:
-    """`text` without passwords and signed parts of URLs, and without the credentials in this process's environment."""
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
-    text = re.sub(r"(?i)([?&](?:[\w-]*(?:token|secret|password|signature|credential|key))=)[^&\s'\"]+", r"\1***", text)
-    for value in filter(None, map(os.environ.get, _SECRETS)):
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, "***")
+    """`text` without passwords and signed parts of URLs, tokens of HTTP headers, and the credentials in this process's environment."""
+    text = _URL.sub(lambda match: match[1] + _without_password(match[2]), text)
+    text = _PARAMETER.sub(rf"\1{BLANK}", text)
+    text = _HEADER.sub(rf"\1\2{BLANK}", text)
+    for value in sorted(set(_values()), key=len, reverse=True):
+        text = text.replace(value, BLANK)
     return text
+
+
+def _without_password(rest: str) -> str:
+    """What follows `scheme://`. A password may have any sign in it, unencoded by mistake; then too much is blanked rather than too
+    little. An @ after `host/` or `host:port/` is a name's."""
+    authority, before_query = re.split(r"[/?#]", rest, maxsplit=1)[0], re.split(r"[?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.partition("@")
+    if at:
+        end = authority.rindex("@") if ":" not in user else before_query.rindex("@")
+    elif ":" in authority and "@" in rest and not _HOST_AND_PORT.fullmatch(authority):
+        end = rest.rindex("@")
+    else:
+        return rest
+    return BLANK + rest[end:]
+
+
+def _values() -> list[str]:
+    """Values of the environment that are secret, as they are and as URLs write them."""
+    plain = [value for value in map(os.environ.get, _SECRETS) if value and len(value) >= _SHORTEST]
+    return [
+        form
+        for value in plain
+        for form in (value, quote(value, safe=""), quote(value), quote_plus(value), unquote_plus(value))
+    ]

@@ -115,7 +115,7 @@ def open_read(url: str) -> BinaryIO:
 class _LocalFile(io.FileIO):
     """A file open for reading that is named when reading it fails: the system tells the number of the error alone."""
 
-    def readinto(self, buffer: Any) -> int | None:  # type: ignore[override]  # newer stubs have a type of their own for buffers
+    def readinto(self, buffer: Any) -> int | None:
         """As `FileIO.readinto`."""
         with _naming(self.name):
             return super().readinto(buffer)
@@ -155,8 +155,12 @@ def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def read_text(url: str) -> str:
-    """The whole file as UTF-8 text."""
-    return read_bytes(url).decode("utf-8")
+    """The whole file as UTF-8 text. Raises UnicodeDecodeError, naming it, for any other."""
+    try:
+        return read_bytes(url).decode("utf-8")
+    except UnicodeDecodeError as error:
+        error.reason += f": {redacted(url)}"
+        raise
 
 
 def read_text_if_there(url: str) -> str | None:

@@ -62,18 +62,19 @@ def _fingerprint(config: Config) -> Fingerprint:
 
 
 def _run(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
-    """Top-1 on the validation images of the row's last model: EMA weights, no noise."""
+    """Top-1 on the validation images of the row's last model: EMA weights, no noise. A bad teacher is no reason to stop a study: its
+    figure says so."""
     config = _in_a_task(config)
     generation = config.most_generations()
     if not sources:
         layout = Branch(folder, home=config.run_dir)
         teacher = train_teacher(config, layout)
-        label(config, layout)
+        label(config, layout, accept_chance=True)
         select(config, layout)
         return _result(teacher)
     own = {(generation, "selections"), (generation, "student")} | _own_labels(config, folder, sources)
     layout = Branch(folder, generation, config.run_dir, sources, frozenset(own))
-    label(config, layout, accept_chance=True)  # a row's teacher may be bad: its student's figure says so
+    label(config, layout, accept_chance=True)
     select(config, layout)
     return _result(train_student(config, layout))
 

@@ -64,7 +64,8 @@ class ProgressDisplay:
         self._rate = RecentRate()
         self._has_begun = False
         timing = storage.join(folder, TIMING_NAME)
-        self._lines = storage.read_text(timing).splitlines() if storage.exists(timing) else []
+        text = storage.read_bytes(timing).decode("utf-8", "replace") if storage.exists(timing) else ""
+        self._lines = text.splitlines()
         self._every_s = self._write_s = write_every_s(folder)
         self._line_at = self._written_at = 0.0
         self.last: Progress | None = None

@@ -138,7 +138,10 @@ def test_status_and_plan_answer_and_run_nothing(
     run_dir, _ = finished
     status = digits_run.run("stage=status", f"run_dir={run_dir}")
     assert status.returncode == 0, status.stderr
-    assert [line.split()[3] for line in status.stdout.splitlines()[:5]] == ["done"] * 5
+    stages = [line.split()[3] for line in status.stdout.splitlines() if line.startswith("generation")]
+    assert stages[:5] == ["done"] * 5
+    assert "    as the teacher labels: top-1" in status.stdout
+    assert "CHANCE" not in status.stdout
     plan = digits_run.run("stage=all", f"config={data}/config.yaml", f"run_dir={data}/other", "plan=true")
     assert plan.returncode == 0, plan.stderr
     assert "900 images" in plan.stdout

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data import storage
+from data.labels_of_run import _data_field
+from data.manifest import DataError
 from data.settings import UsageError
 from pipeline import run as run_module
 from pipeline.config import load, load_config
@@ -269,3 +271,14 @@ def test_literal_text_stays_what_it_is(text: str) -> None:
 def test_a_run_dir_with_an_unknown_variable_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"run_dir: .*nothing"):
         load(None, ["run_dir=${nothing}"])
+
+
+@pytest.mark.parametrize("field", ["unlabeled: ['http://h/${oc.env:HIDDEN}/x.tar']", "exclude: '${oc.env:HIDDEN}'"])
+def test_labels_of_somebody_elses_run_read_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setenv("HIDDEN", SECRET)
+    (tmp_path / "config.yaml").write_text(f"data:\n  {field}\n")
+    with pytest.raises(DataError, match=r"variables of a run directory are not filled in") as told:
+        _data_field(str(tmp_path), field.partition(":")[0])
+    assert SECRET not in str(told.value)

@@ -160,6 +160,12 @@ def test_a_disk_that_cannot_keep_files_written_together_is_an_error(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_bytes(b"v\xff")
+    with pytest.raises(UnicodeDecodeError, match=rf"invalid start byte: {tmp_path}/latest"):
+        storage.read_text(f"{tmp_path}/latest")
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose first bytes cannot be read")
 def test_a_read_that_fails_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc/self/mem")
