@@ -149,7 +149,7 @@ def _data_field(run_dir: str, name: str) -> Any:
     value = data.get(name) if isinstance(data, dict) else None
     if "${" in str(value):
         raise DataError(
-            f"{redacted(url)}: data.{name}={value}: variables of a run directory are not filled in; run once more with the value written "
-            f"out, as in stage=select data.{name}=…"
+            f"{redacted(url)}: data.{name}={value}: variables of a run directory are not filled in; run once more with the value "
+            f"written out, as in stage=select data.{name}=…"
         )
     return value

@@ -39,20 +39,22 @@ def redacted(text: str) -> str:
 def _without_password(rest: str) -> str:
     """What follows `scheme://`. A password may have any sign in it, unencoded by mistake; then too much is blanked rather than too
     little. An @ after `host/` or `host:port/` is a name's."""
-    authority, before_query = re.split(r"[/?#]", rest, maxsplit=1)[0], re.split(r"[?#]", rest, maxsplit=1)[0]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.partition("@")
-    if at:
-        end = authority.rindex("@") if ":" not in user else before_query.rindex("@")
-    elif ":" in authority and "@" in rest and not _HOST_AND_PORT.fullmatch(authority):
-        end = rest.rindex("@")
-    else:
+    if at and ":" not in user:  # a user, or a token, alone
+        return BLANK + rest[authority.rindex("@") :]
+    if "@" not in rest or ":" not in authority or (not at and _HOST_AND_PORT.fullmatch(authority)):
         return rest
-    return BLANK + rest[end:]
+    return BLANK + rest[rest.rindex("@") :]
 
 
 def _values() -> list[str]:
     """Values of the environment that are secret, as they are and as URLs write them."""
-    plain = [value for value in map(os.environ.get, _SECRETS) if value and len(value) >= _SHORTEST]
+    given = [value for value in map(os.environ.get, _SECRETS) if value]
+    tokens = [
+        part.partition("=")[2] for value in given for part in value.split(",")
+    ]  # ORIGIN=TOKEN,…: see `data.web_tokens`
+    plain = [value for value in (*given, *tokens) if len(value) >= _SHORTEST]
     return [
         form
         for value in plain

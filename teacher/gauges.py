@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from urllib.parse import quote
+
 from ray.util.metrics import Gauge
 
 from teacher.progress import Progress
@@ -18,17 +21,37 @@ _MEANINGS = {
 
 
 class Gauges:
-    """`ray_noisy_student_label_<name>{run="<folder of the labels>"}`; Ray must run."""
+    """`ray_noisy_student_label_<name>{run="<folder of the labels>"}`; Ray must run. Figures for people: what fails here stops no run,
+    and is said once.
+
+    Args:
+        folder: signs that Ray's metrics do not take (it wants ASCII) are shown as URLs write them.
+    """
 
     def __init__(self, folder: str) -> None:
-        self._gauges = {
-            name: Gauge(f"noisy_student_label_{name}", description=meaning, tag_keys=("run",))
-            for name, meaning in _MEANINGS.items()
-        }
-        for gauge in self._gauges.values():
-            gauge.set_default_tags({"run": folder})
+        self._gauges: dict[str, Gauge] = {}
+        self._try(lambda: self._make(quote(folder, safe="/:@ .,;=+*~!$&'()[]{}-_")))
+
+    def _make(self, tag: str) -> None:
+        for name, meaning in _MEANINGS.items():
+            gauge = Gauge(f"noisy_student_label_{name}", description=meaning, tag_keys=("run",))
+            gauge.set_default_tags({"run": tag})
+            self._gauges[name] = gauge
 
     def set(self, progress: Progress) -> None:
         """Show these figures from now on."""
+        self._try(lambda: self._set(progress))
+
+    def _set(self, progress: Progress) -> None:
         for name, gauge in self._gauges.items():
             gauge.set(float(getattr(progress, name)))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # Ray's metrics raise types of several libraries
+            self._gauges = {}
+            print(
+                f"label: no metrics for Prometheus ({type(error).__name__}: {str(error).partition(chr(10))[0]})",
+                flush=True,
+            )

@@ -289,6 +289,7 @@ def test_the_token_is_sent_and_its_absence_is_told(web: LabelServer, monkeypatch
     assert len(read(PseudoLabels(web.address))) > 0
 
 
+@pytest.mark.slow
 def test_a_token_that_is_given_reaches_spawned_workers_and_only_web_servers(
     web: LabelServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,3 +88,8 @@ def test_no_credential_of_the_environment_is_left(monkeypatch: pytest.MonkeyPatc
 def test_a_short_placeholder_blanks_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     assert redacted("a test of text") == "a test of text"
+
+
+def test_the_token_of_an_origin_is_blanked_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOISY_STUDENT_TOKEN", "https://a.example=first-token,https://b.example:8443=second-token")
+    assert redacted("401 for first-token, then for second-token") == f"401 for {BLANK}, then for {BLANK}"

@@ -430,7 +430,7 @@ def test_a_pipe_among_a_runs_files_is_not_waited_for(run: SmallRun, which: str) 
     path = Path(files.get(which, served.overlay.shards[0].url))
     with server_thread(served) as url:
         assert fetch(f"{url}/").status == 200
-    content = path.read_bytes()
+    content, before = path.read_bytes(), path.stat()
     path.unlink()
     os.mkfifo(path)
     try:
@@ -442,6 +442,7 @@ def test_a_pipe_among_a_runs_files_is_not_waited_for(run: SmallRun, which: str) 
     finally:
         path.unlink()
         path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_an_export_of_others_that_names_paths_is_not_served(
