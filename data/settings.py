@@ -10,6 +10,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from data.redact import redacted
+
 
 class UsageError(ValueError):
     """Wrong arguments; the message says which and what was expected."""
@@ -70,6 +72,6 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], usage: 
     try:
         function(**parse_settings(function, arguments, usage))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
     return 0

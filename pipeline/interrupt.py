@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a stage saves what it has and the command ends, saying how to continue."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed): a stage saves what it has and the command ends, saying how to continue."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (sign
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise Interrupted in this process's main thread."""
+    """Inside, SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) raise Interrupted in this process's main thread."""
     global _pending, _abandoned
     _pending, _abandoned = None, False
-    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _handle) for number in numbers}
     try:
         yield
     except SystemError as error:

@@ -39,7 +39,7 @@ from data import storage
 from data.manifest import open_split
 from data.redact import redacted
 from data.settings import UsageError, nearest
-from pipeline import interrupt
+from pipeline import interrupt, output
 from pipeline.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
 from pipeline.effort import Clock
 from pipeline.fields import Config
@@ -93,6 +93,11 @@ _require_beginning = _later("student.train:require_beginning")
 
 def main(words: Sequence[str]) -> int:
     """The command line; returns the exit code."""
+    with output.forgiving():
+        return _main(words)
+
+
+def _main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(
             __doc__,
@@ -110,11 +115,11 @@ def main(words: Sequence[str]) -> int:
         print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
         return stop.exit_code
     except WorkerError as error:  # a bug, elsewhere: its traceback says where, this process's does not
-        print(error, file=sys.stderr)
+        print(redacted(str(error)), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:  # of the user's or the machine's making; others are bugs: traceback
         advice = "; make room, then the same command continues" if storage.is_out_of_room(error) else ""
-        print(f"error: {error}{advice}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}{advice}", file=sys.stderr)
         return 2
     finally:
         if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():

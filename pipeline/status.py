@@ -18,6 +18,7 @@ from data.manifest import DataError
 from data.redact import redacted
 from data.settings import UsageError
 from data.tables import read_table
+from pipeline import output
 from pipeline.config import CONFIG_NAME
 from pipeline.effort import duration
 from pipeline.fields import Config
@@ -69,6 +70,8 @@ def watch_status(config: Config) -> None:
         print_status(config, layouts)
         print(time.strftime("%H:%M:%S"), "Ctrl-C ends watching; the run goes on without it.", flush=True)
         if all(done_record(folder) is not None for layout in layouts for folder in stage_folders(layout).values()):
+            return
+        if not output.is_read():
             return
         time.sleep(WATCH_S)
 
