@@ -99,6 +99,7 @@ def without_ray_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.export.start_ray", lambda _: None)
     monkeypatch.setattr("pipeline.export.make_files", make_files)
     monkeypatch.setattr("student.train.run_training", train)
+    monkeypatch.setattr("student.train._warn_of_smaller_student", lambda *_: None)  # it builds two models
 
 
 def command(small: SmallRun, name: str) -> int:
@@ -116,8 +117,10 @@ def command(small: SmallRun, name: str) -> int:
         "select": ["stage=select"],
         "select back": ["stage=select", "select.per_class=8"],
         "select anew": ["stage=select", "select.per_class=5"],
-        "student": ["stage=student", f"data.labeled=[{small.folder}/labeled/*.tar]", "student.epochs=2", "student.warmup_epochs=0",
-                    "force=true", "student.image_size=8", "student.batch_size=8"],
+        "student": [
+            "stage=student", "force=true", f"data.labeled=[{small.folder}/labeled/*.tar]", "student.epochs=2",
+            "student.warmup_epochs=0", "student.image_size=8", "student.batch_size=8",
+        ],
         "export": ["stage=export", "export.format=csv"],
         "export again": ["stage=export"],
     }.get(name, [f"stage={name}"])  # fmt: skip

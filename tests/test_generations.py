@@ -135,7 +135,7 @@ def test_a_run_goes_on_by_itself_and_after_a_kill_never_opening_test_images(
     digits_run.write_digits_data(tmp_path, digits[1], make_writer(digits))
     words = [
         "stage=teacher,label,student", f"config={tmp_path}/config.yaml", "generations=auto", "max_generations=2",
-        "teacher.epochs=16", "student.epochs=20", f"data.test=[{tmp_path}/nothing/is/here.tar]",
+        "teacher.epochs=10", "student.epochs=20", f"data.test=[{tmp_path}/nothing/is/here.tar]",
     ]  # fmt: skip
     whole = digits_run.run(*words, f"run_dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
