@@ -194,7 +194,7 @@ def _naming(url: str, remedy: str) -> Iterator[None]:
     """Name the file in errors of pyarrow and of the system."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of names in a footer without a seal
         if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
             error.filename = error.filename or url
             raise

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from data import storage
 from data.json_files import read_json
-from data.manifest import DataError
 
 EFFORT_NAME = "seconds.json"
 _MAX_RUNS = 1000  # that are remembered one by one
@@ -37,9 +36,13 @@ def read_effort(folder: str) -> Effort:
     """What is known of a stage's runs; nothing is where none has ended, or the file is damaged."""
     try:
         values = read_json(storage.join(folder, EFFORT_NAME), "", _Values)
-    except (FileNotFoundError, DataError):
+        runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
+    except FileNotFoundError:
         return Effort()
-    runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
+    except ValueError as error:  # of another shape; an outage is no answer
+        if isinstance(error, storage.StorageError):
+            raise
+        return Effort()
     return Effort(float(values["seconds"]), runs, values.get("peak_memory"))
 
 
@@ -47,7 +50,7 @@ class _Values(BaseModel):
     """`seconds.json`."""
 
     seconds: float
-    runs: list[tuple[float, float]] = []
+    runs: list[list[float]] = []
     peak_memory: int | None = None
 
 

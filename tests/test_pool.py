@@ -263,6 +263,11 @@ def unready(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Sh
     return some
 
 
+def get_ready(some: ShardPool, worker: _Worker) -> None:
+    assert worker.starting is not None
+    some._accept(worker, worker.starting, None)
+
+
 def place_all(some: ShardPool) -> None:
     for worker in some._workers:
         if worker.placing is not None:
@@ -297,7 +302,7 @@ def test_a_worker_that_is_never_ready_is_replaced_while_others_work(
     unready._resize()
     place_all(unready)
     (ready,) = unready._workers
-    unready._accept(ready, ready.starting, None)
+    get_ready(unready, ready)
     for number in range(1, 6):
         unready._resize()
         place_all(unready)
@@ -333,12 +338,13 @@ def test_a_worker_without_progress_for_the_timeout_is_replaced(
 ) -> None:
     unready._resize()
     (worker,) = unready._workers
-    unready._accept(worker, worker.starting, None)
+    get_ready(unready, worker)
     worker.jobs["a"] = unready._queue.popleft()  # type: ignore[index]
     for _ in range(4):
         worker.asked = "asked"  # type: ignore[assignment]
         clock.now = unready._ticked_at = clock.now + seconds / 4
         if makes_progress:
+            assert worker.asked is not None
             unready._accept(worker, worker.asked, (worker.images + 1, {"model": 1.0}))
         unready._replace_stalled()
     assert (unready._workers == []) == (is_lost and not makes_progress)

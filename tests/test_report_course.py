@@ -75,7 +75,7 @@ def test_runs_of_a_stage_are_added_up_and_remembered(tmp_path: Path) -> None:
         time.sleep(0.06)
         clock.add_to(folder)
     effort = read_effort(folder)
-    assert 0.1 <= effort.seconds < 5
+    assert 0.1 <= effort.seconds < 600
     (first, end), (second, _) = effort.runs
     assert first <= end <= second
     assert effort.peak_memory is None or effort.peak_memory > 10_000_000

@@ -144,11 +144,11 @@ def test_a_write_recovers_from(kind: str, s3: FaultyS3, folder: str, short_timeo
 def test_an_upload_to_a_server_that_stopped_reading_ends_and_is_tried_again(
     s3: FaultyS3, folder: str, short_timeouts: None
 ) -> None:
-    s3.add("deaf", "PUT", "x.bin")
+    s3.add("deaf", "PUT", "x.bin", seconds=3000)
     put(f"{folder}/x.bin", b"old")  # answered; the connection is used again for the next
     started = time.monotonic()
     put(f"{folder}/x.bin")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 1000  # a busy machine takes its time, but does not wait for the server
     assert storage.read_bytes(f"{folder}/x.bin") == CONTENT
 
 
