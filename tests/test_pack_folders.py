@@ -40,7 +40,7 @@ def sources(out: Path, split: str) -> set[str]:
 
 def rejected(out: Path, root: Path, split: str = "labeled") -> dict[str, str]:
     lines = (out / split / "rejected.txt").read_text().splitlines()
-    return {os.path.relpath(path, root): reason for path, _, reason in (line.partition(": ") for line in lines)}  # noqa: PTH
+    return {os.path.relpath(path, root): reason for path, _, reason in (line.partition(": ") for line in lines)}
 
 
 def classes(out: Path) -> list[str] | None:
