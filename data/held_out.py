@@ -128,5 +128,5 @@ def _schema(content: bytes, url: str) -> pa.Schema:
             return file.schema.remove_metadata()
     except DataError as error:
         raise DataError(
-            f"data.held_out_hashes: expected a {HASHES_NAME} as data.pack writes it, but {error}"
+            f"data.held_out_hashes: {url}: expected a {HASHES_NAME} as data.pack writes it ({error})"
         ) from error
