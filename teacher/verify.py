@@ -110,7 +110,10 @@ def _problems(
 def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
     """How a shard differs from the one that was labeled; empty when it doesn't, as far as can be told."""
     if not _is_labeled(shard, entry):
-        return "the shard has changed since it was labeled: restore it, or run stage=label, which labels it again"
+        return (
+            "the shard has changed since it was labeled (or has samples with several images, of which an earlier version labeled the "
+            "first): restore it, or run stage=label, which labels it again"
+        )
     if shard.sha256 and not has_recorded_bytes(shard):
         return (
             f"the shard's bytes are not those that were packed (other SHA-256): restore {shard.url}, or pack it again"
