@@ -30,6 +30,8 @@ from tests.conftest import make_writer
 from tests.digits_run import Digits
 from tests.test_shard_identity import IMAGES, KEYS, forget_versions, make_younger, swap_labels, write_shard
 
+pytestmark = pytest.mark.slow  # whole commands, most of which start Ray
+
 REVERSED = range(19, -1, -1)
 MODEL = ["teacher.model=resnetrs26", "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}", "teacher.image_size=16"]
 MADE = ["label.workers=1", "label.threads=1", "select.confidence_threshold=0", "select.per_class=null", "threads=1"]

@@ -195,7 +195,10 @@ def few_failures(small: SmallRun, words: str, capsys: pytest.CaptureFixture[str]
     return [problem for case in cases if (problem := _problem(run, small, *case, capsys))]
 
 
-@pytest.mark.parametrize("words", ["status", "plan", "select back", "diff", "student", "PseudoLabels", "export"])
+SLOW = [pytest.param(words, marks=pytest.mark.slow) for words in ("select back", "student", "export")]
+
+
+@pytest.mark.parametrize("words", ["status", "plan", "diff", "PseudoLabels", *SLOW])
 def test_a_damaged_file_is_named_or_done_without(
     pristine: SmallRun, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
