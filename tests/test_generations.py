@@ -1,6 +1,7 @@
 """generations=auto: goes on while the student beats its teacher on the validation images, stops by its rule, continues after a kill."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,11 @@ def test_a_run_goes_on_by_itself_and_after_a_kill_never_opening_test_images(
     tmp_path: Path, digits: digits_run.Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digits_run.write_digits_data(tmp_path, digits[1], make_writer(digits))
+    config = tmp_path / "config.yaml"  # a command's own word would be looked for
+    config.write_text(re.sub(r"(?m)^  test: .*$", f'  test: ["{tmp_path}/nothing/is/here.tar"]', config.read_text()))
     words = [
-        "stage=teacher,label,student", f"config={tmp_path}/config.yaml", "generations=auto", "max_generations=2",
-        "teacher.epochs=10", "student.epochs=20", f"data.test=[{tmp_path}/nothing/is/here.tar]",
+        "stage=teacher,label,student", f"config={config}", "generations=auto", "max_generations=2",
+        "teacher.epochs=10", "student.epochs=20",
     ]  # fmt: skip
     whole = digits_run.run(*words, f"run_dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
