@@ -207,6 +207,7 @@ def test_a_damaged_file_is_named_or_done_without(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3000)
 def test_any_content_of_any_file_is_named_or_done_without(
     pristine: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -174,6 +174,7 @@ def test_a_flipped_bit_of_a_selections_file_is_found_or_changes_nothing(run: Run
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_each_bit_of_a_file_is_found_or_changes_nothing_for_those_who_read_some_columns(run: Run) -> None:
     names = ("whole, without its manifest", "columns", "one column, without its manifest", "select")
