@@ -72,9 +72,14 @@ def _mismatch(value: Mapping[str, Any], shape: type[BaseModel] | None) -> str:
         if shape is not None:
             _adapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_problem(error)
     return ""
+
+
+def first_problem(error: ValidationError) -> str:
+    """`field.part: what is wrong with it`, of the first field at fault."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
 
 
 @cache

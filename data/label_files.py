@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from data import storage
 from data.errors import DataError
-from data.json_files import parse_json, read_json
+from data.json_files import first_problem, parse_json, read_json
 from data.manifest import Shard
 from data.redact import redacted
 from data.tables import TableFile, open_content, open_table, read_whole, to_parquet
@@ -347,10 +347,8 @@ def read_manifest(folder: str) -> list[LabeledShard]:
     try:
         return _Manifest.model_validate(content).shards
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{redacted(url)}: damaged, or of another version ({where}: {first['msg']}); run stage=label force=true"
+            f"{redacted(url)}: damaged, or of another version ({first_problem(error)}); run stage=label force=true"
         ) from error
 
 

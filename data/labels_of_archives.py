@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from data import storage
 from data.archive_members import ArchivedSample, archived_samples
 from data.http_file import is_http
+from data.json_files import first_problem
 from data.label_source import COLUMNS, PseudoLabeled
 from data.manifest import MANIFEST_NAME, DataError, Manifest, ShardRecord
 from data.names import check_base_name, read_limited
@@ -139,10 +140,8 @@ def _labeled(sample: ArchivedSample, num_classes: int, url: str) -> PseudoLabele
     try:
         said = _Said.model_validate_json(sample.json)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{redacted(url)}, key {sample.key!r}: damaged .json ({where}: {first['msg']}); fetch the shard again"
+            f"{redacted(url)}, key {sample.key!r}: damaged .json ({first_problem(error)}); fetch the shard again"
         ) from None
     _check_label(said.label, num_classes, f"{redacted(url)}, key {sample.key!r}")
     return PseudoLabeled(sample.key, sample.image, said.label, float(np.float32(said.confidence)), said.copies)
@@ -173,10 +172,8 @@ def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
         raise DataError(
-            f"{redacted(url)}: damaged, or not the manifest of an export ({where}: {first['msg']}); copy it again"
+            f"{redacted(url)}: damaged, or not the manifest of an export ({first_problem(error)}); copy it again"
         ) from error
     if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
         raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")

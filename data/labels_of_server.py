@@ -9,6 +9,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
+from data.json_files import first_problem
 from data.labels_of_archives import Archive, Archives, exported, read_manifest_bytes
 from data.manifest import MANIFEST_NAME, DataError
 from data.names import check_base_name
@@ -69,9 +70,7 @@ def _parse(address: str, content: bytes) -> _Served:
     try:
         return _Served.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{redacted(address)}: {where}: {first['msg']}; the server is of another version") from error
+        raise DataError(f"{redacted(address)}: {first_problem(error)}; the server is of another version") from error
 
 
 def _archive(address: str, entry: _ServedShard) -> Archive:

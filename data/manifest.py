@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -23,7 +23,7 @@ from data import storage
 from data.errors import DataError as DataError
 from data.findings import NO_FINDINGS, Findings, findings_of, index_metadata
 from data.http_file import is_http
-from data.json_files import parse_any
+from data.json_files import first_problem, parse_any
 from data.known_shards import Known, read_known, write_known
 from data.redact import redacted
 from data.sample import iterate_samples, mark_parted
@@ -35,6 +35,7 @@ MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
 _THREADS = 8
+_READ_AHEAD = 32  # indexes held in memory
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -118,6 +119,12 @@ class Split:
     def bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
+
+    def indexes(self) -> Iterator[pa.Table]:
+        """The index of each shard in order, several read at once: an object store answers after a while. Raises as `Shard.index`."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(self.shards), _READ_AHEAD):
+                yield from pool.map(Shard.index, self.shards[start : start + _READ_AHEAD])
 
     @cached_property
     def flawed(self) -> tuple[Shard, ...]:
@@ -278,9 +285,7 @@ def _read_manifest(folder: str) -> Manifest | None:
             return None
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{url}: damaged, or of another version ({where}: {first['msg']}); {remedy}") from error
+        raise DataError(f"{url}: damaged, or of another version ({first_problem(error)}); {remedy}") from error
 
 
 def _is_ours(content: Any) -> bool:

@@ -214,8 +214,8 @@ def check_labeled(split: Split, num_classes: int) -> None:
     Raises:
         DataError: the first sample with a problem, without a label, or with one out of range; or images that are in no sample.
     """
-    for shard in split.shards:
-        columns = [shard.index().column(name).to_pylist() for name in ("key", "label", "problem")]
+    for shard, table in zip(split.shards, split.indexes(), strict=True):
+        columns = [table.column(name).to_pylist() for name in ("key", "label", "problem")]
         rows = [
             (f"{shard.url}, sample {n} (key {key!r})", *row) for n, (key, *row) in enumerate(zip(*columns, strict=True))
         ]

@@ -13,15 +13,15 @@ from data.manifest import find_shards
 from data.redact import BLANK, redacted
 from data.settings import UsageError
 from pipeline.config import Loaded
+from pipeline.shard_check import splits_read_by
 
-_READ_BY: dict[str, tuple[str, ...]] = {
-    "teacher": ("data.labeled", "data.validation", "teacher.weights", "data.exclude"),
-    "label": ("data.unlabeled", "data.validation", "teacher.ensemble"),
-    "select": ("data.held_out_hashes", "data.exclude"),  # labels may have traveled without the shards
-    "student": ("data.labeled", "data.validation", "data.unlabeled", "data.exclude"),
-    "evaluate": ("data.test",),
-    "export": ("data.unlabeled", "data.exclude"),
-    "ablate": ("data.labeled", "data.validation", "data.exclude"),
+_FILES_READ_BY: dict[str, tuple[str, ...]] = {  # besides shards
+    "teacher": ("teacher.weights", "data.exclude"),
+    "label": ("teacher.ensemble",),
+    "select": ("data.held_out_hashes", "data.exclude"),
+    "student": ("data.exclude",),
+    "export": ("data.exclude",),
+    "ablate": ("data.exclude",),
 }
 _SPLITS = ("data.labeled", "data.validation", "data.test", "data.unlabeled")
 _FILES = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
@@ -34,7 +34,10 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
     Raises:
         UsageError: one that is not there, or cannot be looked for; names the field and where its value is from.
     """
-    needed = {_ALWAYS, *(field for stage in stages for field in _READ_BY.get(stage, ()))}
+    needed = {_ALWAYS}
+    for stage in stages:
+        needed.update(_FILES_READ_BY.get(stage, ()))
+        needed.update(f"data.{name}" for name in splits_read_by(loaded.config, stage))
     wanted = [field for field in (*_FILES, *_SPLITS) if field in needed or loaded.is_given(field)]
     _require_filled_in(loaded, wanted)
     for field in wanted:

@@ -85,8 +85,7 @@ def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
 def _count(split: Split, num_classes: int) -> Counts:
     """Images of each class. Raises DataError as `check_labeled`, which names the sample but takes longer."""
     counts = np.zeros(num_classes, np.int64)
-    for shard in split.shards:
-        table = shard.index()
+    for shard, table in zip(split.shards, split.indexes(), strict=True):
         labels = table.column("label").drop_null().to_numpy()
         is_right = len(labels) == table.num_rows and not any(table.column("problem").to_pylist())
         is_right = is_right and not shard.findings.stray

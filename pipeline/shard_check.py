@@ -21,6 +21,18 @@ _READ_BY = {
 }  # stage → fields of `data`
 
 
+def splits_read_by(config: Config, stage: str) -> tuple[str, ...]:
+    """The fields of `data` that name shards which a stage reads, with this configuration."""
+    names = _READ_BY.get(stage, ())
+    return names if _reads_unlabeled(config, stage) else tuple(name for name in names if name != "unlabeled")
+
+
+def _reads_unlabeled(config: Config, stage: str) -> bool:
+    if stage == "student":
+        return config.student.unlabeled_ratio > 0
+    return stage != "ablate" or config.ablate.study == "noisy_student"
+
+
 def reindex(config: Config, layout: Layout, stage: str) -> None:
     """Read the headers of all shards that a stage reads, whatever is known of them.
 
@@ -28,17 +40,9 @@ def reindex(config: Config, layout: Layout, stage: str) -> None:
         DataError: a packed shard that has changed; shards that are missing.
         StorageError: a pattern that matches nothing.
     """
-    for name in _READ_BY.get(stage, ()):
-        if (patterns := getattr(config.data, name)) and not (
-            name == "unlabeled" and _is_without_unlabeled(config, stage)
-        ):
+    for name in splits_read_by(config, stage):
+        if patterns := getattr(config.data, name):
             check_packed(open_split(patterns, layout.indexes, reindex=True))
-
-
-def _is_without_unlabeled(config: Config, stage: str) -> bool:
-    if stage == "student":
-        return config.student.unlabeled_ratio == 0
-    return stage == "ablate" and config.ablate.study != "noisy_student"
 
 
 def verify_splits(config: Config, layouts: Sequence[Layout]) -> None:
