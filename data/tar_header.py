@@ -9,8 +9,9 @@ import tarfile
 from collections.abc import Iterator
 
 from data.sample import is_member_of, printable
+from data.tar import BLOCK
+from data.tar_reader import pax_records
 
-BLOCK = tarfile.BLOCKSIZE
 MAX_FRONT = 128 * BLOCK  # extended headers further in front are not looked for
 _EXTENDED_FRONT = 8 * BLOCK  # holds the extended headers of nearly all names that need them
 _MAX_PLAIN_KEY = 90  # characters; with an extension it fits the 100 bytes of a plain header
@@ -77,14 +78,8 @@ def _header(front: bytes, start: int) -> tarfile.TarInfo | None:
 
 
 def _pax_path(content: bytes) -> bytes:
-    """The path among pax records, each `length key=value\\n`; empty without one."""
-    path, start = b"", 0
-    while start < len(content):
-        digits = content[start : start + 20].partition(b" ")[0]
-        if not digits.isdigit() or int(digits) <= len(digits):
-            break
-        key, _, value = content[start + len(digits) + 1 : start + int(digits) - 1].partition(b"=")
-        if key == b"path":
-            path = value
-        start += int(digits)
-    return path
+    """The path in a pax header; empty without one, or where the header is damaged."""
+    try:
+        return pax_records(content).get(b"path", b"")
+    except ValueError:
+        return b""

@@ -22,21 +22,16 @@ MAX_EXTENDED_HEADERS = 8  # before one member: pax, global pax, long name and lo
 _MAX_SIZE = (1 << 63) - 1
 _MAX_ZEROS = (
     1 << 20
-) + 2 * BLOCK  # at the end of an archive: it is filled up to a whole record, of 10 kB with few exceptions
+) + 2 * BLOCK  # at the end of an archive, which is filled up to a whole record: 10 kB with few exceptions
 _ZEROS = bytes(BLOCK)
 _CHECKSUM = slice(148, 156)
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 _PAX, _GLOBAL_PAX, _SOLARIS_PAX = b"x", b"g", b"X"
 _EXTENDED = (_LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX, _SOLARIS_PAX)
 _REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_CONTENT = (
-    b"1",
-    b"2",
-    b"3",
-    b"4",
-    b"5",
-    b"6",
-)  # links, devices, folders, pipes: their size is not that of content
+_WITHOUT_CONTENT = tuple(
+    b"%d" % kind for kind in range(1, 7)
+)  # links, devices, folders, pipes: no content, whatever their size says
 _NOT_FILES = (b"5", b"D", b"V")  # folders, GNU's lists of them, and the archive's own label
 
 _ANOTHER = " (another tar: split the file there with head -c and tail -c, or unpack it with tar --ignore-zeros and pack it again)"
@@ -162,7 +157,7 @@ def _extend(extension: _Extension, kind: bytes, content: bytes) -> None:
     if kind == _LONG_NAME and extension.name is None:
         extension.name = _text(content)
     elif kind not in (_LONG_NAME, _LONG_LINK):
-        records = _pax_records(content)
+        records = pax_records(content)
         is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
         if kind == _GLOBAL_PAX:
             if is_sparse or b"path" in records or b"size" in records:
@@ -178,7 +173,7 @@ def _extend(extension: _Extension, kind: bytes, content: bytes) -> None:
             extension.size = int(size)
 
 
-def _pax_records(content: bytes) -> dict[bytes, bytes]:
+def pax_records(content: bytes) -> dict[bytes, bytes]:
     """Key → value of a pax header's records, `LENGTH KEY=VALUE\\n` each. Raises ValueError."""
     records: dict[bytes, bytes] = {}
     position = 0
