@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data.shards import write_shards
+from pipeline.fields import Config
 from pipeline.layout import Layout
+from pipeline.serve import open_catalog
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.listening import Settings, serve_until
 from teacher.select_stage import select
@@ -65,6 +67,21 @@ def raw(url: str, request: bytes) -> bytes:
     with connected(url) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def layout(run: SmallRun) -> Layout:
+    """Of `make_run`'s run."""
+    return Layout(str(run.folder / "run"))
+
+
+def config(run: SmallRun, source: str = "run") -> Config:
+    """Of a server of the run, or of one of its exports."""
+    return run.config(serve={"source": source})
+
+
+def catalog(run: SmallRun, source: str = "run") -> Any:
+    """What such a server has."""
+    return open_catalog(config(run, source), [layout(run)])
 
 
 @contextmanager

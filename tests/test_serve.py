@@ -23,11 +23,7 @@ from data.reader import ImageReader
 from data.settings import UsageError
 from data.web_tokens import TOKEN_VARIABLE
 from pipeline.export import export
-from pipeline.fields import Config
-from pipeline.layout import Layout
 from pipeline.run import _parse_stages
-from pipeline.serve import open_catalog
-from pipeline.serving.catalog import Catalog
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
 from pipeline.serving.handlers import Handlers
@@ -35,7 +31,7 @@ from pipeline.serving.metrics import Meters
 from pipeline.serving.work import Workers
 from teacher.select_stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
-from tests.serving import fetch, make_run, raw, server_thread, wait_for
+from tests.serving import catalog, fetch, layout, make_run, raw, server_thread, wait_for
 from tests.small_run import SmallRun
 from tests.test_export import with_teacher
 from tests.test_joined import samples
@@ -50,18 +46,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.n
     export(run.config(export={"samples_per_shard": 20}), layout(run))
     yield run
     ray.shutdown()
-
-
-def layout(run: SmallRun) -> Layout:
-    return Layout(str(run.folder / "run"))
-
-
-def config(run: SmallRun, source: str = "run") -> Config:
-    return run.config(serve={"source": source})
-
-
-def catalog(run: SmallRun, source: str = "run") -> Catalog:
-    return open_catalog(config(run, source), [layout(run)])
 
 
 @pytest.fixture(scope="module")

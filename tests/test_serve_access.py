@@ -26,15 +26,12 @@ import pytest
 
 from data import exclude
 from data.overlay import RowFilter
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.serve import open_catalog
 from pipeline.serving.credentials import has_token, names_loopback
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.work import BusyError, Kept, Work
 from tests.conftest import make_writer
-from tests.serving import connected, fetch, make_run, metric, raw, server_thread, wait_for
+from tests.serving import catalog, connected, fetch, layout, make_run, metric, raw, server_thread, wait_for
 from tests.small_run import SmallRun
 from tests.test_pseudo_labels import export_here
 
@@ -47,18 +44,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.n
     run = make_run(tmp_path_factory.mktemp("access"), make_writer(digits))
     export_here(run.config(export={"samples_per_shard": 20}), layout(run))
     return run
-
-
-def layout(run: SmallRun) -> Layout:
-    return Layout(str(run.folder / "run"))
-
-
-def config(run: SmallRun, source: str = "run") -> Config:
-    return run.config(serve={"source": source})
-
-
-def catalog(run: SmallRun, source: str = "run") -> Any:
-    return open_catalog(config(run, source), [layout(run)])
 
 
 @pytest.fixture(scope="module")

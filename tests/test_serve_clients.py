@@ -21,7 +21,6 @@ from pipeline.export import export
 from pipeline.layout import Layout
 from pipeline.lock import run_lock
 from pipeline.run import main
-from pipeline.serve import open_catalog
 from pipeline.serving import listening, sending
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import open_version
@@ -31,6 +30,7 @@ from tests.s3_server import FaultyS3
 from tests.serving import (
     ServerProcess,
     ask,
+    catalog,
     connected,
     fetch,
     large_images,
@@ -56,10 +56,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.n
     export(run.config(export={"samples_per_shard": 50}), Layout(str(run.folder / "run")))
     yield run
     ray.shutdown()
-
-
-def catalog(run: SmallRun, source: str = "run") -> Catalog:
-    return open_catalog(run.config(serve={"source": source}), [Layout(str(run.folder / "run"))])
 
 
 @pytest.fixture(params=["run", "latest"])
