@@ -125,7 +125,7 @@ def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
                 raise DataError(f"{folder} holds shards of another packing; choose another out=")
             require_ours(folder, name)
     else:
-        before = _read_claim(url)
+        before = read_json(url, "choose another out=")
         if {"group": "", **before, "files": None} != {**settings, "files": None}:
             raise DataError(f"{out} was packed with other settings ({json.dumps(before)}); choose another out=")
         if "files" in before:
@@ -134,10 +134,6 @@ def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
         if not _goes_on_from_sources(out, plan):
             return
     storage.write_text(url, json.dumps({**settings, "files": files}) + "\n")
-
-
-def _read_claim(url: str) -> dict[str, Any]:
-    return read_json(url, "choose another out=")
 
 
 def _require_same_files(out: str, before: Any, now: Mapping[str, Any], plan: Plan) -> None:

@@ -93,7 +93,9 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str 
     try:
         while isinstance(item := _next(items), Batch | _Piped):
             if isinstance(item, _Piped):
-                told = told or _tell_of_pipes(name, item, num_workers)
+                if not told:
+                    _tell_of_pipes(name, item, num_workers)
+                told = True
                 yield item.batch()
             else:
                 yield item
@@ -123,8 +125,8 @@ def _loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> Data
     )
 
 
-def _tell_of_pipes(name: str, batch: _Piped, num_workers: int) -> bool:
-    """Say, once, that there is too little shared memory, how much is needed and where to change it."""
+def _tell_of_pipes(name: str, batch: _Piped, num_workers: int) -> None:
+    """Say that there is too little shared memory, how much is needed and where to change it."""
     needed = shared_memory_needed(batch.images.nbytes + batch.targets.nbytes, num_workers)
     have = shutil.disk_usage(_SHARED).total
     print(
@@ -133,7 +135,6 @@ def _tell_of_pipes(name: str, batch: _Piped, num_workers: int) -> bool:
         f"give a lower {name}.loader_workers={num_workers} or {name}.batch_size",
         flush=True,
     )
-    return True
 
 
 def shared_memory_needed(batch_bytes: int, num_workers: int) -> int:
