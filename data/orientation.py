@@ -22,21 +22,7 @@ _ORIENTATION, _X_RESOLUTION, _RESOLUTION_UNIT = 0x0112, 0x011A, 0x0128
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
 _USUAL = {_ORIENTATION: (_SHORT, _LONG), _X_RESOLUTION: (_RATIONAL,), _RESOLUTION_UNIT: (_SHORT,)}
 """Tags that Pillow looks at, and the types in which their values are read here."""
-_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-}  # of a value of each TIFF type
+_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1))  # of a value of each TIFF type
 _SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow looks, by its names
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _warnings_lock = threading.Lock()
