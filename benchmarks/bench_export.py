@@ -32,7 +32,8 @@ from benchmarks.photos import make_photos
 from benchmarks.scratch import fresh_folder
 from data.joined import Provenance
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
-from data.manifest import open_split, write_table
+from data.manifest import open_split
+from data.tables import write_table
 from data.overlay import Overlay
 from data.settings import run_command
 from pipeline.cluster import start_ray

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from data import storage
 from data.held_out import is_outdated, traits, write_hashes
-from data.manifest import MANIFEST_NAME, DataError, write_table
+from data.manifest import MANIFEST_NAME, DataError
+from data.tables import write_table
 from data.settings import run_command
 from data.shards import Members, labeled_members, require_ours, write_shards
 

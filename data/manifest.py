@@ -1,8 +1,4 @@
-"""What is in the shards: one manifest per folder that we packed, one index per shard, and a split made of both.
-
-An index is a Parquet table with one row per sample in shard order: `key`, `extension`, `offset` and `size` of the image member in
-the tar (bytes), `label` (null without one), `problem` (empty when there is none). It tells counts without opening a tar.
-"""
+"""What is in the shards: one manifest per folder that we packed, one index per shard (`data.index`), and a split made of both."""
 
 from __future__ import annotations
 
@@ -17,39 +13,22 @@ from unicodedata import normalize
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError as DataError
-from data.findings import NO_FINDINGS, Findings, findings_of, index_metadata
+from data.findings import NO_FINDINGS, Findings
+from data.foreign_shards import Known, foreign_index_name, open_foreign
 from data.http_file import is_http
 from data.json_files import first_problem, parse_any
-from data.known_shards import Known, read_known, write_known
+from data.index import build_index, index_digest, read_index
 from data.redact import redacted
-from data.sample import iterate_samples, mark_parted
 from data.storage import Entry
-from data.tables import read_table
-from data.tables import write_table as write_table
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
 _THREADS = 8
 _READ_AHEAD = 32  # indexes held in memory
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("extension", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("label", pa.int32()),
-        pa.field("problem", pa.string()),
-    ]
-)
-INDEX_REMEDY = (
-    "if this project packed the shard, pack it again; else delete the index and run again, which makes it anew"
-)
-_reported: set[str] = set()  # folders of indexes of which was said that some tell no version
 logger = logging.getLogger(__name__)
 
 
@@ -137,36 +116,6 @@ class Split:
         return hashlib.sha256("\n".join([*lines, *(self.class_names or ())]).encode()).hexdigest()[:16]
 
 
-def build_index(url: str) -> pa.Table:
-    """Index a shard in one pass over its headers. Problems become rows, not exceptions.
-
-    The table's metadata has the `rule` by which members became samples; counts the usable samples whose key occurs before in this
-    shard or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image members
-    that are labeled in no row: `ignored` (see `data.findings`).
-    """
-    with storage.open_read(url) as file:
-        samples = list(iterate_samples(file))
-    mark_parted(samples)
-    columns = {name: [getattr(sample, name) for sample in samples] for name in INDEX_SCHEMA.names}
-    return pa.table(columns, schema=INDEX_SCHEMA.with_metadata(index_metadata(samples)))
-
-
-def read_index(url: str, digest: str) -> pa.Table:
-    """A shard's index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
-    table = read_table(url, INDEX_REMEDY, schema=INDEX_SCHEMA)
-    if index_digest(table) != digest:
-        raise DataError(f"{redacted(url)}: damaged index (digest differs); {INDEX_REMEDY}")
-    return table
-
-
-def index_digest(table: pa.Table) -> str:
-    """Digest of an index's content, independent of how Parquet stores it."""
-    digest = hashlib.sha256()
-    for column in INDEX_SCHEMA.names:
-        digest.update("\n".join(map(str, table.column(column).to_pylist())).encode())
-    return digest.hexdigest()[:16]
-
-
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
     """The URLs of shards, all of which are there (of those on a web server, which has no listing, the first is asked for). As the
     beginning of `open_split`, in seconds: no index is read or made. Raises as that."""
@@ -197,10 +146,11 @@ def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool =
     manifests = {folder: _read_manifest(folder) for folder in dict.fromkeys(_folder(url) for url in urls)}
     records = {folder: {s.name: s for s in m.shards} if m else None for folder, m in manifests.items()}
     entries = _entries(urls)
-    listed = {url: known for url in urls if (known := records[_folder(url)]) is not None}
-    shards = {url: _open_packed(url, entries[url], known) for url, known in listed.items()}
+    listed = {url: record for url in urls if (record := records[_folder(url)]) is not None}
+    shards = {url: _open_packed(url, entries[url], record) for url, record in listed.items()}
     others = {url: entry for url, entry in entries.items() if url not in listed}
-    shards |= _open_foreign(index_folder, others, reindex)
+    known = open_foreign(index_folder, others, reindex)
+    shards |= {url: _foreign_shard(index_folder, url, known[url], entry) for url, entry in others.items()}
     names = [tuple(m.class_names) for m in manifests.values() if m is not None and m.class_names]
     if len({tuple(normalize("NFC", name) for name in group) for group in names}) > 1:  # as macOS and Linux write them
         raise DataError(f"the folders {sorted(manifests)} have different class names; pack them with the same ones")
@@ -322,101 +272,8 @@ def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> 
     )
 
 
-def _open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Shard]:
-    """Shards that we did not pack, by URL. Each one's index is made once and kept in `folder`, for as long as the shard is the same."""
-    if not entries:
-        return {}
-    known, there = read_known(folder), set(storage.list_names(folder))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        lost = [url for url in entries if url not in known and foreign_index_name(url) in there]
-        told = dict(zip(lost, pool.map(lambda url: _read_known_from_index(folder, url), lost), strict=True))
-        before = {url: facts for url, facts in (known | told).items() if facts and foreign_index_name(url) in there}
-        todo = [url for url, entry in entries.items() if reindex or not _is_same(before.get(url), entry)]
-        _report_indexing(folder, [url for url in todo if url in before], entries, before, reindex)
-        made = pool.map(lambda url: _index_foreign(folder, url, entries[url]), todo)
-        bar = tqdm(made, total=len(todo), desc="index", unit="shard", delay=5, leave=False)
-        indexed = dict(zip(todo, bar, strict=True))
-    if indexed or told:
-        write_known(folder, known | {url: facts for url, facts in told.items() if facts} | indexed)
-    found = before | indexed
-    return {url: _foreign_shard(folder, url, found[url], entry) for url, entry in entries.items()}
-
-
-def _is_same(known: Known | None, entry: Entry) -> bool:
-    """Whether a shard is the one that was indexed, as far as its listing tells."""
-    return (
-        known is not None
-        and known.bytes == entry.size
-        and ("" in (known.version, entry.version) or known.version == entry.version)
-    )
-
-
-def _report_indexing(
-    folder: str, again: Sequence[str], entries: Mapping[str, Entry], before: Mapping[str, Known], reindex: bool
-) -> None:
-    """Say which known shards are read again, and, once per folder of indexes, that of some it can't be told whether they should be."""
-    if reindex and again:
-        logger.warning("index: reading the headers of %d shards again", len(again))
-    elif again:
-        logger.warning(
-            "index: %d of %d shards have another size, modification time or ETag than when they were indexed (the first: %s); "
-            "reading their headers again",
-            len(again), len(entries), redacted(again[0]),
-        )  # fmt: skip
-    untold = [url for url, entry in entries.items() if entry.version and url in before and not before[url].version]
-    if untold and not reindex and folder not in _reported:
-        _reported.add(folder)
-        logger.warning(
-            "%s: %d shards were indexed by an earlier version, which kept no modification times: one that was replaced by "
-            "another of the same size is not noticed. Once, run stage=label verify=true, which reads the headers of all shards",
-            redacted(folder), len(untold),
-        )  # fmt: skip
-
-
-def foreign_index_name(url: str) -> str:
-    """Name of a foreign shard's index. Splits may have shards of the same name; their indexes lie in one folder."""
-    return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
-
-
-def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
-    """Index a shard that we did not pack, with its size and version to tell another one."""
-    table, index_url = build_index(url), storage.join(folder, foreign_index_name(url))
-    identity = {"shard_bytes": str(entry.size), "shard_version": entry.version}
-    table = table.replace_schema_metadata({**table.schema.metadata, **identity})
-    found = _known_from(table)
-    assert found is not None, "it has all that is asked for"
-    try:
-        write_table(index_url, table)
-    except (OSError, storage.StorageError):  # where nothing can be written, an index that says the same does
-        old = _read_known_from_index(folder, url)
-        if old is None or old.index_sha256 != found.index_sha256:
-            raise
-    return found
-
-
-def _read_known_from_index(folder: str, url: str) -> Known | None:
-    """What the index of a foreign shard says of the shard; None for an index that is missing, damaged or too old."""
-    try:
-        return _known_from(read_table(storage.join(folder, foreign_index_name(url)), "", schema=INDEX_SCHEMA))
-    except (DataError, FileNotFoundError):
-        return None
-
-
-def _known_from(table: pa.Table) -> Known | None:
-    size, odd_keys = _metadata(table, "shard_bytes"), _metadata(table, "odd_keys")
-    if not (size.isdigit() and odd_keys.isdigit() and table.schema.equals(INDEX_SCHEMA)):
-        return None
-    odd = int(odd_keys), _metadata(table, "odd_key")
-    version = _metadata(table, "shard_version")
-    return Known(int(size), table.num_rows, index_digest(table), *odd, version, findings_of(table))
-
-
 def _foreign_shard(folder: str, url: str, known: Known, entry: Entry) -> Shard:
     index_url = storage.join(folder, foreign_index_name(url))
     odd = known.odd_keys, known.odd_key
     digest, version = known.index_sha256, entry.version
     return Shard(url, entry.size, known.num_samples, index_url, digest, *odd, version=version, findings=known.findings)
-
-
-def _metadata(table: pa.Table, name: str) -> str:
-    return (table.schema.metadata or {}).get(name.encode(), b"").decode()

@@ -28,7 +28,8 @@ from data.folders import LeftOut
 from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
 from data.json_files import read_json
-from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError, write_table
+from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError
+from data.tables import write_table
 from data.pack_plan import Plan, plan_packing, require_decodable
 from data.pack_summary import print_summary
 from data.sample import printable

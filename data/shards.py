@@ -10,16 +10,9 @@ from itertools import islice
 from typing import BinaryIO
 
 from data import storage
-from data.manifest import (
-    INDEX_FOLDER,
-    MANIFEST_NAME,
-    DataError,
-    Manifest,
-    ShardRecord,
-    build_index,
-    index_digest,
-    write_table,
-)
+from data.manifest import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.index import build_index, index_digest
+from data.tables import write_table
 from data.sample import LABEL_FIELD, check_key
 from data.tar import archive
 

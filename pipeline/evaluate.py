@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.manifest import Split, open_split, write_table
+from data.manifest import Split, open_split
+from data.tables import write_table
 from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout

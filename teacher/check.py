@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from timm.utils.misc import natural_key
 
-from data.manifest import Split, open_split, write_table
+from data.manifest import Split, open_split
+from data.tables import write_table
 from data.reader import check_labeled
 from pipeline.fields import Config
 from pipeline.layout import Layout

@@ -28,7 +28,8 @@ from data.label_files import (
     read_labels,
     read_quarantined,
 )
-from data.manifest import Shard, Split, open_split, write_table
+from data.manifest import Shard, Split, open_split
+from data.tables import write_table
 from data.redact import redacted
 from pipeline.cluster import start_ray
 from pipeline.fields import Config, LabelConfig

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.manifest import write_table
+from data.tables import write_table
 
 Digits = tuple[np.ndarray, np.ndarray]  # images, labels
 NUM_UNLABELED, PER_SHARD = 900, 150

@@ -21,7 +21,8 @@ from data.label_files import (
     top_k_of,
     write_labels,
 )
-from data.manifest import open_split, write_table
+from data.manifest import open_split
+from data.tables import write_table
 from pipeline.config import write_config
 from pipeline.fields import Config
 from pipeline.layout import Layout

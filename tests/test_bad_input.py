@@ -19,7 +19,8 @@ import torch
 
 from data.images import decode, eval_transform
 from data.label_files import read_labels
-from data.manifest import build_index, open_split
+from data.index import build_index
+from data.manifest import open_split
 from data.reader import ImageReader
 from data.sample import MAX_IMAGE_BYTES
 from data.stream import Order

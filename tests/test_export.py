@@ -22,7 +22,8 @@ import ray
 from omegaconf import OmegaConf
 
 from data import storage
-from data.manifest import open_split, write_table
+from data.manifest import open_split
+from data.tables import write_table
 from data.reader import check_labeled
 from pipeline.export import export
 from pipeline.fields import Config

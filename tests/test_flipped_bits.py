@@ -24,7 +24,8 @@ from data.label_files import (
     write_labels,
 )
 from data.labels import PseudoLabels
-from data.manifest import DataError, Shard, open_split, write_table
+from data.manifest import DataError, Shard, open_split
+from data.tables import write_table
 from data.overlay import RowFilter
 from data.tables import open_table, read_table, to_parquet
 from pipeline.exporting.tables import write_labels_alone

@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, MANIFEST_NAME, Manifest, ShardRecord, index_digest, write_table
+from data.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
+from data.index import INDEX_SCHEMA, index_digest
+from data.tables import write_table
 from pipeline.config import load_config
 from pipeline.models.factory import build_model, count_parameters, on_meta
 from pipeline.run import main

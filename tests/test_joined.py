@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from data import joined, storage
 from data.joined import JoinedTar, Provenance, key_prefix
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
-from data.manifest import DataError, open_split, write_table
+from data.manifest import DataError, open_split
+from data.tables import write_table
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader
 from tests.conftest import DIGIT_NAMES, WriteDigits

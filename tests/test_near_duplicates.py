@@ -13,7 +13,8 @@ from data import fashion_mnist, pack, storage
 from data.held_out import HeldOut, is_outdated, read_held_out, traits
 from data.images import Pixels, decode, image_hash
 from data.label_files import LabeledShard, read_labels
-from data.manifest import DataError, write_table
+from data.manifest import DataError
+from data.tables import write_table
 from data.thumbnail import SIDE, mirrored, normalized, thumbnail
 from pipeline.config import load_config
 from pipeline.fields import Config

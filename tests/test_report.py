@@ -22,7 +22,7 @@ from data.label_files import (
     read_labels,
     read_manifest,
 )
-from data.manifest import write_table
+from data.tables import write_table
 from data.thumbnail import thumbnail as thumbnail_of
 from pipeline.fields import Config
 from pipeline.layout import Layout

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.findings import Findings, findings_of
-from data.manifest import DataError, build_index, open_split, write_table
+from data.manifest import DataError, open_split
+from data.index import build_index
+from data.tables import write_table
 from data.reader import check_labeled
 from data.sample import Sample, image_extension, iterate_samples, mark_parted
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from data import manifest, storage
-from data.manifest import DataError, Manifest, build_index, open_split
+from data.manifest import DataError, Manifest, open_split
+from data.index import build_index
 from data.reader import ImageReader, check_labeled
 from data.shards import write_shards
 from tests.conftest import WriteDigits

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data.manifest import Split, open_split, write_table
+from data.manifest import Split, open_split
+from data.tables import write_table
 from data.reader import ImageReader
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.fit import TrainJob

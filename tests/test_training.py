@@ -13,7 +13,8 @@ import torch
 
 from data import storage
 from data.label_files import read_labels
-from data.manifest import DataError, Split, open_split, write_table
+from data.manifest import DataError, Split, open_split
+from data.tables import write_table
 from pipeline.fields import TrainConfig
 from pipeline.models.factory import build_model
 from pipeline.training import fit as fit_module

@@ -10,7 +10,9 @@ import pyarrow as pa
 from data import storage
 from data.joined import Entry, LabelEntries, Rows, sample_bytes
 from data.labels_of_archives import LABELS_FOLDER
-from data.manifest import INDEX_FOLDER, INDEX_SCHEMA, DataError, ShardRecord, index_digest, write_table
+from data.manifest import INDEX_FOLDER, DataError, ShardRecord
+from data.index import INDEX_SCHEMA, index_digest
+from data.tables import write_table
 from data.overlay import Overlay
 from data.reader import ImageReader
 from data.tables import read_table

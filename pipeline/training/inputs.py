@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from data.exclude import keys_in
 from data.images import DecodeError
 from data.label_files import LABELS_REMEDY, read_copies, soft_targets
-from data.manifest import INDEX_REMEDY, INDEX_SCHEMA, DataError, Shard, Split, index_digest
+from data.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
+from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader, Place
 from data.stream import Entries, Order
 from data.tables import parse_table, read_table, read_whole
