@@ -33,9 +33,9 @@ from benchmarks.scratch import fresh_folder
 from data.joined import Provenance
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.manifest import open_split
-from data.tables import write_table
 from data.overlay import Overlay
 from data.settings import run_command
+from data.tables import write_table
 from pipeline.cluster import start_ray
 from pipeline.exporting.tasks import make_files
 from pipeline.exporting.todo import Job, files_of

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data.label_files import COPIES_COLUMN
-from data.tables import write_table
 from data.settings import run_command
+from data.tables import write_table
 from pipeline.fields import TrainConfig
 from pipeline.training.inputs import Batches, StreamSpec
 

@@ -18,9 +18,9 @@ from statistics import median
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
+from data.foreign_shards import foreign_index_name
 from data.label_files import LabeledShard
 from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, open_split
-from data.foreign_shards import foreign_index_name
 from data.settings import run_command
 from teacher.journal import JOURNAL_NAME, Journal
 

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data import storage
 from data.held_out import is_outdated, traits, write_hashes
 from data.manifest import MANIFEST_NAME, DataError
-from data.tables import write_table
 from data.settings import run_command
 from data.shards import Members, labeled_members, require_ours, write_shards
+from data.tables import write_table
 
 CLASS_NAMES = (
     "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",

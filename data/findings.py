@@ -45,7 +45,7 @@ NO_FINDINGS = Findings()
 
 
 def index_metadata(samples: Sequence[Sample]) -> dict[str, str]:
-    """What an index's metadata keep of the samples beside its rows; see `data.manifest.build_index`."""
+    """What an index's metadata keep of the samples beside its rows; see `data.index.build_index`."""
     seen: set[str] = set()
     odd = []
     for sample in samples:

@@ -1,7 +1,7 @@
-"""Shards that this project did not pack: the index of each is made once, and what the indexes say is kept in one file, `shards.json`, so
-that thousands are opened without reading theirs.
+"""Shards that this project did not pack.
 
-That file is a cache: where it is missing, damaged or of another version, the indexes tell the same.
+The index of each is made once. What the indexes say is kept in one file, `shards.json`, so that thousands of shards are opened without
+reading theirs. That file is a cache: where it is missing, damaged or of another version, the indexes tell the same.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def write_known(folder: str, known: Mapping[str, Known]) -> None:
 
 
 def open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Known]:
-    """What is known of shards that we did not pack, by URL. Each one's index is made once and kept in `folder`, for as long as the shard
-    is the same.
+    """What is known of shards that we did not pack, by URL. Each one's index is made once, and kept in `folder` while the shard is the
+    same.
 
     Args:
         entries: URL → what a listing tells of the shard.

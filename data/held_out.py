@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from data import storage
 from data.images import Pixels, image_hash
 from data.manifest import HASHES_NAME, DataError
-from data.tables import write_table
-from data.tables import open_content, parse_table
+from data.tables import open_content, parse_table, write_table
 from data.thumbnail import SIDE, thumbnail
 
 _SCHEMA = pa.schema(

@@ -19,8 +19,8 @@ from data.errors import DataError as DataError
 from data.findings import NO_FINDINGS, Findings
 from data.foreign_shards import Known, foreign_index_name, open_foreign
 from data.http_file import is_http
-from data.json_files import first_problem, parse_any
 from data.index import build_index, index_digest, read_index
+from data.json_files import first_problem, parse_any
 from data.redact import redacted
 from data.storage import Entry
 

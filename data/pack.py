@@ -29,13 +29,13 @@ from data.held_out import Traits, is_outdated, traits, write_hashes
 from data.images import DecodeError, decode
 from data.json_files import read_json
 from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError
-from data.tables import write_table
 from data.pack_plan import Plan, plan_packing, require_decodable
 from data.pack_summary import print_summary
 from data.sample import printable
 from data.settings import run_command
 from data.shards import Members, labeled_members, require_ours, write_shards
 from data.sources import REJECTED_NAME, SOURCES_NAME, read_sources
+from data.tables import write_table
 
 
 @dataclass

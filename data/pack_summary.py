@@ -10,8 +10,8 @@ import numpy as np
 
 from data import storage
 from data.folders import natural_order
-from data.manifest import HASHES_NAME, MANIFEST_NAME, Manifest
 from data.index import read_index
+from data.manifest import HASHES_NAME, MANIFEST_NAME, Manifest
 from data.pack_plan import Plan
 from data.sample import printable
 from data.shards import index_url

@@ -10,10 +10,10 @@ from itertools import islice
 from typing import BinaryIO
 
 from data import storage
-from data.manifest import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
 from data.index import build_index, index_digest
-from data.tables import write_table
+from data.manifest import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
 from data.sample import LABEL_FIELD, check_key
+from data.tables import write_table
 from data.tar import archive
 
 Members = Mapping[str, bytes]  # field (extension) → content

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from data.manifest import Split, open_split
-from data.tables import write_table
 from data.reader import check_labeled
+from data.tables import write_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.device import require_device

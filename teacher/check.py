@@ -12,8 +12,8 @@ import torch
 from timm.utils.misc import natural_key
 
 from data.manifest import Split, open_split
-from data.tables import write_table
 from data.reader import check_labeled
+from data.tables import write_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.models.weights import WeightsInfo

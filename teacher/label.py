@@ -29,8 +29,8 @@ from data.label_files import (
     read_quarantined,
 )
 from data.manifest import Shard, Split, open_split
-from data.tables import write_table
 from data.redact import redacted
+from data.tables import write_table
 from pipeline.cluster import start_ray
 from pipeline.fields import Config, LabelConfig
 from pipeline.layout import Layout

@@ -16,9 +16,8 @@ import pyarrow as pa
 from data import storage
 from data.held_out import HeldOut, read_held_out
 from data.label_files import LabeledShard, labels_by_name
-from data.tables import write_table
 from data.redact import redacted
-from data.tables import read_table
+from data.tables import read_table, write_table
 from pipeline.fields import Config
 from pipeline.layout import Layout
 from pipeline.outputs import read_output_table

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from data.images import decode, eval_transform
-from data.label_files import read_labels
 from data.index import build_index
+from data.label_files import read_labels
 from data.manifest import open_split
 from data.reader import ImageReader
 from data.sample import MAX_IMAGE_BYTES

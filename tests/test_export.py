@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 from data import storage
 from data.manifest import open_split
-from data.tables import write_table
 from data.reader import check_labeled
+from data.tables import write_table
 from pipeline.export import export
 from pipeline.fields import Config
 from pipeline.layout import Layout

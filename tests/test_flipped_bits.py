@@ -25,9 +25,8 @@ from data.label_files import (
 )
 from data.labels import PseudoLabels
 from data.manifest import DataError, Shard, open_split
-from data.tables import write_table
 from data.overlay import RowFilter
-from data.tables import open_table, read_table, to_parquet
+from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.exporting.tables import write_labels_alone
 from pipeline.fields import Config
 from pipeline.layout import Layout

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
 from data.index import INDEX_SCHEMA, index_digest
+from data.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
 from data.tables import write_table
 from pipeline.config import load_config
 from pipeline.models.factory import build_model, count_parameters, on_meta

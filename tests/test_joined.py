@@ -17,9 +17,9 @@ from data import joined, storage
 from data.joined import JoinedTar, Provenance, key_prefix
 from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.manifest import DataError, open_split
-from data.tables import write_table
 from data.overlay import Overlay, RowFilter
 from data.reader import ImageReader
+from data.tables import write_table
 from tests.conftest import DIGIT_NAMES, WriteDigits
 
 Labeled = tuple[Overlay, np.ndarray, np.ndarray]  # probabilities (200, 10), copies (200,) of both shards

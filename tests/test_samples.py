@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.findings import Findings, findings_of
-from data.manifest import DataError, open_split
 from data.index import build_index
-from data.tables import write_table
+from data.manifest import DataError, open_split
 from data.reader import check_labeled
 from data.sample import Sample, image_extension, iterate_samples, mark_parted
+from data.tables import write_table
 
 Member = tuple[str, bytes]
 APPLE_DOUBLE = b"\0\5\26\7\0\2\0\0Mac OS X        "

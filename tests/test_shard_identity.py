@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import manifest, remote, storage
-from data.manifest import DataError, check_packed, open_split
 from data.index import build_index
+from data.manifest import DataError, check_packed, open_split
 from data.reader import ImageReader, Place, places_in
 from data.tar_header import MAX_FRONT, is_in_front
 from pipeline.fields import TrainConfig

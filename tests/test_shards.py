@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data import manifest, storage
-from data.manifest import DataError, Manifest, open_split
 from data.index import build_index
+from data.manifest import DataError, Manifest, open_split
 from data.reader import ImageReader, check_labeled
 from data.shards import write_shards
 from tests.conftest import WriteDigits
@@ -86,7 +86,8 @@ def test_known_foreign_shards_are_opened_without_reading_their_indexes(
     for number in range(3):
         write_raw_tar(tmp_path / f"foreign-{number}.tar", [("a.jpg", b"1"), ("a.jpg", b"2")])
     before = open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index"))
-    monkeypatch.setattr("data.manifest.read_table", lambda *_, **__: pytest.fail("an index was read"))
+    for module in ("index", "foreign_shards"):
+        monkeypatch.setattr(f"data.{module}.read_table", lambda *_, **__: pytest.fail("an index was read"))
     assert open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index")) == before
 
 

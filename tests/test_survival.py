@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from data.manifest import Split, open_split
-from data.tables import write_table
 from data.reader import ImageReader
+from data.tables import write_table
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.fit import TrainJob
 from pipeline.training.inputs import Batches, StreamSpec, labeled_stream

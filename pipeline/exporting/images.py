@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
+from data.index import INDEX_SCHEMA, index_digest
 from data.joined import Entry, LabelEntries, Rows, sample_bytes
 from data.labels_of_archives import LABELS_FOLDER
 from data.manifest import INDEX_FOLDER, DataError, ShardRecord
-from data.index import INDEX_SCHEMA, index_digest
-from data.tables import write_table
 from data.overlay import Overlay
 from data.reader import ImageReader
-from data.tables import read_table
+from data.tables import read_table, write_table
 from data.tar import end_of_archive
 from pipeline.exporting.plan import Part
 from pipeline.exporting.record import Hashing, write_record

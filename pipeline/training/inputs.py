@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from data.exclude import keys_in
 from data.images import DecodeError
-from data.label_files import LABELS_REMEDY, read_copies, soft_targets
 from data.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
+from data.label_files import LABELS_REMEDY, read_copies, soft_targets
 from data.manifest import DataError, Shard, Split
 from data.reader import ImageReader, Place
 from data.stream import Entries, Order
@@ -41,7 +41,6 @@ class StreamSpec:
 
     Attributes:
         table_urls: per shard, the Parquet table of its rows: the shard's index, or its pseudo-labels.
-        index_digests: per shard, what an index must have as `data.manifest.index_digest`; empty where tables are pseudo-labels.
         copies_urls: per shard, the selection's `copies` column; None sees every row once an epoch.
         excluded: per shard, rows that are never seen; none where empty. Not together with `copies_urls`.
         images_per_step: over all ranks.
