@@ -29,15 +29,15 @@ import pyarrow.parquet as pq
 import torch
 
 from data import fashion_mnist
-from data.manifest import open_split
-from data.reader import ImageReader
 from data.settings import UsageError, run_command
-from data.shards import Members, labeled_members, write_shards
-from pipeline.config import load_config
-from pipeline.fields import TrainConfig
+from data.shards.image_reader import ImageReader
+from data.shards.split import open_split
+from data.shards.write import Members, labeled_members, write_shards
+from pipeline.core.config import load_config
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import predict_split, top_k_accuracy
+from pipeline.inference.publish import load_predictor
 from pipeline.run import main as pipeline
-from pipeline.training.inference import predict_split, top_k_accuracy
-from pipeline.training.published import load_predictor
 
 ARMS = ("teacher", "student", "labels_alone", "without_noise", "all_labels")
 NO_NOISE = [

@@ -19,11 +19,11 @@ from PIL import Image
 
 from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import PHOTOS, photo_jpeg
+from data.images.clean_view import Decoder
 from data.settings import run_command
-from data.view import Decoder
-from pipeline.fields import TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.training.inference import Predictor
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor
+from pipeline.models.registry import build_model
 
 SHAPES = ((500, 375), (1000, 750), (1600, 1200))
 HALF = TrainConfig(model=MODEL, image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

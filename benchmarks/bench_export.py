@@ -30,16 +30,16 @@ import ray
 
 from benchmarks.photos import make_photos
 from benchmarks.scratch import fresh_folder
-from data.joined import Provenance
-from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
-from data.manifest import open_split
-from data.overlay import Overlay
+from data.labels.joined_tar import Provenance
+from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
+from data.labels.overlay import Overlay
 from data.settings import run_command
+from data.shards.split import open_split
 from data.tables import write_table
-from pipeline.cluster import start_ray
-from pipeline.exporting.tasks import make_files
-from pipeline.exporting.todo import Job, files_of
-from pipeline.fields import Config, ExportConfig
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import Config, ExportConfig
+from pipeline.export.tasks import make_files
+from pipeline.export.todo import Job, files_of
 
 NUM_CLASSES, TOP_K, PER_SHARD = 1000, 10, 1000
 

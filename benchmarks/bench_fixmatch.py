@@ -24,12 +24,12 @@ import torch
 from benchmarks import bench_accuracy
 from benchmarks.fixmatch import FixMatch, read_images, train
 from data import fashion_mnist
-from data.manifest import open_split
 from data.settings import UsageError, run_command
-from pipeline.config import load_config
-from pipeline.fields import Config, TrainConfig
-from pipeline.models.factory import build_model, count_flops
-from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
+from data.shards.split import open_split
+from pipeline.core.config import load_config
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.models.registry import build_model, count_flops
 
 FORWARD = 1 / 3  # of a training pass: backward is about two forward passes
 NUM_CLASSES = 10

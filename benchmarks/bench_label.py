@@ -34,14 +34,14 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from benchmarks.photos import make_photos
-from data.manifest import open_split
-from data.reader import ImageReader
+from data.images.clean_view import EvalView
 from data.settings import run_command
-from data.view import EvalView
-from pipeline.effort import peak_memory
-from pipeline.fields import TrainConfig
-from pipeline.training.inference import Predictor
-from teacher.label_shard import ShardLabeler
+from data.shards.image_reader import ImageReader
+from data.shards.split import open_split
+from pipeline.core.schema import TrainConfig
+from pipeline.core.timing import peak_memory
+from pipeline.inference.predictor import Predictor
+from teacher.labeling.label_shard import ShardLabeler
 
 SIZE, CROP_PCT, BATCH, THREADS, NUM_CLASSES, PER_SHARD = 224, 0.875, 256, 2, 1000, 500
 _CHUNK = 32

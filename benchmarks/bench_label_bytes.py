@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.bench_label_model import PER_SHARD, make_predictor
 from benchmarks.photos import make_photos
-from data.label_files import label_table, top_k_of, write_labels
-from data.manifest import Shard, open_split
-from data.reader import ImageReader
+from data.labels.label_files import label_table, top_k_of, write_labels
 from data.settings import run_command
-from pipeline.training.inference import Predictor
+from data.shards.image_reader import ImageReader
+from data.shards.split import Shard, open_split
+from pipeline.inference.predictor import Predictor
 
 TOP_KS = (1, 5, 10, 16, 1000)
 

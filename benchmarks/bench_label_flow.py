@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.bench_label import BATCH, NUM_CLASSES, THREADS, StubPredictor
 from benchmarks.photos import make_photos
-from data.manifest import Shard, open_split
 from data.settings import run_command
-from pipeline.effort import peak_memory
-from teacher.label_shard import ShardLabeler
+from data.shards.split import Shard, open_split
+from pipeline.core.timing import peak_memory
+from teacher.labeling.label_shard import ShardLabeler
 
 SHAPES = ((10, 100), (100, 100), (1, 10_000))  # shards, images in each
 

@@ -24,13 +24,13 @@ import torch
 from benchmarks.bench_label import StubPredictor
 from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import make_photos
-from data.manifest import Shard, open_split
 from data.settings import run_command
-from pipeline.fields import TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.models.folding import fold_batch_norm
-from pipeline.training.inference import Predictor
-from teacher.label_shard import ShardLabeler
+from data.shards.split import Shard, open_split
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor
+from pipeline.models.fold_batch_norm import fold_batch_norm
+from pipeline.models.registry import build_model
+from teacher.labeling.label_shard import ShardLabeler
 
 SIZE, BATCH, PER_SHARD = 224, 64, 256
 

@@ -5,7 +5,7 @@
 JPEG photos of 500 × 375 pixels (50 kB) to 224 px in batches of 64, RandAugment with 2 operations at magnitude 15, always applied.
 One process and one thread, no loader processes; images per second of CPU time, so that other work on the machine counts little.
 The contenders take turns in each round; medians of the rounds. `ours` has timm's distribution but for SolarizeAdd's level
-(`pipeline/training/rand_augment.py`); torchvision's has another table of operations and magnitudes.
+(`pipeline/inputs/rand_augment.py`); torchvision's has another table of operations and magnitudes.
 
     ours                what `fit` trains on
     ours, on device     augment_on=device: the host decodes, crops and flips; RandAugment is left to the GPU
@@ -37,10 +37,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.photos import PHOTOS, make_photos
-from data.manifest import open_split
 from data.settings import run_command
-from pipeline.fields import TrainConfig
-from pipeline.training.inputs import Batches, labeled_stream
+from data.shards.split import open_split
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import Batches, labeled_stream
 
 SIZE, BATCH, PER_SHARD, LARGE = 224, 64, 128, (1600, 1200)
 TIMMS_AUGMENT = "rand-m15-n2-p1.0-mmax15"

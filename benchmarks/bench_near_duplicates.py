@@ -23,16 +23,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data import fashion_mnist
-from data.held_out import HeldOut, traits
-from data.images import Pixels, decode, image_hash
-from data.manifest import open_split
-from data.reader import ImageReader
+from data.images.decode import Pixels, decode, image_hash
+from data.images.held_out_hashes import HeldOut, traits
+from data.images.similarity import SIDE, mirrored, normalized, thumbnail
 from data.settings import run_command
-from data.thumbnail import SIDE, mirrored, normalized, thumbnail
-from pipeline.fields import SelectConfig
-from teacher.cutoffs import UInt64
-from teacher.hash_index import HashIndex
-from teacher.near_duplicates import MAX_DISTANCE, Search
+from data.shards.image_reader import ImageReader
+from data.shards.split import open_split
+from pipeline.core.schema import SelectConfig
+from teacher.near_duplicates.hash_index import HashIndex
+from teacher.near_duplicates.search import MAX_DISTANCE, Search
+from teacher.selection.cutoffs import UInt64
 
 SQUARE, NUM_COPIED, NUM_INDEXED = 240, 1000, 120_000
 LIMITS = (0.95, 0.98, 0.99, 0.995)

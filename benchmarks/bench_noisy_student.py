@@ -14,13 +14,13 @@ import sys
 from typing import Any
 
 from data import fashion_mnist, storage
-from data.manifest import open_split
 from data.settings import run_command
-from pipeline.config import load_config
-from pipeline.layout import Layout
+from data.shards.split import open_split
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
 from pipeline.run import main as pipeline
-from pipeline.study.table import RESULTS_NAME
-from student.noisy_student_study import NOISY_STUDENT, RECIPE, TEACHER
+from pipeline.studies.noisy_student import NOISY_STUDENT, RECIPE, TEACHER
+from pipeline.studies.table import RESULTS_NAME
 
 DATA = "datasets/fashion_mnist-50-0"
 

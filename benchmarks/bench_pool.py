@@ -14,11 +14,11 @@ from pathlib import Path
 
 import ray
 
-from data.label_files import LabeledShard
-from data.manifest import Shard
+from data.labels.label_files import LabeledShard
 from data.settings import run_command
-from pipeline.cluster import start_ray
-from teacher.pool import PoolOptions, ShardPool, here
+from data.shards.split import Shard
+from pipeline.core.ray_runtime import start_ray
+from teacher.labeling.pool import PoolOptions, ShardPool, here
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]

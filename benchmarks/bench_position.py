@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.scratch import fresh_folder, remove_folder
-from data.label_files import COPIES_COLUMN
+from data.labels.label_files import COPIES_COLUMN
 from data.settings import run_command
 from data.tables import write_table
-from pipeline.fields import TrainConfig
-from pipeline.training.inputs import Batches, StreamSpec
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import Batches, StreamSpec
 
 PER_STEP = 3584  # pseudo-labeled images of a batch of 4,096
 

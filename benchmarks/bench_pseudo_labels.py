@@ -31,15 +31,15 @@ import torch
 
 from benchmarks import bench_accuracy
 from data import fashion_mnist
-from data.label_files import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
-from data.manifest import open_split
+from data.labels.label_files import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
 from data.settings import UsageError, run_command
-from pipeline.config import load_config
-from pipeline.fields import StudentConfig
-from pipeline.models.factory import build_model
-from pipeline.training.fit import TrainJob, fit, load_trained
-from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.inputs import StreamSpec, labeled_stream
+from data.shards.split import open_split
+from pipeline.core.config import load_config
+from pipeline.core.schema import StudentConfig
+from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inputs.streams import StreamSpec, labeled_stream
+from pipeline.models.registry import build_model
+from pipeline.training.loop import TrainJob, fit, load_trained
 
 NUM_CLASSES, QUOTA, THRESHOLD = 10, 3000, 0.8
 

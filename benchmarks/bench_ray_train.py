@@ -27,8 +27,8 @@ import torch
 from benchmarks.bench_train import CONFIG, NUM_SHARDS, PER_SHARD, in_ray_train, training_job
 from benchmarks.photos import make_photos
 from data.settings import UsageError, run_command
-from pipeline.cluster import start_ray
-from pipeline.training.fit import TrainJob, fit
+from pipeline.core.ray_runtime import start_ray
+from pipeline.training.loop import TrainJob, fit
 from pipeline.training.progress import TrainingDisplay
 
 KINDS = ("bare", "ray_train")

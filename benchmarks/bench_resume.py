@@ -18,11 +18,11 @@ from statistics import median
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
-from data.foreign_shards import foreign_index_name
-from data.label_files import LabeledShard
-from data.manifest import MANIFEST_NAME, Manifest, ShardRecord, open_split
+from data.labels.label_files import LabeledShard
 from data.settings import run_command
-from teacher.journal import JOURNAL_NAME, Journal
+from data.shards.foreign_shards import foreign_index_name
+from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord, open_split
+from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
 
 _MADE_BY = "a teacher"
 SHARD_BYTES, LABEL_BYTES, PER_SHARD = 500_000_000, 1_000_000, 10_000

@@ -40,14 +40,14 @@ from benchmarks.process_memory import own_memory_of_worker
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
 from data.settings import run_command
-from pipeline.effort import peak_memory
-from pipeline.stage import Fingerprint, open_stage
-from teacher.cutoffs import SelectRule
-from teacher.processes import threads_or_processes
-from teacher.select import select_shards
-from teacher.selection import write_all_copies
-from teacher.selection_file import selection_json
-from teacher.threads import in_threads
+from pipeline.core.stage import Fingerprint, open_stage
+from pipeline.core.timing import peak_memory
+from teacher.selection.copies import write_all_copies
+from teacher.selection.cutoffs import SelectRule
+from teacher.selection.processes import threads_or_processes
+from teacher.selection.select import select_shards
+from teacher.selection.selection_file import selection_json
+from teacher.selection.threads import in_threads
 
 THREADS, LAYOUTS = 2, (1_000_000, 10_000)  # rows per file
 _TIMEOUT_S = 1800
@@ -76,7 +76,7 @@ def bench(
 
 
 def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
-    """The stage as `teacher.select_stage` does it; seconds of its parts, and images kept and copies by class."""
+    """The stage as `teacher.selection.stage` does it; seconds of its parts, and images kept and copies by class."""
     clock = [time.perf_counter()]
     with contextlib.redirect_stdout(io.StringIO()):
         stage = open_stage(out, "select", Fingerprint({}, {}))

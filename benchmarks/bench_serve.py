@@ -40,11 +40,11 @@ from benchmarks.bench_export import NUM_CLASSES, bench_overlay
 from benchmarks.photos import make_photos
 from benchmarks.scratch import fresh_folder
 from data import storage
-from data.overlay import Overlay
+from data.labels.overlay import Overlay
 from data.settings import run_command
-from pipeline.exporting.files import read_manifest, write_manifests
-from pipeline.exporting.todo import Job, files_of, make_file
-from pipeline.fields import Config, ExportConfig
+from pipeline.core.schema import Config, ExportConfig
+from pipeline.export.manifests import read_manifest, write_manifests
+from pipeline.export.todo import Job, files_of, make_file
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun

@@ -34,13 +34,13 @@ from ray.train.torch import TorchTrainer
 
 from benchmarks import timm_loop
 from benchmarks.photos import PHOTOS, make_photos
-from data.manifest import open_split
 from data.settings import UsageError, run_command
-from pipeline.cluster import start_ray
-from pipeline.fields import TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.training.fit import TrainJob, fit
-from pipeline.training.inputs import Batches, labeled_stream
+from data.shards.split import open_split
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.models.registry import build_model
+from pipeline.training.loop import TrainJob, fit
 
 WARM_UP, NUM_SHARDS, PER_SHARD = 5, 4, 128
 CONFIG = TrainConfig(

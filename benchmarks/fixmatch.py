@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.images import Pixels, decode
-from data.manifest import Split
-from data.reader import ImageReader
-from pipeline.fields import AugmentConfig, TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.training.augment import TrainTransform, normalize, sample_seed
+from data.images.decode import Pixels, decode
+from data.shards.image_reader import ImageReader
+from data.shards.split import Split
+from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.inputs.train_transform import TrainTransform, normalize, sample_seed
+from pipeline.models.registry import build_model
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
 from pipeline.training.optimizer import build_optimizer

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.label_files import label_schema, write_label_table
+from data.labels.label_files import label_schema, write_label_table
 
 NUM_CLASSES = 1000
 _BLOCK = 10_000  # rows made from one seed, so that the rows are the same in files of any size

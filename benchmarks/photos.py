@@ -10,7 +10,7 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from data.shards import Members, labeled_members, write_shards
+from data.shards.write import Members, labeled_members, write_shards
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg",

@@ -1,4 +1,4 @@
-"""Memory of a process that works for a benchmark: a task for `teacher.processes`, whose tasks have to be importable."""
+"""Memory of a process that works for a benchmark: a task for `teacher.selection.processes`, whose tasks have to be importable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.effort import peak_memory
+from pipeline.core.timing import peak_memory
 
 
 def own_memory_of_worker(shards: Iterable[str]) -> int:  # noqa: ARG001 (an executor's task)

@@ -16,7 +16,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3
 from torch import nn
 
-from pipeline.fields import TrainConfig
+from pipeline.core.schema import TrainConfig
 
 
 def make_loader(folder: str, split: str, num_samples: int, config: TrainConfig) -> torch.utils.data.DataLoader:

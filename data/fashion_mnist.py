@@ -27,10 +27,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import storage
-from data.held_out import is_outdated, traits, write_hashes
-from data.manifest import MANIFEST_NAME, DataError
+from data.images.held_out_hashes import is_outdated, traits, write_hashes
 from data.settings import run_command
-from data.shards import Members, labeled_members, require_ours, write_shards
+from data.shards.split import MANIFEST_NAME, DataError
+from data.shards.write import Members, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 CLASS_NAMES = (

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data import storage
 from data.errors import DataError
-from data.redact import redacted
+from data.storage.redact import redacted
 
 
 def read_json(

@@ -6,8 +6,8 @@ import io
 from contextlib import suppress
 
 from data import storage
-from data.manifest import DataError
-from data.redact import redacted
+from data.shards.split import DataError
+from data.storage.redact import redacted
 
 _LONGEST = 255  # bytes, as file systems have it
 _SHOWN = 60

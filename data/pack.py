@@ -24,17 +24,17 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.folders import LeftOut
-from data.held_out import Traits, is_outdated, traits, write_hashes
-from data.images import DecodeError, decode
+from data.images.decode import DecodeError, decode
+from data.images.held_out_hashes import Traits, is_outdated, traits, write_hashes
 from data.json_files import read_json
-from data.manifest import HASHES_NAME, MANIFEST_NAME, DataError
-from data.pack_plan import Plan, plan_packing, require_decodable
-from data.pack_summary import print_summary
-from data.sample import printable
+from data.packing.folders import LeftOut
+from data.packing.plan import Plan, plan_packing, require_decodable
+from data.packing.sources import REJECTED_NAME, SOURCES_NAME, read_sources
+from data.packing.summary import print_summary
 from data.settings import run_command
-from data.shards import Members, labeled_members, require_ours, write_shards
-from data.sources import REJECTED_NAME, SOURCES_NAME, read_sources
+from data.shards.samples import printable
+from data.shards.split import HASHES_NAME, MANIFEST_NAME, DataError
+from data.shards.write import Members, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 
@@ -59,7 +59,7 @@ def pack(
     """Pack a folder (see the module's text).
 
     Raises:
-        DataError: no folder, no images, classes that are none (see `data.folders.find_classes`), or `out` in use.
+        DataError: no folder, no images, classes that are none (see `data.packing.folders.find_classes`), or `out` in use.
     """
     root = Path(images)
     if not root.is_dir():

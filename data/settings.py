@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data.redact import redacted
+from data.storage.redact import redacted
 
 
 class UsageError(ValueError):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from data import storage
 from data.errors import DataError
-from data.redact import redacted
+from data.storage.redact import redacted
 
 _SEAL = b"\x93NSPfoot"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size

@@ -36,25 +36,33 @@ from pkgutil import resolve_name
 from typing import Any
 
 from data import storage
-from data.manifest import open_split
-from data.redact import redacted
 from data.settings import UsageError, nearest
-from pipeline import interrupt, output
-from pipeline.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
-from pipeline.effort import Clock
-from pipeline.fields import Config
-from pipeline.generations import all_layouts, describe_best, known_layouts, summarize
-from pipeline.inputs import require_inputs
-from pipeline.labeled import check_splits, splits_to_check
-from pipeline.layout import Layout
-from pipeline.lock import run_lock
-from pipeline.shard_check import reindex, verify_splits
-from pipeline.stage import StageRefusedError, WorkerError, add_effort, done_record, on_acceptance, refuse_other_config
-from pipeline.status import last_begun, note_stop, print_status, watch_status
-from pipeline.summary import write_summary
-from pipeline.upstream import require_test
+from data.shards.split import open_split
+from data.storage.redact import redacted
+from pipeline.core import console as output
+from pipeline.core import interrupt
+from pipeline.core.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
+from pipeline.core.layout import Layout
+from pipeline.core.lock import run_lock
+from pipeline.core.schema import Config
+from pipeline.core.stage import (
+    StageRefusedError,
+    WorkerError,
+    add_effort,
+    done_record,
+    on_acceptance,
+    refuse_other_config,
+)
+from pipeline.core.timing import Clock
+from pipeline.evaluation.generations import all_layouts, describe_best, known_layouts, summarize
+from pipeline.evaluation.summary import write_summary
+from pipeline.planning.status import last_begun, note_stop, print_status, watch_status
+from pipeline.upstream.changed_shards import reindex, verify_splits
+from pipeline.upstream.labeled_splits import check_splits, splits_to_check
+from pipeline.upstream.required_files import require_inputs
+from pipeline.upstream.stage_inputs import require_test
 from teacher.diff import diff
-from teacher.select_stage import select
+from teacher.selection.stage import select
 
 OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
 
@@ -67,27 +75,27 @@ def _later(name: str) -> Callable[..., Any]:
 
 STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
     "teacher": _later("teacher.train:train_teacher"),
-    "label": _later("teacher.label:label"),
+    "label": _later("teacher.labeling.stage:label"),
     "select": select,
     "student": _later("student.train:train_student"),
-    "evaluate": _later("pipeline.evaluate:evaluate"),
-    "export": _later("pipeline.export:export"),
+    "evaluate": _later("pipeline.evaluation.stage:evaluate"),
+    "export": _later("pipeline.export.stage:export"),
 }
 ASKED_FOR = ("export",)  # by name alone: a second copy of the images
 ABLATE = "ablate"  # of no generation
 FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
 READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {
-    "report": _later("pipeline.report:write_report"),
+    "report": _later("pipeline.report.build:write_report"),
     "status": print_status,
-    "serve": _later("pipeline.serve:serve"),
+    "serve": _later("pipeline.serving.server:serve"),
 }
-_verify_labels = _later("teacher.verify:verify_labels")
-_decide = _later("pipeline.decide:decide")
-_print_plan = _later("pipeline.plan:print_plan")
-_plan_study = _later("pipeline.ablate:plan_study")
-_open_study = _later("pipeline.ablate:open_study")
-_ablate = _later("pipeline.ablate:ablate")
-_check_unlabeled = _later("teacher.corpus:check_unlabeled")
+_verify_labels = _later("teacher.labeling.verify:verify_labels")
+_decide = _later("pipeline.evaluation.decide:decide")
+_print_plan = _later("pipeline.planning.plan:print_plan")
+_plan_study = _later("pipeline.studies.stage:plan_study")
+_open_study = _later("pipeline.studies.stage:open_study")
+_ablate = _later("pipeline.studies.stage:ablate")
+_check_unlabeled = _later("teacher.labeling.corpus:check_unlabeled")
 _require_beginning = _later("student.train:require_beginning")
 
 

@@ -1,4 +1,4 @@
-"""The student's last part: a few epochs at a larger size, on labeled images without noise; see `pipeline.training.fix_resolution`."""
+"""The student's last part: a few epochs at a larger size, on labeled images without noise; see `pipeline.training.freezing`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 from dataclasses import replace
 
 from data import storage
-from pipeline.fields import AugmentConfig, StudentConfig
-from pipeline.training.fit import TrainJob
+from pipeline.core.schema import AugmentConfig, StudentConfig
+from pipeline.training.loop import TrainJob
 
 logger = logging.getLogger(__name__)
 

@@ -8,20 +8,20 @@ from functools import partial
 from typing import Any
 
 from data import storage
-from data.exclude import exclude_inputs, read_keys
-from data.label_files import copies_digests, labels_by_name
-from data.manifest import Split, open_split
-from data.reader import check_labeled
-from pipeline.fields import Config, StudentConfig
-from pipeline.layout import Layout
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.labels.label_files import copies_digests, labels_by_name
+from data.shards.image_reader import check_labeled
+from data.shards.split import Split, open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config, StudentConfig
+from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
+from pipeline.inference.publish import WEIGHTS_FOLDER, publish, read_info
+from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.device import require_device
-from pipeline.models.factory import begins_as, build_model, count_parameters, on_meta
-from pipeline.stage import Fingerprint, StageError, open_stage, require_done
-from pipeline.training.fit import TrainJob, load_trained
-from pipeline.training.inputs import StreamSpec, labeled_stream
+from pipeline.models.registry import begins_as, build_model, count_parameters, on_meta
 from pipeline.training.launch import run_training
-from pipeline.training.published import WEIGHTS_FOLDER, publish, read_info
-from pipeline.upstream import (
+from pipeline.training.loop import TrainJob, load_trained
+from pipeline.upstream.stage_inputs import (
     explain_inputs,
     require_labeled_corpus,
     require_labels,

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
-from pipeline.fields import Config
-from pipeline.layout import PREVIOUS_NAME, VERSION, Layout
-from pipeline.stage import StageError, require_done
-from teacher.cutoffs import Int64
-from teacher.processes import threads_or_processes
+from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from pipeline.core.layout import PREVIOUS_NAME, VERSION, Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, require_done
+from teacher.selection.cutoffs import Int64
+from teacher.selection.processes import threads_or_processes
 
 _SHOWN = 10  # lines on the screen
 

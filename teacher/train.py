@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from data.exclude import exclude_inputs, read_keys
-from data.manifest import Split
-from data.reader import check_labeled
-from data.redact import redacted
-from pipeline.fields import Config, TeacherConfig, TrainConfig
-from pipeline.labeled import classes_of, open_labeled
-from pipeline.layout import Layout
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.shards.image_reader import check_labeled
+from data.shards.split import Split
+from data.storage.redact import redacted
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config, TeacherConfig, TrainConfig
+from pipeline.core.stage import Fingerprint, StageError, digest_of, open_stage, require_done
+from pipeline.inference.publish import publish
+from pipeline.inputs.streams import labeled_stream
 from pipeline.models.classes import class_order, reorder_classes
 from pipeline.models.device import require_device
 from pipeline.models.weights import load_external, other_preprocessing, weights_digest
-from pipeline.stage import Fingerprint, StageError, digest_of, open_stage, require_done
-from pipeline.training.fit import TrainJob, load_trained
-from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
-from pipeline.training.published import publish
+from pipeline.training.loop import TrainJob, load_trained
+from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 
 def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:

@@ -19,9 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
 
-from data import remote, retry
-from data.held_out import traits, write_hashes
-from data.shards import Members, labeled_members, write_shards
+from data.images.held_out_hashes import traits, write_hashes
+from data.shards.write import Members, labeled_members, write_shards
+from data.storage import remote, retry
 from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # an example's time says nothing there
@@ -41,7 +41,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 images (N, 8, 8) uint8 and labels (N,) of handwritten digits, shuffled."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    return (data.images[order] * 15.9).astype(np.uint8), data.target[order]
+    return (data.images.decode[order] * 15.9).astype(np.uint8), data.target[order]
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data import storage
-from data.held_out import traits, write_hashes
-from data.images import Pixels, decode, image_hash
-from data.label_files import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
-from data.manifest import open_split
-from data.shards import Members, write_shards
-from pipeline.layout import Layout
-from pipeline.stage import Fingerprint, open_stage
+from data.images.decode import Pixels, decode, image_hash
+from data.images.held_out_hashes import traits, write_hashes
+from data.labels.label_files import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
+from data.shards.split import open_split
+from data.shards.write import Members, write_shards
+from pipeline.core.layout import Layout
+from pipeline.core.stage import Fingerprint, open_stage
 
 TILE = 140
 NUM_PHOTOS = 10

@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 
-from data.failpoint import VARIABLE
-from data.manifest import ShardRecord
-from pipeline import export as module
-from pipeline.exporting.todo import File, Job, make_file
-from pipeline.fields import Config
-from pipeline.layout import Layout
+from data.shards.split import ShardRecord
+from data.storage.failpoint import VARIABLE
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.export import stage as module
+from pipeline.export.todo import File, Job, make_file
 
 
 def make_here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:

@@ -7,7 +7,7 @@ import sys
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from data.labels import PseudoLabels
+from data.labels.pseudo_labels import PseudoLabels
 
 
 def main(rank: str, world_size: str, store: str, source: str) -> None:

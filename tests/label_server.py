@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
-from data.manifest import Manifest
+from data.shards.split import Manifest
 
 TOKEN = "a-token-of-the-tests"
 Kind = Literal["503", "cut", "replaced"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.images import Pixels
+from data.images.decode import Pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SHORT, LONG = 3, 4

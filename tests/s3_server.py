@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 from data import storage
-from pipeline import lock
+from pipeline.core import lock
 
 BUCKET = "bucket"
 SECRET = "a-secret-that-nobody-sees"

@@ -22,16 +22,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data.shards import write_shards
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.serve import open_catalog
+from data.shards.write import write_shards
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.listening import Settings, serve_until
-from teacher.select_stage import select
+from pipeline.serving.server import open_catalog
+from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
+from tests.pipeline.export.test_export import with_teacher
 from tests.small_run import SmallRun
-from tests.test_export import with_teacher
 
 _TIMEOUT_S = 60.0
 

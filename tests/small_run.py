@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.label_files import (
+from data.labels.label_files import (
     LABELS_MANIFEST,
     QUARANTINE_NAME,
     Quarantined,
@@ -21,12 +21,12 @@ from data.label_files import (
     top_k_of,
     write_labels,
 )
-from data.manifest import open_split
+from data.shards.split import open_split
 from data.tables import write_table
-from pipeline.config import write_config
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import Fingerprint, done_record, open_stage
+from pipeline.core.config import write_config
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, done_record, open_stage
 from tests.conftest import DIGIT_NAMES, WriteDigits
 
 NUM_UNLABELED, PER_SHARD, NUM_TEST = 120, 50, 400

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import load_config
-from pipeline.reference import reference
+from pipeline.core.config import load_config
+from pipeline.core.reference import reference
 from tests.conftest import png
 
 ROOT = Path(__file__).parent.parent
@@ -24,9 +24,9 @@ NOT_RUN = {  # command → what runs it instead
     "make demo": "it is the demo",
     "make test": "it is this",
     "pip install -e .": "installing is not for tests",
-    "teacher.weights=lite0.safetensors": "tests/test_real_model.py",
-    "data.pack images=photos out=": "tests/test_real_model.py",
-    "stage=serve": "tests/test_serve.py",
+    "teacher.weights=lite0.safetensors": "tests/pipeline/models/test_real_model.py",
+    "data.pack images=photos out=": "tests/pipeline/models/test_real_model.py",
+    "stage=serve": "tests/pipeline/serving/test_serve.py",
 }
 TINY = """
 threads: 1
@@ -89,7 +89,7 @@ def test_every_command_does_what_the_documents_say(photos: Path) -> None:
                 continue
             ending = (
                 " plan=true" if "stage=ablate" in command else ""
-            )  # two dozen trainings; tests/test_study.py makes some
+            )  # two dozen trainings; tests/pipeline/studies/test_studies.py makes some
             result = run(_here(command) + ending, photos)
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             done.append(command)
@@ -121,7 +121,7 @@ def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:
 
 
 def test_the_reference_of_fields_is_that_of_the_code() -> None:
-    assert (ROOT / "docs/fields.md").read_text() == reference(), "python -m pipeline.reference > docs/fields.md"
+    assert (ROOT / "docs/fields.md").read_text() == reference(), "python -m pipeline.core.reference > docs/fields.md"
 
 
 def test_the_picture_of_the_architecture_is_of_the_code() -> None:

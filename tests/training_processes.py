@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from data import failpoint
-from pipeline import interrupt
-from pipeline.training import fit as fit_module
-from pipeline.training.fit import TrainJob, fit
+from data.storage import failpoint
+from pipeline.core import interrupt
+from pipeline.training import loop as fit_module
+from pipeline.training.loop import TrainJob, fit
 
 # Forked from a process that has imported all this, and nothing else: one starts in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -1,7 +1,8 @@
 """The fast way from JPEG bytes to pixels: libjpeg-turbo's decoder.
 
-Pixels of images that are not scaled while decoding are Pillow's own, bit for bit. It is for plain JPEGs (`data.jpeg_header`); the rest
-(other formats, CMYK and YCCK, images to be turned, unusual headers, damaged files) goes to `data.images`, which decides by its rule.
+Pixels of images that are not scaled while decoding are Pillow's own, bit for bit. It is for plain JPEGs
+(`data.images.jpeg_header`); the rest (other formats, CMYK and YCCK, images to be turned, unusual headers, damaged files) goes to
+`data.images.decode`, which decides by its rule.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import math
 
 import simplejpeg
 
-from data.images import MAX_PIXELS, Pixels, decode
-from data.jpeg_header import plain_shape
+from data.images.decode import MAX_PIXELS, Pixels, decode
+from data.images.jpeg_header import plain_shape
 
 _KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
 
 
 def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = None) -> Pixels:
-    """As `data.images.decode`; JPEGs four times too large are scaled while they are decoded.
+    """As `data.images.decode.decode`; JPEGs four times too large are scaled while they are decoded.
 
     Args:
         shorter_side: pixels that are wanted of the shorter side; a scaled image has at least twice as many. 0: never scale.
@@ -27,7 +28,7 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: see `data.images.decode`.
+        DecodeError: see `data.images.decode.decode`.
     """
     shape = jpeg_shape(content)
     if shape is None:

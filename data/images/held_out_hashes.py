@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images import Pixels, image_hash
-from data.manifest import HASHES_NAME, DataError
+from data.images.decode import Pixels, image_hash
+from data.images.similarity import SIDE, thumbnail
+from data.shards.split import HASHES_NAME, DataError
 from data.tables import open_content, parse_table, write_table
-from data.thumbnail import SIDE, thumbnail
 
 _SCHEMA = pa.schema(
     [

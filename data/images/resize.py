@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from data.images import Pixels, resized_shape, trim
+from data.images.decode import Pixels, resized_shape, trim
 
 _REACH = 3  # of the resize's kernel, in resized pixels, or source pixels where those are larger
 
 
 def eval_transform_fast(image: Pixels, image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Pixels:
-    """As `data.images.eval_transform` in mode `crop`, with torch's uint8 kernels.
+    """As `data.images.decode.eval_transform` in mode `crop`, with torch's uint8 kernels.
 
     Args:
         image: uint8 (H, W, 3).

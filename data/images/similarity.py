@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images import GREY, Pixels
+from data.images.decode import GREY, Pixels
 
 SIDE = 16
 

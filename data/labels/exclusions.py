@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from data import storage
-from data.manifest import DataError
+from data.shards.split import DataError
 
 
 def read_keys(url: str | None) -> frozenset[str]:

@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from data.reader import Place
-from data.sample import LABEL_FIELD
-from data.tar import end_of_archive, member, member_header, padding
+from data.shards.image_reader import Place
+from data.shards.samples import LABEL_FIELD
+from data.shards.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
 LABEL_COLUMNS = ("ordinal", "__key__", "offset", "size", "label", "confidence", "topk_index", "topk_prob", "rest")
@@ -33,7 +33,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class ByteSource(Protocol):
-    """Where images come from; `data.reader.ImageReader` is one."""
+    """Where images come from; `data.shards.image_reader.ImageReader` is one."""
 
     def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
         """The images at several places, ascending, of the shard at position `shard`."""

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 from data import storage
 from data.errors import DataError
 from data.json_files import first_problem, parse_json, read_json
-from data.manifest import Shard
-from data.redact import redacted
+from data.shards.split import Shard
+from data.storage.redact import redacted
 from data.tables import TableFile, open_content, open_table, read_whole, to_parquet
 
 LABELS_MANIFEST = "manifest.json"

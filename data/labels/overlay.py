@@ -12,10 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.exclude import is_excluded, keys_digest
-from data.joined import LABEL_COLUMNS, LabelEntries, Provenance, Rows
-from data.label_files import LABELS_REMEDY, LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
-from data.manifest import DataError, Shard
+from data.labels.exclusions import is_excluded, keys_digest
+from data.labels.joined_tar import LABEL_COLUMNS, LabelEntries, Provenance, Rows
+from data.labels.label_files import (
+    LABELS_REMEDY,
+    LabeledShard,
+    copies_digests,
+    labels_by_name,
+    read_copies,
+    read_labels,
+)
+from data.shards.split import DataError, Shard
 from data.tables import parse_table, read_whole
 
 FILTER_COLUMNS = ("label", "confidence")

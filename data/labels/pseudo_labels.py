@@ -22,16 +22,16 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data import storage
-from data.http_file import is_http
-from data.images import DecodeError, decode
-from data.label_source import PseudoLabeled, Source
-from data.labels_of_archives import LATEST_NAME, open_exported
-from data.labels_of_run import RUN_CONFIG, open_run
-from data.labels_of_server import open_served
-from data.manifest import MANIFEST_NAME, DataError
+from data.images.decode import DecodeError, decode
+from data.labels.overlay import RowFilter
+from data.labels.source import PseudoLabeled, Source
+from data.labels.sources.archives import LATEST_NAME, open_exported
+from data.labels.sources.run import RUN_CONFIG, open_run
+from data.labels.sources.server import open_served
 from data.names import read_pointer
-from data.overlay import RowFilter
-from data.redact import redacted
+from data.shards.split import MANIFEST_NAME, DataError
+from data.storage.http import is_http
+from data.storage.redact import redacted
 
 _READERS = 8  # label files read at once
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class PseudoLabels:
         return int(self.table().num_rows)
 
     def table(self) -> pa.Table:
-        """All labels without images, as `data.label_source.COLUMNS`; an image that the export repeats has a row each time."""
+        """All labels without images, as `data.labels.source.COLUMNS`; an image that the export repeats has a row each time."""
         with ThreadPoolExecutor(_READERS) as pool:
             tables = list(pool.map(self._source.table, range(self._source.num_shards)))
         return pa.concat_tables(tables).unify_dictionaries()

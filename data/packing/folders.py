@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.manifest import DataError
-from data.sample import IMAGE_EXTENSIONS, image_extension, printable
+from data.shards.samples import IMAGE_EXTENSIONS, image_extension, printable
+from data.shards.split import DataError
 
 SYSTEM_NAMES = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.folders import ImageFile
-from data.manifest import DataError
-from data.sample import printable
+from data.packing.folders import ImageFile
+from data.shards.samples import printable
+from data.shards.split import DataError
 
 _PIECE = 16 * 1024  # bytes from a file's middle that tell almost all files of one size apart
 Indices = NDArray[np.int64]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data import groups
-from data.folders import Found, ImageFile, find_classes, find_images
-from data.groups import Indices
-from data.images import DecodeError, decode
-from data.manifest import DataError
-from data.sample import IMAGE_EXTENSIONS, printable
+from data.images.decode import DecodeError, decode
+from data.packing import groups
+from data.packing.folders import Found, ImageFile, find_classes, find_images
+from data.packing.groups import Indices
+from data.shards.samples import IMAGE_EXTENSIONS, printable
+from data.shards.split import DataError
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def plan_packing(root: Path, out: str, labeled: bool, validation: float, seed: i
     """Look through a folder and decide; `group` is a regular expression for paths below it, or empty.
 
     Raises:
-        DataError: see `data.folders.find_classes`; no images; or a share or a pattern that is none.
+        DataError: see `data.packing.folders.find_classes`; no images; or a share or a pattern that is none.
     """
     found = find_images(root)
     classes = find_classes(root, found, out) if labeled else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data import storage
-from data.manifest import DataError
+from data.shards.split import DataError
 from data.tables import read_table
 
 SOURCES_NAME = "sources.parquet"

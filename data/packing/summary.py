@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from data import storage
-from data.folders import natural_order
-from data.index import read_index
-from data.manifest import HASHES_NAME, MANIFEST_NAME, Manifest
-from data.pack_plan import Plan
-from data.sample import printable
-from data.shards import index_url
-from data.sources import REJECTED_NAME, read_sources
+from data.packing.folders import natural_order
+from data.packing.plan import Plan
+from data.packing.sources import REJECTED_NAME, read_sources
+from data.shards.index import read_index
+from data.shards.samples import printable
+from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest
+from data.shards.write import index_url
 
 _SHOWN = 5
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from data.sample import INDEX_RULE, Sample, has_odd_key, is_damage
+from data.shards.samples import INDEX_RULE, Sample, has_odd_key, is_damage
 
 _MAX_IGNORED_FIELDS = 16  # a satellite's bands have that many names; more are parts of file names
 _USUAL = 0.1  # of a shard's samples: what so many have beside their image is a kind of image (depth.png), what fewer have is lost
@@ -45,7 +45,7 @@ NO_FINDINGS = Findings()
 
 
 def index_metadata(samples: Sequence[Sample]) -> dict[str, str]:
-    """What an index's metadata keep of the samples beside its rows; see `data.index.build_index`."""
+    """What an index's metadata keep of the samples beside its rows; see `data.shards.index.build_index`."""
     seen: set[str] = set()
     odd = []
     for sample in samples:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
-from data.findings import NO_FINDINGS, Findings, findings_of
-from data.index import INDEX_SCHEMA, build_index, index_digest
-from data.redact import redacted
+from data.shards.findings import NO_FINDINGS, Findings, findings_of
+from data.shards.index import INDEX_SCHEMA, build_index, index_digest
 from data.storage import Entry
+from data.storage.redact import redacted
 from data.tables import read_table, write_table
 
 KNOWN_NAME = "shards.json"

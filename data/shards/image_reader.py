@@ -17,10 +17,10 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from data import storage
-from data.manifest import DataError, Shard, Split
-from data.redact import redacted
-from data.sample import iterate_samples
-from data.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
+from data.shards.samples import iterate_samples
+from data.shards.split import DataError, Shard, Split
+from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
+from data.storage.redact import redacted
 
 _OPEN_FILES = 64
 _MAX_WASTE = 2  # bytes read per byte wanted, rather than seeking

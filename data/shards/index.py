@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
-from data.findings import index_metadata
-from data.redact import redacted
-from data.sample import iterate_samples, mark_parted
+from data.shards.findings import index_metadata
+from data.shards.samples import iterate_samples, mark_parted
+from data.storage.redact import redacted
 from data.tables import read_table
 
 INDEX_SCHEMA = pa.schema(
@@ -36,8 +36,8 @@ def build_index(url: str) -> pa.Table:
     """Index a shard in one pass over its headers. Problems become rows, not exceptions.
 
     The table's metadata has the `rule` by which members became samples; counts the usable samples whose key occurs before in this
-    shard or could not be written (see `data.sample.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image members
-    that are labeled in no row: `ignored` (see `data.findings`).
+    shard or could not be written (see `data.shards.samples.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image
+    members that are labeled in no row: `ignored` (see `data.shards.findings`).
     """
     with storage.open_read(url) as file:
         samples = list(iterate_samples(file))

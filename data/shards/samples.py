@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from data.tar_reader import DamagedTarError, Member, read_members
+from data.shards.tar_reader import DamagedTarError, Member, read_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELD = "cls"

@@ -1,4 +1,4 @@
-"""What is in the shards: one manifest per folder that we packed, one index per shard (`data.index`), and a split made of both."""
+"""What is in the shards: a manifest per folder that we packed, an index per shard (`data.shards.index`), a split made of both."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from data import storage
 from data.errors import DataError as DataError
-from data.findings import NO_FINDINGS, Findings
-from data.foreign_shards import Known, foreign_index_name, open_foreign
-from data.http_file import is_http
-from data.index import build_index, index_digest, read_index
 from data.json_files import first_problem, parse_any
-from data.redact import redacted
+from data.shards.findings import NO_FINDINGS, Findings
+from data.shards.foreign_shards import Known, foreign_index_name, open_foreign
+from data.shards.index import build_index, index_digest, read_index
 from data.storage import Entry
+from data.storage.http import is_http
+from data.storage.redact import redacted
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
@@ -43,7 +43,7 @@ class ShardRecord(BaseModel, extra="forbid"):
 
 
 class Manifest(BaseModel, extra="forbid"):
-    """`manifest.json` beside the shards that `data.shards` wrote."""
+    """`manifest.json` beside the shards that `data.shards.write` wrote."""
 
     schema_version: int = 1
     class_names: list[str] | None = None  # in label order; None for unlabeled shards

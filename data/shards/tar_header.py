@@ -8,9 +8,9 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 
-from data.sample import is_member_of, printable
-from data.tar import BLOCK
-from data.tar_reader import pax_records
+from data.shards.samples import is_member_of, printable
+from data.shards.tar import BLOCK
+from data.shards.tar_reader import pax_records
 
 MAX_FRONT = 128 * BLOCK  # extended headers further in front are not looked for
 _EXTENDED_FRONT = 8 * BLOCK  # holds the extended headers of nearly all names that need them

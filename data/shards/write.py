@@ -10,11 +10,11 @@ from itertools import islice
 from typing import BinaryIO
 
 from data import storage
-from data.index import build_index, index_digest
-from data.manifest import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
-from data.sample import LABEL_FIELD, check_key
+from data.shards.index import build_index, index_digest
+from data.shards.samples import LABEL_FIELD, check_key
+from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.shards.tar import archive
 from data.tables import write_table
-from data.tar import archive
 
 Members = Mapping[str, bytes]  # field (extension) → content
 MARKER_NAME = ".packing.json"  # in the folder: which shards a packing that may have been killed began to write
@@ -48,7 +48,7 @@ def write_shards(
 
     Raises:
         DataError: a manifest is there already, the folder holds files that are not of a packing, or a duplicate key.
-        ValueError: a key that may not be written (see `data.sample.check_key`).
+        ValueError: a key that may not be written (see `data.shards.samples.check_key`).
     """
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")

@@ -1,7 +1,7 @@
 """Where bytes live: local paths and fsspec URLs (`s3://`, `gs://`, `memory://`, …). The only module that opens URLs.
 
 A file under its final name is whole: local files are written beside their place, fsynced and renamed; object stores
-publish an object when its upload completes. Remote operations are tried again while a failure may pass (`data.retry`), and end
+publish an object when its upload completes. Remote operations are tried again while a failure may pass (`data.storage.retry`), and end
 in a StorageError that says so; what happens on a local disk is raised as it is.
 """
 
@@ -22,18 +22,18 @@ from typing import Any, BinaryIO, TypeGuard, cast
 
 import pyarrow as pa
 
-from data import remote
-from data.failpoint import reach
-from data.fence import reason_not_to_write
-from data.http_file import is_http
-from data.patterns import expand_braces, has_glob, matches
-from data.redact import redacted
-from data.remote import Entry as Entry
-from data.retry import ChangedError as ChangedError
-from data.retry import ConditionError as ConditionError
-from data.retry import FencedError as FencedError
-from data.retry import MissingError as MissingError
-from data.retry import StorageError as StorageError
+from data.storage import remote
+from data.storage.failpoint import reach
+from data.storage.fence import reason_not_to_write
+from data.storage.http import is_http
+from data.storage.patterns import expand_braces, has_glob, matches
+from data.storage.redact import redacted
+from data.storage.remote import Entry as Entry
+from data.storage.retry import ChangedError as ChangedError
+from data.storage.retry import ConditionError as ConditionError
+from data.storage.retry import FencedError as FencedError
+from data.storage.retry import MissingError as MissingError
+from data.storage.retry import StorageError as StorageError
 
 _TEMPORARY = ".tmp-"
 

@@ -1,4 +1,4 @@
-"""A file on an HTTP server, read range by range; for `data.remote`, which reads ahead and tries again.
+"""A file on an HTTP server, read range by range; for `data.storage.remote`, which reads ahead and tries again.
 
 The version that was opened is the one that is read: each range asks for it by its tag (If-Range), and any other version is an error.
 """
@@ -9,9 +9,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from data.redact import redacted
-from data.retry import ChangedError, StorageError
-from data.web_tokens import TOKEN_VARIABLE, origin_of, token_for
+from data.storage.redact import redacted
+from data.storage.retry import ChangedError, StorageError
+from data.storage.web_tokens import TOKEN_VARIABLE, origin_of, token_for
 
 _MESSAGE_CHARACTERS = 300  # of what a server says about an error
 
@@ -22,7 +22,7 @@ def is_http(url: str) -> bool:
 
 
 class HttpError(OSError):
-    """An answer that is none; in the form in which `data.retry` reads those of object stores."""
+    """An answer that is none; in the form in which `data.storage.retry` reads those of object stores."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class HttpError(OSError):
 
 
 class HttpFile:
-    """A file as `data.remote.RemoteFile` wants it: `size` in bytes, `details`, `seek`, `read`, `close`."""
+    """A file as `data.storage.remote.RemoteFile` wants it: `size` in bytes, `details`, `seek`, `read`, `close`."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         """Raises FileNotFoundError, HttpError, StorageError."""

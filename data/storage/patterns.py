@@ -9,7 +9,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterator
 
-from data.retry import StorageError
+from data.storage.retry import StorageError
 
 Entries = Callable[
     [str], dict[str, bool]

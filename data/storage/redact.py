@@ -53,7 +53,7 @@ def _values() -> list[str]:
     given = [value for value in map(os.environ.get, _SECRETS) if value]
     tokens = [
         part.partition("=")[2] for value in given for part in value.split(",")
-    ]  # ORIGIN=TOKEN,…: see `data.web_tokens`
+    ]  # ORIGIN=TOKEN,…: see `data.storage.web_tokens`
     plain = [value for value in (*given, *tokens) if len(value) >= _SHORTEST]
     return [
         form

@@ -1,4 +1,4 @@
-"""Object stores and whatever else fsspec reaches by URL; for `data.storage` alone. Each operation is tried again (`data.retry`).
+"""Object stores and whatever else fsspec reaches by URL; for `data.storage` alone. Operations are tried again (`data.storage.retry`).
 
 fsspec's conveniences are avoided where they would lie: its listings cache does not see what another process wrote, its glob, find and
 walk take a listing that failed for an empty one, and its bulk delete ignores what it could not delete.
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from data.http_file import HttpFile, is_http
-from data.redact import redacted
-from data.retry import ChangedError, ConditionError, StorageError, attempt
+from data.storage.http import HttpFile, is_http
+from data.storage.redact import redacted
+from data.storage.retry import ChangedError, ConditionError, StorageError, attempt
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte; then the connection counts as broken
 PART_BYTES = 50 << 20  # of an upload; twice as much is sent in one piece

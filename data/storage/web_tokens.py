@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from data.retry import StorageError
+from data.storage.retry import StorageError
 
 TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE)

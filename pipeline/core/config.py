@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from data import storage
-from data.redact import redacted
 from data.settings import UsageError, nearest
-from pipeline.fields import Config, Section
-from pipeline.layers import Layer, as_container, as_typed, literal, merged, origin_of
+from data.storage.redact import redacted
+from pipeline.core.config_layers import Layer, as_container, as_typed, literal, merged, origin_of
+from pipeline.core.schema import Config, Section
 
 CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}

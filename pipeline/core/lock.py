@@ -3,7 +3,7 @@
 The lease is a file that its holder writes again every BEAT_S, each time on the condition that it is still the version it has read
 (a conditional put): of two starters one succeeds. A store that does not know or keep such conditions is refused. Where the lease could
 not be renewed for LEASE_S, another may take it over, so its holder stops: this process and its workers can no longer write below the
-run directory (`data.fence`), and its main thread is interrupted, without saving.
+run directory (`data.storage.fence`), and its main thread is interrupted, without saving.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from data import fence, storage
+from data import storage
 from data.json_files import parse_json
-from data.manifest import DataError
-from data.redact import redacted
-from pipeline import interrupt
+from data.shards.split import DataError
+from data.storage import fence
+from data.storage.redact import redacted
+from pipeline.core import interrupt
 
 LEASE_S, BEAT_S = 60.0, 15.0
 _HOLDER = "lock.json"

@@ -18,8 +18,8 @@ import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError, RayTaskError
 
-from data.fence import FENCE_VARIABLE
 from data.settings import UsageError
+from data.storage.fence import FENCE_VARIABLE
 
 _STARTING_S, _HEALTH_S = 8.0, 60.0  # for the port of a cluster that is just starting, and for Ray's answer
 _show = getattr(ray_worker, "print_to_stdstream", None)

@@ -1,4 +1,4 @@
-"""The reference of all fields, from their schema: `python -m pipeline.reference > docs/fields.md`."""
+"""The reference of all fields, from their schema: `python -m pipeline.core.reference > docs/fields.md`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from pipeline.fields import BY_DIGEST, RESUMABLE, RUNTIME, Config, Section, StudentConfig, TeacherConfig, TrainConfig
+from pipeline.core.schema import (
+    BY_DIGEST,
+    RESUMABLE,
+    RUNTIME,
+    Config,
+    Section,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 
 _INTRODUCTION = """# Fields of the configuration
 
-Made from `pipeline/fields.py` by `python -m pipeline.reference > docs/fields.md`; `python -m pipeline.run --help` prints the same.
-Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the later one wins.
+Made from `pipeline/core/schema.py` by `python -m pipeline.core.reference > docs/fields.md`; `python -m pipeline.run --help` prints
+the same. Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the later
+one wins.
 A run directory remembers the configuration of each command whose inputs were found, so that later ones need `run_dir=` alone; with
 `config=` named again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`, `${other.field}`)
 are filled in where a command gives them and are remembered as they were typed; what a run directory itself says is never filled in.

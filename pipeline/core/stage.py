@@ -18,10 +18,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from data import storage
-from data.failpoint import reach
 from data.json_files import read_json
-from pipeline.effort import EFFORT_NAME, Clock, read_effort
-from pipeline.fields import default_fields, resumable_fields
+from data.storage.failpoint import reach
+from pipeline.core.schema import default_fields, resumable_fields
+from pipeline.core.timing import EFFORT_NAME, Clock, read_effort
 
 SCHEMA_VERSION = 1
 _STARTED, _DONE = "started.json", "done.json"

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.manifest import Split, open_split
-from pipeline.fields import Config
-from pipeline.generations import Decision, decided
-from pipeline.layout import Layout
+from data.shards.split import Split, open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
+from pipeline.evaluation.generations import Decision, decided
+from pipeline.inference.comparison import paired
+from pipeline.inference.predictor import predict_split
+from pipeline.inference.publish import load_predictor
 from pipeline.models.device import require_device
-from pipeline.stage import Fingerprint, done_record, open_stage, require_done
-from pipeline.training.comparison import paired
-from pipeline.training.inference import predict_split
-from pipeline.training.published import load_predictor
 
 
 def decide(config: Config, layout: Layout) -> Decision | None:

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data import storage
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import done_record
-from pipeline.training.comparison import Comparison
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import done_record
+from pipeline.inference.comparison import Comparison
 
 ERRORS = 1.0  # standard errors that a gain must exceed
 RULE = (

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pipeline.training.inference import Predictor
-from pipeline.training.published import load_predictor
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.publish import load_predictor
 
 _MEASURED_S = 0.5
 _LEAST = 5  # measurements

@@ -15,7 +15,7 @@ SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 
 
 def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
-    """What the models cost to use (`pipeline.speed`), beside the figures of stage=evaluate in its folder."""
+    """What the models cost to use (`pipeline.evaluation.speed`), beside the figures of stage=evaluate in its folder."""
     storage.write_text(storage.join(evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
 
 

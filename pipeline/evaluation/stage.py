@@ -9,17 +9,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.manifest import Split, open_split
-from data.reader import check_labeled
+from data.shards.image_reader import check_labeled
+from data.shards.split import Split, open_split
 from data.tables import write_table
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.device import require_device
-from pipeline.models.factory import count_flops, count_parameters
-from pipeline.robustness import IMAGES_PER_PART, measure_robustness
-from pipeline.speed import measure_speed
-from pipeline.speed_file import write_speed
-from pipeline.stage import (
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import (
     Fingerprint,
     Stage,
     config_differences,
@@ -27,10 +22,15 @@ from pipeline.stage import (
     open_stage,
     require_done,
 )
-from pipeline.training.calibration import calibration_error, softmax
-from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.published import load_predictor, read_info
-from pipeline.upstream import require_same_classes, require_test
+from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
+from pipeline.evaluation.speed import measure_speed
+from pipeline.evaluation.speed_file import write_speed
+from pipeline.inference.calibration import calibration_error, softmax
+from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.publish import load_predictor, read_info
+from pipeline.models.device import require_device
+from pipeline.models.registry import count_flops, count_parameters
+from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
 PREDICTIONS_NAME = "predictions.parquet"
 ROBUSTNESS_FOLDER = "robustness"

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data import storage
-from data.label_files import copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import copies_digests, labels_by_name, read_copies, read_labels
 from data.tables import read_table
-from pipeline.fields import Config
-from pipeline.generations import summarize
-from pipeline.layout import Layout
-from pipeline.speed_file import read_speed
-from pipeline.stage import done_record, recorded_seconds
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import done_record, recorded_seconds
+from pipeline.evaluation.generations import summarize
+from pipeline.evaluation.speed_file import read_speed
 
 SUMMARY_NAME = "summary.json"
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import storage
-from data.label_files import COPIES_REMEDY
-from data.manifest import ShardRecord
-from pipeline.exporting.text import code_span, markdown
-from pipeline.fields import ExportConfig
-from pipeline.layout import Layout
-from pipeline.outputs import read_output_json
-from pipeline.stage import done_record
-from pipeline.training.published import read_info
+from data.labels.label_files import COPIES_REMEDY
+from data.shards.split import ShardRecord
+from pipeline.core.committed_files import read_output_json
+from pipeline.core.layout import Layout
+from pipeline.core.schema import ExportConfig
+from pipeline.core.stage import done_record
+from pipeline.export.text import code_span, markdown
+from pipeline.inference.publish import read_info
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.stream import Order
+from data.training_order import Order
 
 _PIECE = 100_000  # rows looked at together
 
@@ -46,7 +46,7 @@ def in_order(copies: Sequence[np.ndarray]) -> Iterator[Part]:
 
 
 def shuffled(copies: Sequence[np.ndarray], seed: int, shards: int) -> Iterator[Part]:
-    """All rows in a random order, mixed within `shards` unlabeled shards at a time, the copies of one far apart; see `data.stream`."""
+    """All rows in random order, mixed within `shards` unlabeled shards at a time, copies of one far apart (`data.training_order`)."""
     order = Order(copies, seed, "export", shards)
     for start in range(0, order.num_entries, _PIECE):
         entries = order.take(start, min(_PIECE, order.num_entries - start))

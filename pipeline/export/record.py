@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from data import storage
 from data.json_files import read_json
-from data.manifest import DataError, ShardRecord
+from data.shards.split import DataError, ShardRecord
 
 RECORDS_FOLDER = "records"
 

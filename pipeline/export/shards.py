@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.index import INDEX_SCHEMA, index_digest
-from data.joined import Entry, LabelEntries, Rows, sample_bytes
-from data.labels_of_archives import LABELS_FOLDER
-from data.manifest import INDEX_FOLDER, DataError, ShardRecord
-from data.overlay import Overlay
-from data.reader import ImageReader
+from data.labels.joined_tar import Entry, LabelEntries, Rows, sample_bytes
+from data.labels.overlay import Overlay
+from data.labels.sources.archives import LABELS_FOLDER
+from data.shards.image_reader import ImageReader
+from data.shards.index import INDEX_SCHEMA, index_digest
+from data.shards.split import INDEX_FOLDER, DataError, ShardRecord
+from data.shards.tar import end_of_archive
 from data.tables import read_table, write_table
-from data.tar import end_of_archive
-from pipeline.exporting.plan import Part
-from pipeline.exporting.record import Hashing, write_record
+from pipeline.export.plan import Part
+from pipeline.export.record import Hashing, write_record
 
 _CHUNK = 64  # samples made at once
 

@@ -13,20 +13,20 @@ from functools import partial
 from typing import Any
 
 from data import storage
-from data.exclude import exclude_inputs
-from data.labels_of_archives import LATEST_NAME
-from data.manifest import MANIFEST_NAME, ShardRecord
-from pipeline.cluster import start_ray
-from pipeline.exporting.card import card, gather_facts
-from pipeline.exporting.files import read_manifest, write_manifests
-from pipeline.exporting.images import has_tables, tables_of
-from pipeline.exporting.record import RECORDS_FOLDER, read_records, write_records
-from pipeline.exporting.tasks import make_files
-from pipeline.exporting.todo import Job, files_of
-from pipeline.fields import Config
-from pipeline.layout import VERSION, Layout
-from pipeline.overlay import open_overlay
-from pipeline.stage import Fingerprint, Stage, StageError, StageRefusedError, look, open_stage, require_done
+from data.labels.exclusions import exclude_inputs
+from data.labels.sources.archives import LATEST_NAME
+from data.shards.split import MANIFEST_NAME, ShardRecord
+from pipeline.core.layout import VERSION, Layout
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, Stage, StageError, StageRefusedError, look, open_stage, require_done
+from pipeline.export.card import card, gather_facts
+from pipeline.export.manifests import read_manifest, write_manifests
+from pipeline.export.record import RECORDS_FOLDER, read_records, write_records
+from pipeline.export.shards import has_tables, tables_of
+from pipeline.export.tasks import make_files
+from pipeline.export.todo import Job, files_of
+from pipeline.upstream.overlay import open_overlay
 
 CARD_NAME = "README.md"
 _THREADS = 8

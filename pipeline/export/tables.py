@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.csv as csv
 
 from data import storage
-from data.joined import JSON_FIELD
-from data.label_files import read_labels, read_quarantined
-from data.manifest import ShardRecord
-from data.overlay import Overlay, RowFilter
-from data.sample import LABEL_FIELD
+from data.labels.joined_tar import JSON_FIELD
+from data.labels.label_files import read_labels, read_quarantined
+from data.labels.overlay import Overlay, RowFilter
+from data.shards.samples import LABEL_FIELD
+from data.shards.split import ShardRecord
+from data.shards.tar import archive
 from data.tables import to_parquet
-from data.tar import archive
-from pipeline.exporting.record import Hashing, write_record
+from pipeline.export.record import Hashing, write_record
 
 EXTENSIONS = {"parquet": "parquet", "columns": "tar", "csv": "csv"}
 

@@ -9,9 +9,9 @@ import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from data.manifest import ShardRecord
-from pipeline.cluster import num_cpus, user_error
-from pipeline.exporting.todo import File, Job, make_file
+from data.shards.split import ShardRecord
+from pipeline.core.ray_runtime import num_cpus, user_error
+from pipeline.export.todo import File, Job, make_file
 
 _AHEAD = 2  # tasks waiting for each CPU
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import storage
-from data.label_files import read_labels
-from data.manifest import ShardRecord
-from data.overlay import Overlay, RowFilter
-from pipeline.exporting.images import write_images
-from pipeline.exporting.plan import Part, cut, in_order, shuffled
-from pipeline.exporting.tables import EXTENSIONS, write_labels_alone
-from pipeline.fields import Config, ExportConfig
-from pipeline.stage import StageError
+from data.labels.label_files import read_labels
+from data.labels.overlay import Overlay, RowFilter
+from data.shards.split import ShardRecord
+from pipeline.core.schema import Config, ExportConfig
+from pipeline.core.stage import StageError
+from pipeline.export.plan import Part, cut, in_order, shuffled
+from pipeline.export.shards import write_images
+from pipeline.export.tables import EXTENSIONS, write_labels_alone
 
 
 @dataclass(frozen=True, eq=False)

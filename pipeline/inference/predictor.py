@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.images import DecodeError
-from data.manifest import DataError, Split
-from data.reader import ImageReader, places_in
-from data.view import Decoder, EvalView
-from pipeline.fields import TrainConfig
-from pipeline.training.augment import normalize
+from data.images.clean_view import Decoder, EvalView
+from data.images.decode import DecodeError
+from data.shards.image_reader import ImageReader, places_in
+from data.shards.split import DataError, Split
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.train_transform import normalize
 
 _SHIFT = 1 / 32  # of the side: how far a shifted view moves
 

@@ -9,12 +9,23 @@ import numpy as np
 from torch import Tensor
 
 from data import storage
-from data.manifest import Split
-from data.view import Decoder
-from pipeline.fields import Config, LabelConfig, TrainConfig
+from data.images.clean_view import Decoder
+from data.shards.split import Split
+from pipeline.core.schema import Config, LabelConfig, TrainConfig
+from pipeline.core.stage import Stage, StageError, digest_of, done_record
+from pipeline.inference.accuracy import Accuracy
+from pipeline.inference.calibration import (
+    calibration_error,
+    fit_temperature,
+    reliability_bins,
+    softmax,
+    temperature_at_bound,
+)
+from pipeline.inference.predictor import Ensemble, Predictor, predict_split, top_k_accuracy
+from pipeline.inputs.noised_view import noised
 from pipeline.models.device import require_device
-from pipeline.models.factory import build_model
-from pipeline.models.folding import fold_batch_norm
+from pipeline.models.fold_batch_norm import fold_batch_norm
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import (
     CONFIG_NAME,
@@ -25,18 +36,7 @@ from pipeline.models.weights import (
     save_weights,
     weights_digest,
 )
-from pipeline.stage import Stage, StageError, digest_of, done_record
-from pipeline.training.accuracy import Accuracy
-from pipeline.training.calibration import (
-    calibration_error,
-    fit_temperature,
-    reliability_bins,
-    softmax,
-    temperature_at_bound,
-)
-from pipeline.training.inference import Ensemble, Predictor, predict_split, top_k_accuracy
-from pipeline.training.noised_view import noised
-from pipeline.upstream import require_same_classes
+from pipeline.upstream.stage_inputs import require_same_classes
 
 WEIGHTS_FOLDER = "weights"
 

@@ -8,9 +8,9 @@ import random
 import torch
 from torch.nn import functional
 
-from data.images import Pixels
-from pipeline.fields import AugmentConfig
-from pipeline.training.noise import spread
+from data.images.decode import Pixels
+from pipeline.core.schema import AugmentConfig
+from pipeline.inputs.noise import spread
 
 _CROP_TRIES = 10  # as torchvision and TensorFlow
 

@@ -20,8 +20,8 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.training.inputs import Batch, Batches
-from pipeline.training.noise import Noise
+from pipeline.inputs.noise import Noise
+from pipeline.inputs.streams import Batch, Batches
 
 SILENT_S = 600  # a batch that takes longer never comes
 _AHEAD = 4  # batches that each process loads before they are asked for

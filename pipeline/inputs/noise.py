@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.fields import AugmentConfig
-from pipeline.training.pixel_ops import look_up
-from pipeline.training.rand_augment import draw_operations, rand_augment
+from pipeline.core.schema import AugmentConfig
+from pipeline.inputs.pixel_ops import look_up
+from pipeline.inputs.rand_augment import draw_operations, rand_augment
 
 
 class Noise(NamedTuple):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.images import Pixels, image_hash
-from data.view import EvalView
-from pipeline.fields import AugmentConfig, TrainConfig
-from pipeline.training.augment import TrainTransform
+from data.images.clean_view import EvalView
+from data.images.decode import Pixels, image_hash
+from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.inputs.train_transform import TrainTransform
 
 
 @dataclass(frozen=True, kw_only=True)

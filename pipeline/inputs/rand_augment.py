@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.training import pixel_ops
+from pipeline.inputs import pixel_ops
 
 _OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "AutoContrast": pixel_ops.auto_contrast,

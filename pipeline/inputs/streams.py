@@ -1,6 +1,6 @@
 """Training batches by step number: which images, decoded and augmented, with their targets.
 
-    Order (data.stream) ──► image bytes (data.reader) ──► decode ──► augment ──► one batch of all streams, in exact counts
+    Order (data.training_order) ──► bytes (data.shards.image_reader) ──► decode ──► augment ──► a batch of all streams, in exact counts
 
 A batch is a function of (seed, step, rank, world size). Resuming at step n asks for batch n; nothing before it is read.
 """
@@ -18,18 +18,18 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
-from data.exclude import keys_in
-from data.images import DecodeError
-from data.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
-from data.label_files import LABELS_REMEDY, read_copies, soft_targets
-from data.manifest import DataError, Shard, Split
-from data.reader import ImageReader, Place
-from data.stream import Entries, Order
+from data.images.decode import DecodeError
+from data.labels.exclusions import keys_in
+from data.labels.label_files import LABELS_REMEDY, read_copies, soft_targets
+from data.shards.image_reader import ImageReader, Place
+from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
+from data.shards.split import DataError, Shard, Split
 from data.tables import parse_table, read_table, read_whole
-from pipeline.fields import TrainConfig
-from pipeline.training.augment import TrainTransform, sample_seed
-from pipeline.training.loss import pseudo_targets, smooth_one_hot
-from pipeline.training.noise import Noise
+from data.training_order import Entries, Order
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.noise import Noise
+from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
+from pipeline.inputs.train_transform import TrainTransform, sample_seed
 
 _READERS = 16  # selections read at once: an object store answers each after a while, and there are thousands
 _CACHED_SHARDS = 48  # tables kept per process: three windows of shards

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.fast_images import decode_fast, jpeg_shape
-from data.images import Pixels, window
-from data.view import Decoder
-from pipeline.fields import AugmentConfig
-from pipeline.training.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
-from pipeline.training.noise import Noise, add_noise, draw_noise
+from data.images.clean_view import Decoder
+from data.images.decode import Pixels, window
+from data.images.fast_decode import decode_fast, jpeg_shape
+from pipeline.core.schema import AugmentConfig
+from pipeline.inputs.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
+from pipeline.inputs.noise import Noise, add_noise, draw_noise
 
 _MASK = (1 << 64) - 1
 
@@ -58,7 +58,7 @@ class TrainTransform:
         """Crop and flip of an encoded image, uint8 (3, image_size, image_size), and the noise that is to be added.
 
         Raises:
-            DecodeError: see `data.images.decode`.
+            DecodeError: see `data.images.decode.decode`.
         """
         generator = random.Random(seed)
         shape = jpeg_shape(content) if self.decoder == "fast" else None

@@ -18,7 +18,7 @@ from torch import Tensor
 from data import storage
 from data.json_files import read_json
 from data.settings import UsageError
-from pipeline.models.factory import build_model, timm_architecture
+from pipeline.models.registry import build_model, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, OURS
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from data import storage
-from data.sample import iterate_samples
+from data.images.clean_view import EvalView
 from data.settings import UsageError, run_command
-from data.view import EvalView
-from pipeline.models.factory import build_model
+from data.shards.samples import iterate_samples
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, WeightsInfo, load_weights
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data import storage
 from data.json_files import read_json
-from pipeline.models.factory import build_model, on_meta, timm_architecture
+from pipeline.models.registry import build_model, on_meta, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 
 MODEL_NAME, CONFIG_NAME = "model.safetensors", "config.json"

@@ -10,13 +10,13 @@ from functools import cache
 
 import torch
 
-from data.images import DecodeError
-from data.manifest import DataError, Split
-from data.reader import ImageReader, places_in
-from pipeline.effort import duration
-from pipeline.fields import Config, TrainConfig
-from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta
-from pipeline.training.inference import view_of
+from data.images.decode import DecodeError
+from data.shards.image_reader import ImageReader, places_in
+from data.shards.split import DataError, Split
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.core.timing import duration
+from pipeline.inference.predictor import view_of
+from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 
 GPUS = (8, 64)
 _REFERENCE = ("resnetrs152", 256)

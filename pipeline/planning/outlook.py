@@ -7,21 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data import storage
-from data.manifest import DataError, Split
 from data.settings import UsageError
-from pipeline.evaluate import fingerprint as evaluate_fingerprint
-from pipeline.evaluate import is_outdated
-from pipeline.fields import Config
-from pipeline.labeled import classes_of
-from pipeline.layout import Layout
-from pipeline.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
-from pipeline.upstream import explain_inputs, require_labeled_corpus, require_labels, require_selection, require_test
+from data.shards.split import DataError, Split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
+from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
+from pipeline.evaluation.stage import is_outdated
+from pipeline.upstream.labeled_splits import classes_of
+from pipeline.upstream.stage_inputs import (
+    explain_inputs,
+    require_labeled_corpus,
+    require_labels,
+    require_selection,
+    require_test,
+)
 from student.train import fingerprint as student_fingerprint
 from student.train import require_labeled
-from teacher.corpus import check_corpus
-from teacher.journal import Journal
-from teacher.label import fingerprint as label_fingerprint
-from teacher.select_stage import fingerprint as select_fingerprint
+from teacher.labeling.corpus import check_corpus
+from teacher.labeling.finished_shards import Journal
+from teacher.labeling.stage import fingerprint as label_fingerprint
+from teacher.selection.stage import fingerprint as select_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
 
 _STATES = {"new": "would run", "continue": "would continue", "done": "done"}

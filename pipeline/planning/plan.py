@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from data.exclude import read_keys
-from data.manifest import Split, open_split
-from pipeline.estimate import Work, print_estimate, size_of
-from pipeline.fields import Config, TrainConfig
-from pipeline.generations import describe_decision
-from pipeline.labeled import check_splits, classes_of, splits_to_check
-from pipeline.layout import Layout
+from data.labels.exclusions import read_keys
+from data.shards.split import Split, open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.core.stage import StageError, done_record, is_begun
+from pipeline.evaluation.generations import describe_decision
+from pipeline.inputs.streams import labeled_stream
 from pipeline.models.resnet_rs import ModelError
-from pipeline.outlook import REFUSES, Command, Outlook
-from pipeline.stage import StageError, done_record, is_begun
-from pipeline.status import last_begun, stage_folders
-from pipeline.training.inputs import labeled_stream
+from pipeline.planning.estimate import Work, print_estimate, size_of
+from pipeline.planning.outlook import REFUSES, Command, Outlook
+from pipeline.planning.status import last_begun, stage_folders
+from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 
 
 def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None = None) -> None:

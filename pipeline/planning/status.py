@@ -14,22 +14,22 @@ from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_json
-from data.manifest import DataError
-from data.redact import redacted
 from data.settings import UsageError
+from data.shards.split import DataError
+from data.storage.redact import redacted
 from data.tables import read_table
-from pipeline import output
-from pipeline.config import CONFIG_NAME
-from pipeline.effort import duration
-from pipeline.fields import Config
-from pipeline.generations import describe_decision, known_layouts
-from pipeline.layout import Layout
-from pipeline.lock import read_holder
-from pipeline.stage import done_record, is_begun, recorded_seconds
-from pipeline.training.accuracy import Accuracy
+from pipeline.core import console as output
+from pipeline.core.config import CONFIG_NAME
+from pipeline.core.layout import Layout
+from pipeline.core.lock import read_holder
+from pipeline.core.schema import Config
+from pipeline.core.stage import done_record, is_begun, recorded_seconds
+from pipeline.core.timing import duration
+from pipeline.evaluation.generations import describe_decision, known_layouts
+from pipeline.inference.accuracy import Accuracy
 from pipeline.training.progress import read_training_progress
-from teacher.precision import VALIDATION_NAME
-from teacher.progress import read_progress
+from teacher.labeling.progress import read_progress
+from teacher.selection.precision import VALIDATION_NAME
 
 WATCH_S = 5.0
 _FRESH_S = 60.0

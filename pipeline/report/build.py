@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from data import storage
-from pipeline.effort import duration
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.report_changes import changes_section
-from pipeline.report_cost import cost_in_short, cost_section
-from pipeline.report_course import course_section, times
-from pipeline.report_facts import Facts, compare, num_parameters, read_facts
-from pipeline.report_generations import generations_section
-from pipeline.report_html import page, paragraph, text, tiles
-from pipeline.report_labels import Survey
-from pipeline.report_models import accuracy_section, calibration_section, class_section, curves_section
-from pipeline.report_numbers import millions, percent, points, signed, verdict
-from pipeline.report_provenance import provenance_section
-from pipeline.report_pseudo_labels import pseudo_label_sections, read_surveys
-from pipeline.report_robustness import robustness_section, said_in_short
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.timing import duration
+from pipeline.pages.html import page, paragraph, text, tiles
+from pipeline.report.facts import Facts, compare, num_parameters, read_facts
+from pipeline.report.numbers import millions, percent, points, signed, verdict
+from pipeline.report.sections.changes import changes_section
+from pipeline.report.sections.cost import cost_in_short, cost_section
+from pipeline.report.sections.generations import generations_section
+from pipeline.report.sections.models import accuracy_section, calibration_section, class_section, curves_section
+from pipeline.report.sections.provenance import provenance_section
+from pipeline.report.sections.pseudo_labels import pseudo_label_sections, read_surveys
+from pipeline.report.sections.robustness import robustness_section, said_in_short
+from pipeline.report.sections.timeline import course_section, times
+from pipeline.report.survey import Survey
 
 REPORT_NAME = "report.html"
 

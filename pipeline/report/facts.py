@@ -12,18 +12,18 @@ from omegaconf import OmegaConf
 
 from data import storage
 from data.json_files import parse_json_lines
-from pipeline.config import CONFIG_NAME
-from pipeline.effort import Effort, read_effort
-from pipeline.evaluate import PREDICTIONS_NAME
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model, count_parameters, on_meta
+from pipeline.core.committed_files import read_output, read_output_table
+from pipeline.core.config import CONFIG_NAME
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record, recorded_seconds
+from pipeline.core.timing import Effort, read_effort
+from pipeline.evaluation.speed_file import read_speed
+from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.inference.comparison import Comparison, paired
+from pipeline.inference.publish import read_info
+from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
-from pipeline.outputs import read_output, read_output_table
-from pipeline.speed_file import read_speed
-from pipeline.stage import StageError, done_record, recorded_seconds
-from pipeline.training.comparison import Comparison, paired
-from pipeline.training.published import read_info
 
 Record = dict[str, Any]
 METRICS_NAME = "metrics.jsonl"

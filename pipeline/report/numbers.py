@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.report_facts import Model
-from pipeline.training.comparison import Comparison
+from pipeline.inference.comparison import Comparison
+from pipeline.report.facts import Model
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

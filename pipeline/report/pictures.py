@@ -8,10 +8,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from data.images import DecodeError, decode
-from data.manifest import DataError
-from data.reader import Place, read_image
-from pipeline.report_html import text
+from data.images.decode import DecodeError, decode
+from data.shards.image_reader import Place, read_image
+from data.shards.split import DataError
+from pipeline.pages.html import text
 
 _THUMBNAIL = 96  # pixels of the longer side
 _SMALL = 64  # images up to this side stay as they are, without loss

@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data import storage
-from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
-from data.reader import places_of
+from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.shards.image_reader import places_of
 from data.tables import read_table
-from pipeline.report_facts import Generation
-from pipeline.report_pictures import thumbnail_at
-from pipeline.stage import StageError
+from pipeline.core.stage import StageError
+from pipeline.report.facts import Generation
+from pipeline.report.pictures import thumbnail_at
 
 CONFIDENCE_BINS = 40
 NUM_DRAWN, NUM_LEAST = 24, 12

@@ -9,14 +9,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from data import storage
-from data.manifest import DataError
-from data.redact import redacted
+from data.shards.split import DataError
+from data.storage.redact import redacted
+from pipeline.serving.blocking_pool import BusyError
 from pipeline.serving.credentials import has_token, names_loopback
 from pipeline.serving.errors import error_response
 from pipeline.serving.filters import FilterError
 from pipeline.serving.items import OutdatedError
 from pipeline.serving.metrics import Meters
-from pipeline.serving.work import BusyError
 
 _FREE = ("/healthz",)  # answered without a token, and under any name
 _ALWAYS = ("/healthz", "/metrics")  # answered when there is no room, so that a busy server does not look dead

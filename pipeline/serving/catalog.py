@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
-from data.overlay import RowFilter
+from data.labels.overlay import RowFilter
 from pipeline.serving.items import Item
 
 FORMAT, FORMAT_VERSION = "noisy-student-pseudo-labels", 1

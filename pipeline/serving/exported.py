@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels_of_archives import LABELS_FOLDER
-from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from data.labels.overlay import RowFilter
+from data.labels.sources.archives import LABELS_FOLDER
 from data.names import check_base_name, is_base_name
-from data.overlay import RowFilter
-from data.reader import Place, read_image
+from data.shards.image_reader import Place, read_image
+from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables import parse_table
-from pipeline.exporting.files import read_manifest
+from pipeline.core.stage import StageError, require_done
+from pipeline.export.manifests import read_manifest
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import FilterError
 from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body, read_file
-from pipeline.stage import StageError, require_done
 
 _SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 _MEDIA_TYPES = {"json": "application/json", "md": "text/markdown; charset=utf-8"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.overlay import RowFilter
+from data.labels.overlay import RowFilter
 from data.settings import nearest
 
 PARAMETERS = ("min_confidence", "classes", "selected")

@@ -14,17 +14,17 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from data.overlay import RowFilter
+from data.labels.overlay import RowFilter
 from pipeline.serving import metrics
+from pipeline.serving.blocking_pool import Kept, Workers
 from pipeline.serving.catalog import Catalog, SampleImage, manifest_of
 from pipeline.serving.credentials import HOST
 from pipeline.serving.items import Item
 from pipeline.serving.metrics import Meters
 from pipeline.serving.openapi import description
-from pipeline.serving.page import page_of
+from pipeline.serving.page.page import page_of
 from pipeline.serving.ranges import accepts_gzip
 from pipeline.serving.sending import Sender, condition
-from pipeline.serving.work import Kept, Workers
 
 _LAYOUTS, _LABEL_FILES, _MANIFESTS = 64, 32, 16  # kept: some MB each at 10,000 samples a shard, 13,000 shards
 _MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))

@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.exclude import keys_digest
-from data.joined import JoinedTar, Rows, sample_key
-from data.label_source import as_table
-from data.overlay import Overlay, RowFilter
-from data.reader import ImageReader, Place, places_of, read_image
+from data.labels.exclusions import keys_digest
+from data.labels.joined_tar import JoinedTar, Rows, sample_key
+from data.labels.overlay import Overlay, RowFilter
+from data.labels.source import as_table
+from data.shards.image_reader import ImageReader, Place, places_of, read_image
 from data.tables import to_parquet
 from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
 from pipeline.serving.filters import parse_filter
 from pipeline.serving.items import Body, Item, OutdatedError, bytes_body, is_regular
 
-_FORMAT = 2  # part of every ETag: another number when `data.joined` or `as_table` write other bytes of the same rows
+_FORMAT = 2  # part of every ETag: another number when `data.labels.joined_tar` or `as_table` write other bytes of the same rows
 _READERS = 8  # label files read at once
 _SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 

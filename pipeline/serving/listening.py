@@ -12,12 +12,12 @@ from typing import Any
 from aiohttp import web
 
 from pipeline.serving.access import Gate, secure
+from pipeline.serving.blocking_pool import Workers
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.connections import Connections
 from pipeline.serving.credentials import is_loopback
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.metrics import Meters
-from pipeline.serving.work import Workers
 
 _IDLE_S = 10.0  # without a whole request, on a new connection or after the last answer
 _CONNECTION: dict[str, Any] = {
@@ -34,7 +34,7 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """How to listen; see `pipeline.fields.ServeConfig`."""
+    """How to listen; see `pipeline.core.schema.ServeConfig`."""
 
     host: str = "127.0.0.1"
     port: int = 0

@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from data.redact import redacted
+from data.storage.redact import redacted
+from pipeline.serving.blocking_pool import Kept, Pieces, Work
 from pipeline.serving.items import Body, Item, bytes_body
 from pipeline.serving.metrics import Meters
 from pipeline.serving.ranges import Span, is_other_version, is_unchanged, requested_span
-from pipeline.serving.work import Kept, Pieces, Work
 
 SEND_TIMEOUT_S = 60.0  # for a piece; a client that takes none of it for so long is cut off
 _SENDFILE_BYTES = 1 << 20  # a piece

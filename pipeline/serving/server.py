@@ -10,20 +10,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from data import storage
-from data.label_files import COPIES_REMEDY
-from data.labels_of_archives import LATEST_NAME
+from data.labels.label_files import COPIES_REMEDY
+from data.labels.sources.archives import LATEST_NAME
 from data.names import check_base_name, read_pointer
-from pipeline import interrupt
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.outputs import read_output_json
-from pipeline.overlay import open_overlay
+from pipeline.core import interrupt
+from pipeline.core.committed_files import read_output_json
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record, require_done
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.credentials import check_host, read_token
 from pipeline.serving.exported import open_version
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.listening import Settings, serve_until
-from pipeline.stage import StageError, done_record, require_done
+from pipeline.upstream.overlay import open_overlay
 
 
 def serve(config: Config, layouts: Sequence[Layout]) -> None:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.study.rows import Row, Study
+from pipeline.studies.rows import Row, Study
 
 Fields = Mapping[str, Any]
 TEACHER, RECIPE, EQUAL = "teacher", "recipe", "student of equal size"

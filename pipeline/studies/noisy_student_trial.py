@@ -11,23 +11,23 @@ from functools import partial
 from typing import Any
 
 from data import storage
-from data.exclude import exclude_inputs, read_keys
-from data.manifest import open_split
-from data.redact import redacted
-from pipeline.fields import Config
-from pipeline.labeled import classes_of, open_labeled
-from pipeline.layout import Branch, Layout
-from pipeline.models.factory import build_model, on_meta
-from pipeline.stage import Fingerprint, StageError, require_done
-from pipeline.study.tasks import GPU_SHARE
-from pipeline.study.trials import Experiment
-from pipeline.training.fit import TrainJob
-from pipeline.training.inputs import labeled_stream
-from student.recipe_trial import training_seconds
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.shards.split import open_split
+from data.storage.redact import redacted
+from pipeline.core.layout import Branch, Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, require_done
+from pipeline.inputs.streams import labeled_stream
+from pipeline.models.registry import build_model, on_meta
+from pipeline.studies.recipe_trial import training_seconds
+from pipeline.studies.tasks import GPU_SHARE
+from pipeline.studies.trials import Experiment
+from pipeline.training.loop import TrainJob
+from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
-from teacher.label import fingerprint as label_fingerprint
-from teacher.label import label
-from teacher.select_stage import select
+from teacher.labeling.stage import fingerprint as label_fingerprint
+from teacher.labeling.stage import label
+from teacher.selection.stage import select
 from teacher.train import train_teacher
 
 _MOST_GENERATIONS = 3

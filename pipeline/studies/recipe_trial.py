@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from data import storage
-from data.exclude import exclude_inputs, read_keys
-from data.manifest import Split
-from pipeline.fields import Config
-from pipeline.labeled import classes_of, open_labeled
-from pipeline.layout import Layout
-from pipeline.stage import Fingerprint
-from pipeline.study.trials import Experiment
-from pipeline.training.fit import TrainJob, fit, load_trained
-from pipeline.training.inputs import labeled_stream
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.shards.split import Split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint
+from pipeline.inputs.streams import labeled_stream
+from pipeline.studies.trials import Experiment
+from pipeline.training.loop import TrainJob, fit, load_trained
+from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 _FEW_STEPS, _MORE_STEPS = 2, 8  # of which the difference is timed: what comes before the first step cancels out
 _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
@@ -31,7 +31,7 @@ def _fingerprint(config: Config) -> Fingerprint:
 
 def _train(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
     """Top-1 of the EMA weights on the validation images. No row needs another: there are no `sources`."""
-    assert not sources, "see student.studies"
+    assert not sources, "see pipeline.studies.resnet_rs"
     job = _job(config, folder)
     fit(job)
     _, metrics = load_trained(folder, job.total_steps)
@@ -79,8 +79,8 @@ def _job(config: Config, folder: str) -> TrainJob:
 
 def _splits(config: Config) -> tuple[Split, Split]:
     labeled, validation = open_labeled(config, Layout(config.run_dir))
-    assert labeled is not None, "pipeline.ablate has checked it"
-    assert validation is not None, "pipeline.ablate has checked it"
+    assert labeled is not None, "pipeline.studies.stage has checked it"
+    assert validation is not None, "pipeline.studies.stage has checked it"
     return labeled, validation
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.study.rows import Own, Row, Study, additive
+from pipeline.studies.rows import Own, Row, Study, additive
 
 # Input noise that ResNet-RS does not have: crop and flip remain.
 _CROP_AND_FLIP: dict[str, Any] = {"teacher.weights": None, "teacher.mixup": 0.0, "teacher.augment.num_ops": 0} | {

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from data.settings import UsageError
-from pipeline.config import config_of
-from pipeline.fields import Config
+from pipeline.core.config import config_of
+from pipeline.core.schema import Config
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ from typing import Any
 from tqdm import tqdm
 
 from data import storage
-from data.reader import check_labeled
-from pipeline.fields import Config
-from pipeline.labeled import classes_of, open_labeled
-from pipeline.layout import Layout
-from pipeline.noisy_student_trial import NOISY_STUDENT_RECIPE
-from pipeline.stage import StageError
-from pipeline.study.rows import Study, row_configs, rows_for, seeds_of
-from pipeline.study.table import PLOT_NAME, RESULTS_NAME, describe, row_results, write_results
-from pipeline.study.tasks import resources_of
-from pipeline.study.trials import Experiment, Trial, refuse_others, run_trials, seconds_taken, trials_of
-from student.noisy_student_study import NOISY_STUDENT
-from student.recipe_trial import TEACHER_RECIPE
-from student.studies import RESNET_RS, WEIGHT_DECAY
+from data.shards.image_reader import check_labeled
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError
+from pipeline.studies.noisy_student import NOISY_STUDENT
+from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
+from pipeline.studies.recipe_trial import TEACHER_RECIPE
+from pipeline.studies.resnet_rs import RESNET_RS, WEIGHT_DECAY
+from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
+from pipeline.studies.table import PLOT_NAME, RESULTS_NAME, describe, row_results, write_results
+from pipeline.studies.tasks import resources_of
+from pipeline.studies.trials import Experiment, Trial, refuse_others, run_trials, seconds_taken, trials_of
+from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
 _EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the others train the teacher's recipe alone

@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from data import storage
-from pipeline.plots import study_rows
-from pipeline.study.rows import Row, Study
-from pipeline.study.trials import Trial
+from pipeline.pages.plots import study_rows
+from pipeline.studies.rows import Row, Study
+from pipeline.studies.trials import Trial
 
 RESULTS_NAME, PLOT_NAME = "results.json", "plot.svg"
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 import ray
 from ray.exceptions import RayError
 
-from pipeline.cluster import user_error
-from pipeline.fields import Config
+from pipeline.core.ray_runtime import user_error
+from pipeline.core.schema import Config
 
 _TICK_S = 5.0
 GPU_SHARE = (
@@ -52,7 +52,8 @@ def in_tasks(
 ) -> Iterator[tuple[Item, Result]]:
     """Items with what `function` returns of them in Ray tasks, as they end. A worker that dies is replaced, three times a task.
 
-    An error is raised as the task raised it; the other tasks end with this process (why they are not cancelled: `teacher.ray_tasks`).
+    An error is raised as the task raised it; the other tasks end with this process (why they are not cancelled:
+    `teacher.selection.ray_tasks`).
 
     Args:
         needs: for each item, the place of an earlier one that must have ended before it starts; empty: none needs another.

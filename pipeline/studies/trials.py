@@ -14,11 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from data import storage
-from pipeline.cluster import start_ray
-from pipeline.fields import Config
-from pipeline.stage import Fingerprint, Stage, done_record, look, open_stage, recorded_seconds
-from pipeline.study.rows import Study, row_configs, rows_for, seeds_of
-from pipeline.study.tasks import in_tasks, ray_nodes, resources_of, room_for
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, Stage, done_record, look, open_stage, recorded_seconds
+from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
+from pipeline.studies.tasks import in_tasks, ray_nodes, resources_of, room_for
 
 STAGE = "ablate"
 

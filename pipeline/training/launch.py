@@ -14,10 +14,10 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
-from pipeline import interrupt
-from pipeline.cluster import first_line, start_ray
-from pipeline.training.fit import TrainingError, TrainJob, fit
-from pipeline.training.loading import LoaderLostError
+from pipeline.core import interrupt
+from pipeline.core.ray_runtime import first_line, start_ray
+from pipeline.inputs.loader import LoaderLostError
+from pipeline.training.loop import TrainingError, TrainJob, fit
 
 _ROOM_AGAIN_S = 600  # for a node that takes a lost one's place
 _POLL_S = 0.2

@@ -17,28 +17,28 @@ import torch
 from torch import nn
 
 from data import storage
-from data.failpoint import reach
-from data.manifest import Split
-from pipeline import interrupt
-from pipeline.fields import TrainConfig
+from data.shards.split import Split
+from data.storage.failpoint import reach
+from pipeline.core import interrupt
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inputs.loader import load, tell_of_lost_loaders
+from pipeline.inputs.noise import add_noise
+from pipeline.inputs.streams import Batch, Batches, StreamSpec
+from pipeline.inputs.train_transform import normalize
 from pipeline.models.device import require_device
-from pipeline.models.factory import build_model
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.models.weights import load_weights
-from pipeline.training.augment import normalize
 from pipeline.training.checkpoint import load_newest, save_checkpoint
+from pipeline.training.distributed import gather, rank_and_world, share_gradients, sum_over_ranks
 from pipeline.training.ema import EMA
-from pipeline.training.events import forget_events_after, write_events
-from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
-from pipeline.training.inference import Predictor, predict_split, top_k_accuracy
-from pipeline.training.inputs import Batch, Batches, StreamSpec
-from pipeline.training.loading import load, tell_of_lost_loaders
-from pipeline.training.loss import soft_cross_entropy
-from pipeline.training.noise import add_noise
+from pipeline.training.freezing import freeze_early_layers, to_training_mode
+from pipeline.training.objective import soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate
 from pipeline.training.progress import TrainingDisplay
-from pipeline.training.ranks import gather, rank_and_world, share_gradients, sum_over_ranks
 from pipeline.training.state import State
+from pipeline.training.tensorboard import forget_events_after, write_events
 
 _NON_FINITE = "non_finite_batch.txt"
 

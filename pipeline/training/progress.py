@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_json
-from data.manifest import DataError
+from data.shards.split import DataError
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # rates are those of the last two minutes

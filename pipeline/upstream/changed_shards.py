@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data.manifest import DataError, Split, check_packed, has_recorded_bytes, open_split
+from data.shards.split import DataError, Split, check_packed, has_recorded_bytes, open_split
 from data.storage import StorageError
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import StageError, done_record
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record
 
 _READ_BY = {
     "teacher": ("labeled", "validation"),

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.manifest import DataError, Split, open_split
-from data.reader import check_labeled
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import StageError, done_record
-from pipeline.upstream import require_same_classes
+from data.shards.image_reader import check_labeled
+from data.shards.split import DataError, Split, open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record
+from pipeline.upstream.stage_inputs import require_same_classes
 
 Counts = NDArray[np.int64]  # (num_classes,)
 _SHOWN = 5  # class names in a message

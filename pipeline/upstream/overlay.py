@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.exclude import read_keys
-from data.joined import Provenance
-from data.manifest import open_split
-from data.overlay import Overlay, read_committed
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.upstream import require_labeled_corpus, require_labels, require_selection
+from data.labels.exclusions import read_keys
+from data.labels.joined_tar import Provenance
+from data.labels.overlay import Overlay, read_committed
+from data.shards.split import open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.upstream.stage_inputs import require_labeled_corpus, require_labels, require_selection
 
 
 def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any], dict[str, Any]]:

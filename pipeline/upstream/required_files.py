@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data import storage
-from data.exclude import read_keys
-from data.manifest import find_shards
-from data.redact import BLANK, redacted
+from data.labels.exclusions import read_keys
 from data.settings import UsageError
-from pipeline.config import Loaded
-from pipeline.shard_check import splits_read_by
+from data.shards.split import find_shards
+from data.storage.redact import BLANK, redacted
+from pipeline.core.config import Loaded
+from pipeline.upstream.changed_shards import splits_read_by
 
 _FILES_READ_BY: dict[str, tuple[str, ...]] = {  # besides shards
     "teacher": ("teacher.weights", "data.exclude"),

@@ -9,11 +9,19 @@ from typing import Any
 from unicodedata import normalize
 
 from data import storage
-from data.exclude import exclude_inputs
-from data.manifest import Split
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import Explain, StageError, config_differences, differences, done_record, is_begun, require_done
+from data.labels.exclusions import exclude_inputs
+from data.shards.split import Split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import (
+    Explain,
+    StageError,
+    config_differences,
+    differences,
+    done_record,
+    is_begun,
+    require_done,
+)
 
 _SHOWN = 5  # class names in a message
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import ray
 
-from data.label_files import LabeledShard
-from data.manifest import Shard
-from pipeline.fields import LabelConfig
-from pipeline.training.published import load_labeling_predictor, read_info
-from teacher.crashes import crashing_images
-from teacher.label_shard import ShardLabeler
-from teacher.pool import here
+from data.labels.label_files import LabeledShard
+from data.shards.split import Shard
+from pipeline.core.schema import LabelConfig
+from pipeline.inference.publish import load_labeling_predictor, read_info
+from teacher.labeling.crash_isolation import crashing_images
+from teacher.labeling.label_shard import ShardLabeler
+from teacher.labeling.pool import here
 
 
 @ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Labeler:
-    """See `teacher.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
+    """See `teacher.labeling.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
 
     def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
         self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by

@@ -17,10 +17,10 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from data.images import DecodeError
-from data.manifest import Shard
-from data.reader import ImageReader, places_in
-from data.view import EvalView
+from data.images.clean_view import EvalView
+from data.images.decode import DecodeError
+from data.shards.image_reader import ImageReader, places_in
+from data.shards.split import Shard
 
 Item = TypeVar("Item")
 _CHUNK = 32  # images per task of a decoding thread: little to schedule, little to wait for at the end of a batch

@@ -11,11 +11,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from data.images import DecodeError
-from data.manifest import Shard
-from data.reader import ImageReader, places_in
-from data.view import EvalView
-from teacher.batches import Meter
+from data.images.clean_view import EvalView
+from data.images.decode import DecodeError
+from data.shards.image_reader import ImageReader, places_in
+from data.shards.split import Shard
+from teacher.labeling.batches import Meter
 
 _START_S = 120  # for a process to load its libraries
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from data import storage
 from data.json_files import read_json
-from data.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
-from data.manifest import DataError, Shard, Split
+from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
+from data.shards.split import DataError, Shard, Split
 
 JOURNAL_NAME = "journal.json"
 _EVERY_S = 30.0

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
-from data.manifest import Shard
-from pipeline.stage import StageError
-from pipeline.training.inference import Ensemble, Predictor
-from teacher.batches import Batch, ImageMemory, Meter, ahead, submitted_batches
+from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
+from data.shards.split import Shard
+from pipeline.core.stage import StageError
+from pipeline.inference.predictor import Ensemble, Predictor
+from teacher.labeling.batches import Batch, ImageMemory, Meter, ahead, submitted_batches
 
 
 @dataclass

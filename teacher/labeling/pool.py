@@ -22,11 +22,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.label_files import LabeledShard
-from data.manifest import Shard
-from pipeline import interrupt
-from pipeline.cluster import first_line, user_error
-from pipeline.stage import StageError, WorkerError
+from data.labels.label_files import LabeledShard
+from data.shards.split import Shard
+from pipeline.core import interrupt
+from pipeline.core.ray_runtime import first_line, user_error
+from pipeline.core.stage import StageError, WorkerError
 
 _ATTEMPTS = 7  # at a shard, alone on a worker; workers may be preempted, but a shard that kills them all is named
 _CAREFUL_FROM = 5  # such attempts; care takes time, in which a worker may be preempted

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_json
-from data.manifest import DataError
+from data.shards.split import DataError
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
-from teacher.progress import Progress
+from teacher.labeling.progress import Progress
 
 _MEANINGS = {
     "images_done": "images that are labeled or quarantined, or in work",

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from data import storage
 from data.json_files import read_json
-from data.label_files import (
+from data.labels.label_files import (
     LABELS_MANIFEST,
     LABELS_REMEDY,
     MAX_CLASSES,
@@ -28,24 +28,24 @@ from data.label_files import (
     read_labels,
     read_quarantined,
 )
-from data.manifest import Shard, Split, open_split
-from data.redact import redacted
+from data.shards.split import Shard, Split, open_split
+from data.storage.redact import redacted
 from data.tables import write_table
-from pipeline.cluster import start_ray
-from pipeline.fields import Config, LabelConfig
-from pipeline.layout import Layout
+from pipeline.core.layout import Layout
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import Config, LabelConfig
+from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
+from pipeline.inference.publish import ensemble_digest, read_info
 from pipeline.models.device import require_device
 from pipeline.models.weights import WeightsInfo
-from pipeline.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
-from pipeline.training.published import ensemble_digest, read_info
-from teacher.check import check_teacher
-from teacher.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
-from teacher.gauges import Gauges
-from teacher.journal import JOURNAL_NAME, Journal
-from teacher.pool import PoolOptions, ShardPool
-from teacher.precision import VALIDATION_NAME
-from teacher.progress import Progress, ProgressDisplay
-from teacher.worker import Labeler
+from teacher.labeling.actor import Labeler
+from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
+from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
+from teacher.labeling.pool import PoolOptions, ShardPool
+from teacher.labeling.progress import Progress, ProgressDisplay
+from teacher.labeling.prometheus import Gauges
+from teacher.labeling.teacher_check import check_teacher
+from teacher.selection.precision import VALIDATION_NAME
 
 _SKIPPED = {"skipped": "no validation images"}
 

@@ -11,17 +11,17 @@ import pyarrow as pa
 import torch
 from timm.utils.misc import natural_key
 
-from data.manifest import Split, open_split
-from data.reader import check_labeled
+from data.shards.image_reader import check_labeled
+from data.shards.split import Split, open_split
 from data.tables import write_table
-from pipeline.fields import Config
-from pipeline.layout import Layout
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError
+from pipeline.inference.accuracy import Accuracy
+from pipeline.inference.predictor import predict_all, predict_split, top_k_accuracy
+from pipeline.inference.publish import load_labeling_predictor, load_predictor
 from pipeline.models.weights import WeightsInfo
-from pipeline.stage import StageError
-from pipeline.training.accuracy import Accuracy
-from pipeline.training.inference import predict_all, predict_split, top_k_accuracy
-from pipeline.training.published import load_labeling_predictor, load_predictor
-from pipeline.upstream import require_same_classes
+from pipeline.upstream.stage_inputs import require_same_classes
 
 _SCHEMA = pa.schema(
     [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # the truth, and the teacher's

@@ -10,14 +10,14 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
-from data.manifest import Shard, Split, has_recorded_bytes, open_split
+from data.labels.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
+from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.shard_check import describe_recorded_bytes
-from pipeline.stage import StageError, refuse_other_config, require_done
-from teacher.label import fingerprint
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, refuse_other_config, require_done
+from pipeline.upstream.changed_shards import describe_recorded_bytes
+from teacher.labeling.stage import fingerprint
 
 DAMAGED_FOLDER = "damaged"
 _THREADS = 4

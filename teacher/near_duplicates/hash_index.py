@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.cutoffs import Int32, Int64, UInt64
+from teacher.selection.cutoffs import Int32, Int64, UInt64
 
 COMPLETE_DISTANCE = 7
 _BANDS, _BITS = 4, 16

@@ -14,14 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.fast_images import decode_fast
-from data.held_out import HeldOut
-from data.images import DecodeError
-from data.label_files import LabeledShard, read_labels
-from data.reader import ImageReader, places_of
-from data.thumbnail import SIDE, mirrored, normalized, thumbnail
-from teacher.cutoffs import Int64, UInt64
-from teacher.hash_index import HashIndex, Pairs
+from data.images.decode import DecodeError
+from data.images.fast_decode import decode_fast
+from data.images.held_out_hashes import HeldOut
+from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.labels.label_files import LabeledShard, read_labels
+from data.shards.image_reader import ImageReader, places_of
+from teacher.near_duplicates.hash_index import HashIndex, Pairs
+from teacher.selection.cutoffs import Int64, UInt64
 
 MAX_DISTANCE = 10
 _DECODED_SIDE = 4 * SIDE  # JPEGs are scaled while they are decoded, to twice this or more

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from data import storage
-from data.held_out import HeldOut, read_held_out
-from data.label_files import LabeledShard, labels_by_name
-from data.redact import redacted
+from data.images.held_out_hashes import HeldOut, read_held_out
+from data.labels.label_files import LabeledShard, labels_by_name
+from data.storage.redact import redacted
 from data.tables import read_table, write_table
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.outputs import read_output_table
-from pipeline.stage import Fingerprint, Stage, done_record, open_stage, require_done
-from teacher.hash_index import COMPLETE_DISTANCE
-from teacher.near_duplicates import MAX_DISTANCE, Found, Search
-from teacher.threads import Progress, in_threads
+from pipeline.core.committed_files import read_output_table
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, Stage, done_record, open_stage, require_done
+from teacher.near_duplicates.hash_index import COMPLETE_DISTANCE
+from teacher.near_duplicates.search import MAX_DISTANCE, Found, Search
+from teacher.selection.threads import Progress, in_threads
 
 LISTING_NAME = "listing.parquet"
 LISTING_SCHEMA = pa.schema(

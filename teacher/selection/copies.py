@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.label_files import LabeledShard
+from data.labels.label_files import LabeledShard
 from data.tables import to_parquet
-from teacher.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
-from teacher.label_rows import Exclusions, LabelRows, LabelSource, either
-from teacher.threads import Executor, Progress, in_threads
+from teacher.selection.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
+from teacher.selection.label_reader import Exclusions, LabelRows, LabelSource, either
+from teacher.selection.threads import Executor, Progress, in_threads
 
 COPIES_SCHEMA = pa.schema([pa.field("copies", pa.uint16(), nullable=False)])
 # A quarter of the time that zstd and a dictionary take, for half a byte a row instead of a quarter of one.

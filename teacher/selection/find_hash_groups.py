@@ -1,4 +1,4 @@
-"""Finding crowds (see teacher/crowds.py) among many rows in little memory: count first, then collect what may be too many.
+"""Finding crowds (`teacher.selection.hash_groups`) among many rows in little memory: count first, collect what may be too many.
 
 Eight-bit counters by hash tell which rows can be in a crowd at all: a cell that counted no more than is allowed has none.
 Only rows of the other cells are collected, cell by cell in as many readings as memory asks for, and only the
@@ -14,10 +14,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.crowds import Crowds, Members, cut_offs, join, merge, strongest
-from teacher.cutoffs import Int64, UInt64, tie_hash
-from teacher.label_rows import LabelRows, LabelSource
-from teacher.threads import Progress, in_threads
+from teacher.selection.cutoffs import Int64, UInt64, tie_hash
+from teacher.selection.hash_groups import Crowds, Members, cut_offs, join, merge, strongest
+from teacher.selection.label_reader import LabelRows, LabelSource
+from teacher.selection.threads import Progress, in_threads
 
 COUNTER_BITS = 27  # 128 MiB of counters
 MAX_ROWS = 8_000_000  # collected in one reading: about 400 MB with the sort

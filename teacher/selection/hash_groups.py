@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.cutoffs import Int32, Int64, UInt32, UInt64, tie_hash
+from teacher.selection.cutoffs import Int32, Int64, UInt32, UInt64, tie_hash
 
 
 class Members(NamedTuple):

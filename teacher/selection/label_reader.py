@@ -15,11 +15,20 @@ import pyarrow.compute as pc
 
 from data import storage
 from data.errors import DataError
-from data.exclude import keys_in
-from data.label_files import LabeledShard, has_all_samples, open_label_file
+from data.labels.exclusions import keys_in
+from data.labels.label_files import LabeledShard, has_all_samples, open_label_file
 from data.tables import TableFile
-from teacher.crowds import Crowds
-from teacher.cutoffs import MAX_CONFIDENCE, Float32, Int32, SelectError, SelectRule, UInt32, UInt64, confidence_key
+from teacher.selection.cutoffs import (
+    MAX_CONFIDENCE,
+    Float32,
+    Int32,
+    SelectError,
+    SelectRule,
+    UInt32,
+    UInt64,
+    confidence_key,
+)
+from teacher.selection.hash_groups import Crowds
 
 _BATCH_ROWS = 2**16  # more is no faster, and holds more memory in every thread
 _TYPES = {

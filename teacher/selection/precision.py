@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from teacher.cutoffs import UNREACHED, SelectError
+from teacher.selection.cutoffs import UNREACHED, SelectError
 
 VALIDATION_NAME = "validation.parquet"  # beside the label files
 LEAST_IMAGES = 100

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
 from typing import Any, cast
 
-from teacher.threads import Executor, Progress, Result, in_threads, keep_freed_memory
+from teacher.selection.threads import Executor, Progress, Result, in_threads, keep_freed_memory
 
 _THREADS, _MAX_PROCESSES = 2, 8
 MANY_SHARDS = 2_000  # from here on, processes save more than their start takes, half a second
@@ -47,7 +47,7 @@ def processes(number: int) -> Iterator[Executor]:
 @contextmanager
 def _worker() -> Iterator[Connection]:
     here, there = Pipe()
-    command = [sys.executable, "-m", "teacher.processes", str(there.fileno())]
+    command = [sys.executable, "-m", "teacher.selection.processes", str(there.fileno())]
     # a group of its own: Ctrl-C is for this process alone
     with here, Popen(command, pass_fds=[there.fileno()], process_group=0) as process:
         there.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from teacher.cutoffs import (
+from teacher.selection.cutoffs import (
     MAX_CONFIDENCE,
     NO_CUT,
     Cutoffs,

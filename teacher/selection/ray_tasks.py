@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.cluster import user_error
-from teacher.threads import Progress, Result
+from pipeline.core.ray_runtime import user_error
+from teacher.selection.threads import Progress, Result
 
 _MAX_TASKS = 64  # each may return a histogram of some MB
 

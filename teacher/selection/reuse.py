@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
-from pipeline.layout import Layout
-from pipeline.stage import StageError, require_done
-from teacher.cutoffs import Int64, SelectRule, UInt16
-from teacher.label_rows import Exclusions, LabelRows, LabelSource
-from teacher.selection import ShardCounts, write_rows
-from teacher.selection_file import REASONS, SCHEMA_VERSION
-from teacher.threads import Executor, Progress, in_threads
+from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from pipeline.core.layout import Layout
+from pipeline.core.stage import StageError, require_done
+from teacher.selection.copies import ShardCounts, write_rows
+from teacher.selection.cutoffs import Int64, SelectRule, UInt16
+from teacher.selection.label_reader import Exclusions, LabelRows, LabelSource
+from teacher.selection.selection_file import REASONS, SCHEMA_VERSION
+from teacher.selection.threads import Executor, Progress, in_threads
 
 
 @dataclass(frozen=True)

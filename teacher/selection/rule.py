@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import LABELS_OUTPUT_REMEDY
-from pipeline.fields import SelectConfig
-from pipeline.layout import Layout
-from pipeline.outputs import read_output_table
-from pipeline.stage import done_record
-from teacher.cutoffs import UNREACHED, SelectRule
-from teacher.precision import VALIDATION_NAME, HeldOut, choose_thresholds
+from data.labels.label_files import LABELS_OUTPUT_REMEDY
+from pipeline.core.committed_files import read_output_table
+from pipeline.core.layout import Layout
+from pipeline.core.schema import SelectConfig
+from pipeline.core.stage import done_record
+from teacher.selection.cutoffs import UNREACHED, SelectRule
+from teacher.selection.precision import VALIDATION_NAME, HeldOut, choose_thresholds
 
 
 def read_held_out(layout: Layout) -> HeldOut:

@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from data.label_files import LabeledShard
-from teacher.cutoffs import Int64, SelectError, SelectRule, tie_hash
-from teacher.label_rows import Exclusions, LabelSource
-from teacher.quota import (
+from data.labels.label_files import LabeledShard
+from teacher.selection.copies import Selection
+from teacher.selection.cutoffs import Int64, SelectError, SelectRule, tie_hash
+from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.selection.quota_search import (
     Candidates,
     Histogram,
     Search,
@@ -25,8 +26,7 @@ from teacher.quota import (
     plan_copies,
     start,
 )
-from teacher.selection import Selection
-from teacher.threads import Executor, Progress, Result, in_threads
+from teacher.selection.threads import Executor, Progress, Result, in_threads
 
 MAX_CANDIDATES = 2_000_000  # rows held at once to end the search: about 100 MB with the sort
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from teacher.cutoffs import NO_CUT, Cutoffs, SelectError, key_confidence
-from teacher.label_rows import Exclusions
-from teacher.selection import Selection, ShardCounts
+from teacher.selection.copies import Selection, ShardCounts
+from teacher.selection.cutoffs import NO_CUT, Cutoffs, SelectError, key_confidence
+from teacher.selection.label_reader import Exclusions
 
 SCHEMA_VERSION = 1
 REASONS = ("held_out_duplicate", "excluded_by_user", "below_threshold", "near_duplicate", "over_quota")

@@ -15,24 +15,24 @@ import numpy as np
 from tqdm import tqdm
 
 from data import storage
-from data.exclude import exclude_inputs, read_keys
-from data.label_files import LabeledShard, labels_by_name
-from pipeline.fields import Config
-from pipeline.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
-from pipeline.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
-from pipeline.upstream import keeps_images, require_labels
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.labels.label_files import LabeledShard, labels_by_name
+from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
+from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import as_json, compare, print_changes, side
-from teacher.find_crowds import find_crowds
-from teacher.keep import keep_images, kept_before, kept_json
-from teacher.label_rows import Exclusions, LabelSource
-from teacher.near_duplicate_stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
-from teacher.precision import precision_json
-from teacher.processes import threads_or_processes
-from teacher.rule import make_rule, print_precision, read_held_out
-from teacher.select import select_shards
-from teacher.selection import write_all_copies
-from teacher.selection_file import selection_json
-from teacher.threads import Progress
+from teacher.near_duplicates.stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
+from teacher.selection.copies import write_all_copies
+from teacher.selection.find_hash_groups import find_crowds
+from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.selection.precision import precision_json
+from teacher.selection.processes import threads_or_processes
+from teacher.selection.reuse import keep_images, kept_before, kept_json
+from teacher.selection.rule import make_rule, print_precision, read_held_out
+from teacher.selection.select import select_shards
+from teacher.selection.selection_file import selection_json
+from teacher.selection.threads import Progress
 
 SELECTION_NAME = "selection.json"
 _THREADS = 2
@@ -161,8 +161,8 @@ def _keep(
 def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
     """Who does the work: threads here, processes where shards are many, or as many tasks as a cluster has CPUs."""
     if ray_address is not None:  # Ray is imported where there is a cluster: that takes longer than most selections
-        from pipeline.cluster import num_cpus, start_ray
-        from teacher.ray_tasks import in_ray_tasks
+        from pipeline.core.ray_runtime import num_cpus, start_ray
+        from teacher.selection.ray_tasks import in_ray_tasks
 
         start_ray(ray_address)
         yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}

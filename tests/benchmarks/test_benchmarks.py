@@ -11,9 +11,9 @@ import pytest
 import benchmarks.__main__ as every
 from benchmarks.__main__ import NAMES, main, table
 from benchmarks.bench_accuracy import _student_as_teacher
-from pipeline.config import load_config
+from pipeline.core.config import load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_name_is_a_benchmark() -> None:

@@ -12,8 +12,8 @@ import torch
 from benchmarks import fixmatch
 from benchmarks.bench_fixmatch import our_passes, passes_per_step
 from benchmarks.fixmatch import FixMatch, Images, learning_rate, train, unlabeled_loss
-from pipeline.config import load_config
-from pipeline.fields import TrainConfig
+from pipeline.core.config import load_config
+from pipeline.core.schema import TrainConfig
 from tests.digits_run import Digits
 
 MODEL = TrainConfig.model_validate(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from data.failpoint import VARIABLE
+from data.storage.failpoint import VARIABLE
 
 _LIMIT_S = 400.0
 _GONE_S = 20.0  # for what a driver leaves behind to end by itself
@@ -26,7 +26,7 @@ class Driver:
 
     Args:
         log: its output is appended here.
-        failpoint: see `data.failpoint`; its Ray workers inherit it.
+        failpoint: see `data.storage.failpoint`; its Ray workers inherit it.
     """
 
     def __init__(self, words: list[str], log: Path, failpoint: str = "", module: str = "pipeline.run") -> None:

@@ -16,7 +16,8 @@ from tests.chaos.ledger import Outcome, check_whole, count
 from tests.chaos.world import World
 
 STEPS = ("before-write", "after-write", "before-rename", "after-rename")
-# In the order in which the driver comes by: a run that is killed at one goes on to the next. tests/test_failpoints.py has all.
+# In the order in which the driver comes by: a run that is killed at one goes on to the next.
+# tests/data/storage/test_failpoints.py has all.
 _DRIVERS = [
     *(
         f"before-rename/{file}"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from data.shards import Members, write_shards
-from pipeline.models.factory import build_model
+from data.shards.write import Members, write_shards
+from pipeline.models.registry import build_model
 from tests.chaos.driver import Driver
 from tests.conftest import png
 from tests.digits_run import label_and_selection_bytes

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from pipeline import interrupt
-from pipeline.training import fit as fit_module
+from pipeline.core import interrupt
 from pipeline.training import launch
-from pipeline.training.fit import TrainJob
+from pipeline.training import loop as fit_module
+from pipeline.training.loop import TrainJob
 
 VARIABLE = "NSP_CHAOS_STEPS"  # the folder of the notes; Ray's workers inherit it
 _fit, _fit_worker = fit_module.fit, launch._fit_worker

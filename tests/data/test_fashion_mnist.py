@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import fashion_mnist
-from data.manifest import DataError, open_split
+from data.shards.split import DataError, open_split
 
 
 @pytest.fixture(autouse=True)

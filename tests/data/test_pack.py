@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data import fashion_mnist, pack
-from data.label_files import read_labels
-from data.manifest import DataError, open_split
-from data.reader import ImageReader, check_labeled
+from data.labels.label_files import read_labels
+from data.shards.image_reader import ImageReader, check_labeled
+from data.shards.split import DataError, open_split
 from tests.conftest import png
 
 

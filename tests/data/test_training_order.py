@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream import Order
+from data.training_order import Order
 
 copies_of_shards = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=7).filter(
     lambda shards: any(map(sum, shards))

@@ -10,10 +10,10 @@ from pkgutil import resolve_name
 import pytest
 
 from pipeline import run
-from pipeline.fields import Config
-from pipeline.layout import Layout
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageRefusedError, open_stage
 from pipeline.run import main
-from pipeline.stage import Fingerprint, StageRefusedError, open_stage
 from tests.conftest import WriteDigits
 from tests.small_run import SmallRun
 

@@ -13,17 +13,17 @@ import pytest
 
 from data import storage
 from data.json_files import read_json
-from data.labels import PseudoLabels
-from data.manifest import DataError
-from pipeline.exporting.tasks import File, Job
-from pipeline.exporting.todo import make_file
+from data.labels.pseudo_labels import PseudoLabels
+from data.shards.split import DataError
+from pipeline.core.stage import StageError
+from pipeline.evaluation.speed_file import write_speed
+from pipeline.export.tasks import File, Job
+from pipeline.export.todo import make_file
+from pipeline.inputs.streams import Batches
 from pipeline.models.weights import CONFIG_NAME, WeightsInfo
+from pipeline.planning.status import note_stop
 from pipeline.run import main
-from pipeline.speed_file import write_speed
-from pipeline.stage import StageError
-from pipeline.status import note_stop
-from pipeline.training.fit import TrainJob
-from pipeline.training.inputs import Batches
+from pipeline.training.loop import TrainJob
 from tests.conftest import make_writer
 from tests.small_run import NUM_TEST, SmallRun
 
@@ -96,8 +96,8 @@ def without_ray_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
                 stream.rows(shard)
         raise StageError(FINISHED)
 
-    monkeypatch.setattr("pipeline.export.start_ray", lambda _: None)
-    monkeypatch.setattr("pipeline.export.make_files", make_files)
+    monkeypatch.setattr("pipeline.export.stage.start_ray", lambda _: None)
+    monkeypatch.setattr("pipeline.export.stage.make_files", make_files)
     monkeypatch.setattr("student.train.run_training", train)
     monkeypatch.setattr("student.train._warn_of_smaller_student", lambda *_: None)  # it builds two models
 
@@ -223,7 +223,7 @@ def test_the_report_names_what_it_cannot_read(
     pristine: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.report.report_html", lambda facts, surveys: ""
+        "pipeline.report.build.report_html", lambda facts, surveys: ""
     )  # drawing takes a second, reading does not
     assert few_failures(pristine, "report", capsys) == []
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.manifest import open_split
-from pipeline import export as export_stage
-from pipeline.config import load_config
-from pipeline.exporting import card
-from pipeline.layout import Layout
+from data.shards.split import open_split
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.stage import require_done
+from pipeline.export import card
+from pipeline.export import stage as export_stage
+from pipeline.inference.publish import load_predictor
 from pipeline.run import main
-from pipeline.stage import require_done
-from pipeline.training.published import load_predictor
-from teacher.label import fingerprint
-from teacher.label_shard import ShardLabeler
-from teacher.select_stage import select
+from teacher.labeling.label_shard import ShardLabeler
+from teacher.labeling.stage import fingerprint
+from teacher.selection.stage import select
 from tests import digits_run
 from tests.conftest import WriteDigits, make_writer
 from tests.killed_export import make_here

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from data.images import eval_transform
-from data.manifest import Split, open_split
+from data.images.decode import eval_transform
 from data.settings import UsageError
-from pipeline.config import load_config
-from pipeline.fields import StudentConfig
-from pipeline.models.factory import build_model
-from pipeline.training import fit as fit_module
+from data.shards.split import Split, open_split
+from pipeline.core.config import load_config
+from pipeline.core.schema import StudentConfig
+from pipeline.inputs.streams import labeled_stream, make_transform
+from pipeline.models.registry import build_model
+from pipeline.training import loop as fit_module
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
-from pipeline.training.fix_resolution import freeze_early_layers, to_training_mode
-from pipeline.training.inputs import labeled_stream, make_transform
+from pipeline.training.freezing import freeze_early_layers, to_training_mode
+from pipeline.training.loop import TrainingError, TrainJob, fit, load_trained
 from pipeline.training.state import State
 from student.fix_resolution import fix_resolution_job
 from tests.conftest import WriteDigits
-from tests.test_training import CONFIG
+from tests.pipeline.training.test_training import CONFIG
 
 FIX: dict[str, Any] = {
     "unlabeled_ratio": 0, "mixup": 0.5, "fix_resolution_epochs": 2, "fix_resolution_image_size": 24, "fix_resolution_lr": 0.1,

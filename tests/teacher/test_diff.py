@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.label_files import read_labels, read_manifest
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import StageError
+from data.labels.label_files import read_labels, read_manifest
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError
 from teacher.diff import diff
-from teacher.select_stage import select
+from teacher.selection.stage import select
 from tests.conftest import WriteDigits
 from tests.small_run import SmallRun
 

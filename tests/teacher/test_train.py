@@ -8,15 +8,15 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from data.label_files import read_labels
-from pipeline.config import load_config
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
+from data.labels.label_files import read_labels
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, StageRefusedError
+from pipeline.inference.publish import load_predictor, preprocessing, read_info
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo
-from pipeline.stage import StageError, StageRefusedError
-from pipeline.training.published import load_predictor, preprocessing, read_info
-from teacher.check import check_teacher
+from teacher.labeling.teacher_check import check_teacher
 from teacher.train import train_teacher
 from tests.conftest import WriteDigits
 
@@ -113,7 +113,9 @@ def test_views_that_make_the_labels_worse_are_told(
 ) -> None:
     config = make_config("label.views=2")
     train_teacher(config, layout(config))
-    monkeypatch.setattr("teacher.check._compare", lambda *args: {"expected_top1": alone, "found_top1": alone})
+    monkeypatch.setattr(
+        "teacher.labeling.teacher_check._compare", lambda *args: {"expected_top1": alone, "found_top1": alone}
+    )
     check(config)
     rows = read_labels(f"{config.run_dir}/validation.parquet").to_pylist()
     right = sum(row["label"] == row["predicted"] for row in rows) / len(rows)

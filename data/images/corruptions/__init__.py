@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data import corruption_effects as effects
-from data.corruption_filters import Floats
-from data.images import Pixels
+from data.images.corruptions import effects
+from data.images.corruptions.filters import Floats
+from data.images.decode import Pixels
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL_SIDE = 64  # up to here CIFAR-10-C's constants; twice the size that they were made for

@@ -11,8 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from data.corruption_filters import Floats, fractal, gaussian, motion, sample, smear, zoom
-from data.images import GREY
+from data.images.corruptions.filters import Floats, fractal, gaussian, motion, sample, smear, zoom
+from data.images.decode import GREY
 
 Generator = np.random.Generator
 _PARTS = 8  # of a pixel's side, to see how much of it a disk covers

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-from data.joined import JSON_FIELD
-from data.manifest import DataError
-from data.redact import redacted
-from data.retry import StorageError
-from data.sample import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, split_member_name
+from data.labels.joined_tar import JSON_FIELD
+from data.shards.samples import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, split_member_name
+from data.shards.split import DataError
+from data.storage.redact import redacted
+from data.storage.retry import StorageError
 
 MAX_JSON_BYTES = 1 << 20
 _MAX_HEADER_BYTES = (

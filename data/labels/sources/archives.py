@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
-from data.archive_members import ArchivedSample, archived_samples
-from data.http_file import is_http
 from data.json_files import first_problem
-from data.label_source import COLUMNS, PseudoLabeled
-from data.manifest import MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.labels.overlay import FILTER_COLUMNS, RowFilter
+from data.labels.source import COLUMNS, PseudoLabeled
+from data.labels.sources.archive_members import ArchivedSample, archived_samples
 from data.names import check_base_name, read_limited
-from data.overlay import FILTER_COLUMNS, RowFilter
-from data.redact import redacted
+from data.shards.split import MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.storage.http import is_http
+from data.storage.redact import redacted
+from data.storage.web_tokens import give_token
 from data.tables import parse_table
-from data.web_tokens import give_token
 
 LATEST_NAME = "latest"  # names the last export in a folder of them
 LABELS_FOLDER = "labels"

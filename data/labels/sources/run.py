@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from data import storage
-from data.exclude import exclude_inputs, read_keys
-from data.joined import Provenance, Rows
 from data.json_files import read_json
-from data.label_source import PseudoLabeled, as_table
-from data.manifest import DataError, Split, open_split
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.labels.joined_tar import Provenance, Rows
+from data.labels.overlay import Overlay, RowFilter, read_committed
+from data.labels.source import PseudoLabeled, as_table
 from data.names import read_pointer
-from data.overlay import Overlay, RowFilter, read_committed
-from data.reader import ImageReader, places_of
-from data.redact import redacted
+from data.shards.image_reader import ImageReader, places_of
+from data.shards.split import DataError, Split, open_split
+from data.storage.redact import redacted
 
 RUN_CONFIG = "config.yaml"
 _GENERATION = re.compile(r"gen-([1-9]\d*)")

@@ -10,12 +10,12 @@ from urllib.parse import unquote, urljoin, urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from data.json_files import first_problem
-from data.labels_of_archives import Archive, Archives, exported, read_manifest_bytes
-from data.manifest import MANIFEST_NAME, DataError
+from data.labels.overlay import RowFilter
+from data.labels.sources.archives import Archive, Archives, exported, read_manifest_bytes
 from data.names import check_base_name
-from data.overlay import RowFilter
-from data.redact import redacted
-from data.web_tokens import give_token
+from data.shards.split import MANIFEST_NAME, DataError
+from data.storage.redact import redacted
+from data.storage.web_tokens import give_token
 
 _FORMAT = "noisy-student-pseudo-labels"
 

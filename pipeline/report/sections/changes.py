@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import storage
-from data.manifest import DataError, Shard, open_split
-from data.reader import places_in
-from pipeline.report_facts import Facts, Predictions, compare
-from pipeline.report_html import heading, paragraph, section, side_by_side, table
-from pipeline.report_models import name_of
-from pipeline.report_pictures import card, grid, thumbnail_at
+from data.shards.image_reader import places_in
+from data.shards.split import DataError, Shard, open_split
+from pipeline.pages.html import heading, paragraph, section, side_by_side, table
+from pipeline.report.facts import Facts, Predictions, compare
+from pipeline.report.pictures import card, grid, thumbnail_at
+from pipeline.report.sections.models import name_of
 
 _MAX_PAIRS, _MAX_SHOWN = 8, 12
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import plots
-from pipeline.report_facts import Facts, Model
-from pipeline.report_html import paragraph, plot, section, side_by_side, table
-from pipeline.report_numbers import binomial_error, millions
+from pipeline.pages import plots
+from pipeline.pages.html import paragraph, plot, section, side_by_side, table
+from pipeline.report.facts import Facts, Model
+from pipeline.report.numbers import binomial_error, millions
 
 _WORDS = (
     "Measured by stage=evaluate ({where}), from pixels to logits, without decoding, batch norms folded; clocks differ from machine to "

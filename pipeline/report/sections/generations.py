@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.generations import RULE, Decision, decided, describe_best, summarize
-from pipeline.report_facts import Facts
-from pipeline.report_html import paragraph, section, table
-from pipeline.report_numbers import percent, points
+from pipeline.evaluation.generations import RULE, Decision, decided, describe_best, summarize
+from pipeline.pages.html import paragraph, section, table
+from pipeline.report.facts import Facts
+from pipeline.report.numbers import percent, points
 
 
 def generations_section(facts: Facts) -> str:

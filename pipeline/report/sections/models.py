@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import plots
-from pipeline.report_facts import Facts, Model, compare, num_parameters, read_metrics
-from pipeline.report_html import paragraph, plot, printable, section, side_by_side, table
-from pipeline.report_numbers import binomial_error, millions, percent, points, signed, with_error
-from pipeline.training.calibration import MIN_IN_BIN, reliability_bins, temperature_at_bound
+from pipeline.inference.calibration import MIN_IN_BIN, reliability_bins, temperature_at_bound
+from pipeline.pages import plots
+from pipeline.pages.html import paragraph, plot, printable, section, side_by_side, table
+from pipeline.report.facts import Facts, Model, compare, num_parameters, read_metrics
+from pipeline.report.numbers import binomial_error, millions, percent, points, signed, with_error
 
 MAX_CLASSES = 20
 

@@ -8,8 +8,8 @@ import shlex
 from importlib.metadata import version
 
 from data import storage
-from pipeline.report_facts import Facts, Record
-from pipeline.report_html import code, folded, heading, paragraph, section, table
+from pipeline.pages.html import code, folded, heading, paragraph, section, table
+from pipeline.report.facts import Facts, Record
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow")
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from data.label_files import COPIES_REMEDY
-from pipeline import plots
-from pipeline.outputs import read_output_json
-from pipeline.report_facts import Facts, Generation
-from pipeline.report_html import heading, paragraph, plot, section, side_by_side, table
-from pipeline.report_labels import RIGHT, WRONG, Limits, Picture, Survey, load_pictures, read_truth, survey_labels
-from pipeline.report_models import MAX_CLASSES, name_of
-from pipeline.report_numbers import percent
-from pipeline.report_pictures import card, grid
-from pipeline.report_trust import flips_parts, trust_parts
+from data.labels.label_files import COPIES_REMEDY
+from pipeline.core.committed_files import read_output_json
+from pipeline.pages import plots
+from pipeline.pages.html import heading, paragraph, plot, section, side_by_side, table
+from pipeline.report.facts import Facts, Generation
+from pipeline.report.numbers import percent
+from pipeline.report.pictures import card, grid
+from pipeline.report.sections.models import MAX_CLASSES, name_of
+from pipeline.report.sections.trust import flips_parts, trust_parts
+from pipeline.report.survey import RIGHT, WRONG, Limits, Picture, Survey, load_pictures, read_truth, survey_labels
 
 MAX_REASONS = 20
 _REASONS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.corruptions import CORRUPTIONS
-from pipeline import plots
-from pipeline.report_facts import Facts, Model
-from pipeline.report_html import paragraph, plot, section, side_by_side, table
-from pipeline.report_numbers import percent
+from data.images.corruptions import CORRUPTIONS
+from pipeline.pages import plots
+from pipeline.pages.html import paragraph, plot, section, side_by_side, table
+from pipeline.report.facts import Facts, Model
+from pipeline.report.numbers import percent
 
 _WORDS = (
     "Part that is wrong of {images:,} test images, under 15 corruptions (arXiv 1903.12261), in the mean of 5 severities each. "
@@ -51,7 +51,7 @@ def said_in_short(facts: Facts) -> str:
 
 
 def robustness_of(model: Model) -> dict[str, Any] | None:
-    """What `pipeline.robustness` found of a model."""
+    """What `pipeline.evaluation.robustness` found of a model."""
     found: dict[str, Any] | None = (model.figures or {}).get("robustness")
     return found
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from pipeline import plots
-from pipeline.effort import Effort, duration
-from pipeline.report_facts import Facts, Generation, read_metrics, stage_efforts
-from pipeline.report_html import paragraph, plot, section, side_by_side, table
-from teacher.progress import read_progress
+from pipeline.core.timing import Effort, duration
+from pipeline.pages import plots
+from pipeline.pages.html import paragraph, plot, section, side_by_side, table
+from pipeline.report.facts import Facts, Generation, read_metrics, stage_efforts
+from teacher.labeling.progress import read_progress
 
 _UNITS = ((2 * 86_400, 86_400, "days"), (2 * 3600, 3600, "hours"), (0, 60, "minutes"))  # from so many seconds on
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.label_files import LABELS_OUTPUT_REMEDY
-from pipeline import plots
-from pipeline.outputs import read_output_table
-from pipeline.report_facts import Facts, Generation
-from pipeline.report_html import paragraph, plot, side_by_side, table
-from pipeline.report_labels import RIGHT, WRONG, Survey
-from pipeline.report_models import MAX_CLASSES, name_of
-from pipeline.report_numbers import percent
-from pipeline.training.calibration import MIN_IN_BIN, reliability_bins
+from data.labels.label_files import LABELS_OUTPUT_REMEDY
+from pipeline.core.committed_files import read_output_table
+from pipeline.inference.calibration import MIN_IN_BIN, reliability_bins
+from pipeline.pages import plots
+from pipeline.pages.html import paragraph, plot, side_by_side, table
+from pipeline.report.facts import Facts, Generation
+from pipeline.report.numbers import percent
+from pipeline.report.sections.models import MAX_CLASSES, name_of
+from pipeline.report.survey import RIGHT, WRONG, Survey
 from teacher.diff import as_json, compare, side
-from teacher.precision import VALIDATION_NAME
+from teacher.selection.precision import VALIDATION_NAME
 
 _SHOWN_FLIPS = 10
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report_html import code, folded, heading, page, paragraph, section, table, text, tiles
+from pipeline.pages.html import code, folded, heading, page, paragraph, section, table, text, tiles
 from pipeline.serving.catalog import Catalog, SampleImage
-from pipeline.serving.examples import examples
+from pipeline.serving.page.examples import examples
 
 _MOST_CLASSES = 200  # rows of the table
 _TOKEN = "This server wants a token. The examples take it from the environment variable TOKEN, so that it is in no URL."

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import corruption_effects as effects
-from data.corruption_filters import gaussian, motion, zoom
-from data.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt
+from data.images.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt, effects
+from data.images.corruptions.filters import gaussian, motion, zoom
 
 GREY_224 = np.full((224, 224, 3), 128, np.uint8)
 

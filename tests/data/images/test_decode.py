@@ -19,9 +19,9 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 
-from data import images
-from data.images import DecodeError, Pixels, decode, eval_transform, image_hash, window
-from pipeline.interrupt import Interrupted
+from data.images import decode as images
+from data.images.decode import DecodeError, Pixels, decode, eval_transform, image_hash, window
+from pipeline.core.interrupt import Interrupted
 
 
 def encode(image: Image.Image | np.ndarray, file_format: str, **options: Any) -> bytes:
@@ -326,6 +326,6 @@ def test_a_signal_while_an_image_is_decoded_is_no_damaged_image(monkeypatch: pyt
     def interrupted(content: bytes) -> None:
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr("data.images._open", interrupted)
+    monkeypatch.setattr("data.images.decode._open", interrupted)
     with pytest.raises(Interrupted):
         decode(b"any")

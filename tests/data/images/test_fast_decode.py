@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fast_images import decode_fast
-from data.fast_resize import eval_transform_fast
-from data.images import DecodeError, decode, eval_transform, image_hash
-from data.view import EvalView
+from data.images.clean_view import EvalView
+from data.images.decode import DecodeError, decode, eval_transform, image_hash
+from data.images.fast_decode import decode_fast
+from data.images.resize import eval_transform_fast
 
 
 def jpeg(image: np.ndarray, mode: str = "RGB", **options: object) -> bytes:

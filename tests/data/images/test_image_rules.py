@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from data import images, png_chunks
-from data.fast_images import decode_fast, jpeg_shape
-from data.images import DecodeError, Pixels, decode, image_hash
-from data.jpeg_header import MAX_SCANS
-from data.orientation import orientation_in_exif, without_warnings
-from data.thumbnail import thumbnail
-from data.view import EvalView
-from pipeline.fields import AugmentConfig
-from pipeline.training.augment import TrainTransform
+from data.images import decode as images
+from data.images import png_chunks
+from data.images.clean_view import EvalView
+from data.images.decode import DecodeError, Pixels, decode, image_hash
+from data.images.fast_decode import decode_fast, jpeg_shape
+from data.images.jpeg_header import MAX_SCANS
+from data.images.orientation import orientation_in_exif, without_warnings
+from data.images.similarity import thumbnail
+from pipeline.core.schema import AugmentConfig
+from pipeline.inputs.train_transform import TrainTransform
 from tests import odd_images as odd
 from tests.odd_images import consumers_pixels, encode, segment, with_chunks, with_header
 

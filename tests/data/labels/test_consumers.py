@@ -19,17 +19,17 @@ import pytest
 import ray
 import torch
 
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
+from pipeline.core.layout import Layout
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from teacher.select_stage import select
+from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
+from tests.data.labels.test_pseudo_labels import export_here
 from tests.label_server import label_server
+from tests.pipeline.export.test_export import with_teacher
 from tests.small_run import SmallRun
-from tests.test_export import with_teacher
-from tests.test_pseudo_labels import export_here
 
-PAGE = Path(__file__).parents[1] / "docs/consumers.md"
+PAGE = Path(__file__).parents[3] / "docs/consumers.md"
 BLOCK = re.compile(r"^## (?P<title>[^\n]+)$|^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 Labels = dict[str, int]
 

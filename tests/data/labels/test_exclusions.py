@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data.exclude import exclude_inputs, keys_in, read_keys
-from data.manifest import DataError, Split, open_split
-from pipeline.config import load_config
-from pipeline.fields import TeacherConfig
-from pipeline.training.inputs import Batches, labeled_stream
+from data.labels.exclusions import exclude_inputs, keys_in, read_keys
+from data.shards.split import DataError, Split, open_split
+from pipeline.core.config import load_config
+from pipeline.core.schema import TeacherConfig
+from pipeline.inputs.streams import Batches, labeled_stream
 from student.train import fingerprint as student_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
 from tests.conftest import WriteDigits

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.label_files import (
+from data.labels.label_files import (
     describe_label_file,
     label_table,
     labels_by_name,
@@ -23,23 +23,23 @@ from data.label_files import (
     top_k_of,
     write_labels,
 )
-from data.labels import PseudoLabels
-from data.manifest import DataError, Shard, open_split
-from data.overlay import RowFilter
+from data.labels.overlay import RowFilter
+from data.labels.pseudo_labels import PseudoLabels
+from data.shards.split import DataError, Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
-from pipeline.exporting.tables import write_labels_alone
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.overlay import open_overlay
-from pipeline.report_facts import read_facts
-from pipeline.report_labels import Limits, survey_labels
-from pipeline.training.inputs import Batches, labeled_stream
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.export.tables import write_labels_alone
+from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.report.facts import read_facts
+from pipeline.report.survey import Limits, survey_labels
+from pipeline.upstream.overlay import open_overlay
 from student.train import pseudo_labeled_stream
-from teacher.cutoffs import SelectRule
 from teacher.diff import compare, side
-from teacher.keep import keep_images
-from teacher.label_rows import Exclusions, LabelSource
-from teacher.select_stage import select
+from teacher.selection.cutoffs import SelectRule
+from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.selection.reuse import keep_images
+from teacher.selection.stage import select
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
 

@@ -21,15 +21,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import archive_members, labels_of_archives, names
-from data.label_source import COLUMNS
-from data.labels import PseudoLabels
-from data.labels_of_archives import exported
-from data.labels_of_server import _below
-from data.manifest import DataError
+from data import names
+from data.labels.overlay import RowFilter
+from data.labels.pseudo_labels import PseudoLabels
+from data.labels.source import COLUMNS
+from data.labels.sources import archive_members
+from data.labels.sources import archives as labels_of_archives
+from data.labels.sources.archives import exported
+from data.labels.sources.server import _below
 from data.names import is_base_name, read_limited, read_pointer
-from data.overlay import RowFilter
-from data.tar import archive, end_of_archive, member_header
+from data.shards.split import DataError
+from data.shards.tar import archive, end_of_archive, member_header
 from tests.conftest import png
 from tests.label_server import label_server
 

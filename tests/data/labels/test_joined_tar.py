@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import joined, storage
-from data.joined import JoinedTar, Provenance, key_prefix
-from data.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
-from data.manifest import DataError, open_split
-from data.overlay import Overlay, RowFilter
-from data.reader import ImageReader
+from data import storage
+from data.labels import joined_tar as joined
+from data.labels.joined_tar import JoinedTar, Provenance, key_prefix
+from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
+from data.labels.overlay import Overlay, RowFilter
+from data.shards.image_reader import ImageReader
+from data.shards.split import DataError, open_split
 from data.tables import write_table
 from tests.conftest import DIGIT_NAMES, WriteDigits
 

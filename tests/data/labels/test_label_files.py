@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.label_files import (
+from data.labels.label_files import (
     LabeledShard,
     describe_label_file,
     read_labels,
@@ -19,10 +19,10 @@ from data.label_files import (
     soft_targets,
     top_k_of,
 )
-from data.manifest import DataError, Shard, open_split
-from pipeline.fields import TrainConfig
-from pipeline.training.inference import Predictor
-from teacher.label_shard import ShardLabeler
+from data.shards.split import DataError, Shard, open_split
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor
+from teacher.labeling.label_shard import ShardLabeler
 from tests.conftest import WriteDigits, png
 
 

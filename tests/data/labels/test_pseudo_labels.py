@@ -23,21 +23,22 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from data import retry, storage
-from data.label_source import COLUMNS
-from data.labels import PseudoLabels
-from data.manifest import DataError
-from data.retry import ChangedError, StorageError
-from pipeline.export import export
-from pipeline.exporting.todo import make_file
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from teacher.select_stage import select
+from data import storage
+from data.labels.pseudo_labels import PseudoLabels
+from data.labels.source import COLUMNS
+from data.shards.split import DataError
+from data.storage import retry
+from data.storage.retry import ChangedError, StorageError
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.export.stage import export
+from pipeline.export.todo import make_file
+from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import TOKEN, LabelServer, label_server
+from tests.pipeline.export.test_export import with_teacher
 from tests.s3_server import FaultyS3
 from tests.small_run import SmallRun
-from tests.test_export import with_teacher
 
 Said = dict[str, tuple[int, float, int]]  # key → label, confidence, copies
 
@@ -72,8 +73,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, 
 def export_here(config: Config, layout: Layout) -> None:
     """`stage=export` in this process, without Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.export.start_ray", lambda address: None)
-        patch.setattr("pipeline.export.make_files", lambda job, files, *rest: [make_file(job, file) for file in files])
+        patch.setattr("pipeline.export.stage.start_ray", lambda address: None)
+        patch.setattr(
+            "pipeline.export.stage.make_files", lambda job, files, *rest: [make_file(job, file) for file in files]
+        )
         export(config, layout)
 
 
@@ -274,7 +277,7 @@ def test_a_server_that_stays_away_is_an_error(web: LabelServer) -> None:
 def test_a_shard_that_is_replaced_in_mid_stream_is_never_mixed(
     web: LabelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.remote._MOST_AHEAD", 1000)
+    monkeypatch.setattr("data.storage.remote._MOST_AHEAD", 1000)
     labels = PseudoLabels(web.address)
     web.faults.append(("replaced", "000001.tar"))
     with pytest.raises(ChangedError, match=r"000001\.tar: it was replaced on the server"):
@@ -294,7 +297,7 @@ def test_a_token_that_is_given_reaches_spawned_workers_and_only_web_servers(
     web: LabelServer, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.token = TOKEN
-    monkeypatch.setattr("data.web_tokens._given", {})
+    monkeypatch.setattr("data.storage.web_tokens._given", {})
     labels = PseudoLabels(web.address, token=TOKEN)
     loader = DataLoader(
         labels.dataset(pixels, as_dict=True), batch_size=None, num_workers=1, multiprocessing_context="spawn"

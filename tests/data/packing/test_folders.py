@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import pack
-from data.folders import find_images, natural_order
-from data.images import Pixels
-from data.manifest import DataError, Manifest, open_split
+from data.images.decode import Pixels
+from data.packing.folders import find_images, natural_order
+from data.shards.split import DataError, Manifest, open_split
 from tests.conftest import png
 
 Digits = tuple[np.ndarray, np.ndarray]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
-from data.manifest import DataError
 from data.settings import UsageError
-from data.shards import MARKER_NAME, Members, write_shards
+from data.shards.split import DataError
+from data.shards.write import MARKER_NAME, Members, write_shards
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -23,16 +23,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import manifest, remote, storage
-from data.index import build_index
-from data.manifest import DataError, check_packed, open_split
-from data.reader import ImageReader, Place, places_in
-from data.tar_header import MAX_FRONT, is_in_front
-from pipeline.fields import TrainConfig
-from pipeline.training.inputs import Batches, labeled_stream
+from data import storage
+from data.shards import split as manifest
+from data.shards.image_reader import ImageReader, Place, places_in
+from data.shards.index import build_index
+from data.shards.split import DataError, check_packed, open_split
+from data.shards.tar_header import MAX_FRONT, is_in_front
+from data.storage import remote
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import Batches, labeled_stream
 from tests.conftest import WriteDigits
+from tests.data.shards.test_shards import write_raw_tar
 from tests.s3_server import FaultyS3
-from tests.test_shards import write_raw_tar
 
 KEYS = [f"{number:02d}" for number in range(20)]
 
@@ -495,7 +497,7 @@ def test_a_forked_process_opens_files_of_a_store_anew(tmp_path: Path, monkeypatc
 
 
 def test_no_stage_reads_bytes_of_a_shard_without_looking_whose_they_are() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     for package in ("data", "pipeline", "teacher", "student"):
         for path in (root / package).rglob("*.py"):
             if path.name not in ("reader.py", "storage.py", "items.py"):  # items: files that are sent as they are

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from data import manifest, storage
-from data.index import build_index
-from data.manifest import DataError, Manifest, open_split
-from data.reader import ImageReader, check_labeled
-from data.shards import write_shards
+from data import storage
+from data.shards import split as manifest
+from data.shards.image_reader import ImageReader, check_labeled
+from data.shards.index import build_index
+from data.shards.split import DataError, Manifest, open_split
+from data.shards.write import write_shards
 from tests.conftest import WriteDigits
 
 

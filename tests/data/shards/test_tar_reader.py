@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sample import Sample, iterate_samples
-from data.tar_reader import MAX_EXTENDED_BYTES, MAX_EXTENDED_HEADERS, DamagedTarError, read_members
+from data.shards.samples import Sample, iterate_samples
+from data.shards.tar_reader import MAX_EXTENDED_BYTES, MAX_EXTENDED_HEADERS, DamagedTarError, read_members
 
 BLOCK = 512
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

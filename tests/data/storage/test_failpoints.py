@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import failpoint
-from data.label_files import LabeledShard
-from data.manifest import Shard
-from pipeline.config import load_config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
-from pipeline.stage import digest_of
-from pipeline.training.published import load_predictor
-from teacher import journal, label
-from teacher.label_shard import ShardLabeler
-from teacher.select_stage import select
+from data.labels.label_files import LabeledShard
+from data.shards.split import Shard
+from data.storage import failpoint
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.stage import digest_of
+from pipeline.inference.publish import load_predictor
+from pipeline.models.registry import build_model
+from teacher.labeling import finished_shards as journal
+from teacher.labeling import stage as label
+from teacher.labeling.label_shard import ShardLabeler
+from teacher.selection.stage import select
 from teacher.train import train_teacher
 from tests.conftest import make_writer
 from tests.digits_run import Digits, label_and_selection_bytes

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from data import storage
-from data.labels_of_run import open_run
-from data.manifest import open_split
-from data.overlay import RowFilter
+from data.labels.overlay import RowFilter
+from data.labels.sources.run import open_run
+from data.shards.split import open_split
 from data.storage import StorageError
-from pipeline.config import load_config
-from pipeline.effort import Clock, read_effort
-from pipeline.layout import Layout
-from pipeline.lock import read_holder
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.lock import read_holder
+from pipeline.core.stage import done_record, is_begun
+from pipeline.core.timing import Clock, read_effort
 from pipeline.models.weights import ModelError, load_info
-from pipeline.stage import done_record, is_begun
-from pipeline.status import print_status
+from pipeline.planning.status import print_status
 from pipeline.training.progress import read_training_progress
-from teacher.progress import read_progress
+from teacher.labeling.progress import read_progress
 from tests.s3_server import FaultyS3, put
 
 READERS: dict[str, Callable[[str], Any]] = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.redact import _SECRETS, BLANK, redacted
+from data.storage.redact import _SECRETS, BLANK, redacted
 
 AZURE = "https://acc.blob.core.windows.net/c/x.tar?sv=2022-11-02&se=2030-01-01&sr=c&sp=rl&sig={}&spr=https"
 

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from data import remote, retry, storage
-from data.storage import ChangedError, StorageError
+from data import storage
+from data.storage import ChangedError, StorageError, remote, retry
 from tests.s3_server import BUCKET, SECRET, FaultyS3, replace_and_add
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -17,8 +17,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import retry, storage
-from data.storage import StorageError
+from data import storage
+from data.storage import StorageError, retry
 
 
 def test_braces_expand_in_order_with_leading_zeros() -> None:

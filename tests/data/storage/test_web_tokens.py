@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import storage, web_tokens
-from data.labels_of_archives import Archive, Archives
-from data.overlay import RowFilter
-from data.retry import StorageError
-from data.web_tokens import TOKEN_VARIABLE, give_token, origin_of, parse_tokens, token_for
+from data import storage
+from data.labels.overlay import RowFilter
+from data.labels.sources.archives import Archive, Archives
+from data.storage import web_tokens
+from data.storage.retry import StorageError
+from data.storage.web_tokens import TOKEN_VARIABLE, give_token, origin_of, parse_tokens, token_for
 
 SECRET = "s3cret,with=signs"
 ORIGIN = "https://labels.example:8443"
@@ -108,7 +109,7 @@ def test_a_token_that_names_no_origin_is_sent_nowhere_and_said(
 ) -> None:
     parse_tokens.cache_clear()
     monkeypatch.setenv(TOKEN_VARIABLE, text)
-    with web_server(send) as (url, seen), caplog.at_level(logging.WARNING, "data.web_tokens"):
+    with web_server(send) as (url, seen), caplog.at_level(logging.WARNING, "data.storage.web_tokens"):
         for _ in range(2):
             storage.read_bytes(f"{url}/x")
     assert not [headers for headers in seen if "Authorization" in headers]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import interrupt
-from teacher import gauges
-from teacher.progress import Progress
+from pipeline.core import interrupt
+from teacher.labeling import prometheus as gauges
+from teacher.labeling.progress import Progress
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 CODE = """
 import sys
 from pipeline import run

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import ray
 
-from data.fence import FENCE_VARIABLE, workers_fenced
 from data.settings import UsageError
 from data.storage import FencedError
-from pipeline import cluster, interrupt
+from data.storage.fence import FENCE_VARIABLE, workers_fenced
+from pipeline.core import interrupt
+from pipeline.core import ray_runtime as cluster
 from pipeline.training import launch
 
 STOPPED_AS_RAY_CONNECTS = """

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data import storage
-from data.labels_of_run import _data_field
-from data.manifest import DataError
+from data.labels.sources.run import _data_field
 from data.settings import UsageError
+from data.shards.split import DataError
 from pipeline import run as run_module
-from pipeline.config import load, load_config
-from pipeline.fields import Config
-from pipeline.layers import literal
-from pipeline.layout import Layout
+from pipeline.core.config import load, load_config
+from pipeline.core.config_layers import literal
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, open_stage
 from pipeline.run import main
-from pipeline.stage import Fingerprint, StageError, open_stage
 from tests.conftest import WriteDigits
 
 SECRET = "s3cr3t-of-the-environment"

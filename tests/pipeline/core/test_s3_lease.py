@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from data import fence, remote, retry, storage
-from data.storage import FencedError, StorageError
-from pipeline import interrupt, lock
-from pipeline.lock import LEASE_S, Lease, LockedError, run_lock
+from data import storage
+from data.storage import FencedError, StorageError, fence, remote, retry
+from pipeline.core import interrupt, lock
+from pipeline.core.lock import LEASE_S, Lease, LockedError, run_lock
 from tests.s3_server import FaultyS3, hold_lease, put, try_to_write
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from pipeline.lock import LockedError, run_lock
-from pipeline.stage import (
+from pipeline.core.lock import LockedError, run_lock
+from pipeline.core.stage import (
     Fingerprint,
     Stage,
     StageError,

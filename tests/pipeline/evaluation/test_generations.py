@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from data import storage
-from data.failpoint import VARIABLE
-from pipeline.decide import decide
-from pipeline.fields import Config
-from pipeline.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
-from pipeline.layout import Layout
-from pipeline.report_facts import read_facts
-from pipeline.report_generations import generations_section
-from pipeline.status import print_status
-from pipeline.training.comparison import paired
+from data.storage.failpoint import VARIABLE
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.evaluation.decide import decide
+from pipeline.evaluation.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
+from pipeline.inference.comparison import paired
+from pipeline.planning.status import print_status
+from pipeline.report.facts import read_facts
+from pipeline.report.sections.generations import generations_section
 from tests import digits_run
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
@@ -82,7 +82,7 @@ def run(tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPat
     made = AutoRun(tmp_path, write_digits)
     teacher, student = rights(20, 5)
     right = {made.layout(1).teacher: teacher, made.layout(1).student: student}
-    monkeypatch.setattr("pipeline.decide._right", lambda split, folder, device: right[folder])
+    monkeypatch.setattr("pipeline.evaluation.decide._right", lambda split, folder, device: right[folder])
     made.model(made.layout(1).teacher, "teacher")
     made.model(made.layout(1).student, "student", weights=b"one")
     return made

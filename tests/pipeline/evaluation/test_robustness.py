@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from data.corruptions import CORRUPTIONS
-from data.manifest import Split, open_split
-from pipeline import robustness
-from pipeline.evaluate import is_outdated
-from pipeline.layout import Layout
-from pipeline.robustness import chosen_rows, figures_of, measure_robustness
-from pipeline.stage import Fingerprint, open_stage
-from pipeline.training.inference import Predictor, predict_split
+from data.images.corruptions import CORRUPTIONS
+from data.shards.split import Split, open_split
+from pipeline.core.layout import Layout
+from pipeline.core.stage import Fingerprint, open_stage
+from pipeline.evaluation import robustness
+from pipeline.evaluation.robustness import chosen_rows, figures_of, measure_robustness
+from pipeline.evaluation.stage import is_outdated
+from pipeline.inference.predictor import Predictor, predict_split
 from tests.conftest import WriteDigits
-from tests.test_training import CONFIG
+from tests.pipeline.training.test_training import CONFIG
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.fields import TrainConfig
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
-from pipeline.report import write_report
-from pipeline.speed import _measure
-from pipeline.speed_file import write_speed
-from pipeline.stage import done_record
-from pipeline.training.inference import Predictor
+from pipeline.core.layout import Layout
+from pipeline.core.schema import TrainConfig
+from pipeline.core.stage import done_record
+from pipeline.evaluation.speed import _measure
+from pipeline.evaluation.speed_file import write_speed
+from pipeline.inference.predictor import Predictor
+from pipeline.models.registry import build_model
+from pipeline.report.build import write_report
 from tests.conftest import WriteDigits
 from tests.small_run import NUM_TEST, SmallRun
 

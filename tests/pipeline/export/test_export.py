@@ -22,21 +22,21 @@ import ray
 from omegaconf import OmegaConf
 
 from data import storage
-from data.manifest import open_split
-from data.reader import check_labeled
+from data.shards.image_reader import check_labeled
+from data.shards.split import open_split
 from data.tables import write_table
-from pipeline.export import export
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, open_stage
+from pipeline.export.stage import export
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.stage import Fingerprint, StageError, open_stage
 from teacher.diff import diff
-from teacher.precision import VALIDATION_NAME
-from teacher.select_stage import select
+from teacher.selection.precision import VALIDATION_NAME
+from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 from tests.small_run import REASON, SmallRun
-from tests.test_diff import rows
+from tests.teacher.test_diff import rows
 
 Identity = tuple[str, int]  # shard, ordinal
 

@@ -15,14 +15,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.labels_of_archives import open_exported
-from data.manifest import ShardRecord
-from data.overlay import RowFilter
-from pipeline.export import _check_names
-from pipeline.exporting.card import Facts, card
-from pipeline.exporting.files import write_manifests
-from pipeline.exporting.text import checksum_line, class_lines, code_span, markdown
-from pipeline.stage import StageError
+from data.labels.overlay import RowFilter
+from data.labels.sources.archives import open_exported
+from data.shards.split import ShardRecord
+from pipeline.core.stage import StageError
+from pipeline.export.card import Facts, card
+from pipeline.export.manifests import write_manifests
+from pipeline.export.stage import _check_names
+from pipeline.export.text import checksum_line, class_lines, code_span, markdown
 
 NAMES = [
     "dress", "digit_3", "a\nb", "a\r\nb", "\n", "", " ", " x ", "a|b", "a\\|b", "\\", "`x`", "``", "*x*", "_x_", "__init__",

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import Pixels
-from pipeline.config import load_config
-from pipeline.fields import Config, LabelConfig
-from pipeline.models.factory import build_model
+from data.images.decode import Pixels
+from pipeline.core.config import load_config
+from pipeline.core.schema import Config, LabelConfig
+from pipeline.core.stage import StageError
+from pipeline.inference.predictor import Ensemble
+from pipeline.inference.publish import ensemble_digest, load_labeling_predictor, load_predictor
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.stage import StageError
-from pipeline.training.inference import Ensemble
-from pipeline.training.published import ensemble_digest, load_labeling_predictor, load_predictor
-from teacher.label import fingerprint
+from teacher.labeling.stage import fingerprint
 
 MODEL = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 INFO = WeightsInfo(

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.manifest import Split, open_split
-from pipeline.training import loading
-from pipeline.training.inputs import Batch, Batches
-from pipeline.training.loading import LoaderLostError, load, shared_memory_needed, tell_of_lost_loaders
+from data.shards.split import Split, open_split
+from pipeline.inputs import loader as loading
+from pipeline.inputs.loader import LoaderLostError, load, shared_memory_needed, tell_of_lost_loaders
+from pipeline.inputs.streams import Batch, Batches
 from tests.conftest import WriteDigits
-from tests.test_training import make_job
+from tests.pipeline.training.test_training import make_job
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from data.images import decode
-from data.manifest import Split, open_split
-from pipeline.config import Config
-from pipeline.fields import AugmentConfig, TrainConfig
-from pipeline.training.augment import TrainTransform
-from pipeline.training.fit import fit
-from pipeline.training.inputs import Batches, labeled_stream, make_transform
-from pipeline.training.noise import add_noise
+from data.images.decode import decode
+from data.shards.split import Split, open_split
+from pipeline.core.config import Config
+from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.inputs.noise import add_noise
+from pipeline.inputs.streams import Batches, labeled_stream, make_transform
+from pipeline.inputs.train_transform import TrainTransform
+from pipeline.training.loop import fit
 from tests.conftest import WriteDigits
-from tests.test_augment import ALL_NOISE, MEAN
-from tests.test_training import CONFIG, make_job
+from tests.pipeline.inputs.test_train_transform import ALL_NOISE, MEAN
+from tests.pipeline.training.test_training import CONFIG, make_job
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
-from pipeline.training.augment import sample_seed
-from pipeline.training.rand_augment import NAMES, SIGNED, arguments, draw_operations, rand_augment
+from pipeline.inputs.rand_augment import NAMES, SIGNED, arguments, draw_operations, rand_augment
+from pipeline.inputs.train_transform import sample_seed
 
 MAX_LEVEL = 10
 PUBLISHED: dict[str, Callable[[float], tuple[float, ...]]] = {

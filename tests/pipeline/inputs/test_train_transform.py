@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline.fields import AugmentConfig
-from pipeline.training.augment import TrainTransform, normalize, sample_seed
+from pipeline.core.schema import AugmentConfig
+from pipeline.inputs.train_transform import TrainTransform, normalize, sample_seed
 
 MEAN = (0.4, 0.5, 0.6)
 ALL_NOISE: dict[str, Any] = {

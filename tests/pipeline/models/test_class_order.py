@@ -16,21 +16,21 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from data.settings import UsageError
-from data.shards import Members, labeled_members, write_shards
-from pipeline.config import load_config
-from pipeline.fields import Config
-from pipeline.layout import Layout
+from data.shards.write import Members, labeled_members, write_shards
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, StageRefusedError, require_done
+from pipeline.inference.accuracy import Accuracy, _agreement, _tail
+from pipeline.inference.calibration import fit_temperature, temperature_at_bound
+from pipeline.inference.publish import read_info
 from pipeline.models.classes import reorder_classes
-from pipeline.models.factory import build_model
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError, set_bn_momentum
-from pipeline.stage import StageError, StageRefusedError, require_done
-from pipeline.status import print_status
-from pipeline.training.accuracy import Accuracy, _agreement, _tail
-from pipeline.training.calibration import fit_temperature, temperature_at_bound
-from pipeline.training.published import read_info
-from teacher import label as label_module
-from teacher.check import check_teacher
-from teacher.label import label
+from pipeline.planning.status import print_status
+from teacher.labeling import stage as label_module
+from teacher.labeling.stage import label
+from teacher.labeling.teacher_check import check_teacher
 from teacher.train import train_teacher
 from tests.conftest import png
 from tests.digits_run import Digits

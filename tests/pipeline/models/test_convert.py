@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from data.sample import iterate_samples
+from data.shards.samples import iterate_samples
 from pipeline.models import convert
-from pipeline.models.factory import build_model
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from tests.conftest import DIGIT_NAMES, WriteDigits
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models.factory import build_model
-from pipeline.models.folding import fold_batch_norm
+from pipeline.models.fold_batch_norm import fold_batch_norm
+from pipeline.models.registry import build_model
 
 
 def trained_like(model: nn.Module) -> nn.Module:

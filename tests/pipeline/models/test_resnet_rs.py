@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.models.factory import build_model, count_flops, count_parameters, on_meta, timm_architecture
+from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta, timm_architecture
 from pipeline.models.resnet_rs import (
     BLOCKS,
     Bottleneck,

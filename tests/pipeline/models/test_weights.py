@@ -9,10 +9,10 @@ import safetensors.torch
 import timm
 import torch
 
-from pipeline.models.factory import build_model
+from pipeline.inference.publish import read_info
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
-from pipeline.training.published import read_info
 
 
 def info(model: str, **changes: object) -> WeightsInfo:

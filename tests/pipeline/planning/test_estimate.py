@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import open_split
-from pipeline import estimate
-from pipeline.estimate import Work, print_estimate, size_of
-from pipeline.fields import Config, TrainConfig
+from data.shards.split import open_split
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.planning import estimate
+from pipeline.planning.estimate import Work, print_estimate, size_of
 from pipeline.run import main
 from tests.conftest import WriteDigits
 

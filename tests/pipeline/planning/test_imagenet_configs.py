@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data.index import INDEX_SCHEMA, index_digest
-from data.manifest import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
+from data.shards.index import INDEX_SCHEMA, index_digest
+from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
 from data.tables import write_table
-from pipeline.config import load_config
-from pipeline.models.factory import build_model, count_parameters, on_meta
+from pipeline.core.config import load_config
+from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.run import main
 
 CLASSES = [f"class_{number:03d}" for number in range(1000)]

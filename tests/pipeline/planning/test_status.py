@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from pipeline import status
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.lock import run_lock
+from pipeline.core.layout import Layout
+from pipeline.core.lock import run_lock
+from pipeline.core.schema import Config
+from pipeline.planning import status
+from pipeline.planning.status import note_stop, print_status, watch_status
 from pipeline.run import main
-from pipeline.status import note_stop, print_status, watch_status
 from pipeline.training.progress import RecentRate, TrainingDisplay, TrainingProgress, read_training_progress
 from tests.conftest import Clock, WriteDigits
 from tests.small_run import SmallRun

@@ -12,14 +12,14 @@ import pytest
 import ray
 from PIL import Image
 
-from pipeline.layout import Layout
-from pipeline.report import REPORT_NAME, write_report
-from pipeline.serve import open_catalog
+from pipeline.core.layout import Layout
+from pipeline.report.build import REPORT_NAME, write_report
+from pipeline.serving.server import open_catalog
 from tests.browser import CHROMIUM, browser
 from tests.conftest import make_writer
+from tests.pipeline.report.test_report import whole_run
 from tests.serving import make_run, server_thread
 from tests.small_run import SmallRun
-from tests.test_report import whole_run
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: install the system's package `chromium`")
 

@@ -15,27 +15,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import storage
-from data.corruptions import CORRUPTIONS
-from data.held_out import Traits, write_hashes
-from data.images import decode
-from data.label_files import (
+from data.images.corruptions import CORRUPTIONS
+from data.images.decode import decode
+from data.images.held_out_hashes import Traits, write_hashes
+from data.images.similarity import thumbnail as thumbnail_of
+from data.labels.label_files import (
     read_labels,
     read_manifest,
 )
 from data.tables import write_table
-from data.thumbnail import thumbnail as thumbnail_of
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model, count_parameters
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, open_stage
+from pipeline.evaluation.summary import write_summary
+from pipeline.inference.calibration import calibration_error, reliability_bins
+from pipeline.models.registry import build_model, count_parameters
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.report import REPORT_NAME, write_report
-from pipeline.report_facts import Model, Predictions, compare
-from pipeline.report_pictures import thumbnail
-from pipeline.stage import Fingerprint, StageError, open_stage
-from pipeline.summary import write_summary
-from pipeline.training.calibration import calibration_error, reliability_bins
-from teacher.precision import VALIDATION_NAME
-from teacher.select_stage import select
+from pipeline.report.build import REPORT_NAME, write_report
+from pipeline.report.facts import Model, Predictions, compare
+from pipeline.report.pictures import thumbnail
+from teacher.selection.precision import VALIDATION_NAME
+from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.small_run import NUM_TEST, NUM_UNLABELED, PER_SHARD, REASON, SmallRun
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from data import storage
-from data.manifest import open_split
-from pipeline.effort import Clock, Effort, read_effort
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.report import REPORT_NAME, write_report
-from pipeline.report_changes import confusions
-from pipeline.report_facts import Predictions
+from data.shards.split import open_split
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.timing import Clock, Effort, read_effort
+from pipeline.report.build import REPORT_NAME, write_report
+from pipeline.report.facts import Predictions
+from pipeline.report.sections.changes import confusions
 from tests.conftest import WriteDigits
 from tests.small_run import NUM_TEST, SmallRun
 

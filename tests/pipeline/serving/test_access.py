@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import exclude
-from data.overlay import RowFilter
+from data.labels import exclusions as exclude
+from data.labels.overlay import RowFilter
+from pipeline.serving.blocking_pool import BusyError, Kept, Work
 from pipeline.serving.credentials import has_token, names_loopback
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.work import BusyError, Kept, Work
 from tests.conftest import make_writer
+from tests.data.labels.test_pseudo_labels import export_here
 from tests.serving import catalog, connected, fetch, layout, make_run, metric, raw, server_thread, wait_for
 from tests.small_run import SmallRun
-from tests.test_pseudo_labels import export_here
 
 TOKEN = "right-token"
 SHARD, LABELS = "shards/unlabeled-000000.tar", "labels/unlabeled-000000.parquet"
@@ -161,7 +161,7 @@ def test_the_examples_of_a_server_with_a_token_work_as_they_stand(
     locked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKEN", TOKEN)
-    monkeypatch.setattr("data.web_tokens._given", {})
+    monkeypatch.setattr("data.storage.web_tokens._given", {})
     shown = blocks(fetch(f"{locked}/", basic(TOKEN)).content.decode())
     assert set(shown) == {"curl", "PseudoLabels", "webdataset", "Others"}
     assert not [code for code in shown.values() if TOKEN in code]

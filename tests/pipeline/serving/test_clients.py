@@ -17,9 +17,9 @@ import pytest
 import ray
 
 from data import storage
-from pipeline.export import export
-from pipeline.layout import Layout
-from pipeline.lock import run_lock
+from pipeline.core.layout import Layout
+from pipeline.core.lock import run_lock
+from pipeline.export.stage import export
 from pipeline.run import main
 from pipeline.serving import listening, sending
 from pipeline.serving.catalog import Catalog

@@ -16,25 +16,25 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.images import decode
-from data.manifest import DataError, open_split
-from data.overlay import RowFilter
-from data.reader import ImageReader
+from data.images.decode import decode
+from data.labels.overlay import RowFilter
 from data.settings import UsageError
-from data.web_tokens import TOKEN_VARIABLE
-from pipeline.export import export
+from data.shards.image_reader import ImageReader
+from data.shards.split import DataError, open_split
+from data.storage.web_tokens import TOKEN_VARIABLE
+from pipeline.export.stage import export
 from pipeline.run import _parse_stages
+from pipeline.serving.blocking_pool import Workers
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.metrics import Meters
-from pipeline.serving.work import Workers
-from teacher.select_stage import select
+from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
+from tests.data.labels.test_joined_tar import samples
+from tests.pipeline.export.test_export import with_teacher
 from tests.serving import catalog, fetch, layout, make_run, raw, server_thread, wait_for
 from tests.small_run import SmallRun
-from tests.test_export import with_teacher
-from tests.test_joined import samples
 
 SHARDS = ["unlabeled-000000", "unlabeled-000001", "unlabeled-000002"]
 

@@ -11,21 +11,21 @@ import pytest
 import ray
 import torch
 
-from data.failpoint import VARIABLE
-from data.label_files import read_labels
-from data.view import EvalView
-from pipeline.ablate import STUDIES
-from pipeline.config import load_config
-from pipeline.fields import AugmentConfig, Config, TrainConfig
-from pipeline.layout import Branch, Layout
-from pipeline.models.factory import build_model
+from data.images.clean_view import EvalView
+from data.labels.label_files import read_labels
+from data.storage.failpoint import VARIABLE
+from pipeline.core.config import load_config
+from pipeline.core.layout import Branch, Layout
+from pipeline.core.schema import AugmentConfig, Config, TrainConfig
+from pipeline.core.stage import StageError, done_record
+from pipeline.inputs.noised_view import noised
+from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.noisy_student_trial import NOISY_STUDENT_RECIPE
-from pipeline.stage import StageError, done_record
-from pipeline.study.table import row_results
-from pipeline.study.trials import Trial, run_trials, trials_of
-from pipeline.training.fit import TrainJob, _new_state
-from pipeline.training.noised_view import noised
+from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
+from pipeline.studies.stage import STUDIES
+from pipeline.studies.table import row_results
+from pipeline.studies.trials import Trial, run_trials, trials_of
+from pipeline.training.loop import TrainJob, _new_state
 from pipeline.training.state import State
 from student.train import _initial_weights
 from tests.conftest import WriteDigits, png

@@ -12,14 +12,14 @@ import pytest
 import ray
 
 from data.settings import UsageError
-from pipeline.ablate import STUDIES
-from pipeline.config import config_names, load_config
-from pipeline.fields import Config
+from pipeline.core.config import config_names, load_config
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageRefusedError, differences
 from pipeline.run import main
-from pipeline.stage import Fingerprint, StageRefusedError, differences
-from pipeline.study.rows import Own, Row, Study, additive, row_configs, rows_for
-from pipeline.study.table import describe, row_results
-from pipeline.study.trials import Experiment, Trial, _slug, run_trials, trials_of
+from pipeline.studies.rows import Own, Row, Study, additive, row_configs, rows_for
+from pipeline.studies.stage import STUDIES
+from pipeline.studies.table import describe, row_results
+from pipeline.studies.trials import Experiment, Trial, _slug, run_trials, trials_of
 from tests.conftest import WriteDigits
 from tests.digits_run import Digits, write_digits_data
 

@@ -16,13 +16,13 @@ import torch
 
 from data import storage
 from data.storage import StorageError
-from pipeline.models.factory import build_model
+from pipeline.core.stage import Fingerprint, open_stage
+from pipeline.inference.publish import load_predictor, read_info
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
-from pipeline.stage import Fingerprint, open_stage
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import load_newest, save_checkpoint
-from pipeline.training.published import load_predictor, read_info
 
 CONTENT = {
     "step": 2, "w": torch.arange(40.0), "metrics": [{"step": 1, "loss": 0.5}],

@@ -19,13 +19,13 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional
 
-from pipeline.fields import TeacherConfig, TrainConfig
-from pipeline.models.factory import build_model
+from pipeline.core.schema import TeacherConfig, TrainConfig
+from pipeline.inputs import rand_augment
+from pipeline.inputs.streams import StreamSpec, make_transform
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import Bottleneck
-from pipeline.training import rand_augment
 from pipeline.training.ema import EMA
-from pipeline.training.fit import TrainJob, _learning_rate, _new_state
-from pipeline.training.inputs import StreamSpec, make_transform
+from pipeline.training.loop import TrainJob, _learning_rate, _new_state
 
 PAPER = TrainConfig()  # defaults are the paper's: 350 epochs, 4,096 images a step, 0.1 per 256 images
 NUM_IMAGES = 1_281_167  # ImageNet's training images

@@ -17,18 +17,18 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from data import storage
-from data.manifest import DataError, Split, open_split
-from pipeline.cluster import start_ray
-from pipeline.interrupt import Interrupted, handled
+from data.shards.split import DataError, Split, open_split
+from pipeline.core.interrupt import Interrupted, handled
+from pipeline.core.ray_runtime import start_ray
+from pipeline.inputs.loader import load
+from pipeline.inputs.streams import labeled_stream
 from pipeline.training import launch
-from pipeline.training.fit import TrainingError, TrainJob, load_trained
-from pipeline.training.inputs import labeled_stream
 from pipeline.training.launch import run_training
-from pipeline.training.loading import load
+from pipeline.training.loop import TrainingError, TrainJob, load_trained
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
-from tests.test_loading import SignalsBlocked
-from tests.test_training import CONFIG
+from tests.pipeline.inputs.test_loader import SignalsBlocked
+from tests.pipeline.training.test_training import CONFIG
 from tests.training_processes import train
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stage import recorded_seconds
-from pipeline.training.published import read_info
+from pipeline.core.stage import recorded_seconds
+from pipeline.inference.publish import read_info
 from tests import digits_run
 from tests.conftest import make_writer
 

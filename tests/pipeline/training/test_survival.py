@@ -1,5 +1,5 @@
 """A training that is killed and started again makes the bytes of one that nothing disturbed; at another world size, it goes on in
-the same order. Without Ray: tests/test_ray_train.py and `make chaos-train` have it."""
+the same order. Without Ray: tests/pipeline/training/test_ray_train.py and `make chaos-train` have it."""
 
 import signal
 from dataclasses import dataclass, replace
@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data.manifest import Split, open_split
-from data.reader import ImageReader
+from data.shards.image_reader import ImageReader
+from data.shards.split import Split, open_split
 from data.tables import write_table
+from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.fit import TrainJob
-from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
+from pipeline.training.loop import TrainJob
 from tests.conftest import make_writer
 from tests.digits_run import Digits
-from tests.test_training import CONFIG
+from tests.pipeline.training.test_training import CONFIG
 from tests.training_processes import killed_for_memory, out_of_memory, terminated, train
 
 LABELED, PSEUDO_LABELED = 6, 6  # images per step

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.models.factory import build_model
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
-from pipeline.training.ranks import share_statistics
+from pipeline.training.distributed import share_statistics
 
 SMALL_RESNET_RS = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 FAMILIES = {  # smallest of each, at a size that it takes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 
-from pipeline.training.events import forget_events_after, write_events
+from pipeline.training.tensorboard import forget_events_after, write_events
 
 METRICS = [
     {"step": 10, "loss": 2.0, "lr": 0.1},

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from data import storage
-from data.label_files import read_labels
-from data.manifest import DataError, Split, open_split
+from data.labels.label_files import read_labels
+from data.shards.split import DataError, Split, open_split
 from data.tables import write_table
-from pipeline.fields import TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.training import fit as fit_module
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor
+from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
+from pipeline.models.registry import build_model
+from pipeline.training import loop as fit_module
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
-from pipeline.training.fit import TrainingError, TrainJob, fit, load_trained
-from pipeline.training.inference import Predictor
-from pipeline.training.inputs import Batches, StreamSpec, labeled_stream
+from pipeline.training.loop import TrainingError, TrainJob, fit, load_trained
 from tests.conftest import WriteDigits, png
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
 from pipeline.training.ema import EMA, ema_decay
-from pipeline.training.loss import pseudo_targets, smooth_one_hot, soft_cross_entropy
+from pipeline.training.objective import soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
 
 

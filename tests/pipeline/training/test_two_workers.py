@@ -11,10 +11,10 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data.manifest import Split, open_split
-from pipeline.training.fit import TrainJob, fit, load_trained
+from data.shards.split import Split, open_split
+from pipeline.training.loop import TrainJob, fit, load_trained
 from tests.conftest import WriteDigits
-from tests.test_training import make_job
+from tests.pipeline.training.test_training import make_job
 
 
 def stay_frozen(module: nn.Module, mode: bool = True) -> nn.Module:

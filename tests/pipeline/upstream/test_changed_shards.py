@@ -15,20 +15,20 @@ import ray
 import torch
 from PIL import Image
 
-from data.labels import PseudoLabels
-from data.manifest import DataError
-from data.overlay import RowFilter
-from data.shards import write_shards
-from pipeline.config import load_config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
+from data.labels.overlay import RowFilter
+from data.labels.pseudo_labels import PseudoLabels
+from data.shards.split import DataError
+from data.shards.write import write_shards
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.stage import StageError, StageRefusedError
+from pipeline.models.registry import build_model
 from pipeline.run import run
-from pipeline.serve import open_catalog
 from pipeline.serving.items import OutdatedError
-from pipeline.stage import StageError, StageRefusedError
+from pipeline.serving.server import open_catalog
 from tests.conftest import make_writer
+from tests.data.shards.test_identity import IMAGES, KEYS, forget_versions, make_younger, swap_labels, write_shard
 from tests.digits_run import Digits
-from tests.test_shard_identity import IMAGES, KEYS, forget_versions, make_younger, swap_labels, write_shard
 
 pytestmark = pytest.mark.slow  # whole commands, most of which start Ray
 

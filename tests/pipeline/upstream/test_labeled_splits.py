@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.manifest import open_split
-from data.shards import labeled_members, write_shards
-from pipeline.config import load_config
-from pipeline.labeled import check_splits
+from data.shards.split import open_split
+from data.shards.write import labeled_members, write_shards
+from pipeline.core.config import load_config
+from pipeline.core.stage import StageError
 from pipeline.run import main
-from pipeline.stage import StageError
-from pipeline.upstream import require_same_classes
+from pipeline.upstream.labeled_splits import check_splits
+from pipeline.upstream.stage_inputs import require_same_classes
 from tests.conftest import png
-from tests.test_shards import write_raw_tar
+from tests.data.shards.test_shards import write_raw_tar
 
 IMAGE = png(np.zeros((8, 8), np.uint8))
 NAMES = ["one", "three", "two"]
@@ -120,7 +120,7 @@ def test_a_wrong_label_in_any_split_is_shown(
 def test_classes_without_images_and_no_validation_are_said_in_the_plan(
     splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.plan.print_estimate", lambda *arguments: None)  # it times models
+    monkeypatch.setattr("pipeline.planning.plan.print_estimate", lambda *arguments: None)  # it times models
     words = splits.words(validation="none", test=write(splits.folder / "partial", [0, 2]))
     assert main([*words, "plan=true"]) == 0
     plan = capsys.readouterr().out
@@ -149,9 +149,9 @@ def test_two_unicode_forms_that_sort_otherwise_are_another_order(splits: Splits)
 
 
 def test_a_finished_run_is_not_checked_again(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import labeled
-    from pipeline.layout import Layout
-    from tests.test_upstream import make
+    from pipeline.core.layout import Layout
+    from pipeline.upstream import labeled_splits as labeled
+    from tests.pipeline.upstream.test_stage_inputs import make
 
     words = splits.words()
     config = load_config(None, words[1:])

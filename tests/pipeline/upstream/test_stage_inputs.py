@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from data import storage
-from data.manifest import DataError
-from pipeline.config import load_config
-from pipeline.fields import Config
-from pipeline.layout import CURRENT_NAME, Layout
-from pipeline.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
-from pipeline.upstream import explain_inputs, require_labels, require_selection
+from data.shards.split import DataError
+from pipeline.core.config import load_config
+from pipeline.core.layout import CURRENT_NAME, Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
+from pipeline.upstream.stage_inputs import explain_inputs, require_labels, require_selection
 from student.train import _initial_weights, _warn_of_smaller_student
-from teacher.select_stage import select
+from teacher.selection.stage import select
 
 CLASSES = {"num_classes": 10, "class_names": None}
 

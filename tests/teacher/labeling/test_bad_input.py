@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data.images import decode, eval_transform
-from data.index import build_index
-from data.label_files import read_labels
-from data.manifest import open_split
-from data.reader import ImageReader
-from data.sample import MAX_IMAGE_BYTES
-from data.stream import Order
-from pipeline.models.factory import build_model
+from data.images.decode import decode, eval_transform
+from data.labels.label_files import read_labels
+from data.shards.image_reader import ImageReader
+from data.shards.index import build_index
+from data.shards.samples import MAX_IMAGE_BYTES
+from data.shards.split import open_split
+from data.training_order import Order
+from pipeline.models.registry import build_model
 from pipeline.run import main
 from tests import bad_corpus
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from teacher.batches import ImageMemory
+from teacher.labeling.batches import ImageMemory
 
 
 def test_memory_is_used_again_only_after_it_was_given_back() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import Split, open_split
-from pipeline.fields import LabelConfig
+from data.shards.split import Split, open_split
+from pipeline.core.schema import LabelConfig
+from pipeline.core.stage import StageError
 from pipeline.run import main
-from pipeline.stage import StageError
-from teacher.corpus import check_corpus, check_shards, count_unusable, known_problems, report_oddities
-from tests.test_samples import Member, tar
+from teacher.labeling.corpus import check_corpus, check_shards, count_unusable, known_problems, report_oddities
+from tests.data.shards.test_samples import Member, tar
 
 PER_SHARD = 60
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.images import DecodeError, Pixels
-from data.label_files import read_labels, read_quarantined
-from data.manifest import DataError, Shard, open_split
-from data.view import EvalView
-from pipeline.fields import TrainConfig
-from pipeline.training.inference import Predictor
-from teacher.batches import Meter
-from teacher.crashes import crashing_images
-from teacher.label_shard import ShardLabeler
+from data.images.clean_view import EvalView
+from data.images.decode import DecodeError, Pixels
+from data.labels.label_files import read_labels, read_quarantined
+from data.shards.split import DataError, Shard, open_split
+from pipeline.core.schema import TrainConfig
+from pipeline.inference.predictor import Predictor
+from teacher.labeling.batches import Meter
+from teacher.labeling.crash_isolation import crashing_images
+from teacher.labeling.label_shard import ShardLabeler
 from tests.conftest import WriteDigits
 
 CRASHES, HANGS, CANNOT = 3, 5, 7  # ordinals
@@ -62,7 +62,7 @@ def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: S
 
 
 def test_a_process_that_cannot_start_is_no_image_at_fault(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teacher.crashes._decode", os._exit)
+    monkeypatch.setattr("teacher.labeling.crash_isolation._decode", os._exit)
     with pytest.raises(RuntimeError, match="ended between two images"):
         crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
 

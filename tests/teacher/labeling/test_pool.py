@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from data.label_files import LabeledShard
-from data.manifest import Shard
-from pipeline import interrupt
-from pipeline.cluster import start_ray
-from pipeline.stage import StageError, WorkerError
-from teacher import pool as pool_module
-from teacher.pool import PoolOptions, ShardPool, _Worker, here
+from data.labels.label_files import LabeledShard
+from data.shards.split import Shard
+from pipeline.core import interrupt
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.stage import StageError, WorkerError
+from teacher.labeling import pool as pool_module
+from teacher.labeling.pool import PoolOptions, ShardPool, _Worker, here
 from tests.conftest import Clock
 
 
@@ -149,7 +149,7 @@ def test_a_worker_that_ray_ended_for_its_memory_is_replaced(tmp_path: Path, monk
         return answer
 
     ray_get = ray.get
-    monkeypatch.setattr("teacher.pool.ray.get", get)
+    monkeypatch.setattr("teacher.labeling.pool.ray.get", get)
     some = pool(tmp_path, "a", "b", "c")
     assert results(some) == ["a", "b", "c"]
     assert some.replaced == 1

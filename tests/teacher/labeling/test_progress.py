@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from teacher import progress as progress_module
-from teacher.progress import PROGRESS_NAME, TIMING_NAME, Progress, ProgressDisplay, read_progress
+from teacher.labeling import progress as progress_module
+from teacher.labeling.progress import PROGRESS_NAME, TIMING_NAME, Progress, ProgressDisplay, read_progress
 from tests.conftest import Clock
 
 SOME = Progress(

@@ -11,9 +11,9 @@ from urllib.request import urlopen
 import pytest
 import ray
 
-from pipeline.cluster import start_ray
-from teacher.gauges import Gauges
-from teacher.progress import Progress
+from pipeline.core.ray_runtime import start_ray
+from teacher.labeling.progress import Progress
+from teacher.labeling.prometheus import Gauges
 
 PROGRESS = Progress(
     images_done=50,

@@ -11,19 +11,19 @@ import ray
 import torch
 
 from data import storage
-from data.label_files import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
-from data.manifest import Split, open_split
-from pipeline.cluster import start_ray
-from pipeline.config import load_config
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.models.factory import build_model
-from pipeline.stage import Fingerprint, StageError, require_done
-from teacher import journal as journal_module
-from teacher.label import label
-from teacher.precision import VALIDATION_NAME
+from data.labels.label_files import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
+from data.shards.split import Split, open_split
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.ray_runtime import start_ray
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint, StageError, require_done
+from pipeline.models.registry import build_model
+from teacher.labeling import finished_shards as journal_module
+from teacher.labeling.stage import label
+from teacher.labeling.verify import verify_labels
+from teacher.selection.precision import VALIDATION_NAME
 from teacher.train import train_teacher
-from teacher.verify import verify_labels
 from tests.conftest import make_writer
 from tests.digits_run import Digits, label_and_selection_bytes
 
@@ -131,7 +131,9 @@ def test_verify_counts_every_sample_once(
 ) -> None:
     config, layout, folder = run
     rewrite(folder, change)
-    monkeypatch.setattr("teacher.verify._check_outputs", lambda *_: None)  # the manifest has been tampered with, too
+    monkeypatch.setattr(
+        "teacher.labeling.verify._check_outputs", lambda *_: None
+    )  # the manifest has been tampered with, too
     with pytest.raises(StageError, match=rf"{name(1)}: .*{message}"):
         verify_labels(config, layout)
 
@@ -173,8 +175,8 @@ def test_an_accuracy_that_is_expected_from_now_on_is_checked_though_the_run_was_
         raise KeyboardInterrupt
 
     checked: list[float | None] = []
-    monkeypatch.setattr("teacher.label.check_teacher", check)
-    monkeypatch.setattr("teacher.label._commit", stop)
+    monkeypatch.setattr("teacher.labeling.stage.check_teacher", check)
+    monkeypatch.setattr("teacher.labeling.stage._commit", stop)
     config, layout, folder = run
     storage.write_text(str(folder / VALIDATION_NAME), "what the teacher said of validation images")
     (folder / f"{name(0)}.parquet").unlink()
@@ -260,7 +262,7 @@ def test_what_a_killed_worker_had_begun_to_write_is_gone_when_the_others_are_don
         (folder / ".tmp-0123abcd-of-a-worker").write_text("half")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teacher.label._print_times", die_on_another_node)
+        patch.setattr("teacher.labeling.stage._print_times", die_on_another_node)
         label(config, layout)
     assert label_and_selection_bytes(folder.parents[1]) == label_and_selection_bytes(finished / "run")
 
@@ -287,7 +289,7 @@ def test_a_refusal_leaves_finished_labels_finished(
         raise StageError("no")
 
     names = {"the teacher": "check_teacher", "the device": "require_device", "a name": "check_shards"}
-    monkeypatch.setattr(f"teacher.label.{names[refused_by]}", refuse)
+    monkeypatch.setattr(f"teacher.labeling.stage.{names[refused_by]}", refuse)
     with pytest.raises(StageError, match=r"^no$"):
         label(config, layout, force)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

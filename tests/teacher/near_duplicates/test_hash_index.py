@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher import hash_index
-from teacher.hash_index import COMPLETE_DISTANCE, HashIndex
+from teacher.near_duplicates import hash_index
+from teacher.near_duplicates.hash_index import COMPLETE_DISTANCE, HashIndex
 
 hashes = st.integers(0, 2**64 - 1)
 flips = st.lists(st.integers(0, 63), max_size=12)

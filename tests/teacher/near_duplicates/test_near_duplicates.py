@@ -10,19 +10,19 @@ import pyarrow as pa
 import pytest
 
 from data import fashion_mnist, pack, storage
-from data.held_out import HeldOut, is_outdated, read_held_out, traits
-from data.images import Pixels, decode, image_hash
-from data.label_files import LabeledShard, read_labels
-from data.manifest import DataError
+from data.images.decode import Pixels, decode, image_hash
+from data.images.held_out_hashes import HeldOut, is_outdated, read_held_out, traits
+from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.labels.label_files import LabeledShard, read_labels
+from data.shards.split import DataError
 from data.tables import write_table
-from data.thumbnail import SIDE, mirrored, normalized, thumbnail
-from pipeline.config import load_config
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import done_record
-from teacher.near_duplicate_stage import Searched, find_near_duplicates, read_listing
-from teacher.near_duplicates import Found, Matches, Search
-from teacher.select_stage import select
+from pipeline.core.config import load_config
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import done_record
+from teacher.near_duplicates.search import Found, Matches, Search
+from teacher.near_duplicates.stage import Searched, find_near_duplicates, read_listing
+from teacher.selection.stage import select
 from tests.copies import COPIES, flipped, jpeg, photos, write_held_out, write_labeled_shards
 from tests.s3_server import FaultyS3
 
@@ -241,7 +241,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(corpus: Corpus, monkeypa
         searched.append(shard)
         return whole(self, labels, shard, url, entry)
 
-    monkeypatch.setattr("teacher.near_duplicate_stage._TOGETHER", 1)
+    monkeypatch.setattr("teacher.near_duplicates.stage._TOGETHER", 1)
     monkeypatch.setattr(Search, "in_shard", stopped)
     config, shown = corpus.config(), []
     labels = done_record(corpus.layout.labels)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import load_config
-from teacher.crowds import Crowds
-from teacher.cutoffs import SelectRule, tie_hash
-from teacher.find_crowds import find_crowds
-from teacher.label_rows import Exclusions, LabelSource
-from teacher.select import select_shards
-from teacher.selection import write_all_copies
-from tests.test_select import ordinal_of, read_copies, write_labels
+from pipeline.core.config import load_config
+from teacher.selection.copies import write_all_copies
+from teacher.selection.cutoffs import SelectRule, tie_hash
+from teacher.selection.find_hash_groups import find_crowds
+from teacher.selection.hash_groups import Crowds
+from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.selection.select import select_shards
+from tests.teacher.selection.test_select import ordinal_of, read_copies, write_labels
 
 RULE = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=None, max_copies=1)
 Rows = list[tuple[int, float, int]]  # label, confidence, hash

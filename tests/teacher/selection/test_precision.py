@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher.cutoffs import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
-from teacher.precision import LEAST_IMAGES, HeldOut, Precision, choose_thresholds, precision_json, verdict
+from teacher.selection.cutoffs import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
+from teacher.selection.precision import LEAST_IMAGES, HeldOut, Precision, choose_thresholds, precision_json, verdict
 
 
 def held_out(confidence: np.ndarray, right: np.ndarray, predicted: np.ndarray | None = None) -> HeldOut:

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.label_files import read_labels
-from pipeline.fields import Config
-from pipeline.layout import Layout
-from pipeline.stage import StageError, done_record
-from pipeline.upstream import require_labels, require_selection
-from teacher.select_stage import select
+from data.labels.label_files import read_labels
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config
+from pipeline.core.stage import StageError, done_record
+from pipeline.upstream.stage_inputs import require_labels, require_selection
+from teacher.selection.stage import select
 from tests.conftest import WriteDigits
+from tests.pipeline.report.test_report import report_of
 from tests.small_run import SmallRun
-from tests.test_diff import rows, with_rule
-from tests.test_report import report_of
+from tests.teacher.test_diff import rows, with_rule
 
 
 @pytest.fixture

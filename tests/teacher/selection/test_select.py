@@ -23,13 +23,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher.cutoffs import SelectError, SelectRule, tie_hash
-from teacher.label_rows import Exclusions
-from teacher.quota import plan_copies
-from teacher.select import select_shards
-from teacher.selection import ShardCounts, write_all_copies
-from teacher.selection_file import selection_json
-from teacher.threads import in_threads
+from teacher.selection.copies import ShardCounts, write_all_copies
+from teacher.selection.cutoffs import SelectError, SelectRule, tie_hash
+from teacher.selection.label_reader import Exclusions
+from teacher.selection.quota_search import plan_copies
+from teacher.selection.select import select_shards
+from teacher.selection.selection_file import selection_json
+from teacher.selection.threads import in_threads
 
 Row = tuple[int, float]  # label, confidence
 MASK = 2**64 - 1
@@ -137,7 +137,10 @@ rules = st.builds(
 def test_copies_are_those_of_sorting_everything(
     shards: dict[str, list[Row]], rule: SelectRule, max_candidates: int, gaps: bool
 ) -> None:
-    few = mock.patch("teacher.label_rows._BATCH_ROWS", 5), mock.patch("teacher.quota._COUNTED_TOGETHER", 8)
+    few = (
+        mock.patch("teacher.selection.label_reader._BATCH_ROWS", 5),
+        mock.patch("teacher.selection.quota_search._COUNTED_TOGETHER", 8),
+    )
     with tempfile.TemporaryDirectory() as name, few[0], few[1]:
         write_labels(Path(name) / "labels", shards, gaps)
         copies = select_and_write(Path(name), list(shards), rule, max_candidates=max_candidates)
@@ -393,7 +396,8 @@ def test_a_rule_that_makes_no_sense_names_its_field(field: str, value: float) ->
 
 def test_processes_that_select_do_not_load_torch() -> None:
     """Half a gigabyte in each of a cluster's tasks; it came once with a module that all others import."""
-    modules = "teacher.select, teacher.selection, teacher.keep, teacher.diff, teacher.processes, teacher.ray_tasks, pipeline.stage"
+    selection = ("select", "copies", "reuse", "processes", "ray_tasks")
+    modules = ", ".join([f"teacher.selection.{name}" for name in selection] + ["teacher.diff", "pipeline.core.stage"])
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

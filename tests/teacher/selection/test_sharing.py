@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.cluster import start_ray
-from teacher.cutoffs import SelectError, SelectRule
-from teacher.label_rows import Exclusions
-from teacher.processes import MANY_SHARDS, processes
-from teacher.ray_tasks import in_ray_tasks
-from teacher.select import select_shards
-from teacher.select_stage import _workers
-from teacher.selection import write_all_copies
-from teacher.selection_file import selection_json
-from teacher.threads import Executor, in_threads
+from pipeline.core.ray_runtime import start_ray
+from teacher.selection.copies import write_all_copies
+from teacher.selection.cutoffs import SelectError, SelectRule
+from teacher.selection.label_reader import Exclusions
+from teacher.selection.processes import MANY_SHARDS, processes
+from teacher.selection.ray_tasks import in_ray_tasks
+from teacher.selection.select import select_shards
+from teacher.selection.selection_file import selection_json
+from teacher.selection.stage import _workers
+from teacher.selection.threads import Executor, in_threads
 
 RULE = SelectRule(num_classes=6, confidence_threshold=0.3, per_class=120, max_copies=4)
 SHARDS = [f"shard-{number}" for number in range(9)]
@@ -142,8 +142,8 @@ def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
 def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from teacher.processes import processes\n"
-        "from tests.test_select_sharing import _process_ids\n"
+        "from teacher.selection.processes import processes\n"
+        "from tests.teacher.selection.test_sharing import _process_ids\n"
         "with processes(1) as executor:\n"
         "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"
         "    print(number, flush=True)\n"
