@@ -18,6 +18,7 @@ from data.shards.image_reader import ImageReader, check_labeled
 from data.shards.index import build_index
 from data.shards.split import DataError, Manifest, open_split
 from data.shards.write import write_shards
+from data.tables import write_table
 from tests.conftest import WriteDigits
 
 
@@ -207,7 +208,7 @@ def test_a_damaged_index_is_found(tmp_path: Path, write_digits: WriteDigits) -> 
     write_digits(tmp_path / "labeled", 0, 50)
     split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
     table = split.shards[0].index()
-    manifest.write_table(split.shards[0].index_url, table.slice(1))
+    write_table(split.shards[0].index_url, table.slice(1))
     with pytest.raises(DataError, match="damaged index"):
         split.shards[0].index()
 

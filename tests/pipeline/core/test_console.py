@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,24 +52,32 @@ def test_a_reader_that_is_gone_stops_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "done").exists()
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP is handled again as it was before the test, which may itself run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def raise_here(number: signal.Signals) -> None:
     with interrupt.handled():
         signal.raise_signal(number)
 
 
+@pytest.mark.usefixtures("hangup")
 def test_a_closed_terminal_is_a_signal_like_others() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(interrupt.Interrupted, match="SIGHUP") as stop:
         raise_here(signal.SIGHUP)
     assert stop.value.exit_code == 129
 
 
+@pytest.mark.usefixtures("hangup")
 def test_under_nohup_a_closed_terminal_is_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        raise_here(signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_here(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 SOME = Progress(1, 2, 0, 1, 0, 1, 1.0, None)

@@ -66,7 +66,7 @@ def test_a_joined_run_has_every_selected_image_once_as_its_manifest_says(run: Sm
         "format": "noisy-student-pseudo-labels", "version": 1, "kind": "joined", "generation": 1, "class_names": DIGIT_NAMES,
     }  # fmt: skip
     assert [shard["name"] for shard in manifest["shards"]] == SHARDS
-    overlay = catalog(run).overlay  # type: ignore[attr-defined]
+    overlay = catalog(run).overlay
     for position, shard in enumerate(manifest["shards"]):
         wanted = overlay.rows(position, RowFilter())
         found = samples(fetch(f"{joined}/{shard['url']}").content)

@@ -138,6 +138,7 @@ class Answering:
 ANSWERING: Any = ray.remote(num_cpus=0)(Answering)
 
 
+@pytest.mark.slow
 def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray_here: None) -> None:
     """A fork in which another thread's handle of an actor ends writes to it."""
     local, held, done = threading.local(), threading.Event(), threading.Event()

@@ -244,6 +244,7 @@ def test_a_label_file_of_another_teacher_is_not_taken_for_this_ones(run: Run) ->
     assert name(2) not in journal_module.Journal.open(str(folder), corpus, made_by).shards
 
 
+@pytest.mark.slow
 def test_five_workers_give_the_same_bytes_as_two(finished: Path, tmp_path: Path) -> None:
     cpus = ray.cluster_resources()["CPU"]
     config, layout = configure(finished, tmp_path / "run", "label.workers=5", f"label.cpus_per_worker={cpus / 5}")
