@@ -41,7 +41,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 images (N, 8, 8) uint8 and labels (N,) of handwritten digits, shuffled."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    return (data.images.decode[order] * 15.9).astype(np.uint8), data.target[order]
+    return (data.images[order] * 15.9).astype(np.uint8), data.target[order]
 
 
 @pytest.fixture(scope="session")

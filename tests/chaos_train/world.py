@@ -53,7 +53,7 @@ def make_world(folder: Path, sizes: set[int]) -> World:
     """Data, what a student needs, and an undisturbed student for each number of training processes."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    digits = (data.images.decode[order] * 15.9).astype(np.uint8), data.target[order]
+    digits = (data.images[order] * 15.9).astype(np.uint8), data.target[order]
     write_digits_data(folder, digits[1], make_writer(digits))
     _finish(Driver(_before_the_student(folder), folder / "begun.log"))
     world = World(folder)
