@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from setuptools import find_packages
 
 from pipeline.core.config import load_config
 from pipeline.core.reference import reference
@@ -137,10 +138,11 @@ def test_the_picture_of_the_architecture_is_of_the_code() -> None:
 
 
 def test_a_release_has_every_package() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
     tops = ("pipeline", "teacher", "student", "data")
     folders = {path.parent for top in tops for path in (ROOT / top).rglob("*.py")}
-    assert sorted(declared) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
+    released = find_packages(str(ROOT), **declared)
+    assert sorted(released) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

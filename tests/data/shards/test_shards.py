@@ -89,7 +89,7 @@ def test_known_foreign_shards_are_opened_without_reading_their_indexes(
         write_raw_tar(tmp_path / f"foreign-{number}.tar", [("a.jpg", b"1"), ("a.jpg", b"2")])
     before = open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index"))
     for module in ("index", "foreign_shards"):
-        monkeypatch.setattr(f"data.{module}.read_table", lambda *_, **__: pytest.fail("an index was read"))
+        monkeypatch.setattr(f"data.shards.{module}.read_table", lambda *_, **__: pytest.fail("an index was read"))
     assert open_split(f"{tmp_path}/foreign-*.tar", str(tmp_path / "index")) == before
 
 

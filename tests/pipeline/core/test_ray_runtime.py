@@ -23,12 +23,12 @@ from pipeline.training import launch
 STOPPED_AS_RAY_CONNECTS = """
 import os, signal, sys, time
 from ray._private import worker
-from pipeline import cluster, interrupt
+from pipeline.core import interrupt, ray_runtime
 
 worker.listen_error_messages = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # Ray's own handlers are in place then
 try:
     with interrupt.handled():
-        cluster.start_ray(None)
+        ray_runtime.start_ray(None)
         time.sleep(30)
 except interrupt.Interrupted as stop:
     time.sleep(4)  # Ray's handler has an alarm ring after 3 seconds, which aborts the process

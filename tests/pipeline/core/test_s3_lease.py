@@ -256,7 +256,7 @@ def test_workers_write_as_long_as_the_lease_is_their_drivers(s3: FaultyS3, folde
 def worker(variable: str, url: str, folder: str) -> str:
     """What a process says that inherits the variable, of a write."""
     code = (
-        "from data import retry; retry.FIRST_WAIT_S = 0.01\n"
+        "from data.storage import retry; retry.FIRST_WAIT_S = 0.01\n"
         f"from tests.s3_server import try_to_write; print(try_to_write({url!r}))"
     )
     environment = os.environ | {fence.FENCE_VARIABLE: variable}

@@ -161,11 +161,11 @@ def test_what_is_needed_of_shared_memory_counts_all_batches_that_are_loaded_ahea
 
 SMALL = """
 import sys
-from data.manifest import open_split
+from data.shards.split import open_split
 from pathlib import Path
-from pipeline.training.inputs import Batches
-from pipeline.training.loading import load
-from tests.test_training import make_job
+from pipeline.inputs.streams import Batches
+from pipeline.inputs.loader import load
+from tests.pipeline.training.test_training import make_job
 job = make_job(open_split(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), image_size=224)
 batches = Batches(job.streams, job.config, 10, 0)
 print(sum(1 for _ in load(batches, range(12), 2, pin=False, name="teacher")), "batches")

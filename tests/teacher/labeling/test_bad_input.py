@@ -189,12 +189,12 @@ def test_selection_and_the_order_of_training_cope_with_shards_without_labels(lab
 
 LABEL_ALL = """
 import json, sys, torch
-from data.manifest import open_split
-from pipeline.effort import peak_memory
-from pipeline.fields import TrainConfig
-from pipeline.models.factory import build_model
-from pipeline.training.inference import Predictor
-from teacher.label_shard import ShardLabeler
+from data.shards.split import open_split
+from pipeline.core.timing import peak_memory
+from pipeline.core.schema import TrainConfig
+from pipeline.models.registry import build_model
+from pipeline.inference.predictor import Predictor
+from teacher.labeling.label_shard import ShardLabeler
 
 torch.set_num_threads(1)
 model = build_model("resnetrs26", 3, {"width": 0.125, "blocks": [1, 1, 1, 1]})

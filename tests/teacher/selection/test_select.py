@@ -408,7 +408,7 @@ def test_threads_are_given_the_memory_of_freed_arrays_again() -> None:
     code = """if True:
         import resource, sys
         import numpy as np
-        from teacher.threads import in_threads
+        from teacher.selection.threads import in_threads
 
         def faults(shards):
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
