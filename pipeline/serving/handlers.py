@@ -22,7 +22,7 @@ from pipeline.serving.credentials import HOST
 from pipeline.serving.items import Item
 from pipeline.serving.metrics import Meters
 from pipeline.serving.openapi import description
-from pipeline.serving.page.page import page_of
+from pipeline.serving.page.page import page_html
 from pipeline.serving.ranges import accepts_gzip
 from pipeline.serving.sending import Sender, condition
 
@@ -109,7 +109,7 @@ class Handlers:
         return await self._some_samples(), await self._manifest(self._catalog.parse([]))
 
     def _page(self, samples: list[SampleImage], manifest: Document) -> str:
-        return page_of(self._catalog, json.loads(manifest.content), samples, self._any_url, self._needs_token)
+        return page_html(self._catalog, json.loads(manifest.content), samples, self._any_url, self._needs_token)
 
     async def sample(self, request: web.Request) -> web.StreamResponse:
         """An image of the page."""
