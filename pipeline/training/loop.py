@@ -18,7 +18,7 @@ from torch import nn
 
 from data import storage
 from data.shards.split import Split
-from data.storage.failpoint import reach
+from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
@@ -108,7 +108,7 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     last_saved, last_saved_step, started, first = time.monotonic(), state.step, time.monotonic(), state.step
     with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, rank) as display:
         for batch in loaded:
-            reach(f"step-{state.step}/{job.name}/rank-{rank}")
+            failpoint(f"step-{state.step}/{job.name}/rank-{rank}")
             loss = _train_step(job, state, network, batch, rank)
             loss_sum, stops = sum_over_ranks(loss.item(), stop_requested())
             _check_loss(job, state, loss_sum / world, batches, rank)
@@ -261,7 +261,7 @@ def _record(job: TrainJob, state: State, rank: int, steps_per_s: float) -> bool:
         return False
     predictor = Predictor(state.ema.module, job.config, job.device)
     logits, labels = predict_split(job.validation, predictor)
-    reach(f"evaluation-{state.step}/{job.name}")
+    failpoint(f"evaluation-{state.step}/{job.name}")
     state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
     return state.best_step == state.step
 
