@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LABELS_OUTPUT_REMEDY
+from data.labels.label_files import LABELS_OUTPUT_REMEDY, VALIDATION_NAME
 from pipeline.core.committed_files import read_output_table
 from pipeline.inference.calibration import MIN_IN_BIN, reliability_bins
 from pipeline.pages import plots
@@ -17,7 +17,6 @@ from pipeline.report.numbers import percent
 from pipeline.report.sections.models import MAX_CLASSES, name_of
 from pipeline.report.survey import RIGHT, WRONG, Survey
 from teacher.diff import as_json, compare, side
-from teacher.selection.precision import VALIDATION_NAME
 
 _SHOWN_FLIPS = 10
 
