@@ -191,7 +191,7 @@ def _values(path: str, batch: pa.RecordBatch, name: str) -> np.ndarray:
 
 def _check_range(path: str, name: str, low: float, high: float, minimum: float, maximum: float) -> None:
     if not (minimum <= low and high <= maximum):  # NaN fails too
-        raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got {low} … {high}")
+        raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got values from {low} to {high}")
 
 
 def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> Mask:

@@ -97,7 +97,7 @@ def test_another_setting_says_what_changed_against_the_last_one(
     before, after = rows(layout, first), rows(layout, layout.current_selection())
     gone = sum(before[key][1] > 0 and after[key][1] == 0 for key in before)
     assert gone > 0
-    assert f"{gone} no more" in out
+    assert f"{gone} no longer" in out
     assert "0 of 117 labels flipped (0.00%)" in out
     result = diff(config, [layout])
     assert result["kept"]["only_before"] == gone

@@ -312,7 +312,7 @@ def test_an_empty_label_file_gets_an_empty_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(4, 0.5)], r"s\.parquet: label must be between 0 and 3 but 4"),
+        ([(4, 0.5)], r"s\.parquet: label must be between 0 and 3 but got values from 4 to 4"),
         ([(-1, 0.5)], r"s\.parquet: label must be between"),
         ([(0, 1.1)], r"s\.parquet: confidence must be between"),
         ([(0, 0.5), (0, math.nan)], r"s\.parquet: confidence must be between"),
