@@ -27,12 +27,6 @@ from pipeline.models.resnet_rs import ModelError
 
 Record = dict[str, Any]
 METRICS_NAME = "metrics.jsonl"
-_SOURCES = {  # by stage: the names of its inputs in the fingerprint, and the stages that make them
-    "label": {"teacher": "teacher"},
-    "select": {"labels": "label"},
-    "student": {"selection": "select", "labels": "label"},
-    "evaluate": {"teacher": "teacher", "student": "student"},
-}
 
 
 @dataclass(frozen=True)
@@ -163,11 +157,11 @@ def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
         for stage in generation.records:
             if not (stage == "teacher" and number > 1):
                 effort = read_effort(_folders(generation)[stage])
-                efforts[number, stage] = replace(effort, seconds=effort.seconds + _search_seconds(generation, stage))
+                efforts[number, stage] = replace(effort, seconds=effort.seconds + _searching(generation, stage))
     return efforts
 
 
-def _search_seconds(generation: Generation, stage: str) -> float:
+def _searching(generation: Generation, stage: str) -> float:
     """Seconds of the search for near-duplicates of held-out images, which stage=select runs first."""
     found = generation.records[stage]["summary"].get("near_duplicates") if stage == "select" else None
     if found is None:
@@ -186,29 +180,36 @@ def _read_generation(layout: Layout) -> Generation:
     generation = Generation(layout, {}, selection)
     for stage, folder in _folders(generation).items():
         record = done_record(folder) if folder else None
-        if record is not None and not _is_outdated(stage, record, generation):
+        if record is not None and not _is_of_older(stage, record, generation):
             generation.records[stage] = record
     return generation
 
 
-def _is_outdated(stage: str, record: Record, generation: Generation) -> bool:
+def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
     """Whether to leave out an output that was made from other inputs than the present ones; adds a note if it was.
 
     A student of an earlier selection is still the run's student, so it stays; figures of other labels or models would mislead.
     """
+    sources = {
+        "label": {"teacher": "teacher"},
+        "select": {"labels": "label"},
+        "student": {"selection": "select", "labels": "label"},
+    }
     inputs = record["fingerprint"]["inputs"]
-    newer = [
+    older = [
         source
-        for name, source in _SOURCES.get(stage, {}).items()
+        for name, source in (sources | {"evaluate": {"teacher": "teacher", "student": "student"}})
+        .get(stage, {})
+        .items()
         if name in inputs and source in generation.records and inputs[name] != generation.records[source]["digest"]
     ]
-    if newer:
+    if older:
         what = "is not shown: it is" if stage != "student" else "is"
         generation.notes.append(
             f"Generation {generation.layout.generation}: the output of stage {stage} {what} from before stage "
-            f"{' and '.join(newer)} ran last. Run stage={stage} to bring it up to date."
+            f"{' and '.join(older)} ran last. Run stage={stage} to bring it up to date."
         )
-    return bool(newer) and stage != "student"
+    return bool(older) and stage != "student"
 
 
 def _read_models(generations: Sequence[Generation]) -> list[Model]:

@@ -22,7 +22,7 @@ from pipeline.core.stage import StageError
 from pipeline.export.card import CardFacts, render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
-from pipeline.export.text import checksum_line, class_lines, code_span, escape_markdown
+from pipeline.export.text import checksum_line, class_lines, code_span, markdown
 
 NAMES = [
     "dress", "digit_3", "a\nb", "a\r\nb", "\n", "", " ", " x ", "a|b", "a\\|b", "\\", "`x`", "``", "*x*", "_x_", "__init__",
@@ -111,8 +111,8 @@ def test_values_are_shown_as_they_are(value: str) -> None:
     line = json.dumps(value)
     assert html.unescape(reader.render(f"- x: {code_span(line)}")) == f"<ul>\n<li>x: <code>{line}</code></li>\n</ul>\n"
     visible = "".join(sign if sign.isprintable() else shown(sign) for sign in value)
-    assert html.unescape(reader.render(f"x{escape_markdown(value)}x")) == f"<p>x{visible}x</p>\n"
-    assert "\n" not in escape_markdown(value) + code_span(line)
+    assert html.unescape(reader.render(f"x{markdown(value)}x")) == f"<p>x{visible}x</p>\n"
+    assert "\n" not in markdown(value) + code_span(line)
 
 
 def test_values_of_the_configuration_do_not_break_the_card() -> None:
