@@ -36,7 +36,9 @@ from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import StudentConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training.loop import TrainJob, fit, load_trained
@@ -186,7 +188,8 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
     model.load_state_dict(load_trained(out, job.total_steps)[0])
     torch.set_num_threads(1)
     logits, truth = predict_split(
-        open_split(f"{data}/{split}/*.tar", f"{data}/index"), Predictor(model, section, "cpu")
+        open_split(f"{data}/{split}/*.tar", f"{data}/index"),
+        Predictor(model, Preprocessing.of_training(section), "cpu"),
     )
     right = _answers(data, names, tables)[labels.kept] == labels.probabilities.argmax(1)[labels.kept]
     return {"top1": top_k_accuracy(logits, truth)[0], "kept": int(labels.kept.sum()), "right": float(right.mean())}

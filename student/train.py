@@ -15,10 +15,11 @@ from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, StudentConfig
 from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
-from pipeline.inference.publish import WEIGHTS_FOLDER, publish, read_info
+from pipeline.inference.commit_weights import TrainedModel, commit_weights
+from pipeline.inference.predictor import require_device
+from pipeline.inference.stage_weights import WEIGHTS_FOLDER, read_info
 from pipeline.inputs.streams import StreamSpec, labeled_stream
-from pipeline.models.device import require_device
-from pipeline.models.registry import begins_as, build_model, count_parameters, on_meta
+from pipeline.models.registry import build_model, can_warm_start, count_parameters, on_meta
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainJob, load_trained
 from pipeline.upstream.stage_inputs import (
@@ -72,10 +73,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     last = jobs[-1]
     state, _ = load_trained(last.folder, last.total_steps)
     metrics = ("metrics.jsonl", f"{FOLDER}/metrics.jsonl")[: len(jobs)]
-    publish(
-        stage, last.config, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
-        validation, metrics, {"steps": sum(part.total_steps for part in jobs)},
-    )  # fmt: skip
+    trained = TrainedModel(last.config, state, num_classes, class_names, layout.generation)
+    commit_weights(stage, trained, config, validation, metrics, {"steps": sum(part.total_steps for part in jobs)})
     return require_done(layout.student, "student")
 
 
@@ -157,7 +156,7 @@ def require_beginning(student: StudentConfig, teacher: str, teacher_args: Mappin
     if not student.from_teacher or (teacher, teacher_args) == (student.model, student.model_args):
         return
     models = (teacher, teacher_args), (student.model, student.model_args)
-    if not begins_as(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
+    if not can_warm_start(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
         raise StageError(
             f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
             f"the student {student.model} with {student.model_args}; give the student the same student.model and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 from pipeline.report.facts import Model
 
 

@@ -21,12 +21,13 @@ from data.shards.split import Split
 from data.storage.failpoint import reach
 from pipeline.core import interrupt
 from pipeline.core.schema import TrainConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.loader import load, tell_of_lost_loaders
 from pipeline.inputs.noise import add_noise
 from pipeline.inputs.streams import Batch, Batches, StreamSpec
 from pipeline.inputs.train_transform import normalize
-from pipeline.models.device import require_device
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.models.weights import load_weights
@@ -61,7 +62,9 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
-    initial_weights: str | None = None  # a folder of weights; what the model has beyond them is fresh (`begins_as`)
+    initial_weights: str | None = (
+        None  # a folder of weights; what the model has beyond them is fresh (`can_warm_start`)
+    )
     starts_from: TrainJob | None = None  # its EMA weights, of which only the end is trained; see `fix_resolution`
 
     @property
@@ -258,7 +261,8 @@ def _record(job: TrainJob, state: State, rank: int, steps_per_s: float) -> bool:
     every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
     if job.validation is None or rank or (state.step % every and not last):
         return False
-    predictor = Predictor(state.ema.module, job.config, job.device)
+    preprocessing = Preprocessing.of_training(job.config)
+    predictor = Predictor(state.ema.module, preprocessing, job.device, channels_last=job.config.channels_last)
     logits, labels = predict_split(job.validation, predictor)
     reach(f"evaluation-{state.step}/{job.name}")
     state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})

@@ -23,8 +23,8 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, StageRefusedError, require_done
 from pipeline.inference.accuracy import Accuracy, _agreement, _tail
 from pipeline.inference.calibration import fit_temperature, temperature_at_bound
-from pipeline.inference.publish import read_info
-from pipeline.models.classes import reorder_classes
+from pipeline.inference.stage_weights import read_info
+from pipeline.models.class_order import reorder_classes
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError, set_bn_momentum
 from pipeline.planning.status import print_status
