@@ -19,10 +19,10 @@ from data.labels.overlay import RowFilter
 from data.labels.sources.archives import open_exported
 from data.shards.split import ShardRecord
 from pipeline.core.stage import StageError
-from pipeline.export.card import Facts, card
+from pipeline.export.card import CardFacts, render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
-from pipeline.export.text import checksum_line, class_lines, code_span, markdown
+from pipeline.export.text import checksum_line, class_lines, code_span, escape_markdown
 
 NAMES = [
     "dress", "digit_3", "a\nb", "a\r\nb", "\n", "", " ", " x ", "a|b", "a\\|b", "\\", "`x`", "``", "*x*", "_x_", "__init__",
@@ -44,11 +44,11 @@ def read_classes(text: str) -> list[str]:
 
 def card_of(names: list[str], **fields: Any) -> str:
     classes = [{"class": n, "name": name, "available": 1, "kept": 1, "copies": 1} for n, name in enumerate(names)]
-    facts = Facts(
+    facts = CardFacts(
         version="v1", form="shards", generation=1, labels={"images": 1, "quarantined": {}}, label_fields=fields,
         selection={"reasons": {}}, selected={"classes": classes, "rule": {}}, teacher=None, only_selected=True,
     )  # fmt: skip
-    return card(facts, [RECORD])
+    return render_card(facts, [RECORD])
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -111,8 +111,8 @@ def test_values_are_shown_as_they_are(value: str) -> None:
     line = json.dumps(value)
     assert html.unescape(reader.render(f"- x: {code_span(line)}")) == f"<ul>\n<li>x: <code>{line}</code></li>\n</ul>\n"
     visible = "".join(sign if sign.isprintable() else shown(sign) for sign in value)
-    assert html.unescape(reader.render(f"x{markdown(value)}x")) == f"<p>x{visible}x</p>\n"
-    assert "\n" not in markdown(value) + code_span(line)
+    assert html.unescape(reader.render(f"x{escape_markdown(value)}x")) == f"<p>x{visible}x</p>\n"
+    assert "\n" not in escape_markdown(value) + code_span(line)
 
 
 def test_values_of_the_configuration_do_not_break_the_card() -> None:
