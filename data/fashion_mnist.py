@@ -27,10 +27,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import storage
-from data.images.held_out_hashes import is_outdated, traits, write_hashes
+from data.images.held_out_hashes import held_out_row, is_outdated, write_hashes
 from data.settings import run_command
 from data.shards.split import MANIFEST_NAME, DataError
-from data.shards.write import Members, labeled_members, require_ours, write_shards
+from data.shards.write import Fields, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 CLASS_NAMES = (
@@ -190,13 +190,13 @@ def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_pe
         return
     name = storage.base_name(folder)
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         for number, image in enumerate(tqdm(images, desc=name, unit="img", leave=False)):
             yield f"{number:06d}", labeled_members("png", encode_png(image), int(labels[number]) if labeled else None)
 
     def write_sidecars() -> None:
         if labeled:
-            write_hashes(folder, (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
+            write_hashes(folder, (held_out_row(np.repeat(image[..., None], 3, axis=2)) for image in images))
 
     write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None, write_sidecars)
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.images.decode import DecodeError, decode
-from data.images.held_out_hashes import Traits, is_outdated, traits, write_hashes
+from data.images.held_out_hashes import HeldOutRow, held_out_row, is_outdated, write_hashes
 from data.json_files import read_json
 from data.packing.folders import LeftOut
 from data.packing.plan import Plan, plan_packing, require_decodable
@@ -34,7 +34,7 @@ from data.packing.summary import print_summary
 from data.settings import run_command
 from data.shards.samples import printable
 from data.shards.split import HASHES_NAME, MANIFEST_NAME, DataError
-from data.shards.write import Members, labeled_members, require_ours, write_shards
+from data.shards.write import Fields, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 
@@ -43,7 +43,7 @@ class _Packed:
     """What packing one split saw, besides the shards."""
 
     sources: list[str] = field(default_factory=list)
-    traits: list[Traits] = field(default_factory=list)
+    hashes: list[HeldOutRow] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
 
 
@@ -174,12 +174,12 @@ def _goes_on_from_sources(out: str, plan: Plan) -> bool:
 def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left_out: Sequence[LeftOut]) -> None:
     packed = _Packed(rejected=[str(entry) for entry in left_out])
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         for position in tqdm(plan.splits[name].tolist(), desc=name, unit="img"):
             image = plan.images[position]
             content = image.read()
             try:
-                packed.traits.append(traits(decode(content)))
+                packed.hashes.append(held_out_row(decode(content)))
             except DecodeError as error:
                 packed.rejected.append(str(LeftOut(image.path, str(error))))
                 continue
@@ -191,7 +191,7 @@ def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left
         keys = [f"{number:09d}" for number in range(len(packed.sources))]
         write_table(storage.join(folder, SOURCES_NAME), pa.table({"key": keys, "path": packed.sources}))
         if plan.classes:
-            write_hashes(folder, packed.traits)
+            write_hashes(folder, packed.hashes)
         storage.write_text(
             storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
         )

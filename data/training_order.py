@@ -19,7 +19,7 @@ WINDOW_SHARDS = 16
 
 
 @dataclass(frozen=True)
-class Entries:
+class OrderSlice:
     """A slice of a stream: parallel int64 arrays."""
 
     epoch: np.ndarray
@@ -56,7 +56,7 @@ class Order:
         self._epoch_cache: tuple[int, np.ndarray, np.ndarray] | None = None
         self._window_cache: tuple[tuple[int, int], np.ndarray] | None = None
 
-    def take(self, start: int, count: int) -> Entries:
+    def take(self, start: int, count: int) -> OrderSlice:
         """Entries `start` to `start + count` of the endless order."""
         parts = []
         while count > 0:
@@ -69,7 +69,7 @@ class Order:
             parts.append(np.column_stack([np.full(len(part), epoch), part]))
             start, count = start + len(part), count - len(part)
         epoch_of, shard, row, copy = np.concatenate(parts).T if parts else np.empty((4, 0), np.int64)
-        return Entries(epoch_of, shard, row, copy)
+        return OrderSlice(epoch_of, shard, row, copy)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permuted passes, and the cumulative number of entries at each window's end."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, require_done
@@ -304,6 +304,6 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
         folder,
         labels["num_classes"],
         tuple(names) if names else None,
-        labels_by_name(layout.labels),
+        read_labels_manifest(layout.labels),
         copies_digests(selection),
     )

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from data.images.decode import Pixels, decode, eval_transform, image_hash
-from data.images.fast_decode import decode_fast
-from data.images.resize import eval_transform_fast
+from data.images.decode import Pixels, decode, decode_fast
+from data.images.resize import eval_transform, eval_transform_fast
+from data.images.similarity import image_hash
 
 _BUFFER_BYTES = 3 << 21  # two megapixels
 _thread = threading.local()
@@ -28,7 +28,7 @@ class EvalView:
         crop_pct: centre crop as a fraction of the resized side; mode `crop` only.
         interpolation: `bilinear` or `bicubic`.
         mode: `crop` resizes and crops, as timm does; `pad` centres small images on black and never resizes.
-        decoder: `pillow` gives timm's pixels exactly; `fast` takes half the time; see `data.images.fast_decode`.
+        decoder: `pillow` gives timm's pixels exactly; `fast` takes half the time; see `data.images.decode`.
     """
 
     image_size: int

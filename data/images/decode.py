@@ -15,10 +15,10 @@ import io
 import math
 from collections import Counter
 from contextlib import nullcontext
-from functools import lru_cache
 from itertools import islice
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -26,7 +26,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from data.images.jpeg_header import JPEG, MAX_SCANS, has_many_scans
+from data.images.jpeg_header import JPEG, MAX_SCANS, has_many_scans, plain_shape
 from data.images.orientation import orientation, orientation_in_exif, without_warnings
 from data.images.png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpacked
 
@@ -52,7 +52,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_ASPECT = 16  # of the part of an image that is resized
+_KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
 
 
 class DecodeError(ValueError):
@@ -172,89 +172,39 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def eval_transform(
-    image: Pixels,
-    image_size: int,
-    crop_pct: float,
-    interpolation: str = "bicubic",
-    mode: str = "crop",
-) -> Pixels:
-    """The view of an image without noise: labeling, evaluation and serving see this.
-
-    `crop` resizes the shorter side to floor(image_size / crop_pct) and takes the centre: pixel for pixel what timm's
-    evaluation transform gives on a Pillow image. `pad` never resizes: the centre on black, for small images.
+def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = None) -> Pixels:
+    """As `data.images.decode.decode`; JPEGs four times too large are scaled while they are decoded.
 
     Args:
-        image: uint8 (H, W, 3).
+        shorter_side: pixels that are wanted of the shorter side; a scaled image has at least twice as many. 0: never scale.
+        buffer: uint8 (N,), where the pixels may be put if they fit: fresh memory for each image costs a fifth of the time.
 
     Returns:
-        uint8 (image_size, image_size, 3).
+        uint8 (H, W, 3) RGB, writable and contiguous.
+
+    Raises:
+        DecodeError: see `data.images.decode.decode`.
     """
-    height, width = image.shape[:2]
-    if mode == "pad":
-        return window(image, (height - image_size) // 2, (width - image_size) // 2, image_size)
-    if mode != "crop":
-        raise ValueError(f"mode must be 'crop' or 'pad', but is {mode!r}")
-    image = trim(image)
-    new_height, new_width = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
-    # `resize(box=…)` is faster but is off by one level here and there.
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
-    top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
-    return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+    shape = jpeg_shape(content)
+    if shape is None:
+        return decode(content)
+    if buffer is not None and buffer.size < 3 * shape[0] * shape[1]:
+        buffer = None
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **_scale(*shape, shorter_side))
+    except ValueError:
+        return decode(content)
+    return pixels
 
 
-def resized_shape(height: int, width: int, image_size: int, crop_pct: float) -> tuple[int, int]:
-    """Height and width before the centre crop, rounded down as in timm and torchvision."""
-    short, shorter = math.floor(image_size / crop_pct), min(height, width)
-    return short * height // shorter, short * width // shorter
+def jpeg_shape(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that is for the fast decoder; None for all else."""
+    shape = plain_shape(content)
+    return shape if shape and shape[0] * shape[1] <= MAX_PIXELS else None
 
 
-def trim(image: Pixels) -> Pixels:
-    """The middle of a very long image: what the centre crop can see of it and more, so that resizing it costs no memory."""
-    height, width = image.shape[:2]
-    longest = _MAX_ASPECT * min(height, width)
-    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-    return image[top : top + longest, left : left + longest]
-
-
-def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
-    """The size × size window of `image` at (top, left), which may lie outside it; there, `fill`."""
-    result = np.full((size, size, 3), fill, dtype=np.uint8)
-    inside = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
-    y, x = min(max(-top, 0), size), min(max(-left, 0), size)
-    result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-    return result
-
-
-_HASH_SAMPLES = 64
-"""At least this many rows and columns enter the hash, where the picture has them."""
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Parts of red, green and blue in a grey value (ITU-R BT.601)."""
-
-
-def image_hash(image: Pixels) -> int:
-    """64-bit perceptual hash: few bits differ between copies of a picture in other sizes or encodings.
-
-    pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
-    is set where the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform
-    is taken at the picture's own size, on every n-th pixel of large ones, instead of after resizing to 32 × 32.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        0 ≤ hash < 2**64.
-    """
-    step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
-    sampled = image[step // 2 :: step, step // 2 :: step]
-    colors = sampled.transpose(2, 0, 1).astype(np.float32, order="C")  # pixel by pixel it takes twice the time
-    grey = (GREY @ colors.reshape(3, -1)).reshape(*sampled.shape[:2])
-    low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
-    return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
-
-
-@lru_cache(maxsize=1024)
-def _cosines(length: int) -> NDArray[np.float32]:
-    """Rows 1 to 8 of the DCT-II of this length: float32 (8, length)."""
-    angles = np.pi / length * np.outer(np.arange(1, 9), np.arange(length) + 0.5)
-    return np.cos(angles).astype(np.float32)
+def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:
+    factor = _KEEP * shorter_side / min(height, width)
+    if not shorter_side or factor > 0.5:
+        return {}
+    return {"min_height": math.ceil(factor * height), "min_width": math.ceil(factor * width), "min_factor": 2}

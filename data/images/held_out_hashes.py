@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images.decode import Pixels, image_hash
-from data.images.similarity import SIDE, thumbnail
+from data.images.decode import Pixels
+from data.images.similarity import SIDE, image_hash, thumbnail
 from data.shards.split import HASHES_NAME, DataError
 from data.tables import open_content, parse_table, write_table
 
@@ -32,7 +32,7 @@ _SCHEMA = pa.schema(
 _REMEDY = "copy it again, or pack that split again"
 
 
-class Traits(NamedTuple):
+class HeldOutRow(NamedTuple):
     """What is known of a held-out image."""
 
     image_hash: int
@@ -41,7 +41,7 @@ class Traits(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
+class HeldOutHashes:
     """One `hashes.parquet`, or several joined; row i of `files` and `rows` says where image i is from.
 
     Attributes:
@@ -63,13 +63,13 @@ class HeldOut:
     digest: str
 
 
-def traits(image: Pixels) -> Traits:
+def held_out_row(image: Pixels) -> HeldOutRow:
     """The traits of an image, uint8 (H, W, 3)."""
     flipped = np.ascontiguousarray(image[:, ::-1])
-    return Traits(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
+    return HeldOutRow(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
 
 
-def write_hashes(folder: str, images: Iterable[Traits]) -> None:
+def write_hashes(folder: str, images: Iterable[HeldOutRow]) -> None:
     """Write `hashes.parquet` beside a split's shards; `images` in the split's order."""
     columns = list(zip(*images, strict=True)) or [(), (), ()]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
@@ -82,7 +82,7 @@ def is_outdated(folder: str) -> bool:
     return storage.exists(url) and not _schema(storage.read_bytes(url), url).equals(_SCHEMA)
 
 
-def read_held_out(urls: Sequence[str]) -> HeldOut:
+def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
     """All held-out images of the files.
 
     Raises:
@@ -102,7 +102,7 @@ def read_held_out(urls: Sequence[str]) -> HeldOut:
     table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
     sizes = [t.num_rows for t in tables]
     pixels = b"".join(table.column("thumbnail").to_pylist())
-    return HeldOut(
+    return HeldOutHashes(
         hashes=table.column("image_hash").to_numpy(),
         hashes_flipped=table.column("image_hash_flipped").to_numpy(),
         thumbnails=np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE),

@@ -5,12 +5,69 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
-from data.images.decode import Pixels, resized_shape, trim
+from data.images.decode import Pixels
 
+_MAX_ASPECT = 16  # of the part of an image that is resized
 _REACH = 3  # of the resize's kernel, in resized pixels, or source pixels where those are larger
+
+
+def eval_transform(
+    image: Pixels,
+    image_size: int,
+    crop_pct: float,
+    interpolation: str = "bicubic",
+    mode: str = "crop",
+) -> Pixels:
+    """The view of an image without noise: labeling, evaluation and serving see this.
+
+    `crop` resizes the shorter side to floor(image_size / crop_pct) and takes the centre: pixel for pixel what timm's
+    evaluation transform gives on a Pillow image. `pad` never resizes: the centre on black, for small images.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (image_size, image_size, 3).
+    """
+    height, width = image.shape[:2]
+    if mode == "pad":
+        return window(image, (height - image_size) // 2, (width - image_size) // 2, image_size)
+    if mode != "crop":
+        raise ValueError(f"mode must be 'crop' or 'pad', but is {mode!r}")
+    image = trim(image)
+    new_height, new_width = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
+    # `resize(box=…)` is faster but is off by one level here and there.
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
+    top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
+    return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def resized_shape(height: int, width: int, image_size: int, crop_pct: float) -> tuple[int, int]:
+    """Height and width before the centre crop, rounded down as in timm and torchvision."""
+    short, shorter = math.floor(image_size / crop_pct), min(height, width)
+    return short * height // shorter, short * width // shorter
+
+
+def trim(image: Pixels) -> Pixels:
+    """The middle of a very long image: what the centre crop can see of it and more, so that resizing it costs no memory."""
+    height, width = image.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[top : top + longest, left : left + longest]
+
+
+def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
+    """The size × size window of `image` at (top, left), which may lie outside it; there, `fill`."""
+    result = np.full((size, size, 3), fill, dtype=np.uint8)
+    inside = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    y, x = min(max(-top, 0), size), min(max(-left, 0), size)
+    result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return result
 
 
 def eval_transform_fast(image: Pixels, image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Pixels:

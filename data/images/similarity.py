@@ -7,9 +7,42 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images.decode import GREY, Pixels
+from data.images.decode import Pixels
 
 SIDE = 16
+"""Rows and columns of a thumbnail."""
+_HASH_SAMPLES = 64
+"""At least this many rows and columns enter the hash, where the picture has them."""
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Parts of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+def image_hash(image: Pixels) -> int:
+    """64-bit perceptual hash: few bits differ between copies of a picture in other sizes or encodings.
+
+    pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
+    is set where the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform
+    is taken at the picture's own size, on every n-th pixel of large ones, instead of after resizing to 32 × 32.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        0 ≤ hash < 2**64.
+    """
+    step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
+    sampled = image[step // 2 :: step, step // 2 :: step]
+    colors = sampled.transpose(2, 0, 1).astype(np.float32, order="C")  # pixel by pixel it takes twice the time
+    grey = (GREY @ colors.reshape(3, -1)).reshape(*sampled.shape[:2])
+    low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
+    return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
+
+
+@lru_cache(maxsize=1024)
+def _cosines(length: int) -> NDArray[np.float32]:
+    """Rows 1 to 8 of the DCT-II of this length: float32 (8, length)."""
+    angles = np.pi / length * np.outer(np.arange(1, 9), np.arange(length) + 0.5)
+    return np.cos(angles).astype(np.float32)
 
 
 def thumbnail(image: Pixels) -> NDArray[np.uint8]:

@@ -340,18 +340,13 @@ class _Manifest(BaseModel):
     shards: list[LabeledShard]
 
 
-def read_manifest(folder: str) -> list[LabeledShard]:
-    """The shards in a labels folder's manifest. Raises DataError for a damaged one."""
+def read_labels_manifest(folder: str) -> dict[str, LabeledShard]:
+    """The label files of a labels folder, by shard name, as its manifest lists them. Raises DataError for a damaged manifest."""
     url = storage.join(folder, LABELS_MANIFEST)
     content = read_json(url, "remove it and run stage=label, which keeps the labels")
     try:
-        return _Manifest.model_validate(content).shards
+        return {entry.name: entry for entry in _Manifest.model_validate(content).shards}
     except ValidationError as error:
         raise DataError(
             f"{redacted(url)}: damaged, or of another version ({first_problem(error)}); run stage=label force=true"
         ) from error
-
-
-def labels_by_name(folder: str) -> dict[str, LabeledShard]:
-    """As `read_manifest`, by shard name."""
-    return {entry.name: entry for entry in read_manifest(folder)}

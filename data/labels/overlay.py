@@ -18,9 +18,9 @@ from data.labels.label_files import (
     LABELS_REMEDY,
     LabeledShard,
     copies_digests,
-    labels_by_name,
     read_copies,
     read_labels,
+    read_labels_manifest,
 )
 from data.shards.split import DataError, Shard
 from data.tables import parse_table, read_whole
@@ -42,19 +42,14 @@ class RowFilter:
     min_confidence: float = 0.0
     classes: frozenset[int] | None = None
 
-    def mask(self, labels: pa.Table, copies: np.ndarray) -> np.ndarray:
-        """bool [n], of label rows (columns of FILTER_COLUMNS) and their copies, int [n]."""
-        keep = labels.column("confidence").to_numpy() >= np.float32(self.min_confidence)
+    def matches(self, label: np.ndarray | int, confidence: np.ndarray | float, copies: np.ndarray | int) -> np.ndarray:
+        """Which rows are handed out: bool [n] for columns of [n] values, bool [] for the values of one row."""
+        wanted = np.asarray(confidence, np.float32) >= np.float32(self.min_confidence)
         if self.selected:
-            keep &= copies > 0
+            wanted = wanted & (np.asarray(copies) > 0)
         if self.classes is not None:
-            keep &= np.isin(labels.column("label").to_numpy(), sorted(self.classes))
-        return keep
-
-    def lets_through(self, label: int, confidence: float, copies: int) -> bool:
-        """As `mask`, of one row."""
-        is_wanted = (copies > 0 or not self.selected) and (self.classes is None or label in self.classes)
-        return is_wanted and bool(np.float32(confidence) >= np.float32(self.min_confidence))
+            wanted = wanted & np.isin(label, sorted(self.classes))
+        return np.asarray(wanted)
 
     def query(self) -> str:
         """`?…` as a server of pseudo-labels takes it, the same for equal filters; empty for what is handed out without any."""
@@ -79,7 +74,7 @@ def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[
     Raises:
         DataError: a damaged manifest, or the selection is of other shards.
     """
-    entries, copies = labels_by_name(labels_dir), copies_digests(selection)
+    entries, copies = read_labels_manifest(labels_dir), copies_digests(selection)
     if missing := entries.keys() - copies.keys():
         raise DataError(f"{labels_dir}: the selection does not have shard {min(missing)!r}; run stage=select again")
     return {name: entry.sha256 + copies[name] for name, entry in entries.items()}, entries
@@ -133,7 +128,7 @@ class Overlay:
         labels = read_labels(url, columns, self.committed.get(shard.name))
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
-        mask = keep.mask(labels, copies)
+        mask = keep.matches(labels.column("label").to_numpy(), labels.column("confidence").to_numpy(), copies)
         if self.excluded:
             mask &= ~is_excluded(self.excluded, shard.name, labels.column("__key__").to_pylist())
         return np.flatnonzero(mask)

@@ -21,7 +21,7 @@ from data import storage
 from data.errors import DataError
 from data.shards.findings import NO_FINDINGS, Findings, findings_of
 from data.shards.index import INDEX_SCHEMA, build_index, index_digest
-from data.storage import Entry
+from data.storage import FileInfo
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 
@@ -35,7 +35,7 @@ class Known(NamedTuple):
     """A foreign shard as it was when it was indexed.
 
     Attributes:
-        version: as `storage.Entry` has it; empty where an earlier version of this project, which kept none, indexed the shard.
+        version: as `storage.FileInfo` has it; empty where an earlier version of this project, which kept none, indexed the shard.
     """
 
     bytes: int
@@ -85,7 +85,7 @@ def write_known(folder: str, known: Mapping[str, Known]) -> None:
         )
 
 
-def open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Known]:
+def open_foreign(folder: str, entries: Mapping[str, FileInfo], reindex: bool) -> dict[str, Known]:
     """What is known of shards that we did not pack, by URL. Each one's index is made once, and kept in `folder` while the shard is the
     same.
 
@@ -110,7 +110,7 @@ def open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> di
     return before | indexed
 
 
-def _is_same(known: Known | None, entry: Entry) -> bool:
+def _is_same(known: Known | None, entry: FileInfo) -> bool:
     """Whether a shard is the one that was indexed, as far as its listing tells."""
     return (
         known is not None
@@ -120,7 +120,7 @@ def _is_same(known: Known | None, entry: Entry) -> bool:
 
 
 def _report_indexing(
-    folder: str, again: Sequence[str], entries: Mapping[str, Entry], before: Mapping[str, Known], reindex: bool
+    folder: str, again: Sequence[str], entries: Mapping[str, FileInfo], before: Mapping[str, Known], reindex: bool
 ) -> None:
     """Say which known shards are read again, and, once per folder of indexes, that of some it can't be told whether they should be."""
     if reindex and again:
@@ -146,7 +146,7 @@ def foreign_index_name(url: str) -> str:
     return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
 
 
-def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
+def _index_foreign(folder: str, url: str, entry: FileInfo) -> Known:
     """Index a shard that we did not pack, with its size and version to tell another one."""
     table, index_url = build_index(url), storage.join(folder, foreign_index_name(url))
     identity = {"shard_bytes": str(entry.size), "shard_version": entry.version}

@@ -20,7 +20,7 @@ from data.json_files import first_problem, parse_any
 from data.shards.findings import NO_FINDINGS, Findings
 from data.shards.foreign_shards import Known, foreign_index_name, open_foreign
 from data.shards.index import build_index, index_digest, read_index
-from data.storage import Entry
+from data.storage import FileInfo
 from data.storage.http import is_http
 from data.storage.redact import redacted
 
@@ -58,7 +58,7 @@ class Shard:
         odd_keys: usable samples whose keys tell little; see `build_index`.
         odd_key: the first of them.
         sha256: of the shard, as its manifest has it; empty where none is recorded.
-        version: as the shard's listing told it; see `storage.Entry`. No part of its identity: a copy is the same shard.
+        version: as the shard's listing told it; see `storage.FileInfo`. No part of its identity: a copy is the same shard.
     """
 
     url: str
@@ -179,11 +179,11 @@ def has_recorded_bytes(shard: Shard) -> bool:
     return digest.hexdigest() == shard.sha256
 
 
-def _entries(urls: Sequence[str]) -> dict[str, Entry]:
+def _entries(urls: Sequence[str]) -> dict[str, FileInfo]:
     """Size and version of each shard; one listing per folder, as asking for 13,000 objects one by one takes minutes. Web servers have
     none."""
     web, others = [url for url in urls if is_http(url)], [url for url in urls if not is_http(url)]
-    listings = {folder: storage.list_entries(folder) for folder in dict.fromkeys(map(_folder, others))}
+    listings = {folder: storage.list_files(folder) for folder in dict.fromkeys(map(_folder, others))}
     entries = {url: listings[_folder(url)].get(storage.base_name(url)) for url in others}
     with ThreadPoolExecutor(_THREADS) as pool:
         entries |= dict(zip(web, pool.map(_entry, web), strict=True))
@@ -192,9 +192,9 @@ def _entries(urls: Sequence[str]) -> dict[str, Entry]:
     return {url: entry for url, entry in entries.items() if entry is not None}
 
 
-def _entry(url: str) -> Entry | None:
+def _entry(url: str) -> FileInfo | None:
     try:
-        return storage.entry(url)
+        return storage.file_info(url)
     except FileNotFoundError:
         return None
 
@@ -254,7 +254,7 @@ def _warn_of_foreign_manifest(url: str) -> None:
     logger.warning("%s is another program's and is not used; the shards beside it are indexed", redacted(url))
 
 
-def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> Shard:
+def _open_packed(url: str, entry: FileInfo, records: Mapping[str, ShardRecord]) -> Shard:
     """A shard that should be in its folder's manifest: one that is not is a leftover more often than new data."""
     name = storage.base_name(url)
     if (record := records.get(name)) is None:
@@ -272,7 +272,7 @@ def _open_packed(url: str, entry: Entry, records: Mapping[str, ShardRecord]) -> 
     )
 
 
-def _foreign_shard(folder: str, url: str, known: Known, entry: Entry) -> Shard:
+def _foreign_shard(folder: str, url: str, known: Known, entry: FileInfo) -> Shard:
     index_url = storage.join(folder, foreign_index_name(url))
     odd = known.odd_keys, known.odd_key
     digest, version = known.index_sha256, entry.version

@@ -16,7 +16,7 @@ from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, 
 from data.shards.tar import archive
 from data.tables import write_table
 
-Members = Mapping[str, bytes]  # field (extension) → content
+Fields = Mapping[str, bytes]  # field (extension) → content
 MARKER_NAME = ".packing.json"  # in the folder: which shards a packing that may have been killed began to write
 
 
@@ -29,7 +29,7 @@ def labeled_members(extension: str, image: bytes, label: int | None) -> dict[str
 
 
 def write_shards(
-    samples: Iterable[tuple[str, Members]],
+    samples: Iterable[tuple[str, Fields]],
     folder: str,
     prefix: str,
     samples_per_shard: int,
@@ -128,7 +128,7 @@ def index_url(folder: str, name: str) -> str:
     return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
 
 
-def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+def _checked(samples: Iterable[tuple[str, Fields]]) -> Iterator[tuple[str, Fields]]:
     seen: set[str] = set()
     for key, members in samples:
         if check_key(key) in seen:
@@ -137,7 +137,7 @@ def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Memb
         yield key, members
 
 
-def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecord:
+def _write_shard(url: str, samples: Sequence[tuple[str, Fields]]) -> ShardRecord:
     with tempfile.TemporaryFile() as local:
         write_tar(local, samples)
         num_bytes = local.tell()
@@ -155,7 +155,7 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecor
     )
 
 
-def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Members]]) -> None:
+def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Fields]]) -> None:
     """Write samples as a ustar archive: sorted fields, no owner, no time, so that equal samples are equal bytes."""
     members = ((f"{key}.{field}", fields[field]) for key, fields in samples for field in sorted(fields))
     for piece in archive(members):

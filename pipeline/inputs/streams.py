@@ -25,7 +25,7 @@ from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
 from data.shards.split import DataError, Shard, Split
 from data.tables import parse_table, read_table, read_whole
-from data.training_order import Entries, Order
+from data.training_order import Order, OrderSlice
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
@@ -215,7 +215,7 @@ class Batches(Dataset[Batch]):
             stream.reader.close()
 
     def _samples(
-        self, number: int, stream: _Stream, entries: Entries
+        self, number: int, stream: _Stream, entries: OrderSlice
     ) -> Iterator[tuple[torch.Tensor, Noise, np.ndarray, str]]:
         for i in range(self._rank, len(entries), self._world):
             epoch, shard, row, copy = (

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from data.shards.image_reader import places_of
 from data.tables import read_table
 from pipeline.core.stage import StageError
@@ -112,7 +112,7 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
         DataError: one is damaged, or not the one that was committed.
     """
     num_classes = generation.records["label"]["summary"]["num_classes"]
-    entries = labels_by_name(generation.layout.labels)
+    entries = read_labels_manifest(generation.layout.labels)
     record = generation.records.get("select")
     selection = generation.selection_folder if record is not None else None
     copies = copies_digests(record) if record is not None else {}
@@ -158,7 +158,7 @@ def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[
         urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
     except storage.MissingError:
         urls = {}
-    entries = labels_by_name(labels_folder)
+    entries = read_labels_manifest(labels_folder)
     return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item) for item in shown]
 
 

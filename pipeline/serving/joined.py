@@ -109,7 +109,7 @@ class JoinedRun:
     def _check(self, position: int) -> None:
         shard = self.overlay.shards[position]
         try:
-            size, version = storage.entry(shard.url)
+            size, version = storage.file_info(shard.url)
         except FileNotFoundError:
             size, version = 0, ""
         if size != shard.bytes or not is_regular(shard.url):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from data import storage
-from data.images.held_out_hashes import HeldOut, read_held_out
-from data.labels.label_files import LabeledShard, labels_by_name
+from data.images.held_out_hashes import HeldOutHashes, read_held_out_hashes
+from data.labels.label_files import LabeledShard, read_labels_manifest
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 from pipeline.core.committed_files import read_output_table
@@ -96,11 +96,11 @@ def read_listing(searched: Searched) -> dict[str, list[int]]:
     return ordinals
 
 
-def _held_out(config: Config) -> HeldOut:
-    return read_held_out(storage.expand(config.data.held_out_hashes))
+def _held_out(config: Config) -> HeldOutHashes:
+    return read_held_out_hashes(storage.expand(config.data.held_out_hashes))
 
 
-def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -> Fingerprint:
+def _fingerprint(config: Config, held_out: HeldOutHashes, labels: Mapping[str, Any]) -> Fingerprint:
     method = {
         "near_duplicates.complete_distance": COMPLETE_DISTANCE,
         "near_duplicates.max_distance": MAX_DISTANCE,
@@ -110,11 +110,11 @@ def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -
 
 
 def _search(
-    config: Config, layout: Layout, held_out: HeldOut, stage: Stage, progress: Progress | None
+    config: Config, layout: Layout, held_out: HeldOutHashes, stage: Stage, progress: Progress | None
 ) -> list[pa.Table]:
     """The listing in parts, in the labels' order, with `_counts` in their metadata; those that are there are taken as they are."""
     search, urls = Search(held_out, config.select.copy_correlation), _where_shards_are(config)
-    by_name = labels_by_name(layout.labels)
+    by_name = read_labels_manifest(layout.labels)
     names = list(by_name)
 
     def task(shards: Iterable[str]) -> dict[str, Found]:
@@ -159,7 +159,7 @@ def _if_there(url: str | None, entry: LabeledShard) -> str | None:
         return None
 
 
-def _listing(held_out: HeldOut, found: Mapping[str, Found]) -> pa.Table:
+def _listing(held_out: HeldOutHashes, found: Mapping[str, Found]) -> pa.Table:
     files = [redacted(url) for url in held_out.urls]
     tables = [LISTING_SCHEMA.empty_table()]
     for name, one in found.items():
@@ -188,7 +188,7 @@ def _counts(found: Iterable[Found]) -> dict[str, int]:
     }
 
 
-def _summary(held_out: HeldOut, parts: Sequence[pa.Table]) -> dict[str, int]:
+def _summary(held_out: HeldOutHashes, parts: Sequence[pa.Table]) -> dict[str, int]:
     counts = [json.loads(part.schema.metadata[_COUNTS_KEY]) for part in parts]
     total = {name: sum(count[name] for count in counts) for name in ("labels", "proposed", "not_seen")}
     return {"held_out": len(held_out.hashes), **total, "near_duplicates": sum(part.num_rows for part in parts)}

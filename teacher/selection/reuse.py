@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, require_done
 from teacher.selection.copies import ShardCounts, write_rows
@@ -68,7 +68,7 @@ def keep_images(
         kept ones the lowest confidence as the bits of a float32 (all ones: none is kept).
     """
     labels, record = replace(layout, generation=layout.generation - 1).labels, require_done(kept_from, "select")
-    before = _Before(labels, kept_from, labels_by_name(labels), copies_digests(record))
+    before = _Before(labels, kept_from, read_labels_manifest(labels), copies_digests(record))
     source = LabelSource(layout.labels, _everything(num_classes), exclusions, entries)
     write, shards = partial(_keep, source, before, out_dir), list(entries)
     counts: dict[str, ShardCounts] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data.images.corruptions.filters import Floats, fractal, gaussian, motion, sample, smear, zoom
-from data.images.decode import GREY
+from data.images.similarity import GREY
 
 Generator = np.random.Generator
 _PARTS = 8  # of a pixel's side, to see how much of it a disk covers

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
 from data.json_files import first_problem
-from data.labels.overlay import FILTER_COLUMNS, RowFilter
+from data.labels.overlay import RowFilter
 from data.labels.source import COLUMNS, PseudoLabeled
 from data.labels.sources.archive_members import ArchivedSample, archived_samples
 from data.names import check_base_name, read_limited
@@ -78,7 +78,7 @@ class Archives:
         self._identify()
         archive = self.archives[shard]
         table = _read_table(archive.labels_url, archive.num_samples, self._num_classes())
-        mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
+        mask = self.keep.matches(*(table.column(name).to_numpy() for name in _COLUMN_TYPES))
         return table.filter(pa.array(mask))
 
     def _num_classes(self) -> int:
@@ -98,7 +98,7 @@ class Archives:
             for found in archived_samples(file, archive.url):
                 count += 1
                 sample = _labeled(found, num_classes, archive.url)
-                if self.keep.lets_through(sample.label, sample.confidence, sample.copies):
+                if self.keep.matches(sample.label, sample.confidence, sample.copies):
                     yield sample
             if archive.sha256 not in (None, file.sha256()):
                 raise DataError(f"{redacted(archive.url)}: damaged: another SHA-256 than the export's; copy it again")

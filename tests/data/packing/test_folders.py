@@ -297,17 +297,17 @@ def test_one_class_alone_gets_a_question(photos: Path, tmp_path: Path, capsys: p
 
 
 class Kill:
-    """Stands in for `traits` and stops the packing at the n-th image."""
+    """Stands in for `held_out_row` and stops the packing at the n-th image."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-        self._left, self._traits = at, pack.traits
-        monkeypatch.setattr(pack, "traits", self)
+        self._left, self._held_out_row = at, pack.held_out_row
+        monkeypatch.setattr(pack, "held_out_row", self)
 
     def __call__(self, image: Pixels) -> object:
         if self._left == 0:
             raise KeyboardInterrupt
         self._left -= 1
-        return self._traits(image)
+        return self._held_out_row(image)
 
 
 @pytest.mark.parametrize("at", [0, 3, 12, 16, 17])
