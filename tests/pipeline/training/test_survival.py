@@ -14,13 +14,14 @@ import torch
 from data.shards.image_reader import ImageReader
 from data.shards.split import Split, open_split
 from data.tables import write_table
-from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.loop import TrainJob
+from pipeline.training.job import TrainJob
 from tests.conftest import make_writer
 from tests.digits_run import Digits
 from tests.pipeline.training.test_training import CONFIG
-from tests.training_processes import killed_for_memory, out_of_memory, terminated, train
+from tests.training_processes import digits_job, killed_for_memory, out_of_memory, terminated, train
 
 LABELED, PSEUDO_LABELED = 6, 6  # images per step
 EPOCH = 4  # steps per epoch of the labeled stream, and between evaluations
@@ -44,8 +45,7 @@ class Data:
             "mixup": 0.2,
         }
         config = CONFIG.model_copy(update=fields | {"log_every_steps": 5, "eval_every_epochs": 1} | changes)
-        folder = str(self.folder / name)
-        return TrainJob("student", folder, config, self.streams, 10, 24, 0, 1, "cpu", self.split)
+        return digits_job(self.folder / name, config, self.streams, 24, name="student", validation=self.split)
 
     def result(self, name: str) -> tuple[int, dict[str, bytes], bytes]:
         """Step, bytes of each tensor of weights, EMA and momentum, and metrics."""
@@ -128,7 +128,7 @@ def test_killed_or_stopped_several_processes_make_the_same_bytes_in_the_end(data
 
 def step_keys(data: Data, step: int, world: int) -> list[str]:
     """The images of a step in the global order, from the batches that `world` ranks make of them."""
-    ranks = [Batches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
+    ranks = [TrainBatches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
     parts = [batches[step].keys for batches in ranks]
     for batches in ranks:
         batches.close()
@@ -173,7 +173,7 @@ def test_continuing_reads_and_decodes_nothing_but_the_next_batch(data: Data, mon
         return original(reader, shard, offset, size)
 
     monkeypatch.setattr(ImageReader, "read", counted)
-    batches = Batches(data.streams, CONFIG, 10, 0)
+    batches = TrainBatches(data.streams, CONFIG, 10, 0)
     assert len(batches[1_000_000].keys) == LABELED + PSEUDO_LABELED
     batches.close()
     assert len(read) == LABELED + PSEUDO_LABELED

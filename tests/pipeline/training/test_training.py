@@ -17,12 +17,16 @@ from data.shards.split import DataError, Split, open_split
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
-from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
-from pipeline.training import loop as fit_module
+from pipeline.training import loop
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
-from pipeline.training.loop import TrainingError, TrainJob, fit, load_trained
+from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 from tests.conftest import WriteDigits, png
+from tests.training_processes import digits_job
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
 CONFIG = TrainConfig.model_validate(
@@ -44,7 +48,7 @@ def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
 def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
     config = CONFIG.model_copy(update=changes)
     streams = (labeled_stream(labeled, config.batch_size),)
-    return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+    return digits_job(folder, config, streams, labeled.num_samples, validation=labeled)
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -58,7 +62,7 @@ def test_a_finished_training_is_not_trained_further(
     job = make_job(labeled, tmp_path / "run")
     fit(job)
     before = final_files(tmp_path / "run")
-    monkeypatch.setattr(fit_module, "_train_step", lambda *args: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "train_step", lambda *args: pytest.fail("a step was made"))
     fit(job)
     assert final_files(tmp_path / "run") == before
 
@@ -87,7 +91,7 @@ def test_a_training_keeps_its_best_and_its_last_checkpoint(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.5, 0.7, 0.7, 0.6])  # after 5, 10, 15 and 20 steps
-    monkeypatch.setattr(fit_module, "top_k_accuracy", lambda *scores: [next(accuracies)])
+    monkeypatch.setattr(loop, "top_k_accuracy", lambda *scores: [next(accuracies)])
     fit(make_job(labeled, tmp_path / "run", epochs=4, keep_checkpoints=1))
     assert storage.list_names(str(tmp_path / "run/checkpoints")) == ["step-000000010.pt", "step-000000020.pt"]
 
@@ -149,7 +153,7 @@ def test_training_learns_and_reports_learning_rate_loss_and_validation(tmp_path:
         labeled, tmp_path / "run", epochs=30, lr=4.0, bn_momentum=0.1, dropout=0.0, stochastic_depth=0.0, augment=plain
     )
     fit(job)
-    _, metrics = load_trained(job.folder, job.total_steps)
+    _, metrics = load_trained(job)
     losses = [line["loss"] for line in metrics if "loss" in line]
     accuracies = [line["validation_top1"] for line in metrics if "validation_top1" in line]
     assert job.total_steps == 150
@@ -166,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path,
     ) as caught:
         fit(job)
     step = int(str(caught.value).partition("at step ")[2].split()[0])
-    batches = Batches(job.streams, job.config, 10, job.seed)
+    batches = TrainBatches(job.streams, job.config, 10, job.seed)
     assert (tmp_path / "run/non_finite_batch.txt").read_text().splitlines() == batches[step - 1].keys
     batches.close()
 
@@ -199,7 +203,7 @@ def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> Stream
 
 def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled: Split) -> None:
     specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [1, 0, 3]))
-    batches = Batches(specs, CONFIG, 10, seed=0)
+    batches = TrainBatches(specs, CONFIG, 10, seed=0)
     assert batches.order(1).num_entries == 4 * len(labeled.shards)
     seen: dict[str, int] = {}
     for step in range(4):  # 48 pseudo-labeled entries: three epochs of 16
@@ -214,8 +218,8 @@ def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled
 
 def test_ranks_share_the_global_batch_without_overlap(labeled: Split) -> None:
     specs = (labeled_stream(labeled, 8),)
-    whole = Batches(specs, CONFIG, 10, seed=0)
-    ranks = [Batches(specs, CONFIG, 10, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = TrainBatches(specs, CONFIG, 10, seed=0)
+    ranks = [TrainBatches(specs, CONFIG, 10, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
     batch, parts = whole[3], [rank[3] for rank in ranks]
     for batches in (whole, *ranks):
         batches.close()
@@ -225,7 +229,7 @@ def test_ranks_share_the_global_batch_without_overlap(labeled: Split) -> None:
 
 def test_copies_of_an_image_are_augmented_differently_and_reproducibly(tmp_path: Path, labeled: Split) -> None:
     specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [3]))
-    first, second = (Batches(specs, CONFIG, 10, seed=0) for _ in range(2))
+    first, second = (TrainBatches(specs, CONFIG, 10, seed=0) for _ in range(2))
     images = [first[step].images for step in range(3)]
     assert all(torch.equal(images[step], second[step].images) for step in range(3))
     by_key: dict[str, list[torch.Tensor]] = {}
@@ -265,4 +269,4 @@ def test_copies_that_do_not_fit_the_labels_are_refused(tmp_path: Path, labeled: 
     table = read_labels(spec.copies_urls[0])
     write_table(spec.copies_urls[0], table.slice(1))
     with pytest.raises(DataError, match="run stage=select again"):
-        Batches((spec,), CONFIG, 10, seed=0)
+        TrainBatches((spec,), CONFIG, 10, seed=0)
