@@ -1,12 +1,15 @@
-"""From bytes to pixels, by one rule for training, labeling, evaluation and serving.
+"""Decode images from bytes to pixels, by one rule for training, labeling, evaluation and serving.
 
 The rule: JPEG, PNG and WebP only; first frame; EXIF orientation applied (a bad EXIF block is ignored); transparency
 composited on white; CMYK and palettes converted to RGB; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit
-colour; grey is repeated to three channels; colour profiles are ignored. All else raises DecodeError.
+colour; grey is repeated to three channels; colour profiles are ignored. Anything else raises DecodeError.
 
-What is an image, and which way is up, is Pillow's to say (`Image.open`, `ImageOps.exif_transpose`), so that whoever reads the
-images of an export finds the same. Two exceptions: files that would take Pillow minutes or gigabytes are refused, and a PNG with more
-compressed text than Pillow unpacks is read all the same.
+Pillow decides what is an image and which way is up (`Image.open`, `ImageOps.exif_transpose`), so that readers of an export get the same
+pixels. Two exceptions: files that would take Pillow minutes or gigabytes are refused, and a PNG with more compressed text than Pillow
+unpacks is read.
+
+`decode_fast` uses libjpeg-turbo for plain JPEGs (`data.images.jpeg_header`). Without scaling, its pixels are Pillow's, bit for bit. All
+other files (other formats, CMYK and YCCK, images to rotate, unusual headers, damaged files) go to `decode`.
 """
 
 from __future__ import annotations
@@ -33,16 +36,16 @@ from data.images.png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpac
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Larger images are refused as decompression bombs (192 MiB as RGB); below Pillow's own warning at 89 million."""
+"""Larger images are refused as decompression bombs (192 MiB as RGB). Pillow itself warns from 89 million pixels."""
 
 MAX_SIDE = 65_535
-"""Longer sides are refused: JPEG's own limit. What is made per row or column (a resized strip, the hash's cosines) stays small."""
+"""Longer sides are refused (JPEG's own limit), so that arrays per row or column (a resized strip, the hash's cosines) stay small."""
 
 _WHITE = (255, 255, 255)
 _MAX_HEADER = 32 * 1024 * 1024  # bytes of a JPEG before its pixels
-_READ = 32  # what a read counts for beside its bytes: Pillow takes padding byte by byte, and keeps every segment
+_READ = 32  # bytes that each read counts extra: Pillow reads padding byte by byte and keeps every segment
 _MAX_CHUNKS = 300_000  # of a PNG
-_MAX_COMPRESSED_CHUNKS = 1000  # of a PNG, its pixels aside: each may unpack to a megabyte
+_MAX_COMPRESSED_CHUNKS = 1000  # of a PNG, without its pixels: each may unpack to a megabyte
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,15 +55,15 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_KEEP = 2.0  # a scaled image is so many times larger than needed; with 1.0, a tenth of the labels changed (docs/labeling.md)
+_KEEP = 2.0  # scale to at least this times the wanted size; with 1.0, a tenth of the labels changed (docs/labeling.md)
 
 
 class DecodeError(ValueError):
-    """Bytes that are not a whole, decodable image; the message is the reason."""
+    """The bytes are no complete, decodable image; the message is the reason."""
 
 
 class _Jpeg(JpegImageFile):
-    """Pillow's JPEG reader, but for its look for a resolution in EXIF where that is in vain."""
+    """Pillow's JPEG reader, without warnings from looking for a resolution in unusual EXIF blocks."""
 
     def _read_dpi_from_exif(self) -> None:
         if (
@@ -71,7 +74,7 @@ class _Jpeg(JpegImageFile):
 
 
 class _JpegHeader(io.BytesIO):
-    """Stops Pillow where a header is so long that reading it takes seconds."""
+    """Stop Pillow when a header is so long that reading it takes seconds."""
 
     room = _MAX_HEADER
 
@@ -90,7 +93,7 @@ def decode(content: bytes) -> Pixels:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: not such a file, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too laborious otherwise.
+        DecodeError: another format, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too slow to read.
     """
     try:
         try:
@@ -104,7 +107,7 @@ def decode(content: bytes) -> Pixels:
         return _decode(readable)
     except (DecodeError, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise a dozen types on damaged input
+    except Exception as error:  # Pillow's readers raise a dozen types for damaged files
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
@@ -120,7 +123,7 @@ def _decode(content: bytes) -> Pixels:
 
 
 def _open(content: bytes) -> ImageFile:
-    """Read the header by the reader that the first bytes name (half the cost of Image.open)."""
+    """Read the header, with the reader for the first bytes (half the cost of Image.open)."""
     if content.startswith(JPEG):
         return _open_jpeg(content)
     if content.startswith(PNG):
@@ -135,7 +138,7 @@ def _open_jpeg(content: bytes) -> ImageFile:
     image = _Jpeg(header)
     if has_many_scans(content, header.tell()):
         raise DecodeError(f"JPEG of more than {MAX_SCANS} scans")
-    image.fp = io.BytesIO(content)  # which counts nothing
+    image.fp = io.BytesIO(content)  # without the limit on bytes
     return image
 
 
@@ -145,7 +148,7 @@ def _open_png(content: bytes) -> ImageFile:
         raise DecodeError(f"PNG of more than {_MAX_CHUNKS} chunks")
     if sum(kinds[kind] for kind in COMPRESSED) > _MAX_COMPRESSED_CHUNKS:
         raise DecodeError(f"PNG with more than {_MAX_COMPRESSED_CHUNKS} chunks of compressed text or colour profiles")
-    with without_warnings() if kinds[b"acTL"] else nullcontext():  # Pillow warns about a bad animation header
+    with without_warnings() if kinds[b"acTL"] else nullcontext():  # Pillow warns about bad animation headers
         return PngImageFile(io.BytesIO(content))
 
 
@@ -173,17 +176,17 @@ def _from_16_bit(image: Image.Image) -> Pixels:
 
 
 def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = None) -> Pixels:
-    """As `data.images.decode.decode`; JPEGs four times too large are scaled while they are decoded.
+    """As `decode`; scales JPEGs that are at least four times too large while decoding.
 
     Args:
-        shorter_side: pixels that are wanted of the shorter side; a scaled image has at least twice as many. 0: never scale.
-        buffer: uint8 (N,), where the pixels may be put if they fit: fresh memory for each image costs a fifth of the time.
+        shorter_side: wanted pixels of the shorter side; a scaled image has at least twice as many. 0: never scale.
+        buffer: uint8 (N,), memory for the pixels if they fit: fresh memory for each image costs a fifth of the time.
 
     Returns:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: see `data.images.decode.decode`.
+        DecodeError: as `decode`.
     """
     shape = jpeg_shape(content)
     if shape is None:
@@ -198,7 +201,7 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
 
 
 def jpeg_shape(content: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that is for the fast decoder; None for all else."""
+    """Height and width of a JPEG that the fast decoder takes; None for any other file."""
     shape = plain_shape(content)
     return shape if shape and shape[0] * shape[1] <= MAX_PIXELS else None
 

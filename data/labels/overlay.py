@@ -1,4 +1,4 @@
-"""A run's pseudo-labels over its unlabeled shards: which rows of a shard are handed out, and as what samples."""
+"""The overlay: a run's labels and selection over its unlabeled shards. Decides which rows are handed out, and as which samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
+from data.errors import DataError
 from data.labels.exclusions import is_excluded, keys_digest
-from data.labels.joined_tar import LABEL_COLUMNS, LabelEntries, Provenance, Rows
+from data.labels.joined_tar import LabelEntries, Provenance, Rows
 from data.labels.label_files import (
+    LABEL_COLUMNS,
     LABELS_REMEDY,
     LabeledShard,
     copies_digests,
@@ -22,7 +24,7 @@ from data.labels.label_files import (
     read_labels,
     read_labels_manifest,
 )
-from data.shards.split import DataError, Shard
+from data.shards.split import Shard
 from data.tables import parse_table, read_whole
 
 FILTER_COLUMNS = ("label", "confidence")
@@ -31,11 +33,12 @@ _DIGEST_CHARACTERS = 64  # of a SHA-256 in hex
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which label rows are handed out.
+    """Which label rows to hand out.
 
     Attributes:
-        selected: those alone that the student sees (copies > 0), or all.
-        classes: of these labels alone.
+        selected: only rows with copies > 0, which the student sees; False: all.
+        min_confidence: only rows with confidence ≥ this.
+        classes: only rows with these labels; None: all.
     """
 
     selected: bool = True
@@ -43,7 +46,7 @@ class RowFilter:
     classes: frozenset[int] | None = None
 
     def matches(self, label: np.ndarray | int, confidence: np.ndarray | float, copies: np.ndarray | int) -> np.ndarray:
-        """Which rows are handed out: bool [n] for columns of [n] values, bool [] for the values of one row."""
+        """Which rows pass: bool [n] for columns [n]; bool [] for the values of one row."""
         wanted = np.asarray(confidence, np.float32) >= np.float32(self.min_confidence)
         if self.selected:
             wanted = wanted & (np.asarray(copies) > 0)
@@ -52,7 +55,7 @@ class RowFilter:
         return np.asarray(wanted)
 
     def query(self) -> str:
-        """`?…` as a server of pseudo-labels takes it, the same for equal filters; empty for what is handed out without any."""
+        """The filter as a URL query for `stage=serve`, equal for equal filters; empty for the default filter."""
         values: dict[str, str] = {}
         if self.min_confidence > 0:
             values["min_confidence"] = repr(self.min_confidence)
@@ -63,16 +66,16 @@ class RowFilter:
         return f"?{urlencode(values, safe=',')}" if values else ""
 
     def digest(self) -> str:
-        """The same for equal filters."""
+        """Hex digest; equal for equal filters."""
         classes = sorted(self.classes) if self.classes is not None else None
         return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
 
 
 def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, LabeledShard]]:
-    """What `Overlay.digests` and `committed` should be, as the labels' manifest and the done-record of the selection say.
+    """`Overlay.digests` and `Overlay.committed` from the labels' manifest and the selection's done-record.
 
     Raises:
-        DataError: a damaged manifest, or the selection is of other shards.
+        DataError: the manifest is damaged, or the selection lacks a shard.
     """
     entries, copies = read_labels_manifest(labels_dir), copies_digests(selection)
     if missing := entries.keys() - copies.keys():
@@ -82,13 +85,13 @@ def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[
 
 @dataclass(frozen=True)
 class Overlay:
-    """Labels and a selection over unlabeled shards; plain data that travels to other processes.
+    """Labels and a selection over unlabeled shards; can be pickled.
 
     Attributes:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
-        digests: SHA-256 of each shard's label file and of its column of copies, one after the other, by shard name.
-        excluded: lines of the user's list of keys; see `data.exclude`.
-        committed: of the labels' manifest, by shard name; other labels under a file's name are refused.
+        digests: by shard name, the SHA-256 of the label file and that of the column of copies, concatenated.
+        excluded: lines of the user's list of keys; see `data.labels.exclusions`.
+        committed: entries of the labels' manifest by shard name, to refuse other files under their names.
     """
 
     shards: tuple[Shard, ...]
@@ -100,12 +103,12 @@ class Overlay:
     committed: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def files(self, position: int) -> tuple[str, str]:
-        """Label file of a shard, and its column of copies."""
+        """URLs of a shard's label file and of its column of copies."""
         name = f"{self.shards[position].name}.parquet"
         return storage.join(self.labels_dir, name), storage.join(self.selection_dir, name)
 
     def is_as_committed(self, position: int) -> bool:
-        """True when a shard's files are there and those of `digests`."""
+        """Whether a shard's files exist and have the recorded digests."""
         try:
             found = [hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in self.files(position)]
         except FileNotFoundError:
@@ -113,15 +116,15 @@ class Overlay:
         return "".join(found) == self.digests[self.shards[position].name]
 
     def copies(self, position: int) -> np.ndarray:
-        """How often the student sees each label row of a shard, uint16 [rows]. Raises DataError: not what was committed."""
+        """How often the student sees each label row of a shard, uint16 [rows]. Raises DataError if the file is another one."""
         digest = self.digests[self.shards[position].name][_DIGEST_CHARACTERS:]
         return read_copies(self.files(position)[1], digest)
 
     def wanted(self, position: int, keep: RowFilter) -> np.ndarray:
-        """Positions of the label rows of a shard that are handed out: those that `keep` lets through and the user doesn't exclude.
+        """Positions of a shard's label rows that pass `keep` and are not excluded by the user, int [n].
 
         Raises:
-            DataError: labels and copies are not of each other.
+            DataError: labels and copies differ in length, or are not the committed files.
         """
         shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
         columns = (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS
@@ -134,13 +137,13 @@ class Overlay:
         return np.flatnonzero(mask)
 
     def take(self, position: int, rows: np.ndarray) -> Rows:
-        """Label rows of the shard at `position`, each once.
+        """Label rows of the shard at `position`.
 
         Args:
-            rows: their positions in the label file, int [n].
+            rows: positions in the label file, int [n].
 
         Raises:
-            DataError: labels and index are not of each other, or are not what was committed: the label file is read whole.
+            DataError: the label file does not fit the index, or is not the committed one.
         """
         shard, at, url = self.shards[position], pa.array(rows), self.files(position)[0]
         content = read_whole(url, self.digests[shard.name][:_DIGEST_CHARACTERS], LABELS_REMEDY)
@@ -152,7 +155,7 @@ class Overlay:
         return Rows(labels, zeros + position, self.copies(position)[rows], zeros, extension)
 
     def rows(self, position: int, keep: RowFilter) -> Rows:
-        """The rows of the shard at `position` that are handed out. Raises as `wanted` and `take`."""
+        """The rows of the shard at `position` to hand out. Raises as `wanted` and `take`."""
         return self.take(position, self.wanted(position, keep))
 
     def entries(self, rows: Rows) -> LabelEntries:
@@ -160,7 +163,7 @@ class Overlay:
         return LabelEntries(rows, [shard.name for shard in self.shards], self.provenance)
 
     def identity(self, position: int, keep: RowFilter) -> str:
-        """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""
+        """Hex digest of everything that a joined shard's bytes depend on, for an ETag."""
         shard = self.shards[position]
         facts: tuple[Any, ...] = (
             shard.name,
@@ -170,6 +173,6 @@ class Overlay:
             self.digests[shard.name],
             self.provenance,
             keep.digest(),
-            keys_digest(self.excluded) or [],  # an empty list: the ETags of before, where nothing is excluded
+            keys_digest(self.excluded) or [],  # an empty list keeps ETags of earlier versions when nothing is excluded
         )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

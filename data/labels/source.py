@@ -1,4 +1,4 @@
-"""What every source of pseudo-labels gives: samples, shard by shard, and the same labels as a table."""
+"""The interface of a source of pseudo-labels: samples, shard by shard, and the same labels as a table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PseudoLabeled:
-    """An image and what was said of it.
+    """An image and its pseudo-label.
 
     Attributes:
-        image: the encoded bytes, as they were found.
+        image: the encoded bytes, unchanged.
         confidence: the calibrated probability of `label`.
-        copies: how often the student was to see the image; 0 when it was not selected.
+        copies: how often an epoch of the student has the image; 0 when it was not selected.
     """
 
     key: str
@@ -35,7 +35,7 @@ class PseudoLabeled:
 
 
 def as_table(rows: Rows, shard: str) -> pa.Table:
-    """COLUMNS of a shard's rows, with the keys that they have in an archive."""
+    """A shard's rows as a table of COLUMNS, with the keys that an archive gives them."""
     ordinals = rows.labels.column("ordinal")
     columns = {name: rows.labels.column(name) for name in rows.labels.column_names} | {
         "__key__": pa.array([sample_key(shard, ordinal) for ordinal in ordinals.to_pylist()], pa.string()),
@@ -48,18 +48,18 @@ def as_table(rows: Rows, shard: str) -> pa.Table:
 
 
 class Source(Protocol):
-    """Pseudo-labels of one generation; plain data that travels to loader processes."""
+    """Pseudo-labels of one generation; can be pickled to loader processes."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In label order, where they are known."""
+        """In label order; None when unknown."""
 
     @property
     def num_shards(self) -> int:
-        """Shards, by whose numbers the rest is asked for."""
+        """Number of shards."""
 
     def table(self, shard: int) -> pa.Table:
-        """COLUMNS of a shard's samples. Raises DataError, StorageError, OSError."""
+        """Labels of a shard: COLUMNS. Raises DataError, StorageError, OSError."""
 
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
-        """A shard's samples, in order. Raises as `table`; of what is found to be damaged, at the latest at the end of the shard."""
+        """A shard's samples, in order. Raises as `table`; damage is found at the end of the shard at the latest."""

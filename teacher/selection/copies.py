@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels.label_files import LabeledShard
+from data.labels.label_files import COPIES_COLUMN, LabeledShard
 from data.tables import to_parquet
 from teacher.selection.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
 from teacher.selection.label_reader import Exclusions, LabelRows, LabelSource, either
 from teacher.selection.threads import Executor, Progress, in_threads
 
-COPIES_SCHEMA = pa.schema([pa.field("copies", pa.uint16(), nullable=False)])
+COPIES_SCHEMA = pa.schema([pa.field(COPIES_COLUMN, pa.uint16(), nullable=False)])
 # A quarter of the time that zstd and a dictionary take, for half a byte a row instead of a quarter of one.
 _LAYOUT = {"compression": "lz4", "use_dictionary": False, "column_encoding": "BYTE_STREAM_SPLIT"}
 
