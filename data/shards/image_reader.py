@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from data import storage
+from data.errors import DataError
 from data.shards.samples import iterate_samples
-from data.shards.split import DataError, Shard, Split
+from data.shards.split import Shard, Split
 from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 from data.storage.redact import redacted
 

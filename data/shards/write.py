@@ -10,9 +10,10 @@ from itertools import islice
 from typing import BinaryIO
 
 from data import storage
+from data.errors import DataError
 from data.shards.index import build_index, index_digest
 from data.shards.samples import LABEL_FIELD, check_key
-from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
 from data.shards.tar import archive
 from data.tables import write_table
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.errors import DataError
 from data.labels.label_files import (
     describe_label_file,
     label_table,
@@ -25,7 +26,7 @@ from data.labels.label_files import (
 )
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from data.errors import DataError
 from data.labels.label_files import (
     LabeledShard,
     describe_label_file,
@@ -19,7 +20,7 @@ from data.labels.label_files import (
     soft_targets,
     top_k_of,
 )
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
 from teacher.labeling.label_shard import ShardLabeler

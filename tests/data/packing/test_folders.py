@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import pack
+from data.errors import DataError
 from data.images.decode import Pixels
 from data.packing.folders import find_images, natural_order
-from data.shards.split import DataError, Manifest, open_split
+from data.shards.split import Manifest, open_split
 from tests.conftest import png
 
 Digits = tuple[np.ndarray, np.ndarray]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
+from data.errors import DataError
 from data.settings import UsageError
-from data.shards.split import DataError
 from data.shards.write import MARKER_NAME, Fields, write_shards
 
 

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import storage
+from data.errors import DataError
 from data.shards import split as manifest
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.index import build_index
-from data.shards.split import DataError, check_packed, open_split
+from data.shards.split import check_packed, open_split
 from data.shards.tar_header import MAX_FRONT, is_in_front
 from data.storage import remote
 from pipeline.core.schema import TrainConfig
