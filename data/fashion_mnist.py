@@ -4,7 +4,8 @@
 
 The 60,000 training images become `labeled` (50 per class), `validation` (50 per class), `development` (500 per class, only for
 benchmarks) and `unlabeled` (the rest; `truth.parquet` has their true labels, only for report and summary). `test` has the 10,000
-others."""
+others.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ Images are shuffled with the seed. Byte-identical images stay in one split; so d
 text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+'.
 
 `rejected.txt` beside the shards lists files that are no images or cannot be decoded; `sources.parquet` has the path of each key.
-After an interruption the same command continues with the next split, if the folder has the same files."""
+After an interruption the same command continues with the next split, if the folder has the same files.
+"""
 
 from __future__ import annotations
 

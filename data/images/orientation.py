@@ -1,7 +1,8 @@
 """Find an image's orientation by Pillow's rule (`ImageOps.exif_transpose`): EXIF first, then XMP.
 
 Pillow's EXIF reader warns about damaged blocks, and Python's warning filters are global to the process. So ordinary blocks are read
-here, with the same result, and only unusual ones by Pillow, one thread at a time."""
+here, with the same result, and only unusual ones by Pillow, one thread at a time.
+"""
 
 from __future__ import annotations
 

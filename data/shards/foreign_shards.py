@@ -1,7 +1,8 @@
 """Index shards that this project did not pack.
 
 Each shard is indexed once. `shards.json` caches a summary of all indexes, so that opening thousands of shards reads one file. Where
-it is missing, damaged or of another version, the indexes are read instead."""
+it is missing, damaged or of another version, the indexes are read instead.
+"""
 
 from __future__ import annotations
 

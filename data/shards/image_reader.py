@@ -143,7 +143,8 @@ class _OpenFiles:
     """Recently used files of one process.
 
     A forked process opens its own: otherwise it would share its parent's positions and connections, and have locks in their state
-    at the fork."""
+    at the fork.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = urls

@@ -1,7 +1,8 @@
 """The index of a shard: a Parquet table with one row per sample in shard order, so that counts and places are known without the tar.
 
 Columns: `key`, `extension`, `offset` and `size` of the image's bytes in the tar, `label` (null without one), `problem` (empty when
-    there is none)."""
+    there is none).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def build_index(url: str) -> pa.Table:
 
     Metadata: `rule` (INDEX_RULE); `odd_keys`, the number of usable samples with a repeated key or one that
         `data.shards.samples.check_key` refuses, and `odd_key`, the first such key; `ignored`, the image members that are in no row
-        (see `data.shards.findings`)."""
+        (see `data.shards.findings`).
+    """
     with storage.open_read(url) as file:
         samples = list(iterate_samples(file))
     mark_parted(samples)

@@ -2,7 +2,8 @@
 
 The constants are the released ones: CIFAR-10-C's, made for 32 px, for images whose shorter side has at most 64 px, else
 ImageNet-C's, made for 224 px. Lengths in pixels scale with the shorter side. ImageNet-C's images were finally stored as JPEG of
-quality 85; these are not."""
+quality 85; these are not.
+"""
 
 from __future__ import annotations
 
