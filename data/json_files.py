@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data import storage
-from data.errors import DataError
-from data.storage.redact import redacted
+from data.errors import DataError, damaged
 
 
 def read_json(
@@ -37,9 +36,9 @@ def parse_json(
     """As `read_json`, for a file's content."""
     value = parse_any(content, url, remedy, error)
     if not isinstance(value, dict):
-        raise error(_message(url, f"expected an object in braces, but got {_some_of(value)}", remedy))
+        raise error(damaged(url, f"expected an object in braces, but got {_some_of(value)}", remedy))
     if problem := _mismatch(value, shape):
-        raise error(_message(url, problem, remedy))
+        raise error(damaged(url, problem, remedy))
     return value
 
 
@@ -48,17 +47,13 @@ def parse_any(content: bytes, url: str, remedy: str, error: type[ValueError] = D
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as why:
-        raise error(_message(url, "it is empty" if not content.strip() else str(why), remedy)) from None
+        raise error(damaged(url, "it is empty" if not content.strip() else str(why), remedy)) from None
 
 
 def parse_json_lines(content: bytes, url: str, remedy: str) -> list[dict[str, Any]]:
     """The objects in a file with one per line. Raises as `read_json`."""
     lines = content.splitlines()
     return [parse_json(line, f"{url}, line {number + 1}", remedy) for number, line in enumerate(lines) if line]
-
-
-def _message(url: str, problem: str, remedy: str) -> str:
-    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"
 
 
 def _some_of(value: Any) -> str:

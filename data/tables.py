@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
-from data.errors import DataError
-from data.storage.redact import redacted
+from data.errors import DataError, damaged
 
 _SEAL = b"\x93NSPfoot"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
@@ -141,7 +140,7 @@ def read_whole(url: str, sha256: str | None, remedy: str) -> bytes:
     """The content of any file. Raises DataError when its SHA-256 is not `sha256` (hex; None: not checked)."""
     content = storage.read_bytes(url)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(_message(url, "it is not the file that was committed: another SHA-256", remedy))
+        raise DataError(damaged(url, "it is not the file that was committed: another SHA-256", remedy))
     return content
 
 
@@ -198,8 +197,4 @@ def _naming(url: str, remedy: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # from the operating system
             error.filename = error.filename or url
             raise
-        raise DataError(_message(url, " ".join(str(error).split())[:_REASON_CHARACTERS], remedy)) from error
-
-
-def _message(url: str, problem: str, remedy: str) -> str:
-    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"
+        raise DataError(damaged(url, " ".join(str(error).split())[:_REASON_CHARACTERS], remedy)) from error

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from data.labels.label_files import top_k_columns
 from data.shards.image_reader import Place
 from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
@@ -190,9 +191,7 @@ def _json_fields(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float
 
     Reads columns: pyarrow's rows of lists take four times as long.
     """
-    top_k = labels.schema.field("topk_index").type.list_size
-    index = labels.column("topk_index").combine_chunks().flatten().to_numpy().reshape(-1, top_k).tolist()
-    prob = labels.column("topk_prob").combine_chunks().flatten().to_numpy().reshape(-1, top_k).tolist()
+    index, prob = (values.tolist() for values in top_k_columns(labels))
     plain = (labels.column(name).to_numpy().tolist() for name in ("ordinal", "label", "confidence", "rest"))
     for ordinal, label, confidence, rest, classes, probs in zip(*plain, index, prob, strict=True):
         pairs = ",".join([f"[{c},{p:.5g}]" for c, p in zip(classes, probs, strict=True)])

@@ -321,15 +321,21 @@ def quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
 
 
+def top_k_columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """`topk_index` int16 (N, K) and `topk_prob` float16 (N, K) of label rows."""
+    columns = (table.column(name).combine_chunks() for name in ("topk_index", "topk_prob"))
+    index, prob = (column.flatten().to_numpy().reshape(-1, column.type.list_size) for column in columns)
+    return index, prob
+
+
 def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
     """Class probabilities of label rows, (N, C) float32. `rest` is spread evenly over the classes outside the top k."""
-    top_k = table.schema.field("topk_index").type.list_size
-    index = table.column("topk_index").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.int64)
-    top = table.column("topk_prob").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.float32)
+    index, top = top_k_columns(table)
+    top_k = index.shape[1]
     others = max(num_classes - top_k, 1)
     rest = table.column("rest").to_numpy() if num_classes > top_k else np.zeros(len(top), np.float32)
     targets = np.repeat((rest / others)[:, None], num_classes, axis=1).astype(np.float32)
-    np.put_along_axis(targets, index, top, axis=1)
+    np.put_along_axis(targets, index.astype(np.int64), top.astype(np.float32), axis=1)
     return np.asarray(targets / targets.sum(axis=1, keepdims=True), np.float32)
 
 

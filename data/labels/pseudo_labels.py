@@ -25,7 +25,7 @@ from data import storage
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.labels.overlay import RowFilter
-from data.labels.source import PseudoLabeled, Source
+from data.labels.sources import PseudoLabeled, Source
 from data.labels.sources.archives import LATEST_NAME, open_exported
 from data.labels.sources.run import open_run
 from data.labels.sources.server import open_served
@@ -76,7 +76,7 @@ class PseudoLabels:
         return int(self.table().num_rows)
 
     def table(self) -> pa.Table:
-        """All labels without images: `data.labels.source.COLUMNS`. An image that the export repeats has a row for each copy."""
+        """All labels without images: `data.labels.sources.COLUMNS`. An image that the export repeats has a row for each copy."""
         with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
             tables = list(pool.map(self._source.table, range(self._source.num_shards)))
         return pa.concat_tables(tables).unify_dictionaries()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -145,8 +146,7 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Fields]]) -> ShardRecord
         sha256 = hashlib.file_digest(local, "sha256").hexdigest()
         local.seek(0)
         with storage.writing(url) as file:
-            while block := local.read(1 << 20):
-                file.write(block)
+            shutil.copyfileobj(local, file)
     table = build_index(url)
     name = storage.base_name(url)
     write_table(index_url(url.rpartition("/")[0], name), table)

@@ -18,7 +18,7 @@ from data import storage
 from data.errors import DataError
 from data.json_files import first_problem
 from data.labels.overlay import RowFilter
-from data.labels.source import COLUMNS, PseudoLabeled
+from data.labels.sources import COLUMNS, PseudoLabeled
 from data.labels.sources.archive_members import ArchivedSample, archived_samples
 from data.names import check_base_name, read_limited
 from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
@@ -55,7 +55,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Archives:
-    """A source of pseudo-labels; see `data.labels.source.Source`.
+    """A source of pseudo-labels; see `data.labels.sources.Source`.
 
     Attributes:
         keep: the samples to hand out.

@@ -16,7 +16,7 @@ from data.json_files import read_json
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.joined_tar import Provenance, Rows
 from data.labels.overlay import Overlay, RowFilter, read_committed
-from data.labels.source import PseudoLabeled, as_table
+from data.labels.sources import PseudoLabeled, as_table
 from data.names import read_pointer
 from data.run_names import (
     CONFIG_NAME,
@@ -37,7 +37,7 @@ _CHUNK = 64  # images read at once
 
 @dataclass(frozen=True)
 class RunLabels:
-    """A source of pseudo-labels; see `data.labels.source.Source`.
+    """A source of pseudo-labels; see `data.labels.sources.Source`.
 
     Attributes:
         keep: the labels to hand out.

@@ -25,8 +25,7 @@ from data import names
 from data.errors import DataError
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.labels.source import COLUMNS
-from data.labels.sources import archive_members
+from data.labels.sources import COLUMNS, archive_members
 from data.labels.sources import archives as labels_of_archives
 from data.labels.sources.archives import exported
 from data.labels.sources.server import _below

@@ -26,7 +26,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from data import storage
 from data.errors import DataError
 from data.labels.pseudo_labels import PseudoLabels
-from data.labels.source import COLUMNS
+from data.labels.sources import COLUMNS
 from data.storage import retry
 from data.storage.retry import ChangedError, StorageError
 from pipeline.core.layout import Layout
