@@ -32,7 +32,7 @@ from data import fashion_mnist
 from data.settings import UsageError, run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 from pipeline.core.config import load_config
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.accuracy import top_k_accuracy
@@ -147,7 +147,7 @@ def _pack_truth(data: str) -> None:
         for shard, ordinal, label in zip(*pq.read_table(f"{data}/truth.parquet").to_pydict().values(), strict=True)
     }
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         number = 0
         for name in ("labeled", "unlabeled"):
             split = open_split(f"{data}/{name}/*.tar", f"{data}/index")

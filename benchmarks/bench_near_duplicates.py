@@ -23,9 +23,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data import fashion_mnist
-from data.images.decode import Pixels, decode, image_hash
-from data.images.held_out_hashes import HeldOut, traits
-from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.images.decode import Pixels, decode
+from data.images.held_out_hashes import HeldOutHashes, held_out_row
+from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
@@ -110,7 +110,7 @@ COPIES: dict[str, Callable[[Pixels], Pixels]] = {
 
 def print_recall(images: Sequence[Pixels]) -> dict[str, float]:
     """A line per kind of copy; the part that is found with the defaults, by kind."""
-    known, found = [traits(image) for image in images], {}
+    known, found = [held_out_row(image) for image in images], {}
     print(f"  {'':16}      proposed  " + "  ".join(f"{limit:>6}" for limit in LIMITS) + "  lowest, median")
     for kind, copy in COPIES.items():
         copies = [copy(image) for image in images]
@@ -143,11 +143,11 @@ def _most_alike(images: Sequence[Pixels]) -> float:
 
 def print_alarms(held_out: Sequence[Pixels], unlabeled: Sequence[Pixels]) -> dict[str, int]:
     """Unlabeled images that are taken for copies, by the limit of the correlation."""
-    columns = list(zip(*map(traits, held_out), strict=True))
+    columns = list(zip(*map(held_out_row, held_out), strict=True))
     pictures = np.frombuffer(b"".join(columns[2]), np.uint8).reshape(-1, SIDE, SIDE)
     rows = np.arange(len(held_out))
     hashes, flipped = (np.array(column, np.uint64) for column in columns[:2])
-    known = HeldOut(hashes, flipped, pictures, ("",), np.zeros(len(rows), np.int32), rows, "")
+    known = HeldOutHashes(hashes, flipped, pictures, ("",), np.zeros(len(rows), np.int32), rows, "")
     search = NearDuplicateSearch(known, min_correlation=-1)
     asked = np.array([image_hash(image) for image in unlabeled], np.uint64)
     proposed = search.propose(asked)

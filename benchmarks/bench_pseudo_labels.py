@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import bench_accuracy
 from data import fashion_mnist
-from data.labels.label_files import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
+from data.labels.label_files import TopK, label_table, read_labels, read_labels_manifest, soft_targets, top_k_of
 from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
@@ -148,7 +148,7 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
         bench_accuracy.bench(seeds=str(seed), arms="teacher,student", split="development")
     config = load_config("fashion_mnist", [])
     corpus = open_split(f"{data}/unlabeled/*.tar", f"{data}/index")
-    names = [entry.name for entry in read_manifest(f"{run}/gen-1/labels")]
+    names = list(read_labels_manifest(f"{run}/gen-1/labels"))
     tables = [read_labels(f"{run}/gen-1/labels/{name}.parquet") for name in names]
     labels = RULES[arm](np.concatenate([soft_targets(table, NUM_CLASSES) for table in tables]))
     start = 0

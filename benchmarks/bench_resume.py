@@ -77,7 +77,7 @@ def _write(folder: Path, names: list[str], labeled: int, kind: str) -> None:
     else:
         _empty(folder / "index" / "shards.json", 0)
         known = {f"{folder}/corpus/{name}.tar": [SHARD_BYTES, PER_SHARD, name, 0, ""] for name in names}
-        versions = {url: storage.entry(url).version for url in known}
+        versions = {url: storage.file_info(url).version for url in known}
         (folder / "index" / "shards.json").write_text(json.dumps({"shards": known, "versions": versions}))
         for url in known:
             _empty(folder / "index" / foreign_index_name(url), 0)

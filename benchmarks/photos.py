@@ -10,7 +10,7 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg",
@@ -34,7 +34,7 @@ def make_photos(
     return f"{folder}/*.tar"
 
 
-def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> Iterator[tuple[str, Members]]:
+def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> Iterator[tuple[str, Fields]]:
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     generator = np.random.default_rng(seed)
     for position in range(number):

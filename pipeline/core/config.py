@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from data import storage
+from data.run_names import CONFIG_NAME as CONFIG_NAME
 from data.settings import UsageError, nearest
 from data.storage.redact import redacted
 from pipeline.core.config_layers import Layer, as_container, as_typed, literal, merged, origin_of
 from pipeline.core.schema import Config, Section
 
-CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
 _HERE, _REMEMBERED = "is from the command line", "is remembered in"

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from data import storage
+from data.run_names import CURRENT_NAME, INDEXES, LABELS, SELECTIONS, generation_folder
 
-CURRENT_NAME = "current"  # a file that names the selection in use
 PREVIOUS_NAME = "previous"  # and the one that was in use before
 VERSION = re.compile(r"v([1-9]\d*)")  # of an export
 
@@ -20,7 +20,7 @@ class Layout:
     generation: int = 1
 
     def _of(self, generation: int, name: str) -> str:
-        return storage.join(self.run_dir, f"gen-{generation}", name)
+        return storage.join(self.run_dir, generation_folder(generation), name)
 
     @property
     def teacher(self) -> str:
@@ -30,7 +30,7 @@ class Layout:
     @property
     def labels(self) -> str:
         """The pseudo-labels."""
-        return self._of(self.generation, "labels")
+        return self._of(self.generation, LABELS)
 
     @property
     def near_duplicates(self) -> str:
@@ -40,7 +40,7 @@ class Layout:
     @property
     def selections(self) -> str:
         """One folder per selection, and `current`, which names one."""
-        return self._of(self.generation, "selections")
+        return self._of(self.generation, SELECTIONS)
 
     @property
     def student(self) -> str:
@@ -65,7 +65,7 @@ class Layout:
     @property
     def indexes(self) -> str:
         """Indexes of shards that have none beside them."""
-        return storage.join(self.run_dir, "index")
+        return storage.join(self.run_dir, INDEXES)
 
     def study(self, name: str) -> str:
         """A study's results: a folder for each row and seed."""

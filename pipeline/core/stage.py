@@ -19,12 +19,13 @@ from pydantic import BaseModel
 
 from data import storage
 from data.json_files import read_json
+from data.run_names import DONE_NAME
 from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
 from pipeline.core.timing import EFFORT_NAME, Clock, read_effort
 
 SCHEMA_VERSION = 1
-_STARTED, _DONE = "started.json", "done.json"
+_STARTED = "started.json"
 _READERS = 8  # files read at once: an object store answers each after a while
 State = Literal["new", "continue", "done"]
 Explain = Callable[
@@ -122,7 +123,7 @@ class Stage:
     def reopen(self, reason: str) -> None:
         """Go on with a stage that was done (a grown corpus, a lost file): the marker goes first, so that a crash is seen."""
         print(f"{self.name}: not done any more: {reason}")
-        storage.remove(self.path(_DONE))
+        storage.remove(self.path(DONE_NAME))
         self.state = "continue"
 
     def commit(self, outputs: Iterable[str], summary: Mapping[str, Any]) -> None:
@@ -136,7 +137,7 @@ class Stage:
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")
         self._clock.add_to(self.folder)
-        storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        storage.write_text(self.path(DONE_NAME), json.dumps(record, indent=1, sort_keys=True) + "\n")
         failpoint(f"after-done/{self.name}")
         self.state = "done"
 
@@ -194,7 +195,7 @@ def open_stage(
         _move_aside(folder, name)
     elif reason:
         print(f"{name}: {reason}; it is made again")
-        storage.remove(storage.join(folder, _DONE))
+        storage.remove(storage.join(folder, DONE_NAME))
     if state == "done":
         print(f"{name}: done ({folder})")
     if state != "done":
@@ -246,7 +247,7 @@ def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> d
 
 def done_record(folder: str) -> dict[str, Any] | None:
     """What `commit` wrote, or None when the stage is not done."""
-    return _read_json(storage.join(folder, _DONE), _Done)
+    return _read_json(storage.join(folder, DONE_NAME), _Done)
 
 
 def require_done(folder: str, name: str) -> dict[str, Any]:

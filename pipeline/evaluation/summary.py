@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data import storage
-from data.labels.label_files import copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import copies_digests, read_copies, read_labels, read_labels_manifest
 from data.tables import read_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
@@ -87,7 +87,7 @@ def _precision(
     truth = read_table(truth_url, remedy, ["shard", "ordinal", "label"])
     shard_of, ordinals, answers = (truth.column(name) for name in ("shard", "ordinal", "label"))
     counts = np.zeros(4, np.int64)
-    for name, entry in labels_by_name(labels_folder).items():
+    for name, entry in read_labels_manifest(labels_folder).items():
         here = pc.equal(shard_of, name)
         known = dict(zip(ordinals.filter(here).to_pylist(), answers.filter(here).to_pylist(), strict=True))
         labels = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label"], entry)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from data import storage
 from data.json_files import read_json
-from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
+from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
 from data.shards.split import DataError, Shard, Split
 
 JOURNAL_NAME = "journal.json"
@@ -37,7 +37,7 @@ class Journal:
         """What of `corpus` is finished: label files that are there, whole, and theirs (see `LabeledShard.is_of`)."""
         journal, known = Journal(folder), {}
         if storage.exists(storage.join(folder, LABELS_MANIFEST)):
-            known = {entry.name: entry for entry in read_manifest(folder)}
+            known = read_labels_manifest(folder)
         journal.teacher_check, cached = _read(folder)
         known |= cached
         journal.shards = _finished(folder, corpus, made_by, known)

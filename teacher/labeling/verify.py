@@ -10,7 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
+from data.labels.label_files import LabeledShard, label_schema, read_labels_manifest, read_quarantined
 from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
 from pipeline.core.layout import Layout
@@ -43,7 +43,7 @@ def verify_labels(config: Config, layout: Layout) -> None:
     if made_by.as_json()["inputs"] != record["fingerprint"]["inputs"]:
         raise StageError(f"{layout.labels}: labeled by another teacher.ensemble than there is now; restore its weights")
     _check_outputs(layout.labels, record["outputs"])
-    entries = {entry.name: entry for entry in read_manifest(layout.labels)}
+    entries = {entry.name: entry for entry in read_labels_manifest(layout.labels).values()}
     corpus = _open_corpus(config, layout, entries)
     top_k = min(config.label.top_k, record["summary"]["num_classes"])
     problems = list(_problems(layout.labels, corpus, entries, label_schema(top_k), made_by.digest()))

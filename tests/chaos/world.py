@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from data.shards.write import Members, write_shards
+from data.shards.write import Fields, write_shards
 from pipeline.models.registry import build_model
 from tests.chaos.driver import Driver
 from tests.conftest import png
@@ -77,7 +77,7 @@ def make_world(folder: Path) -> World:
     return replace(world, seconds=time.monotonic() - started)
 
 
-def _samples() -> Iterator[tuple[str, Members]]:
+def _samples() -> Iterator[tuple[str, Fields]]:
     images = (load_digits().images * 15.9).astype(np.uint8)
     for number in range(NUM_SHARDS * PER_SHARD):
         content = png(images[number])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import DataError
 from data.labels.exclusions import exclude_inputs, keys_in, read_keys
-from data.shards.split import DataError, Split, open_split
+from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import TeacherConfig
 from pipeline.inputs.batches import TrainBatches

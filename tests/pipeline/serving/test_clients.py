@@ -304,7 +304,7 @@ def test_a_corpus_and_an_export_in_an_object_store_are_served_as_local_ones(
     for shard in local.overlay.shards[:1]:
         storage.write_bytes(f"{folder}/{shard.name}.tar", Path(shard.url).read_bytes())
     url = f"{folder}/unlabeled-000000.tar"
-    first = replace(local.overlay.shards[0], url=url, version=storage.entry(url).version)
+    first = replace(local.overlay.shards[0], url=url, version=storage.file_info(url).version)
     moved = (first, *local.overlay.shards[1:])
     version = run.folder / "run/exports/v1"
     for file in (file for file in version.rglob("*") if file.is_file()):

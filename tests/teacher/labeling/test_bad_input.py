@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data.images.decode import decode, eval_transform
+from data.images.decode import decode
+from data.images.resize import eval_transform
 from data.labels.label_files import read_labels
 from data.shards.image_reader import ImageReader
 from data.shards.index import build_index

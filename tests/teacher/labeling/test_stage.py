@@ -11,7 +11,13 @@ import ray
 import torch
 
 from data import storage
-from data.labels.label_files import LABELS_MANIFEST, VALIDATION_NAME, describe_label_file, read_labels, read_manifest
+from data.labels.label_files import (
+    LABELS_MANIFEST,
+    VALIDATION_NAME,
+    describe_label_file,
+    read_labels,
+    read_labels_manifest,
+)
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
@@ -105,7 +111,7 @@ def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
     described = describe_label_file(str(path))
     assert described is not None
     manifest = storage.read_text(str(folder / LABELS_MANIFEST))
-    old = next(entry for entry in read_manifest(str(folder)) if entry.name == name(1))
+    old = next(entry for entry in read_labels_manifest(str(folder)).values() if entry.name == name(1))
     for field in ("rows", "bytes", "sha256"):
         before, after = (
             f'"{field}": {value!r}'.replace("'", '"') for value in (getattr(old, field), getattr(described, field))
