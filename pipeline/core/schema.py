@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data.settings import UsageError
 from data.storage.redact import redacted
+from pipeline.stages import fields_in_force, find
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
@@ -477,23 +479,12 @@ class Config(Section):
             self.student.require_averaged_statistics(stage)
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
-        """The fields that a stage's output depends on: its own section's, and what its numbers depend on."""
-        section: Section | None = {
-            "teacher": self.teacher,
-            "label": self.label,
-            "select": self.select,
-            "student": self.student,
-            "export": self.export,
-            "evaluate": self.evaluate,
-        }.get(stage)
-        own = section.fingerprint(f"{stage}.") if section else {}
-        if (
-            stage == "teacher" and self.data.num_classes is not None
-        ):  # where it is not given, the labeled set's digest tells
-            own["data.num_classes"] = self.data.num_classes
-        if stage == "export":
-            return own | ({"seed": self.seed} if self.export.shuffle_shards else {})
-        return own if stage == "select" else own | self.numerics()
+        """`{dotted field: value}` of the fields that a stage's output depends on."""
+        found: dict[str, Any] = {}
+        for name in fields_in_force(find(stage).fingerprint, self):
+            value = self.resolved_device() if name == "device" else attrgetter(name)(self)
+            found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
+        return found
 
     def numerics(self) -> dict[str, Any]:
         """What every trained or predicted number depends on besides a stage's own fields."""

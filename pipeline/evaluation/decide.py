@@ -44,8 +44,7 @@ def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerpri
 
 def _models(layout: Layout) -> list[tuple[str, str, str]]:
     """Role, stage and folder of both."""
-    teaching = "teacher" if layout.generation == 1 else "student"
-    return [("teacher", teaching, layout.teacher), ("student", "student", layout.student)]
+    return [("teacher", layout.teacher_stage, layout.teacher), ("student", "student", layout.student)]
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:

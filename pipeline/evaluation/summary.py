@@ -17,6 +17,7 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import done_record, recorded_seconds
 from pipeline.evaluation.generations import summarize
 from pipeline.evaluation.speed_file import read_speed
+from pipeline.stages import with_folder
 
 SUMMARY_NAME = "summary.json"
 
@@ -55,16 +56,9 @@ def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds_by_stage(layout: Layout) -> dict[str, float]:
-    """Wall-clock seconds of the generation's stages, over all their runs."""
-    selection = layout.current_selection()
-    folders = {
-        "teacher": layout.teacher if layout.generation == 1 else None,  # a later teacher is counted as a student
-        "label": layout.labels,
-        "select": selection,
-        "student": layout.student,
-        "evaluate": layout.evaluation,
-    }
-    return {name: recorded_seconds(folder) for name, folder in folders.items() if folder and done_record(folder)}
+    """Wall-clock seconds of the generation's stages, over all their runs; a later teacher counts as a student."""
+    folders = {row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)}
+    return {stage: recorded_seconds(folder) for stage, folder in folders.items() if done_record(folder)}
 
 
 def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
+from pipeline.stages import find
 from pipeline.upstream.labeled_splits import classes_of
 from pipeline.upstream.stage_inputs import (
     explain_inputs,
+    fingerprint_of,
     require_labeled_corpus,
     require_labels,
     require_selection,
@@ -58,7 +60,7 @@ class Command:
 
     def outlook(self, stage: str, forced: bool = False) -> Outlook:
         """Of the next stage; `forced` when force=true would start it over."""
-        find = {
+        finders = {
             "teacher": self._teacher,
             "label": self._label,
             "select": self._select,
@@ -66,7 +68,7 @@ class Command:
             "evaluate": self._evaluate,
         }
         try:
-            found = find[stage]()
+            found = finders[stage]() if stage in finders else self._by_row(stage)
             if found.works:
                 self._config.require_trainable(stage)
         except (StageError, DataError, UsageError) as refusal:
@@ -100,7 +102,7 @@ class Command:
         folder = self._layout.labels
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)
-        teacher = require_done(self._layout.teacher, "teacher" if self._layout.generation == 1 else "student")
+        teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
         expected = label_fingerprint(self._config, teacher["digest"])
         found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
@@ -164,6 +166,14 @@ class Command:
                 "would run", "the figures there are of other models, test images or corruptions, and are moved aside"
             )
         return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
+
+    def _by_row(self, stage: str) -> Outlook:
+        """Of a stage whose fingerprint is what its row of the table says."""
+        row, folder = find(stage), self._layout.folder_of(stage)
+        if changing := self._changing(*row.upstream.values()):
+            return self._after(changing[0], stage, folder)
+        expected = fingerprint_of(self._config, self._layout, stage)
+        return _of(look(folder, stage, expected, explain_inputs(self._layout)), folder)
 
     def _after(self, earlier: str, stage: str, folder: str) -> Outlook:
         """Of a stage whose inputs are not known before an earlier one of the command has run."""

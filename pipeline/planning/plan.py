@@ -15,7 +15,8 @@ from pipeline.inputs.streams import labeled_stream
 from pipeline.models.resnet_rs import ModelError
 from pipeline.planning.estimate import Work, print_estimate, size_of
 from pipeline.planning.outlook import REFUSES, Command, Outlook
-from pipeline.planning.status import last_begun, stage_folders
+from pipeline.planning.status import last_begun
+from pipeline.stages import with_folder
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 
 
@@ -41,10 +42,10 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     works: list[Work] = []
     for layout in layouts:
         command = Command(config, layout, splits, student)
-        for stage in (stage for stage in stages if stage in stage_folders(layout)):
+        for stage in (row.name for row in with_folder() if row.name in stages):
             found = command.outlook(stage)
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
-                found, forced = command.outlook(stage, forced=is_begun(stage_folders(layout)[stage])), None
+                found, forced = command.outlook(stage, forced=is_begun(layout.folder_of(stage))), None
             works += _print_outlook(config, layout, stage, found, splits)
         student = command.seen.get("student")
         if config.generations == "auto":
@@ -72,7 +73,9 @@ def _print_outlook(config: Config, layout: Layout, stage: str, found: Outlook, s
     """Returns what is to be computed."""
     words, work = "", None
     try:
-        num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
+        num_classes = 0
+        if stage in _WITH_MODELS:
+            num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
         words = _describe(config, stage, splits, num_classes, layout.generation)
         work = _work(config, layout, stage, splits, num_classes) if found.works else None
     except (StageError, ModelError) as error:
@@ -101,6 +104,7 @@ def _work(config: Config, layout: Layout, stage: str, splits: dict[str, Split], 
 
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
+_WITH_MODELS = ("teacher", "label", "student")  # stages whose size depends on the number of classes
 _CHECKPOINT_BYTES = 12  # per parameter: weights, their moving average, momentum
 
 

@@ -27,6 +27,7 @@ from pipeline.core.stage import done_record, is_begun, recorded_seconds
 from pipeline.core.timing import duration
 from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
+from pipeline.stages import find, with_folder
 from pipeline.training.progress import read_training_progress
 from teacher.labeling.progress import read_progress
 from teacher.selection.precision import VALIDATION_NAME
@@ -37,21 +38,12 @@ _STOP_NAME = "last_stop.json"
 _MAX_REASON = 500  # characters of an error that are shown
 
 
-def stage_folders(layout: Layout) -> dict[str, str]:
-    """Stage → folder, in order."""
-    folders = {
-        "teacher": layout.teacher,
-        "label": layout.labels,
-        "select": layout.current_selection() or layout.selections,
-    }
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
-
-
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
-    """The last generation in which a stage was begun, or for an export, something was selected; the first when it was in none."""
-    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
-    source = "select" if stage == "export" else stage
-    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[source])), layouts[0])
+    """The last generation in which a stage was begun, or for a stage without a folder, its first input; else the first generation."""
+    row = find(stage)
+    own = layouts[:1] if row.only_first else layouts
+    source = stage if row.folder else next(iter(row.upstream.values()))
+    return next((layout for layout in reversed(own) if is_begun(layout.folder_of(source))), layouts[0])
 
 
 def print_status(config: Config, layouts: Sequence[Layout]) -> None:
@@ -69,11 +61,15 @@ def watch_status(config: Config) -> None:
             print("\033[H\033[2J", end="")  # to the top of an empty screen
         print_status(config, layouts)
         print(time.strftime("%H:%M:%S"), "Ctrl-C ends watching; the run goes on without it.", flush=True)
-        if all(done_record(folder) is not None for layout in layouts for folder in stage_folders(layout).values()):
+        if all(done_record(folder) is not None for folder in _folders(layouts)):
             return
         if not output.is_read():
             return
         time.sleep(WATCH_S)
+
+
+def _folders(layouts: Sequence[Layout]) -> list[str]:
+    return [layout.folder_of(row.name) for layout in layouts for row in with_folder()]
 
 
 def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
@@ -90,7 +86,8 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
 def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     lines = []
     for layout in layouts:
-        for stage, folder in stage_folders(layout).items():
+        for row in with_folder():
+            stage, folder = row.name, layout.folder_of(row.name)
             words = f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}"
             lines.append(words.rstrip())
             lines += _trust(folder) if stage == "label" else []

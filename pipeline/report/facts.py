@@ -24,6 +24,7 @@ from pipeline.inference.comparison import Comparison, paired
 from pipeline.inference.publish import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.stages import StageRow, find, with_folder
 
 Record = dict[str, Any]
 METRICS_NAME = "metrics.jsonl"
@@ -143,8 +144,8 @@ def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
     for generation in facts.generations:
         number = generation.layout.generation
         for stage in generation.records:
-            if not (stage == "teacher" and number > 1):
-                effort = read_effort(_folders(generation)[stage])
+            if not (find(stage).only_first and number > 1):
+                effort = read_effort(generation.layout.folder_of(stage))
                 efforts[number, stage] = replace(effort, seconds=effort.seconds + _searching(generation, stage))
     return efforts
 
@@ -157,38 +158,25 @@ def _searching(generation: Generation, stage: str) -> float:
     return recorded_seconds(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0]))
 
 
-def _folders(generation: Generation) -> dict[str, str]:
-    layout = generation.layout
-    folders = {"teacher": layout.teacher, "label": layout.labels, "select": generation.selection_folder or ""}
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
-
-
 def _read_generation(layout: Layout) -> Generation:
     selection = layout.current_selection()
     generation = Generation(layout, {}, selection)
-    for stage, folder in _folders(generation).items():
-        record = done_record(folder) if folder else None
-        if record is not None and not _is_of_older(stage, record, generation):
-            generation.records[stage] = record
+    for row in with_folder():
+        record = done_record(layout.folder_of(row.name))
+        if record is not None and not _is_of_older(row, record, generation):
+            generation.records[row.name] = record
     return generation
 
 
-def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
+def _is_of_older(row: StageRow, record: Record, generation: Generation) -> bool:
     """Whether the output was made from other inputs than those that are there now; then says so in the notes.
 
     A student of an earlier selection is still the run's student; figures of other labels or models would mislead.
     """
-    sources = {
-        "label": {"teacher": "teacher"},
-        "select": {"labels": "label"},
-        "student": {"selection": "select", "labels": "label"},
-    }
-    inputs = record["fingerprint"]["inputs"]
+    stage, inputs = row.name, record["fingerprint"]["inputs"]
     older = [
         source
-        for name, source in (sources | {"evaluate": {"teacher": "teacher", "student": "student"}})
-        .get(stage, {})
-        .items()
+        for name, source in row.upstream.items()
         if name in inputs and source in generation.records and inputs[name] != generation.records[source]["digest"]
     ]
     if older:
@@ -212,7 +200,7 @@ def _read_models(generations: Sequence[Generation]) -> list[Model]:
 
 
 def _read_model(name: str, role: str, generation: Generation) -> Model:
-    folder, record = _folders(generation)[role], generation.records[role]
+    folder, record = getattr(generation.layout, role), generation.records[role]
     evaluation = generation.records.get("evaluate")
     figures = evaluation["summary"].get(role) if evaluation else None
     if evaluation is None or figures is None:

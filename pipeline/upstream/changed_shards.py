@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from data.shards.split import DataError, Split, check_packed, has_recorded_bytes, open_split
@@ -10,38 +11,18 @@ from data.storage import StorageError
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
-
-_READ_BY = {
-    "teacher": ("labeled", "validation"),
-    "label": ("unlabeled", "validation"),
-    "student": ("labeled", "validation", "unlabeled"),
-    "evaluate": ("test",),
-    "export": ("unlabeled",),
-    "ablate": ("labeled", "validation", "unlabeled"),
-}  # stage → fields of `data`
-
-
-def splits_read_by(config: Config, stage: str) -> tuple[str, ...]:
-    """The fields of `data` that name shards which a stage reads, with this configuration."""
-    names = _READ_BY.get(stage, ())
-    return names if _reads_unlabeled(config, stage) else tuple(name for name in names if name != "unlabeled")
-
-
-def _reads_unlabeled(config: Config, stage: str) -> bool:
-    if stage == "student":
-        return config.student.unlabeled_ratio > 0
-    return stage != "ablate" or config.ablate.study == "noisy_student"
+from pipeline.stages import SPLIT_FIELDS, fields_in_force, find
 
 
 def reindex(config: Config, layout: Layout, stage: str) -> None:
-    """Read the headers of all shards that a stage reads, whatever is known of them.
+    """Read the headers of all shards that a stage reads, also of those that are indexed.
 
     Raises:
         DataError: a packed shard that has changed; shards that are missing.
         StorageError: a pattern that matches nothing.
     """
-    for name in splits_read_by(config, stage):
-        if patterns := getattr(config.data, name):
+    for field in fields_in_force(find(stage).reads, config):
+        if field in SPLIT_FIELDS and (patterns := attrgetter(field)(config)):
             check_packed(open_split(patterns, layout.indexes, reindex=True))
 
 

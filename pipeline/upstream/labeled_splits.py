@@ -12,6 +12,7 @@ from data.shards.split import DataError, Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
+from pipeline.stages import StageRow, fields_in_force, with_folder
 from pipeline.upstream.stage_inputs import require_same_classes
 
 Counts = NDArray[np.int64]  # (num_classes,)
@@ -43,15 +44,22 @@ def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...
 
 
 def splits_to_check(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> list[str]:
-    """Names of the labeled splits that a command is going to use in a stage that is not done, as far as they are configured."""
-    first = layouts[0]
-    trains = any(
-        stage in stages and done_record(folder) is None
-        for stage, folder in [("teacher", first.teacher), *(("student", layout.student) for layout in layouts)]
-    )
-    measures = "evaluate" in stages and (trains or any(done_record(layout.evaluation) is None for layout in layouts))
-    wanted = ["labeled", "validation"] * trains + ["test"] * measures
-    return [name for name in wanted if getattr(config.data, name)]
+    """Labeled splits that are configured and that a command will train or measure on in a stage that is not done."""
+    wanted: set[str] = set()
+    running: set[str] = set()
+    for row in with_folder():
+        own = layouts[:1] if row.only_first else layouts
+        is_done = all(done_record(layout.folder_of(row.name)) is not None for layout in own)
+        if row.name in stages and (not is_done or running & {*row.upstream.values()}):
+            running.add(row.name)
+            wanted.update(_splits_for_learning(config, row))
+    return [name for name in ("labeled", "validation", "test") if name in wanted and getattr(config.data, name)]
+
+
+def _splits_for_learning(config: Config, row: StageRow) -> set[str]:
+    """Labeled splits of a stage that trains on data.labeled or measures on data.test."""
+    read = set(fields_in_force(row.reads, config))
+    return {field.removeprefix("data.") for field in read} if read & {"data.labeled", "data.test"} else set()
 
 
 def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from data import storage
@@ -13,19 +14,10 @@ from data.settings import UsageError
 from data.shards.split import find_shards
 from data.storage.redact import BLANK, redacted
 from pipeline.core.config import Loaded
-from pipeline.upstream.changed_shards import splits_read_by
+from pipeline.stages import SPLIT_FIELDS, fields_in_force, find
 
-_FILES_READ_BY: dict[str, tuple[str, ...]] = {  # besides shards
-    "teacher": ("teacher.weights", "data.exclude"),
-    "label": ("teacher.ensemble",),
-    "select": ("data.held_out_hashes", "data.exclude"),
-    "student": ("data.exclude",),
-    "export": ("data.exclude",),
-    "ablate": ("data.exclude",),
-}
-_SPLITS = ("data.labeled", "data.validation", "data.test", "data.unlabeled")
-_FILES = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
-_ALWAYS = "data.truth"  # of all summaries
+_FILE_FIELDS = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
+_ALWAYS = "data.truth"  # every stage writes the summary
 
 
 def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
@@ -36,9 +28,9 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
     """
     needed = {_ALWAYS}
     for stage in stages:
-        needed.update(_FILES_READ_BY.get(stage, ()))
-        needed.update(f"data.{name}" for name in splits_read_by(loaded.config, stage))
-    wanted = [field for field in (*_FILES, *_SPLITS) if field in needed or loaded.is_given(field)]
+        needed.update(fields_in_force(find(stage).reads, loaded.config))
+    known = dict.fromkeys([*_FILE_FIELDS, *SPLIT_FIELDS, *sorted(needed)])
+    wanted = [field for field in known if field in needed or loaded.is_given(field)]
     _require_filled_in(loaded, wanted)
     for field in wanted:
         if not (urls := _urls(loaded, field)):
@@ -51,7 +43,7 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
 
 
 def _look(field: str, urls: Sequence[str]) -> None:
-    if field in _SPLITS:
+    if field in SPLIT_FIELDS:
         find_shards(urls)
         return
     for url in storage.expand(urls):
@@ -62,9 +54,7 @@ def _look(field: str, urls: Sequence[str]) -> None:
 
 
 def _urls(loaded: Loaded, field: str) -> list[str]:
-    value: Any = loaded.config
-    for part in field.split("."):
-        value = getattr(value, part)
+    value: Any = attrgetter(field)(loaded.config)
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
@@ -72,7 +62,7 @@ def _require_filled_in(loaded: Loaded, wanted: Sequence[str]) -> None:
     """Raises UsageError for what a run directory remembers without its variables or its secrets, unless it is data that nobody asks
     for."""
     for field, value in _texts(loaded.config.model_dump(mode="json"), ""):
-        is_needed = field in wanted or field not in (*_FILES, *_SPLITS)
+        is_needed = field in wanted or field not in (*_FILE_FIELDS, *SPLIT_FIELDS)
         left_out = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
         if left_out and is_needed and loaded.is_remembered(field):
             raise UsageError(

@@ -15,6 +15,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
     Explain,
+    Fingerprint,
     StageError,
     config_differences,
     differences,
@@ -22,6 +23,7 @@ from pipeline.core.stage import (
     is_begun,
     require_done,
 )
+from pipeline.stages import find, maker_of
 
 _SHOWN = 5  # class names in a message
 
@@ -72,9 +74,8 @@ def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
             f"data.num_classes={config.data.num_classes}, but {layout.labels} has {labels['summary']['num_classes']} classes; "
             "give that number, or train a teacher for yours in another run_dir="
         )
-    name = "teacher" if layout.generation == 1 else "student"
     if is_begun(layout.teacher):
-        teacher = require_done(layout.teacher, name)["digest"]
+        teacher = require_done(layout.teacher, layout.teacher_stage)["digest"]
         if labels["fingerprint"]["inputs"]["teacher"] != teacher:
             raise StageError(
                 f"{layout.labels}: the labels are of another teacher than {layout.teacher}, which was made anew; "
@@ -124,6 +125,17 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     return folder, selection
 
 
+def fingerprint_of(config: Config, layout: Layout, stage: str) -> Fingerprint:
+    """The fingerprint of a stage that depends on nothing but its row's `fingerprint` and `upstream`.
+
+    Raises:
+        StageError: an upstream stage is not done.
+    """
+    upstream = find(stage).upstream
+    inputs = {name: require_done(layout.folder_of(maker), maker)["digest"] for name, maker in upstream.items()}
+    return Fingerprint(config.stage_fields(stage), inputs)
+
+
 def explain_inputs(layout: Layout) -> Explain:
     """For a refusal: in which fields and inputs the old and the new output of an earlier stage differ, where both are still there."""
 
@@ -149,8 +161,8 @@ def _records(layout: Layout, name: str) -> Iterator[dict[str, Any]]:
     if name == "selection":
         folders = [storage.join(layout.selections, entry) for entry in storage.list_names(layout.selections)]
     else:
-        folder = {"teacher": layout.teacher, "labels": layout.labels}.get(name)
-        parent, _, base = (folder or "").rpartition("/")
-        names = storage.list_names(parent) if folder else []
+        maker = maker_of(name)
+        parent, _, base = (layout.folder_of(maker) if maker else "").rpartition("/")
+        names = storage.list_names(parent) if maker else []
         folders = [storage.join(parent, entry) for entry in names if entry == base or entry.startswith(f"{base}.old-")]
     yield from (record for folder in folders if (record := done_record(folder)) is not None)

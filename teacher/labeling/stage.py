@@ -63,7 +63,7 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
             labeled set's, too many images cannot be used, or workers cannot be started or are lost at one shard again and again.
         WorkerError: an error in the code that a worker ran.
     """
-    teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    teacher = require_done(layout.teacher, layout.teacher_stage)
     if not config.data.unlabeled:
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"

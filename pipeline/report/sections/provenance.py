@@ -10,6 +10,7 @@ from importlib.metadata import version
 from data import storage
 from pipeline.pages.html import code, folded, heading, paragraph, section, table
 from pipeline.report.facts import Facts, Record
+from pipeline.stages import find
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow")
 
@@ -46,7 +47,7 @@ def _digests(facts: Facts) -> list[list[str]]:
     for generation in facts.generations:
         number = generation.layout.generation
         for stage, record in generation.records.items():
-            if not (stage == "teacher" and number > 1):
+            if not (find(stage).only_first and number > 1):
                 rows.append([f"{stage} {number}" if len(facts.generations) > 1 else stage, _origin(record)])
     return rows
 
