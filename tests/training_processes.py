@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from data.storage import failpoint
+from data.storage.failpoint import VARIABLE
 from pipeline.core import interrupt
 from pipeline.training import loop as fit_module
 from pipeline.training.loop import TrainJob, fit
@@ -67,9 +67,9 @@ def _train(job: TrainJob, rank: int, world: int, meeting: str, at: str, fault: C
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (progress and the tracebacks that are meant to be)
     torch.set_num_threads(1)
     if fault is None:
-        os.environ[failpoint.VARIABLE] = at
+        os.environ[VARIABLE] = at
     else:
-        fit_module.reach = lambda name: fault() if fnmatchcase(name, at) else None
+        fit_module.failpoint = lambda name: fault() if fnmatchcase(name, at) else None
     if world > 1:
         distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:

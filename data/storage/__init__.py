@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 import pyarrow as pa
 
 from data.storage import remote
-from data.storage.failpoint import reach
+from data.storage.failpoint import failpoint
 from data.storage.fence import reason_not_to_write
 from data.storage.http import is_http
 from data.storage.patterns import expand_braces, has_glob, matches
@@ -251,17 +251,17 @@ def _beside(target: str) -> Iterator[str]:
 def _open_temporary(temporary: str, target: str) -> Iterator[BinaryIO]:
     name = os.path.basename(target)
     with open(temporary, "wb") as file:
-        reach(f"before-write/{name}")
+        failpoint(f"before-write/{name}")
         yield file
         file.flush()
-        reach(f"after-write/{name}")
+        failpoint(f"after-write/{name}")
 
 
 def _give_name(temporary: str, target: str) -> None:
     name = os.path.basename(target)
-    reach(f"before-rename/{name}")
+    failpoint(f"before-rename/{name}")
     os.replace(temporary, target)
-    reach(f"after-rename/{name}")
+    failpoint(f"after-rename/{name}")
 
 
 def _remove(temporary: str) -> None:

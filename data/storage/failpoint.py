@@ -1,4 +1,4 @@
-"""Failpoints: named steps of a commit at which a test kills the process, to see what the next one makes of it."""
+"""Failpoints: named steps at which a test kills the process, to see that the next one continues from what is there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import signal
 from fnmatch import fnmatchcase
 
 VARIABLE = "NSP_FAILPOINT"
-_reached = itertools.count(1)
+_matched = itertools.count(1)
 
 
-def reach(name: str) -> None:
-    """Nothing, but for a process whose environment has NSP_FAILPOINT=PATTERN[:N]: it is killed (SIGKILL) at the N-th name
-    that the pattern matches; N is 1 by default."""
+def failpoint(name: str) -> None:
+    """Kill this process (SIGKILL) at the N-th name that matches NSP_FAILPOINT=PATTERN[:N]; N is 1 by default."""
     pattern, _, number = os.environ.get(VARIABLE, "").partition(":")
-    if pattern and fnmatchcase(name, pattern) and next(_reached) == int(number or 1):
+    if pattern and fnmatchcase(name, pattern) and next(_matched) == int(number or 1):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from data import storage
 from data.json_files import read_json
-from data.storage.failpoint import reach
+from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
 from pipeline.core.timing import EFFORT_NAME, Clock, read_effort
 
@@ -134,10 +134,10 @@ class Stage:
         files = _describe_all(self.folder, sorted(outputs))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
-        reach(f"before-done/{self.name}")
+        failpoint(f"before-done/{self.name}")
         self._clock.add_to(self.folder)
         storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
-        reach(f"after-done/{self.name}")
+        failpoint(f"after-done/{self.name}")
         self.state = "done"
 
 

@@ -16,7 +16,7 @@ import torch
 
 from data.labels.label_files import LabeledShard
 from data.shards.split import Shard
-from data.storage import failpoint
+from data.storage.failpoint import VARIABLE, failpoint
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.stage import digest_of
@@ -66,7 +66,7 @@ class Loop:
 
 def run(folder: Path, run_dir: Path, name: str) -> None:
     """Label and select; `name` is the failpoint."""
-    os.environ[failpoint.VARIABLE] = name
+    os.environ[VARIABLE] = name
     torch.set_num_threads(1)
     label.ShardPool = Loop  # type: ignore[misc, assignment]
     label.start_ray = lambda address: None
@@ -114,5 +114,5 @@ def test_killed_there_the_next_run_makes_the_same_bytes(whole: Path, tmp_path: P
 
 
 def test_without_the_variable_a_failpoint_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(failpoint.VARIABLE, raising=False)
-    failpoint.reach("before-write/done.json")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    failpoint("before-write/done.json")
