@@ -251,7 +251,7 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
     for note in check_splits(config, checked):
         print(note)
     if {"teacher", "student"} <= set(names):
-        _later("student.train:require_beginning", config.student, config.teacher.model, config.teacher.model_args)
+        _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
     for layout in () if command.forced else layouts:
         for stage in _long_stages(layout):
             if stage in names:

@@ -65,7 +65,7 @@ def replace_stages(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
 def run(tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch) -> Run:
     replace_stages(monkeypatch)
     monkeypatch.setattr(run_module, "write_summary", lambda config, layout: None)
-    monkeypatch.setattr("student.train.require_beginning", lambda *_: None)
+    monkeypatch.setattr("student.warm_start.require_warm_start", lambda *_: None)
     return Run(tmp_path, write_digits)
 
 
