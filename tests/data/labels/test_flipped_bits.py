@@ -29,7 +29,7 @@ from data.shards.split import DataError, Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.export.tables import write_labels_alone
+from pipeline.export.tables import write_label_file
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import labeled_stream
 from pipeline.report.facts import read_facts
@@ -102,7 +102,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist(), batches.keys(0)]
 
     def exported() -> bytes:
-        record = write_labels_alone(overlay, position, RowFilter(), "columns", out)
+        record = write_label_file(overlay, position, RowFilter(), "columns", out)
         return Path(out, record.name).read_bytes()
 
     return {

@@ -57,8 +57,10 @@ def open_only(config: Config, layout: Layout, force: bool, name: str) -> None:
 
 
 def replace_stages(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    """Run `functions` by stage name, and `open_only` for the other stages."""
-    monkeypatch.setattr(stages, "function_of", lambda name: functions.get(name, partial(open_only, name=name)))
+    """Run `functions` by stage name, and `open_only` for the other stages of a generation."""
+    others = {name: partial(open_only, name=name) for name in stages.names_of("generation")} | functions
+    function_of = stages.function_of
+    monkeypatch.setattr(stages, "function_of", lambda name: others.get(name) or function_of(name))
 
 
 @pytest.fixture
