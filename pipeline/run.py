@@ -20,9 +20,10 @@ from pipeline import stages
 from pipeline.core import console as output
 from pipeline.core import interrupt
 from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, parse_command
-from pipeline.core.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
+from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
+from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
     StageRefusedError,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -21,7 +21,7 @@ from data import storage
 from data.settings import UsageError, nearest
 from data.storage.redact import redacted
 from pipeline.core.config_layers import Layer, as_container, as_typed, literal, merged, origin_of
-from pipeline.core.schema import Config, Section
+from pipeline.core.schema import Config, fields_of
 
 CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}
@@ -184,16 +184,6 @@ def _words_of(earlier: DictConfig) -> dict[str, str]:
     return {str(word).partition("=")[0]: str(word) for word in words}
 
 
-def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """`field=default  meaning` for every field, nested ones dotted."""
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from describe_fields(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}={info.get_default()}".ljust(44) + f" {info.description or ''}".rstrip()
-
-
 def _parse_overrides(words: Sequence[str]) -> DictConfig:
     bad = [word for word in words if not re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
     if bad:
@@ -246,7 +236,7 @@ def _explain(error: ErrorDetails, layers: Sequence[Layer]) -> str:
     if path in _MOVED:
         return f"  {path}: is {_MOVED[path]} now; give {_MOVED[path]}={error['input']}{origin}"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}{origin}"
+        return f"  {path}: no such field{nearest(path, [name for name, _ in fields_of(Config)])}{origin}"
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
     message = error["msg"].removeprefix("Value error, ")
