@@ -28,7 +28,8 @@ prints the same. Defaults, then the YAML file or name given as `config=`, then w
 later one wins.
 A run directory remembers the configuration of each command whose inputs were found, so that later commands need only `run_dir=`. When
 `config=` is given again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`,
-`${other.field}`) are filled in where a command gives them, and remembered as typed; those in a run directory's own config.yaml are never filled in.
+`${other.field}`) are filled in where a command gives them, and remembered as typed; those in a run directory's own config.yaml are
+never filled in.
 
 Fields marked ○ change how fast a stage runs, never its output, and may change at any time. Those marked ◐ may change while their
 stage is not done. Fields marked ● and those of `data` count by the content they name: shards may move. Another value of any other field

@@ -14,7 +14,8 @@ from data.labels.label_files import copies_digests, labels_by_name, read_copies,
 from data.tables import read_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import done_record, recorded_seconds
+from pipeline.core.stage import done_record
+from pipeline.core.timing import read_timing
 from pipeline.evaluation.generations import summarize
 from pipeline.evaluation.speed_file import read_speed
 from pipeline.stages import with_folder
@@ -58,7 +59,7 @@ def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def _seconds_by_stage(layout: Layout) -> dict[str, float]:
     """Wall-clock seconds of the generation's stages, over all their runs; a later teacher counts as a student."""
     folders = {row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)}
-    return {stage: recorded_seconds(folder) for stage, folder in folders.items() if done_record(folder)}
+    return {stage: read_timing(folder).seconds for stage, folder in folders.items() if done_record(folder)}
 
 
 def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from data.settings import UsageError
 from data.shards.split import DataError, Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
+from pipeline.core.stage import StageError, done_record, inspect_stage, is_begun, refuse_other_config, require_done
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
 from pipeline.stages import find
@@ -90,7 +90,7 @@ class Command:
         labeled, validation = self._splits.get("labeled"), self._splits.get("validation")
         expected = teacher_fingerprint(self._config, labeled, validation)
         classes_of(self._config, labeled or validation)
-        return _of(look(self._layout.teacher, "teacher", expected), self._layout.teacher)
+        return _of(inspect_stage(self._layout.teacher, "teacher", expected), self._layout.teacher)
 
     def _label(self) -> Outlook:
         found = self._label_by_inputs()
@@ -104,7 +104,7 @@ class Command:
             return self._after(changing[0], "label", folder)
         teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
         expected = label_fingerprint(self._config, teacher["digest"])
-        found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
+        found = _of(inspect_stage(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)
         if found.state != "done":
@@ -126,7 +126,7 @@ class Command:
             return Outlook("would run", changes=True)
         folder = self._selection_folder()
         expected = select_fingerprint(self._config, self._layout, require_labels(self._config, self._layout))
-        state, reason = look(folder, "select", expected)
+        state, reason = inspect_stage(folder, "select", expected)
         if state == "done" and folder != self._layout.current_selection():
             reason = "made before; it becomes the current one"
         return Outlook(_STATES[state], reason, changes=state == "new")
@@ -145,7 +145,7 @@ class Command:
         expected = student_fingerprint(
             self._config, self._splits["labeled"], self._splits.get("validation"), labels, self._selection(labels)
         )
-        found = _of(look(folder, "student", expected, explain_inputs(self._layout)), folder)
+        found = _of(inspect_stage(folder, "student", expected, explain_inputs(self._layout)), folder)
         if found.works and self._config.student.unlabeled_ratio:
             require_labeled_corpus(self._corpus(), labels)
         return found
@@ -165,7 +165,7 @@ class Command:
             return Outlook(
                 "would run", "the figures there are of other models, test images or corruptions, and are moved aside"
             )
-        return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
+        return _of(inspect_stage(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
 
     def _by_row(self, stage: str) -> Outlook:
         """Of a stage whose fingerprint is what its row of the table says."""
@@ -173,7 +173,7 @@ class Command:
         if changing := self._changing(*row.upstream.values()):
             return self._after(changing[0], stage, folder)
         expected = fingerprint_of(self._config, self._layout, stage)
-        return _of(look(folder, stage, expected, explain_inputs(self._layout)), folder)
+        return _of(inspect_stage(folder, stage, expected, explain_inputs(self._layout)), folder)
 
     def _after(self, earlier: str, stage: str, folder: str) -> Outlook:
         """Of a stage whose inputs are not known before an earlier one of the command has run."""

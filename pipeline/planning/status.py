@@ -18,13 +18,13 @@ from data.settings import UsageError
 from data.shards.split import DataError
 from data.storage.redact import redacted
 from data.tables import read_table
-from pipeline.core import console as output
+from pipeline.core import console
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.lock import read_holder
 from pipeline.core.schema import Config
-from pipeline.core.stage import done_record, is_begun, recorded_seconds
-from pipeline.core.timing import duration
+from pipeline.core.stage import done_record, is_begun
+from pipeline.core.timing import duration, read_timing
 from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
 from pipeline.stages import find, with_folder
@@ -63,7 +63,7 @@ def watch_status(config: Config) -> None:
         print(time.strftime("%H:%M:%S"), "Ctrl-C ends watching; the run goes on without it.", flush=True)
         if all(done_record(folder) is not None for folder in _folders(layouts)):
             return
-        if not output.is_read():
+        if not console.has_reader():
             return
         time.sleep(WATCH_S)
 
@@ -132,7 +132,7 @@ def _state(folder: str) -> str:
 
 def _details(stage: str, folder: str) -> str:
     if done_record(folder) is not None:
-        return f"{duration(recorded_seconds(folder)):>14}  {folder}"
+        return f"{duration(read_timing(folder).seconds):>14}  {folder}"
     if stage == "label" and (labeling := read_progress(folder)) is not None:
         shards = f"{labeling.shards_done:,} of {labeling.shards_total:,} shards"
         images = f"{labeling.images_done:,} of {labeling.images_total:,} images"

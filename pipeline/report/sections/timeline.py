@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from pipeline.core.timing import Effort, duration
+from pipeline.core.timing import Timing, duration
 from pipeline.pages import plots
 from pipeline.pages.html import paragraph, plot, section, side_by_side, table
 from pipeline.report.facts import Facts, Generation, read_metrics, stage_efforts
@@ -37,7 +37,7 @@ def course_section(facts: Facts) -> str:
     )
 
 
-def _timeline(facts: Facts, efforts: Mapping[tuple[int, str], Effort]) -> str:
+def _timeline(facts: Facts, efforts: Mapping[tuple[int, str], Timing]) -> str:
     known = {key: effort.runs for key, effort in efforts.items() if effort.runs}
     if not known:
         return ""
@@ -52,7 +52,7 @@ def _timeline(facts: Facts, efforts: Mapping[tuple[int, str], Effort]) -> str:
     return plot(plots.timeline(rows, f"{unit} since the run began"), alt, "Gaps: nothing ran.")
 
 
-def _row(facts: Facts, key: tuple[int, str], effort: Effort) -> list[str]:
+def _row(facts: Facts, key: tuple[int, str], effort: Timing) -> list[str]:
     images = _images(facts, *key)
     speed = f"{images / effort.seconds:,.0f}" if images and effort.seconds else "–"
     began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(effort.runs[0][0])) if effort.runs else "–"
