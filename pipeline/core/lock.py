@@ -157,7 +157,7 @@ class Lease:
             name = "If-None-Match" if tag is None else "If-Match"
             raise LockedError(
                 f"{self._run_dir}: this store ignores conditional writes ({name}), so two commands could write at once; "
-                "give a run_dir= in a store that honors them, such as AWS S3, or in a folder that all nodes share. Shards may stay there"
+                "give a run_dir= in a store that honors them (AWS S3), or in a folder that all nodes share. Shards may stay there"
             )
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.generations import RULE, Decision, decided, describe_best, summarize
+from pipeline.evaluation.generations import RULE, Decision, describe_best, read_decision, summarize
 from pipeline.pages.html import paragraph, section, table
 from pipeline.report.facts import Facts
 from pipeline.report.numbers import percent, points
@@ -11,7 +11,7 @@ from pipeline.report.numbers import percent, points
 def generations_section(facts: Facts) -> str:
     """A row per generation that was decided about, the rule, and the best generation; nothing where none was."""
     layouts = [generation.layout for generation in facts.generations]
-    found = {layout.generation: decision for layout in layouts if (decision := decided(layout)) is not None}
+    found = {layout.generation: decision for layout in layouts if (decision := read_decision(layout)) is not None}
     if facts.config.generations != "auto" or not found:
         return ""
     header = ["generation", "teacher", "student", "difference, points", "more than its error"]
