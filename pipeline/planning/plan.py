@@ -114,8 +114,8 @@ class _StageSize:
     @property
     def trains(self) -> bool:
         """Whether the stage trains a model."""
-        is_trained = self.generation == 1 and not self.config.teacher.weights if self.stage == "teacher" else True
-        return self.stage in ("teacher", "student") and is_trained and "labeled" in self.splits
+        is_new_teacher = self.stage == "teacher" and self.generation == 1 and not self.config.teacher.weights
+        return (is_new_teacher or self.stage == "student") and "labeled" in self.splits
 
     @property
     def section(self) -> TrainConfig:
