@@ -17,19 +17,19 @@ from data.settings import UsageError
 from data.shards.split import open_split
 from data.storage.redact import redacted
 from pipeline import stages
-from pipeline.core import console as output
-from pipeline.core import interrupt
+from pipeline.core import console, interrupt
 from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, parse_command
-from pipeline.core.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
+from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
+from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
     StageRefusedError,
     WorkerError,
-    add_effort,
     done_record,
     on_acceptance,
+    record_stopped_run,
     refuse_other_config,
 )
 from pipeline.core.timing import Clock
@@ -44,7 +44,7 @@ from pipeline.upstream.stage_inputs import require_test
 
 def main(words: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    with output.forgiving():
+    with console.tolerant_output():
         return _main(words)
 
 
@@ -220,7 +220,7 @@ def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
         note_stop(layout.run_dir, stage, error)
         if stage in _long_stages(layout):
             with suppress(OSError, storage.StorageError):  # the error that stopped the stage is the one to show
-                add_effort(layout.folder_of(stage), clock)
+                record_stopped_run(layout.folder_of(stage), clock)
         raise
 
 

@@ -16,8 +16,8 @@ from pipeline.core.committed_files import read_output, read_output_table
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, recorded_seconds
-from pipeline.core.timing import Effort, read_effort
+from pipeline.core.stage import StageError, done_record
+from pipeline.core.timing import Timing, read_timing
 from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.stage import PREDICTIONS_NAME
 from pipeline.inference.comparison import Comparison, paired
@@ -150,14 +150,14 @@ def num_parameters(model: Model) -> int | None:
     return count_parameters(on_meta(lambda: build_model(info.model, info.num_classes, info.model_args)))
 
 
-def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
+def stage_efforts(facts: Facts) -> dict[tuple[int, str], Timing]:
     """Read each stage's time and memory by (generation, stage); a student that became a teacher counts once."""
-    efforts: dict[tuple[int, str], Effort] = {}
+    efforts: dict[tuple[int, str], Timing] = {}
     for generation in facts.generations:
         number = generation.layout.generation
         for stage in generation.records:
             if not (find(stage).only_first and number > 1):
-                effort = read_effort(generation.layout.folder_of(stage))
+                effort = read_timing(generation.layout.folder_of(stage))
                 efforts[number, stage] = replace(effort, seconds=effort.seconds + _searching(generation, stage))
     return efforts
 
@@ -167,7 +167,7 @@ def _searching(generation: Generation, stage: str) -> float:
     found = generation.records[stage]["summary"].get("near_duplicates") if stage == "select" else None
     if found is None:
         return 0.0
-    return recorded_seconds(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0]))
+    return read_timing(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0])).seconds
 
 
 def _read_generation(layout: Layout) -> Generation:

@@ -1,5 +1,5 @@
-"""What a command reads from outside of the run directory: looked for before anything runs, and before the run directory remembers
-where it was said to be."""
+"""Look for the files and shards outside the run directory that a command reads, before anything runs and before config.yaml remembers
+their paths."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ALWAYS = "data.truth"  # every stage writes the summary
 
 
 def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
-    """Look for every file and shard that the stages read, or that the command's own words name; what they hold is the stages' matter.
+    """Look for every file and shard that the stages read or that this command's words name. Their content is checked by the stages.
 
     Raises:
-        UsageError: one that is not there, or cannot be looked for; names the field and where its value is from.
+        UsageError: one does not exist, or cannot be looked up; names the field and where its value is from.
     """
     needed = {_ALWAYS}
     for stage in stages:
@@ -36,13 +36,13 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
         if not (urls := _urls(loaded, field)):
             continue
         try:
-            _look(field, urls)
+            _require_existing(field, urls)
         except (ValueError, OSError) as error:
-            said = str(error) if field in str(error) else f"{field}: {error}"
-            raise UsageError(f"{said} ({loaded.origin(field)})") from error
+            message = str(error) if field in str(error) else f"{field}: {error}"
+            raise UsageError(f"{message} ({loaded.origin(field)})") from error
 
 
-def _look(field: str, urls: Sequence[str]) -> None:
+def _require_existing(field: str, urls: Sequence[str]) -> None:
     if field in SPLIT_FIELDS:
         find_shards(urls)
         return
@@ -59,20 +59,20 @@ def _urls(loaded: Loaded, field: str) -> list[str]:
 
 
 def _require_filled_in(loaded: Loaded, wanted: Sequence[str]) -> None:
-    """Raises UsageError for what a run directory remembers without its variables or its secrets, unless it is data that nobody asks
-    for."""
+    """Raise UsageError for a value that the run directory remembers with variables or without its secrets, unless it names data that
+    no stage needs."""
     for field, value in _texts(loaded.config.model_dump(mode="json"), ""):
         is_needed = field in wanted or field not in (*_FILE_FIELDS, *SPLIT_FIELDS)
-        left_out = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
-        if left_out and is_needed and loaded.is_remembered(field):
+        missing = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
+        if missing and is_needed and loaded.is_remembered(field):
             raise UsageError(
-                f"{field}={value}: {left_out} only where they are given with the command, and {loaded.origin(field)}; "
+                f"{field}={value}: {missing} only where they are given with the command, but {loaded.origin(field)}; "
                 f"name config=FILE again, or give {field}=…"
             )
 
 
 def _texts(values: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """(dotted field, text in it)."""
+    """Yield (dotted field, its text)."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _texts(value, f"{prefix}.{key}" if prefix else str(key))

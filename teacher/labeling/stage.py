@@ -34,7 +34,7 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
-from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
+from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
 from pipeline.inference.publish import ensemble_digest, read_info
 from pipeline.models.device import require_device
 from pipeline.models.weights import WeightsInfo
@@ -99,7 +99,7 @@ def _look(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tup
     """Whether the stage is done, and which shards have labels; changes nothing. Raises StageRefusedError as `open_stage`."""
     if force:
         return False, Journal(folder)  # what is there is going to be moved aside
-    state, _ = look(folder, "label", expected)
+    state, _ = inspect_stage(folder, "label", expected)
     return state == "done", Journal.open(folder, corpus, expected.digest())
 
 
