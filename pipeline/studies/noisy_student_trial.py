@@ -84,7 +84,7 @@ def _own_labels(config: Config, folder: str, sources: tuple[str, ...]) -> set[tu
     """What a row makes itself because nobody before it has these labels."""
     generation = config.most_generations()
     there = Branch(folder, generation, config.run_dir, sources)
-    teacher = require_done(there.teacher, "teacher" if generation == 1 else "student")
+    teacher = require_done(there.teacher, there.teacher_stage)
     expected = label_fingerprint(config, teacher["digest"])
     if there.labels != Layout(folder, generation).labels and (
         require_done(there.labels, "label")["fingerprint"] == expected.as_json()

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from data import storage
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, Stage, done_record, look, open_stage, recorded_seconds
+from pipeline.core.stage import Fingerprint, Stage, done_record, inspect_stage, open_stage
+from pipeline.core.timing import read_timing
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
 from pipeline.studies.tasks import in_tasks, ray_nodes, resources_of, room_for
 
@@ -84,7 +85,7 @@ def _slug(row: str) -> str:
 def refuse_others(trials: Iterable[Trial]) -> None:
     """Raises StageRefusedError, naming the fields, when a folder holds a result of another configuration."""
     for trial in trials:
-        look(trial.folder, STAGE, trial.fingerprint)
+        inspect_stage(trial.folder, STAGE, trial.fingerprint)
 
 
 def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, force: bool = False) -> None:
@@ -152,7 +153,7 @@ def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:
     taken: dict[str, list[float]] = {}
     for trial in trials:
         if trial.result() is not None:
-            taken.setdefault(trial.row, []).append(recorded_seconds(trial.folder))
+            taken.setdefault(trial.row, []).append(read_timing(trial.folder).seconds)
     return {row: mean(seconds) for row, seconds in taken.items()}
 
 

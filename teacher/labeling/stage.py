@@ -35,7 +35,7 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
-from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
+from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
 from pipeline.inference.ensemble import ensemble_digest
 from pipeline.inference.predictor import require_device
 from pipeline.inference.stage_weights import read_info
@@ -64,7 +64,7 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
             labeled set's, too many images cannot be used, or workers cannot be started or are lost at one shard again and again.
         WorkerError: an error in the code that a worker ran.
     """
-    teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    teacher = require_done(layout.teacher, layout.teacher_stage)
     if not config.data.unlabeled:
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
@@ -100,7 +100,7 @@ def _look(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tup
     """Whether the stage is done, and which shards have labels; changes nothing. Raises StageRefusedError as `open_stage`."""
     if force:
         return False, Journal(folder)  # what is there is going to be moved aside
-    state, _ = look(folder, "label", expected)
+    state, _ = inspect_stage(folder, "label", expected)
     return state == "done", Journal.open(folder, corpus, expected.digest())
 
 

@@ -36,7 +36,7 @@ def verify_labels(config: Config, layout: Layout) -> None:
     """
     record = require_done(layout.labels, "label")
     refuse_other_config(layout.labels, "label", config.stage_fields("label"))
-    teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    teacher = require_done(layout.teacher, layout.teacher_stage)
     if teacher["digest"] != record["fingerprint"]["inputs"]["teacher"]:
         raise StageError(f"{layout.labels}: these are another teacher's labels than {layout.teacher}'s")
     made_by = fingerprint(config, teacher["digest"])

@@ -22,8 +22,8 @@ from data.settings import UsageError
 from data.shards.image_reader import ImageReader
 from data.shards.split import DataError, open_split
 from data.storage.web_tokens import TOKEN_VARIABLE
+from pipeline.core.command import parse_command
 from pipeline.export.stage import export
-from pipeline.run import _parse_stages
 from pipeline.serving.blocking_pool import Pools
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
@@ -350,8 +350,8 @@ def test_what_a_page_shows_is_escaped(tmp_path: Path, digits: tuple[np.ndarray, 
 def test_serving_is_in_no_fingerprint_and_not_part_of_all(run: SmallRun) -> None:
     changed = run.config(serve={"host": "::1", "port": 1, "source": "v3", "max_connections": 3})
     assert changed.fingerprint("") == run.config().fingerprint("")
-    assert "serve" not in _parse_stages("all")
-    assert _parse_stages("serve,export") == ["export", "serve"]
+    assert "serve" not in parse_command(["stage=all"]).stages
+    assert parse_command(["stage=serve,export"]).stages == ("export", "serve")
 
 
 def test_shards_of_a_web_server_are_indexed_and_read_like_any_others(
