@@ -21,7 +21,7 @@ from pipeline.core.stage import StageError, done_record
 from pipeline.inputs.noised_view import noised
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
+from pipeline.studies.noisy_student import NOISY_STUDENT_RECIPE
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import row_results
 from pipeline.studies.trials import Trial, run_trials, trials_of

@@ -16,7 +16,7 @@ from pipeline.core.config import config_names, load_config
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageRefusedError, differences
 from pipeline.run import main
-from pipeline.studies.rows import Own, Row, Study, additive, row_configs, rows_for
+from pipeline.studies.rows import FromRun, Row, Study, additive, row_configs, rows_for
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import describe, row_results
 from pipeline.studies.trials import Experiment, Trial, _slug, run_trials, trials_of
@@ -29,7 +29,9 @@ SMALL = Study(
     "nowhere",
     {"teacher.dropout": 0.0},
     additive(
-        Row("plain", {}, 70.0), Row("+ dropout", {"teacher.dropout": Own()}, 71.0), Row("+ seed", {"threads": 1}, 70.5)
+        Row("plain", {}, 70.0),
+        Row("+ dropout", {"teacher.dropout": FromRun()}, 71.0),
+        Row("+ seed", {"threads": 1}, 70.5),
     ),
 )
 
@@ -89,7 +91,7 @@ def test_no_row_of_any_study_evaluates_with_the_statistics_of_one_batch(study: S
         "teacher.augment.magnitude=5",
     ]
     for config in row_configs(
-        replace(study, leaves_out=True), load_config(name, [*words, "teacher.weights=null"])
+        replace(study, skip_unchanged=True), load_config(name, [*words, "teacher.weights=null"])
     ).values():
         for stage in ("teacher", "student"):
             config.require_trainable(stage)
