@@ -118,9 +118,8 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
     shards = sorted(path.stem for path in Path(labels).glob("*.parquet"))
     started, cpu_started = time.perf_counter(), sum(os.times()[:4])
     if name in PEERS:
-        resource.setrlimit(
-            resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2
-        )  # let the kernel kill this process first
+        # Let this process run out of memory, not the machine.
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2)
         PEERS[name](labels, out, rule, THREADS, memory_gb)
         found = {}
     else:

@@ -41,14 +41,14 @@ from benchmarks.scratch import fresh_folder
 from data import storage
 from data.labels.overlay import Overlay
 from data.settings import run_command
-from pipeline.core.schema import Config, ExportConfig
+from pipeline.core.schema import Config, ExportConfig, ServeConfig
 from pipeline.export.manifests import read_manifest, write_manifests
 from pipeline.export.plan import plan_files
 from pipeline.export.tasks import ExportJob, make_file
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.server import ServerSettings, serve_until
+from pipeline.serving.server import serve_until
 
 _BLOCK = 1 << 20
 _START_S = 60.0
@@ -137,7 +137,7 @@ def _server(catalog: Catalog) -> Iterator[tuple[int, int]]:
 
 
 def _serve(catalog: Catalog, pipe: Connection) -> None:
-    asyncio.run(serve_until(catalog, ServerSettings(), lambda: False, pipe.send))
+    asyncio.run(serve_until(catalog, ServeConfig(port=0), None, lambda: False, pipe.send))
 
 
 @contextmanager

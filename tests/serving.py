@@ -24,9 +24,9 @@ import numpy as np
 
 from data.shards.write import write_shards
 from pipeline.core.layout import Layout
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, ServeConfig
 from pipeline.serving.catalog import Catalog
-from pipeline.serving.server import ServerSettings, open_catalog, serve_until
+from pipeline.serving.server import open_catalog, serve_until
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.pipeline.export.test_export import with_teacher
@@ -96,11 +96,11 @@ def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.so
 
 
 @contextmanager
-def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
-    """Run a server in a thread; yield its URL."""
+def server_thread(catalog: Catalog, token: str | None = None, **fields: Any) -> Iterator[str]:
+    """Run a server in a thread; yield its URL. `fields` are of ServeConfig."""
     reported: queue.Queue[str] = queue.Queue()
     ended = threading.Event()
-    run = serve_until(catalog, ServerSettings(**{"grace_s": 0.0, **settings}), ended.is_set, reported.put)
+    run = serve_until(catalog, ServeConfig(**{"port": 0, "grace_s": 0.0, **fields}), token, ended.is_set, reported.put)
     thread = threading.Thread(target=asyncio.run, args=(run,))
     thread.start()
     try:

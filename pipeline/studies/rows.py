@@ -100,7 +100,7 @@ def _fields(study: Study, config: Config) -> tuple[dict[str, dict[str, Any]], di
 def _no_change(study: Study, row: Row, before: Mapping[str, Any]) -> str:
     values = ", ".join(f"{field}={_get(before, field)!r}" for field in row.changes)
     return (
-        f"study {study.name}, row {row.name!r}: it changes nothing: the configuration already has {values}; "
+        f"study {study.name}, row {row.name!r}: it changes nothing, because the configuration already has {values}; "
         "set the value that the row should add"
     )
 
