@@ -1,4 +1,4 @@
-"""Memory of a process that works for a benchmark: a task for `teacher.selection.processes`, whose tasks have to be importable."""
+"""Memory of a worker process: a task for an executor of `teacher.selection`; a module of its own, as tasks must be importable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export has every selected image once, with its own bytes and its label, whatever happened on the way; versions never change."""
+"""An export has every selected image once, with its bytes and label, after crashes too; versions never change."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def with_teacher(run: SmallRun) -> Layout:
 
 
 def exported(run: SmallRun, force: bool = False, exclude: str | None = None, **fields: Any) -> Path:
-    """The folder of the version that `stage=export` makes with these fields."""
+    """Run `stage=export` with these fields; return the folder of its version."""
     config = configured(run, exclude, **fields)
     export(config, Layout(config.run_dir), force)
     out = run.folder / "run/exports"
@@ -81,7 +81,7 @@ def configured(run: SmallRun, exclude: str | None = None, **fields: Any) -> Conf
 
 
 def samples(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of every sample, shard by shard, in order."""
+    """Yield key and members of every sample, in order."""
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             found: dict[str, dict[str, bytes]] = {}

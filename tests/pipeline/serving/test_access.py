@@ -106,7 +106,7 @@ def test_other_passwords_and_forms_open_nothing(locked: str) -> None:
 
 
 def blocks(page: str) -> dict[str, str]:
-    """Consumer → code, as the page shows it."""
+    """Return the page's code examples by consumer."""
     return {name: html.unescape(code) for name, code in re.findall(r"<h3>(.*?)</h3><pre>(.*?)</pre>", page, re.DOTALL)}
 
 

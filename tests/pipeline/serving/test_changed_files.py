@@ -19,7 +19,7 @@ from tests.small_run import SmallRun
 
 @pytest.fixture
 def version(run: SmallRun) -> Iterator[tuple[ExportedVersion, Path]]:
-    """An export, whole again afterwards."""
+    """An export and its folder, restored after the test."""
     served = catalog(run, "v1")
     folder = run.folder / "run/exports/v1"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

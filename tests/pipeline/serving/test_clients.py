@@ -1,4 +1,4 @@
-"""Clients that are slow, many, or go away, servers that stop, and files that change while they are served."""
+"""Slow, many and leaving clients; servers that stop; files that change while they are served."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EXPORTED = "shards/pseudo-000000.tar"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[SmallRun]:
-    """A run and an export of it whose shards have 20 MB."""
+    """A run and its export, with shards of 20 MB."""
     run = make_run(tmp_path_factory.mktemp("large"), large_images(make_writer(digits), IMAGE_BYTES))
     export(run.config(export={"samples_per_shard": 50}), Layout(str(run.folder / "run")))
     yield run
@@ -95,7 +95,7 @@ def test_clients_that_read_nothing_cost_little_and_leave_nothing(run: SmallRun) 
 
 
 def _num_tars(files: Path) -> int:
-    """Shards that a process holds open, by its folder of descriptors in /proc."""
+    """Count the shards that a process holds open, in its /proc/PID/fd."""
     number = 0
     for link in files.iterdir():
         with suppress(FileNotFoundError):  # closed since the listing
@@ -208,7 +208,7 @@ def test_a_server_that_stops_finishes_what_it_sends(run: SmallRun, source: str) 
 
 
 def _read_slowly(url: str) -> bytes:
-    """The rest of the file when no other client gets in any more."""
+    """Read a file; its end only after the server has stopped accepting."""
     with connected(url, receive_buffer=65536) as client:
         ask(client, url, "Connection: close\r\n")
         content = read_body(client, 100_000)

@@ -1,4 +1,4 @@
-"""Which bytes a request's headers ask for, by RFC 9110: ranges, conditions and codings, compared with slow and plain readings."""
+"""Ranges, conditions and codings of request headers by RFC 9110, compared with slow, plain implementations."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_pages_of_different_names_are_told_apart_by_their_tags(run: SmallRun) ->
 
 
 class _Counted(frozenset[str]):
-    """Lines that count how often all of them are gone through."""
+    """A set of lines that counts iterations over it."""
 
     passes = 0
 

@@ -1,4 +1,4 @@
-"""The server sends what an export would hold, any range of it, to those who may have it, and nothing else."""
+"""The server sends what an export would contain, any range of it, only to authorized clients, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: every row changes what it says, results are kept, resumed and compared seed by seed."""
+"""Studies: every row changes what it says; finished trainings are reused, killed ones continue; seeds are compared in pairs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.core.config import config_names, load_config
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageRefusedError, differences
 from pipeline.run import main
-from pipeline.studies.rows import Own, Row, Study, additive, row_configs, rows_for
+from pipeline.studies.rows import FromRun, Row, Study, additive, row_configs, rows_for
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import describe, row_results
 from pipeline.studies.trials import Experiment, Trial, _slug, run_trials, trials_of
@@ -29,7 +29,9 @@ SMALL = Study(
     "nowhere",
     {"teacher.dropout": 0.0},
     additive(
-        Row("plain", {}, 70.0), Row("+ dropout", {"teacher.dropout": Own()}, 71.0), Row("+ seed", {"threads": 1}, 70.5)
+        Row("plain", {}, 70.0),
+        Row("+ dropout", {"teacher.dropout": FromRun()}, 71.0),
+        Row("+ seed", {"threads": 1}, 70.5),
     ),
 )
 
@@ -70,7 +72,7 @@ def test_the_baseline_has_none_of_it() -> None:
 
 
 def test_rows_without_an_average_are_evaluated_with_running_statistics_and_the_average_brings_its_own_rule() -> None:
-    """Before, the three rows before "+ EMA" were evaluated with the statistics of the last batch alone: 1.0 and no average."""
+    """Regression: momentum 1.0 without EMA evaluated the three rows before "+ EMA" with the last batch's statistics only."""
     teachers = {name: c.teacher for name, c in row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE)).items()}
     averaged = list(teachers)[3:]
     assert averaged[0] == "+ EMA"
@@ -89,7 +91,7 @@ def test_no_row_of_any_study_evaluates_with_the_statistics_of_one_batch(study: S
         "teacher.augment.magnitude=5",
     ]
     for config in row_configs(
-        replace(study, leaves_out=True), load_config(name, [*words, "teacher.weights=null"])
+        replace(study, skip_unchanged=True), load_config(name, [*words, "teacher.weights=null"])
     ).values():
         for stage in ("teacher", "student"):
             config.require_trainable(stage)
@@ -137,13 +139,13 @@ def test_a_value_that_does_not_fit_is_refused_with_study_and_row() -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Started by the first study, once for all tests."""
+    """Shut Ray down after the tests; the first study starts it."""
     yield
     ray.shutdown()
 
 
 def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Experiment:
-    """Of known results; each run is a line in a file."""
+    """Return an experiment with known results; each run appends a line to a file."""
 
     def run_one(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
         row, seed = Path(folder).parent.name, config.seed
@@ -297,7 +299,7 @@ def test_every_row_has_a_folder_of_its_own(study: Study) -> None:
 
 
 def test_noisy_students_rows_leave_out_what_the_recipe_is_already() -> None:
-    """The defaults have ratio 3 and soft labels; teacher and student are the same network."""
+    """Ratio 3 and soft labels are the default; teacher and student are the same network: those rows are skipped."""
     names = [row.name for row in rows_for(NOISY, load_config(None, []))]
     assert names == [
         "teacher", "recipe", "no input noise", "no model noise", "noised teacher", "hard labels", "no balancing", "ratio 1", "ratio 7",
