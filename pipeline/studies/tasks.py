@@ -55,9 +55,9 @@ def in_tasks(
         needs: per item, the index of an earlier item that must finish first, or None; empty: no item needs another.
 
     Raises:
-        Whatever `function` raises. The other tasks are not cancelled and end with this process.
+        Whatever `function` raises. The other tasks end with this process (why they are not cancelled:
+            `teacher.executors.in_ray_tasks`).
     """
-    # Cancelling a task at the moment it ends crashes this process (Ray 2.60: "Tried to complete task that was not pending").
     task = ray.remote(lambda item, *_: function(item)).options(**resources)
     references: list[ray.ObjectRef] = []
     for index, item in enumerate(items):

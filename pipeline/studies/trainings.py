@@ -12,7 +12,7 @@ from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.inputs.streams import labeled_stream
-from pipeline.training.job import TrainJob
+from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.loop import fit
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
@@ -37,20 +37,10 @@ def labeled_job(
         labeled_per_step: labeled images per step, from which the number of steps follows; None: all images of a batch.
     """
     labeled, validation = open_splits(config)
-    section = config.teacher if role == "teacher" else config.student
-    stream = labeled_stream(labeled, section.batch_size, read_keys(config.data.exclude))
-    return TrainJob(
-        name=role,
-        folder=folder,
-        config=section,
-        streams=(stream,),
-        num_classes=classes_of(config, labeled)[0],
-        num_labeled=stream.num_images * section.batch_size // (labeled_per_step or section.batch_size),
-        seed=config.seed,
-        threads=config.threads,
-        device=config.resolved_device(),
-        validation=validation,
-    )
+    batch_size = getattr(config, role).batch_size
+    stream = labeled_stream(labeled, batch_size, read_keys(config.data.exclude))
+    job = job_from_config(config, role, folder, (stream,), classes_of(config, labeled)[0], validation)
+    return replace(job, num_labeled=stream.num_images * batch_size // (labeled_per_step or batch_size))
 
 
 def training_seconds(job: TrainJob) -> tuple[float, float]:
