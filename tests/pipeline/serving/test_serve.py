@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +21,6 @@ from data.settings import UsageError
 from data.shards.image_reader import ImageReader
 from data.shards.split import DataError, open_split
 from data.storage.web_tokens import TOKEN_VARIABLE
-from pipeline.export.stage import export
 from pipeline.run import _parse_stages
 from pipeline.serving.blocking_pool import Pools
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
@@ -33,25 +31,10 @@ from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.data.labels.test_joined_tar import samples
 from tests.pipeline.export.test_export import with_teacher
-from tests.serving import catalog, fetch, layout, make_run, raw, server_thread, wait_for
+from tests.serving import catalog, fetch, layout, raw, server_thread, wait_for
 from tests.small_run import SmallRun
 
 SHARDS = ["unlabeled-000000", "unlabeled-000001", "unlabeled-000002"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[SmallRun]:
-    """A run with labels, a selection and an export."""
-    run = make_run(tmp_path_factory.mktemp("serve"), make_writer(digits))
-    export(run.config(export={"samples_per_shard": 20}), layout(run))
-    yield run
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def joined(run: SmallRun) -> Iterator[str]:
-    with server_thread(catalog(run)) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
