@@ -67,7 +67,7 @@ def folders(trial: Trial) -> set[str]:
 
 
 @pytest.mark.slow
-def test_rows_share_the_teacher_and_its_labels_and_make_what_differs(config: Config, tmp_path: Path) -> None:
+def test_rows_share_the_teacher_and_its_labels_and_make_only_what_differs(config: Config, tmp_path: Path) -> None:
     trials = make(config, tmp_path / "study", *ROWS)
     assert folders(trials["teacher"]) == {f"gen-1/{n}" for n in ("teacher", "labels", "near_duplicates", "selections")}
     assert folders(trials["recipe"]) == {"gen-1/selections", "gen-1/student"}
@@ -140,7 +140,7 @@ def beginning(config: Config, layout: Layout) -> TrainState:
     return new_state(digits_job(layout.student, config.student, (), 100, name="student", initial_weights=weights))
 
 
-def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) -> None:
+def test_a_student_from_its_teachers_weights_starts_with_them(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     teacher = teacher_in(layout)
     words = ["student.model=resnetrs26", "student.from_teacher=true"]

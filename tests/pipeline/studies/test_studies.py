@@ -56,7 +56,7 @@ def test_the_last_row_of_the_additive_study_is_the_recipe_itself() -> None:
     }  # the model's defaults, spelled out
 
 
-def test_the_baseline_has_none_of_it() -> None:
+def test_the_baseline_has_none_of_the_components() -> None:
     teacher = row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE))["baseline"].teacher
     assert teacher.lr_schedule == "step"
     assert (teacher.epochs, teacher.weight_decay) == pytest.approx((90, 1e-4))
@@ -71,7 +71,7 @@ def test_the_baseline_has_none_of_it() -> None:
     assert teacher.model_args == {"se_ratio": 0.0, "resnet_d": False}
 
 
-def test_rows_without_an_average_are_evaluated_with_running_statistics_and_the_average_brings_its_own_rule() -> None:
+def test_rows_without_ema_evaluate_with_running_statistics_and_ema_brings_its_own_rule() -> None:
     """Regression: momentum 1.0 without EMA evaluated the three rows before "+ EMA" with the last batch's statistics only."""
     teachers = {name: c.teacher for name, c in row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE)).items()}
     averaged = list(teachers)[3:]
@@ -97,7 +97,7 @@ def test_no_row_of_any_study_evaluates_with_the_statistics_of_one_batch(study: S
             config.require_trainable(stage)
 
 
-def test_a_study_of_a_recipe_without_an_average_is_refused(
+def test_a_study_of_a_recipe_without_ema_is_refused(
     tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_digits_data(tmp_path, digits[1], write_digits)
@@ -132,7 +132,7 @@ def test_a_row_that_would_change_nothing_is_refused_with_the_field() -> None:
         row_configs(STUDIES["resnet_rs"], load_config(None, []))
 
 
-def test_a_value_that_does_not_fit_is_refused_with_study_and_row() -> None:
+def test_an_invalid_value_is_refused_with_study_and_row() -> None:
     with pytest.raises(UsageError, match=r"(?s)study resnet_rs, row 'baseline'.*teacher.warmup_epochs=100"):
         row_configs(STUDIES["resnet_rs"], load_config(None, [*RECIPE, "teacher.warmup_epochs=100"]))
 
@@ -170,7 +170,7 @@ def small_trials(folder: Path, experiment: Experiment, *words: str) -> list[Tria
     )
 
 
-def test_a_study_makes_what_is_missing_and_compares_seed_by_seed(
+def test_a_study_runs_missing_trials_and_compares_seed_by_seed(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
@@ -279,7 +279,7 @@ def test_the_plan_lists_rows_and_trains_none(
     assert not (tmp_path / "run").exists()
 
 
-def test_without_validation_images_or_with_several_processes_it_says_so(
+def test_missing_validation_images_and_several_processes_are_refused(
     tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_digits_data(tmp_path, digits[1], write_digits)
@@ -298,7 +298,7 @@ def test_every_row_has_a_folder_of_its_own(study: Study) -> None:
     assert len({_slug(row.name) for row in study.rows}) == len(study.rows)
 
 
-def test_noisy_students_rows_leave_out_what_the_recipe_is_already() -> None:
+def test_noisy_students_rows_that_equal_the_recipe_are_skipped() -> None:
     """Ratio 3 and soft labels are the default; teacher and student are the same network: those rows are skipped."""
     names = [row.name for row in rows_for(NOISY, load_config(None, []))]
     assert names == [
