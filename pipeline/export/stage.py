@@ -114,9 +114,7 @@ def _commit(
     assert selection_folder is not None, "open_overlay has required it"
     facts = read_card_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
     storage.write_text(stage.path(CARD_NAME), render_card(facts, records))
-    storage.remove(
-        stage.path(RECORDS_FOLDER)
-    )  # the manifest has them now; after the marker nobody would remove the folder
+    storage.remove(stage.path(RECORDS_FOLDER))  # the manifest has them; after the marker nobody would remove them
     summary = {
         "generation": layout.generation,
         "selection": storage.base_name(selection_folder),

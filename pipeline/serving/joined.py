@@ -55,9 +55,8 @@ class JoinedRun:
     files: Mapping[str, ServedFile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keys_digest(
-            self.overlay.excluded
-        )  # cached here: for a million keys it takes a second, and ETags are made in the event loop
+        # Fills the cache: for a million keys it takes a second, and ETags are made in the event loop.
+        keys_digest(self.overlay.excluded)
 
     @property
     def generation(self) -> int:
