@@ -79,13 +79,10 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
         excluded=excluded,
         table_digests=tuple(shard.index_sha256 for shard in split.shards),
     )
+    if not split.num_samples:
+        raise DataError("the labeled shards have no images; nothing is left to train on")
     if not spec.num_images:
-        why = (
-            "data.exclude has the keys of all labeled images"
-            if split.num_samples
-            else "the labeled shards have no images"
-        )
-        raise DataError(f"{why}; nothing is left to train on")
+        raise DataError("data.exclude has the keys of all labeled images; nothing is left to train on")
     return spec
 
 
