@@ -148,7 +148,7 @@ def _labels_to_make(config: Config, folder: str, sources: tuple[str, ...]) -> se
     """Return (generation, folder) of the labels that the row must make; empty if a source has the same ones."""
     generation = config.most_generations()
     below = Branch(folder, generation, config.run_dir, sources)
-    teacher = require_done(below.teacher, "teacher" if generation == 1 else "student")
+    teacher = require_done(below.teacher, below.teacher_stage)
     expected = label_fingerprint(config, teacher["digest"])
     if below.labels != Layout(folder, generation).labels and (
         require_done(below.labels, "label")["fingerprint"] == expected.as_json()

@@ -2,7 +2,7 @@
 
 from pipeline.core.schema.config import Config, default_fields, resumable_fields
 from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
-from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig
+from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
 from pipeline.core.schema.training import AugmentConfig, StudentConfig, TeacherConfig, TrainConfig
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "LabelConfig",
     "Section",
     "SelectConfig",
+    "ServeConfig",
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",

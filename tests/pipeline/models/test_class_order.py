@@ -230,7 +230,7 @@ def test_labeling_refuses_once_is_forced_once_and_continues_without_being_asked_
         with pytest.raises(KeyboardInterrupt):
             label(config, layout, force)
     out = capsys.readouterr().out
-    assert out.count("it labels all the same, as that was asked for") == 1
+    assert out.count("accepted, as asked for") == 1
     print_status_of(config, layout)
     status = capsys.readouterr().out
     assert "    as the teacher labels: top-1" in status

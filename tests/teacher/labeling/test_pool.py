@@ -341,10 +341,10 @@ def test_a_worker_without_progress_for_the_timeout_is_replaced(
     get_ready(unready, worker)
     worker.jobs["a"] = unready._queue.popleft()  # type: ignore[index]
     for _ in range(4):
-        worker.asked = "asked"  # type: ignore[assignment]
+        worker.progress_request = "requested"  # type: ignore[assignment]
         clock.now = unready._ticked_at = clock.now + seconds / 4
         if makes_progress:
-            assert worker.asked is not None
-            unready._accept(worker, worker.asked, (worker.images + 1, {"model": 1.0}))
+            assert worker.progress_request is not None
+            unready._accept(worker, worker.progress_request, (worker.images + 1, {"model": 1.0}))
         unready._replace_stalled()
     assert (unready._workers == []) == (is_lost and not makes_progress)

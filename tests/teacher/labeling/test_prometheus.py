@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from pipeline.core.ray_runtime import start_ray
-from teacher.labeling.progress import Progress
+from teacher.labeling.progress import LabelProgress
 from teacher.labeling.prometheus import Gauges
 
-PROGRESS = Progress(
+PROGRESS = LabelProgress(
     images_done=50,
     images_total=1000,
     shards_done=1,

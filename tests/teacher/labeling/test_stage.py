@@ -126,7 +126,7 @@ def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
     [
         (lambda rows: rows[:-1], "30 samples, but 29 labels"),
         (lambda rows: [*rows[:-1], 3], "not in the shard's order"),
-        (lambda rows: [*rows[:4], 3, *rows[5:]], "sample 3 is not the shard's, or is there twice"),
+        (lambda rows: [*rows[:4], 3, *rows[5:]], "sample 3 is not the shard's, or occurs twice"),
         (lambda rows: rows[::-1], "not in the shard's order"),
     ],
     ids=["one lost", "one twice at the end", "one twice", "reversed"],
