@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -16,21 +16,12 @@ from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import Layout
 from pipeline.core.schema import ExportConfig
 from pipeline.core.stage import done_record
-from pipeline.export.text import code_span, escape_markdown
+from pipeline.export.text import code_span, markdown
 from pipeline.inference.stage_weights import read_info
-from pipeline.models.weights import WeightsInfo
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 _MAX_CLASSES = 200  # rows of the table; selection.json has them all
-
-
-class Teacher(NamedTuple):
-    """The teacher's weights: their info, the stage's summary, and the SHA-256 of each file of weights."""
-
-    info: WeightsInfo
-    summary: Mapping[str, Any]
-    digests: list[str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class CardFacts:
         labels, selection: summaries of the stages.
         label_fields: configuration fields and inputs that the labels depend on.
         selected: content of selection.json.
-        teacher: None if the labels were copied without the run's teacher.
+        teacher: `info` of its weights, `summary` of its stage, `digests` (SHA-256) of its weights; None if the run has no teacher.
         only_selected: whether labels that were not selected are left out.
     """
 
@@ -53,7 +44,7 @@ class CardFacts:
     label_fields: Mapping[str, Any]
     selection: Mapping[str, Any]
     selected: Mapping[str, Any]
-    teacher: Teacher | None
+    teacher: Mapping[str, Any] | None
     only_selected: bool
 
 
@@ -74,12 +65,12 @@ def read_card_facts(
     )
 
 
-def _read_teacher(layout: Layout) -> Teacher | None:
+def _read_teacher(layout: Layout) -> dict[str, Any] | None:
     record = done_record(layout.teacher)
     if record is None:
         return None
     digests = [output["sha256"] for name, output in record["outputs"].items() if name.endswith("model.safetensors")]
-    return Teacher(read_info(layout.teacher), record["summary"], digests)
+    return {"info": read_info(layout.teacher), "summary": record["summary"], "digests": digests}
 
 
 def render_card(facts: CardFacts, records: Sequence[ShardRecord]) -> str:
@@ -92,7 +83,7 @@ def render_card(facts: CardFacts, records: Sequence[ShardRecord]) -> str:
         keep_trailing_newline=True,
     )
     templates.filters |= {
-        "markdown": escape_markdown,
+        "markdown": markdown,
         "code_span": code_span,
         "json": json.dumps,
         "count": "{:,}".format,

@@ -22,7 +22,7 @@ def _is_plain(name: str) -> bool:
     return name.isprintable() and name == name.strip() != "" and not name.startswith('"')
 
 
-def escape_markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escape text so that Markdown shows it as it is, within a line or a table's cell; control characters as `\\n`, `\\x1b`, …."""
     visible = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
     return _MARKED.sub(lambda match: f"\\{match[0]}", visible)

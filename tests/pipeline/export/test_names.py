@@ -1,4 +1,4 @@
-"""Any class or file name takes exactly one line in an export's text files and one row on its card."""
+"""Whatever the names of classes and files: an export's text files have one line for each, and its card one row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.core.stage import StageError
 from pipeline.export.card import CardFacts, render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
-from pipeline.export.text import checksum_line, class_lines, code_span, escape_markdown
+from pipeline.export.text import checksum_line, class_lines, code_span, markdown
 
 NAMES = [
     "dress", "digit_3", "a\nb", "a\r\nb", "\n", "", " ", " x ", "a|b", "a\\|b", "\\", "`x`", "``", "*x*", "_x_", "__init__",
@@ -38,7 +38,7 @@ TEXT = st.text(
 
 
 def read_classes(text: str) -> list[str]:
-    """Parse classes.txt as docs/export.md says."""
+    """Read classes.txt in the way of docs/export.md."""
     return [json.loads(line) if line.startswith('"') else line for line in text.splitlines()]
 
 
@@ -52,7 +52,7 @@ def card_of(names: list[str], **fields: Any) -> str:
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """Return the cells of the card's table as a Markdown reader shows them."""
+    """Cells of the card's table, as a Markdown reader renders them."""
     reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
     shown = reader.render(text.split("\n---\n", 1)[1])
     assert shown.count("<table>") == 1
@@ -63,7 +63,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def shown(name: str) -> str:
-    """Return a name as a reader sees it: control characters escaped, no spaces at the ends of a cell."""
+    """A name as a reader sees it: control characters as escapes, no spaces at the ends of a cell."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name).strip()
 
 
@@ -111,8 +111,8 @@ def test_values_are_shown_as_they_are(value: str) -> None:
     line = json.dumps(value)
     assert html.unescape(reader.render(f"- x: {code_span(line)}")) == f"<ul>\n<li>x: <code>{line}</code></li>\n</ul>\n"
     visible = "".join(sign if sign.isprintable() else shown(sign) for sign in value)
-    assert html.unescape(reader.render(f"x{escape_markdown(value)}x")) == f"<p>x{visible}x</p>\n"
-    assert "\n" not in escape_markdown(value) + code_span(line)
+    assert html.unescape(reader.render(f"x{markdown(value)}x")) == f"<p>x{visible}x</p>\n"
+    assert "\n" not in markdown(value) + code_span(line)
 
 
 def test_values_of_the_configuration_do_not_break_the_card() -> None:
