@@ -11,7 +11,13 @@ import ray
 import torch
 
 from data import storage
-from data.labels.label_files import LABELS_MANIFEST, VALIDATION_NAME, describe_label_file, read_labels
+from data.labels.label_files import (
+    LABELS_MANIFEST,
+    VALIDATION_NAME,
+    describe_label_file,
+    read_labels,
+    read_labels_manifest,
+)
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
