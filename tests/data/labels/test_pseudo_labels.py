@@ -337,7 +337,7 @@ def test_a_damaged_sample_is_named(sources: Sources, tmp_path: Path, before: byt
 def test_damaged_shards_of_an_export_are_found(sources: Sources, web: LabelServer) -> None:
     path = sources.export / "pseudo-000001.tar"
     content = bytearray(path.read_bytes())
-    content[-600] ^= 1  # in the padding: no reader of tars would see it
+    content[512 + 300] ^= 1  # in the padding behind a label, which no reader of tars looks at
     whole = path.read_bytes()
     path.write_bytes(content)
     try:
