@@ -14,7 +14,7 @@ from data import storage
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 
 MIN_STANDARD_ERRORS = 1.0  # that a gain must exceed
 RULE = f"another generation when the student's gain on the validation images is more than {MIN_STANDARD_ERRORS:g} standard error of it"

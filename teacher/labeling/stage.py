@@ -23,6 +23,7 @@ from data.labels.label_files import (
     LABELS_REMEDY,
     MAX_CLASSES,
     QUARANTINE_NAME,
+    VALIDATION_NAME,
     LabeledShard,
     quarantine_table,
     read_labels,
@@ -35,8 +36,9 @@ from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
-from pipeline.inference.publish import ensemble_digest, read_info
-from pipeline.models.device import require_device
+from pipeline.inference.ensemble import ensemble_digest
+from pipeline.inference.predictor import require_device
+from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.actor import Labeler
 from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
@@ -45,7 +47,6 @@ from teacher.labeling.pool import PoolOptions, ShardPool
 from teacher.labeling.progress import Progress, ProgressDisplay
 from teacher.labeling.prometheus import Gauges
 from teacher.labeling.teacher_check import check_teacher
-from teacher.selection.precision import VALIDATION_NAME
 
 _SKIPPED = {"skipped": "no validation images"}
 

@@ -37,9 +37,9 @@ from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.overlay import open_overlay
 from student.streams import pseudo_labeled_stream
 from teacher.diff import compare, side
-from teacher.selection.cutoffs import SelectRule
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.reuse import keep_images
+from teacher.selection.reuse import every_row, reuse_images
+from teacher.selection.rule import SelectRule
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
@@ -318,7 +318,8 @@ def test_keeping_images_reads_what_was_committed_before(run: Run, tmp_path: Path
         target.write_bytes(path.read_bytes())
 
     def kept() -> str:
-        return described(keep_images(second, folder, entries, 10, Exclusions(), str(tmp_path)))
+        source = LabelSource(second.labels, every_row(10), Exclusions(), entries)
+        return described(reuse_images(second, source, folder, str(tmp_path)))
 
     for path in (run.labels, run.copies):
         contents = [*flips(path.read_bytes(), 60, 3)]
