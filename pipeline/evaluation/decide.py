@@ -15,7 +15,7 @@ from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
-from pipeline.evaluation.generations import Decision
+from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
 from pipeline.inference.predictor import predict_split, require_device
 from pipeline.inference.stage_weights import load_predictor
