@@ -15,7 +15,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import ExportConfig
 from pipeline.core.stage import done_record
 from pipeline.export.text import code_span, markdown
-from pipeline.inference.publish import read_info
+from pipeline.inference.stage_weights import read_info
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
