@@ -109,7 +109,7 @@ COPIES: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def print_recall(images: Sequence[Pixels]) -> dict[str, float]:
-    """Print a line per kind of copy; return the fraction found with the defaults, by kind."""
+    """A line per kind of copy; the part that is found with the defaults, by kind."""
     known, found = [traits(image) for image in images], {}
     print(f"  {'':16}      proposed  " + "  ".join(f"{limit:>6}" for limit in LIMITS) + "  lowest, median")
     for kind, copy in COPIES.items():
@@ -142,7 +142,7 @@ def _most_alike(images: Sequence[Pixels]) -> float:
 
 
 def print_alarms(held_out: Sequence[Pixels], unlabeled: Sequence[Pixels]) -> dict[str, int]:
-    """Return the number of unlabeled images mistaken for copies, by correlation threshold."""
+    """Unlabeled images that are taken for copies, by the limit of the correlation."""
     columns = list(zip(*map(traits, held_out), strict=True))
     pictures = np.frombuffer(b"".join(columns[2]), np.uint8).reshape(-1, SIDE, SIDE)
     rows = np.arange(len(held_out))

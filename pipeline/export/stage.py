@@ -106,7 +106,9 @@ def _commit(
     assert selection_folder is not None, "open_overlay has required it"
     facts = gather_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
     storage.write_text(stage.path(CARD_NAME), card(facts, records))
-    storage.remove(stage.path(RECORDS_FOLDER))  # the manifest has them; after the marker nobody would remove them
+    storage.remove(
+        stage.path(RECORDS_FOLDER)
+    )  # the manifest has them now; after the marker nobody would remove the folder
     summary = {
         "generation": layout.generation,
         "selection": storage.base_name(selection_folder),

@@ -1,4 +1,4 @@
-"""Any class or file name takes exactly one line in an export's text files and one row on its card."""
+"""Whatever classes and files are called, the text files of an export have a line, and the card a row, for each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXT = st.text(
 
 
 def read_classes(text: str) -> list[str]:
-    """Parse classes.txt as docs/export.md says."""
+    """As docs/export.md says to read classes.txt."""
     return [json.loads(line) if line.startswith('"') else line for line in text.splitlines()]
 
 
@@ -52,7 +52,7 @@ def card_of(names: list[str], **fields: Any) -> str:
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """Return the cells of the card's table as a Markdown reader shows them."""
+    """Cells of the card's table as a Markdown reader shows them."""
     reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
     shown = reader.render(text.split("\n---\n", 1)[1])
     assert shown.count("<table>") == 1
@@ -63,7 +63,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def shown(name: str) -> str:
-    """Return a name as a reader sees it: control characters escaped, no spaces at the ends of a cell."""
+    """What a reader sees of a name: control characters as escapes, no spaces at the ends of a cell."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name).strip()
 
 
@@ -82,13 +82,13 @@ def check(names: list[str], folder: Path) -> None:
     assert [html.unescape(row[1]) for row in cells] == [shown(name) for name in names]
 
 
-def test_odd_names_can_be_read_back_and_do_not_break_the_table(tmp_path: Path) -> None:
+def test_odd_names_come_back_and_do_not_break_the_table(tmp_path: Path) -> None:
     check(NAMES, tmp_path)
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(TEXT, min_size=1, max_size=5))
-def test_any_names_can_be_read_back_and_do_not_break_the_table(
+def test_any_names_come_back_and_do_not_break_the_table(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:
     check(names, tmp_path_factory.mktemp("names"))
@@ -99,7 +99,7 @@ def test_ordinary_names_are_lines_as_they_are() -> None:
     assert class_lines(names) == "".join(f"{name}\n" for name in names)
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written() -> None:
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made() -> None:
     _check_names(NAMES)
     with pytest.raises(StageError, match=r"the name of class 1, 'caf\\udce9', is not UTF-8; rename"):
         _check_names(["dress", "caf\udce9"])
