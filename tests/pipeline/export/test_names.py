@@ -82,13 +82,13 @@ def check(names: list[str], folder: Path) -> None:
     assert [html.unescape(row[1]) for row in cells] == [shown(name) for name in names]
 
 
-def test_odd_names_can_be_read_back_and_do_not_break_the_table(tmp_path: Path) -> None:
+def test_odd_names_come_back_and_do_not_break_the_table(tmp_path: Path) -> None:
     check(NAMES, tmp_path)
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(TEXT, min_size=1, max_size=5))
-def test_any_names_can_be_read_back_and_do_not_break_the_table(
+def test_any_names_come_back_and_do_not_break_the_table(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:
     check(names, tmp_path_factory.mktemp("names"))
@@ -99,7 +99,7 @@ def test_ordinary_names_are_lines_as_they_are() -> None:
     assert class_lines(names) == "".join(f"{name}\n" for name in names)
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written() -> None:
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made() -> None:
     _check_names(NAMES)
     with pytest.raises(StageError, match=r"the name of class 1, 'caf\\udce9', is not UTF-8; rename"):
         _check_names(["dress", "caf\udce9"])
