@@ -1,4 +1,4 @@
-"""What people see of labeling: a rate of the last two minutes, an ETA that follows from it, and files that stay small."""
+"""Progress of labeling: the rate of the last two minutes, the ETA, and files that stay small."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Labeling's progress where Prometheus looks for Ray's metrics."""
+"""Progress of labeling as Prometheus metrics, at the addresses of Ray's own."""
 
 from __future__ import annotations
 
