@@ -38,8 +38,8 @@ from data.shards.split import open_split
 from data.tables import write_table
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, ExportConfig
-from pipeline.export.tasks import make_files
-from pipeline.export.todo import Job, files_of
+from pipeline.export.plan import plan_files
+from pipeline.export.tasks import ExportJob, make_files
 
 NUM_CLASSES, TOP_K, PER_SHARD = 1000, 10, 1000
 
@@ -111,8 +111,8 @@ def _extract(pattern: str, folder: Path) -> list[Path]:
 
 def _export(overlay: Overlay, folder: Path) -> None:
     config = Config(export=ExportConfig(samples_per_shard=PER_SHARD))
-    files, total = files_of(config, overlay)
-    records = make_files(Job(overlay, config.export, str(folder.absolute())), files, {}, total)
+    files, total = plan_files(config, overlay)
+    records = make_files(ExportJob(overlay, config.export, str(folder.absolute())), files, {}, total)
     assert sum(record.num_samples for record in records) == overlay_size(overlay)
 
 

@@ -30,9 +30,8 @@ from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
 from pipeline.core.schema import SelectConfig
-from teacher.near_duplicates.hash_index import HashIndex
-from teacher.near_duplicates.search import MAX_DISTANCE, Search
-from teacher.selection.cutoffs import UInt64
+from teacher.near_duplicates.hash_index import HashIndex, UInt64
+from teacher.near_duplicates.search import MAX_DISTANCE, NearDuplicateSearch
 
 SQUARE, NUM_COPIED, NUM_INDEXED = 240, 1000, 120_000
 LIMITS = (0.95, 0.98, 0.99, 0.995)
@@ -149,11 +148,11 @@ def print_alarms(held_out: Sequence[Pixels], unlabeled: Sequence[Pixels]) -> dic
     rows = np.arange(len(held_out))
     hashes, flipped = (np.array(column, np.uint64) for column in columns[:2])
     known = HeldOut(hashes, flipped, pictures, ("",), np.zeros(len(rows), np.int32), rows, "")
-    search = Search(known, min_correlation=-1)
+    search = NearDuplicateSearch(known, min_correlation=-1)
     asked = np.array([image_hash(image) for image in unlabeled], np.uint64)
-    proposed = search.proposed(asked)
+    proposed = search.propose(asked)
     seen = np.array([thumbnail(unlabeled[row]) for row in proposed])
-    found = search.confirmed(asked[proposed], seen, np.ones(len(proposed), bool))
+    found = search.confirm(asked[proposed], seen, np.ones(len(proposed), bool))
     counts = {str(limit): int((found.correlation >= limit).sum()) for limit in (*LIMITS, 0.999)}
     print(
         f"  {len(unlabeled):,} unlabeled images: {len(proposed):,} proposed, {int(np.isin(asked, hashes).sum())} of equal hash;",

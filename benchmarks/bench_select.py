@@ -42,12 +42,11 @@ from data import storage
 from data.settings import run_command
 from pipeline.core.stage import Fingerprint, open_stage
 from pipeline.core.timing import peak_memory
+from teacher.executors import in_threads, threads_or_processes
 from teacher.selection.copies import write_all_copies
-from teacher.selection.cutoffs import SelectRule
-from teacher.selection.processes import threads_or_processes
-from teacher.selection.select import select_shards
+from teacher.selection.quota_search import select_shards
+from teacher.selection.rule import SelectRule
 from teacher.selection.selection_file import selection_json
-from teacher.selection.threads import in_threads
 
 THREADS, LAYOUTS = 2, (1_000_000, 10_000)  # rows per file
 _TIMEOUT_S = 1800

@@ -44,7 +44,8 @@ from data.labels.overlay import Overlay
 from data.settings import run_command
 from pipeline.core.schema import Config, ExportConfig
 from pipeline.export.manifests import read_manifest, write_manifests
-from pipeline.export.todo import Job, files_of, make_file
+from pipeline.export.plan import plan_files
+from pipeline.export.tasks import ExportJob, make_file
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
@@ -116,8 +117,8 @@ def _export(overlay: Overlay, folder: str) -> str:
     """The files of an export, made in this process."""
     fresh_folder(folder)
     config = Config(export=ExportConfig(samples_per_shard=overlay.shards[0].num_samples))
-    job = Job(overlay, config.export, str(Path(folder).absolute()))
-    records = [make_file(job, file) for file in files_of(config, overlay)[0]]
+    job = ExportJob(overlay, config.export, str(Path(folder).absolute()))
+    records = [make_file(job, file) for file in plan_files(config, overlay)[0]]
     write_manifests(job.folder, records, overlay.provenance.class_names, True)
     return job.folder
 

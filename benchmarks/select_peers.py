@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from benchmarks.label_files import NUM_CLASSES
-from teacher.selection.cutoffs import SelectRule
+from teacher.selection.rule import SelectRule
 
 Totals = list[list[int]]  # images kept and copies, by class
 

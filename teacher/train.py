@@ -19,7 +19,7 @@ from pipeline.inputs.streams import labeled_stream
 from pipeline.models.classes import class_order, reorder_classes
 from pipeline.models.device import require_device
 from pipeline.models.weights import load_external, other_preprocessing, weights_digest
-from pipeline.training.job import TrainJob
+from pipeline.training.job import job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -126,18 +126,7 @@ def _train(
 ) -> tuple[dict[str, Tensor], int]:
     """Train; return EMA weights and the number of steps."""
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
-    job = TrainJob(
-        name="teacher",
-        folder=layout.teacher,
-        config=config.teacher,
-        streams=(stream,),
-        num_classes=num_classes,
-        num_labeled=stream.num_images,
-        seed=config.seed,
-        threads=config.threads,
-        device=config.resolved_device(),
-        validation=validation,
-    )
+    job = job_from_config(config, "teacher", layout.teacher, (stream,), num_classes, validation)
     run_training(job, config.ray_address)
     return load_trained(job)[0], job.total_steps
 

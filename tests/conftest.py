@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
 
 from data.images.held_out_hashes import traits, write_hashes
+from data.shards.split import Split, open_split
 from data.shards.write import Members, labeled_members, write_shards
 from data.storage import remote, retry
 from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
@@ -75,6 +76,13 @@ def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
 def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
     """See make_writer."""
     return make_writer(digits)
+
+
+@pytest.fixture
+def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    """100 labeled digits in four shards."""
+    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
+    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
 
 
 @pytest.fixture(scope="session")

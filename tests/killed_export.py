@@ -16,12 +16,15 @@ from data.storage.failpoint import VARIABLE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export import stage as module
-from pipeline.export.todo import File, Job, make_file
+from pipeline.export.plan import ExportFile
+from pipeline.export.tasks import ExportJob, make_file
 
 
-def make_here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:
+def make_here(
+    job: ExportJob, files: Iterable[ExportFile], finished: Mapping[str, ShardRecord], total: int
+) -> list[ShardRecord]:
     """As `make_files`, in this process."""
-    records = [there.get(file.name) or make_file(job, file) for file in files]
+    records = [finished.get(file.name) or make_file(job, file) for file in files]
     assert sum(record.num_samples for record in records) == total
     return records
 

@@ -26,6 +26,7 @@ from data.tables import TableFile, open_content, open_table, read_whole, to_parq
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
+VALIDATION_NAME = "validation.parquet"  # validation images as the teacher labels them
 COPIES_COLUMN = "copies"
 MAX_CLASSES = 32_767  # `topk_index` is int16
 _LAST_CLASS = 0xFFFF

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_json
+from data.labels.label_files import VALIDATION_NAME
 from data.settings import UsageError
 from data.shards.split import DataError
 from data.storage.redact import redacted
@@ -29,7 +30,6 @@ from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
 from pipeline.training.progress import read_training_progress
 from teacher.labeling.progress import read_progress
-from teacher.selection.precision import VALIDATION_NAME
 
 WATCH_S = 5.0
 _FRESH_S = 60.0

@@ -7,8 +7,9 @@ when its own are to differ; a row of a later generation labels with the student 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
@@ -22,7 +23,7 @@ from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.recipe_trial import training_seconds
 from pipeline.studies.tasks import GPU_SHARE
 from pipeline.studies.trials import Experiment
-from pipeline.training.job import TrainJob
+from pipeline.training.job import TrainJob, job_from_config
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
 from teacher.labeling.stage import fingerprint as label_fingerprint
@@ -135,26 +136,17 @@ def _student_job(config: Config, folder: str) -> TrainJob:
     return _job(config, "student", folder, config.student.batch_size // (1 + config.student.unlabeled_ratio))
 
 
-def _job(config: Config, role: str, folder: str, labeled_per_step: int) -> TrainJob:
-    """A training of that many steps, but on labeled images alone."""
+def _job(config: Config, section: Literal["teacher", "student"], folder: str, labeled_per_step: int) -> TrainJob:
+    """A training with the section's number of steps, but on labeled images alone."""
     labeled, validation = open_labeled(config, Layout(config.run_dir))
     assert labeled is not None, "_fingerprint has checked it"
     num_classes, _ = classes_of(config, labeled)
-    section = config.teacher if role == "teacher" else config.student
-    stream = labeled_stream(labeled, section.batch_size, read_keys(config.data.exclude))
-    num_labeled = stream.num_images * section.batch_size // labeled_per_step  # of which an epoch's steps follow
-    return TrainJob(
-        name=role,
-        folder=folder,
-        config=section,
-        streams=(stream,),
-        num_classes=num_classes,
-        num_labeled=num_labeled,
-        seed=config.seed,
-        threads=config.threads,
-        device=config.resolved_device(),
-        validation=validation,
-    )
+    batch_size = getattr(config, section).batch_size
+    stream = labeled_stream(labeled, batch_size, read_keys(config.data.exclude))
+    job = job_from_config(config, section, folder, (stream,), num_classes, validation)
+    return replace(
+        job, num_labeled=stream.num_images * batch_size // labeled_per_step
+    )  # steps per epoch follow from it
 
 
 NOISY_STUDENT_RECIPE = Experiment(

@@ -15,7 +15,7 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.inputs.streams import labeled_stream
 from pipeline.studies.trials import Experiment
-from pipeline.training.job import TrainJob
+from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -73,18 +73,7 @@ def _job(config: Config, folder: str) -> TrainJob:
     labeled, validation = _splits(config)
     num_classes, _ = classes_of(config, labeled)
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
-    return TrainJob(
-        name="teacher",
-        folder=folder,
-        config=config.teacher,
-        streams=(stream,),
-        num_classes=num_classes,
-        num_labeled=stream.num_images,
-        seed=config.seed,
-        threads=config.threads,
-        device=config.resolved_device(),
-        validation=validation,
-    )
+    return job_from_config(config, "teacher", folder, (stream,), num_classes, validation)
 
 
 def _splits(config: Config) -> tuple[Split, Split]:

@@ -53,7 +53,7 @@ def in_tasks(
     """Items with what `function` returns of them in Ray tasks, as they end. A worker that dies is replaced, three times a task.
 
     An error is raised as the task raised it; the other tasks end with this process (why they are not cancelled:
-    `teacher.selection.ray_tasks`).
+    `teacher.executors.in_ray_tasks`).
 
     Args:
         needs: for each item, the place of an earlier one that must have ended before it starts; empty: none needs another.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data.labels.label_files import QUARANTINE_NAME, Quarantined
+from data.labels.label_files import QUARANTINE_NAME, VALIDATION_NAME, Quarantined
 from data.shards.split import Shard, Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import StageError, done_record
-from teacher.selection.precision import VALIDATION_NAME
 
 _EXAMPLES = 3  # in a message
 

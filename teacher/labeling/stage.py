@@ -23,6 +23,7 @@ from data.labels.label_files import (
     LABELS_REMEDY,
     MAX_CLASSES,
     QUARANTINE_NAME,
+    VALIDATION_NAME,
     LabeledShard,
     quarantine_table,
     read_labels,
@@ -45,7 +46,6 @@ from teacher.labeling.pool import PoolOptions, ShardPool
 from teacher.labeling.progress import Progress, ProgressDisplay
 from teacher.labeling.prometheus import Gauges
 from teacher.labeling.teacher_check import check_teacher
-from teacher.selection.precision import VALIDATION_NAME
 
 _SKIPPED = {"skipped": "no validation images"}
 

@@ -1,4 +1,4 @@
-"""The teacher stage: weights from elsewhere, and the check before labeling."""
+"""The teacher stage: weights trained elsewhere, and the teacher check before labeling."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -81,21 +81,21 @@ def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: M
         check(config)
 
 
-def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(make_config: MakeConfig) -> None:
+def test_a_teacher_as_good_as_expected_passes_and_expected_top1_can_be_corrected(make_config: MakeConfig) -> None:
     config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
     info = read_info(layout(config).teacher)
-    mended = make_config(f"teacher.expected_top1={info.validation_top1}")
-    train_teacher(mended, layout(mended))
-    found = check(mended)
+    corrected = make_config(f"teacher.expected_top1={info.validation_top1}")
+    train_teacher(corrected, layout(corrected))
+    found = check(corrected)
     assert found is not None
     assert found["found_top1"] == pytest.approx(info.validation_top1)
-    rows = read_labels(f"{mended.run_dir}/validation.parquet")
+    rows = read_labels(f"{corrected.run_dir}/validation.parquet")
     right = pc.sum(pc.equal(rows.column("label"), rows.column("predicted"))).as_py()
     assert (right / len(rows), len(rows)) == (pytest.approx(info.validation_top1), 60)
 
 
-def test_a_teacher_answers_in_the_precision_that_it_was_calibrated_in(make_config: MakeConfig) -> None:
+def test_a_teacher_labels_in_the_precision_of_its_calibration(make_config: MakeConfig) -> None:
     config = make_config("teacher.precision=bf16")
     train_teacher(config, layout(config))
     folder = layout(config).teacher
@@ -104,7 +104,7 @@ def test_a_teacher_answers_in_the_precision_that_it_was_calibrated_in(make_confi
 
 
 @pytest.mark.parametrize(("alone", "told"), [(0.9, True), (0.0, False)])
-def test_views_that_make_the_labels_worse_are_told(
+def test_views_that_make_the_labels_worse_are_reported(
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -142,7 +142,7 @@ def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) ->
     assert check(config) is None
 
 
-def test_another_number_of_classes_is_refused_where_it_was_given(make_config: MakeConfig) -> None:
+def test_a_changed_data_num_classes_is_refused(make_config: MakeConfig) -> None:
     config = make_config("data.validation=[]", "data.num_classes=10")
     train_teacher(config, layout(config))
     other = make_config("data.validation=[]", "data.num_classes=12")

@@ -29,7 +29,7 @@ from data.shards.split import DataError, Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.export.tables import write_labels_alone
+from pipeline.export.tables import write_label_file
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import labeled_stream
 from pipeline.report.facts import read_facts
@@ -37,9 +37,9 @@ from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.overlay import open_overlay
 from student.streams import pseudo_labeled_stream
 from teacher.diff import compare, side
-from teacher.selection.cutoffs import SelectRule
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.reuse import keep_images
+from teacher.selection.reuse import every_row, reuse_images
+from teacher.selection.rule import SelectRule
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
@@ -102,7 +102,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist(), batches.keys(0)]
 
     def exported() -> bytes:
-        record = write_labels_alone(overlay, position, RowFilter(), "columns", out)
+        record = write_label_file(overlay, position, RowFilter(), "columns", out)
         return Path(out, record.name).read_bytes()
 
     return {
@@ -318,7 +318,8 @@ def test_keeping_images_reads_what_was_committed_before(run: Run, tmp_path: Path
         target.write_bytes(path.read_bytes())
 
     def kept() -> str:
-        return described(keep_images(second, folder, entries, 10, Exclusions(), str(tmp_path)))
+        source = LabelSource(second.labels, every_row(10), Exclusions(), entries)
+        return described(reuse_images(second, source, folder, str(tmp_path)))
 
     for path in (run.labels, run.copies):
         contents = [*flips(path.read_bytes(), 60, 3)]

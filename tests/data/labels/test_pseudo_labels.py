@@ -32,7 +32,7 @@ from data.storage.retry import ChangedError, StorageError
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export.stage import export
-from pipeline.export.todo import make_file
+from pipeline.export.tasks import make_file
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import TOKEN, LabelServer, label_server

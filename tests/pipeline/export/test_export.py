@@ -22,6 +22,7 @@ import ray
 from omegaconf import OmegaConf
 
 from data import storage
+from data.labels.label_files import VALIDATION_NAME
 from data.shards.image_reader import check_labeled
 from data.shards.split import open_split
 from data.tables import write_table
@@ -32,7 +33,6 @@ from pipeline.export.stage import export
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.diff import diff
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 from tests.small_run import REASON, SmallRun
@@ -321,7 +321,7 @@ def test_nothing_selected_is_said(run: SmallRun) -> None:
     nothing = configured(run).model_copy(
         update={"select": configured(run).select.model_copy(update={"confidence_threshold": 1.0})}
     )
-    with pytest.raises(StageError, match="none is kept"):
+    with pytest.raises(StageError, match=r"none of the .* labels is selected"):
         select(nothing, layout)
     with pytest.raises(StageError, match="stage=select"):
         export(nothing, layout)

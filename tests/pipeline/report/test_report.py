@@ -20,6 +20,7 @@ from data.images.decode import decode
 from data.images.held_out_hashes import Traits, write_hashes
 from data.images.similarity import thumbnail as thumbnail_of
 from data.labels.label_files import (
+    VALIDATION_NAME,
     read_labels,
     read_manifest,
 )
@@ -34,7 +35,6 @@ from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.report.build import REPORT_NAME, write_report
 from pipeline.report.facts import Model, Predictions, compare
 from pipeline.report.pictures import thumbnail
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.small_run import NUM_TEST, NUM_UNLABELED, PER_SHARD, REASON, SmallRun

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from data import storage
-from data.labels.label_files import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
+from data.labels.label_files import LABELS_MANIFEST, VALIDATION_NAME, describe_label_file, read_labels, read_manifest
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
@@ -22,7 +22,6 @@ from pipeline.models.registry import build_model
 from teacher.labeling import finished_shards as journal_module
 from teacher.labeling.stage import label
 from teacher.labeling.verify import verify_labels
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.train import train_teacher
 from tests.conftest import make_writer
 from tests.digits_run import Digits, label_and_selection_bytes

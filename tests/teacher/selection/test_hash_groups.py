@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.core.config import load_config
 from teacher.selection.copies import write_all_copies
-from teacher.selection.cutoffs import SelectRule, tie_hash
-from teacher.selection.find_hash_groups import find_crowds
-from teacher.selection.hash_groups import Crowds
+from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.select import select_shards
+from teacher.selection.quota_search import select_shards
+from teacher.selection.rule import HashGroups, SelectRule, tie_hash
 from tests.teacher.selection.test_select import ordinal_of, read_copies, write_labels
 
 RULE = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=None, max_copies=1)
@@ -44,11 +43,11 @@ def kept_of(shards: dict[str, Rows], most: int, excluded: set[tuple[str, int]]) 
     return {name: [int((name, n) in kept) for n in range(len(content))] for name, content in shards.items()}
 
 
-def crowds_of(
+def groups_of(
     folder: str, shards: list[str], most: int, exclusions: Exclusions | None = None, **options: Any
-) -> Crowds:
+) -> HashGroups:
     options = {"counter_bits": 4} | options
-    return find_crowds(LabelSource(folder, RULE, exclusions or Exclusions()), shards, most, **options)
+    return find_hash_groups(LabelSource(folder, RULE, exclusions or Exclusions()), shards, most, **options)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,8 +68,8 @@ def test_rows_that_stay_are_those_of_sorting_each_group(
     exclusions = Exclusions(held_out_samples={"s0": [0]})
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), shards)
-        crowds = crowds_of(name, names, most, exclusions, num_workers=num_workers, max_rows=max_rows)
-        selection = select_shards(name, list(shards), RULE, Exclusions({"s0": [0]}, crowds=crowds))
+        groups = groups_of(name, names, most, exclusions, num_workers=num_workers, max_rows=max_rows)
+        selection = select_shards(name, list(shards), RULE, Exclusions({"s0": [0]}, hash_groups=groups))
         counts = write_all_copies(selection, name, list(shards), f"{name}/out")
         copies = read_copies(Path(name) / "out", list(shards))
     expected = kept_of(shards, most, excluded)
@@ -83,8 +82,8 @@ def test_rows_that_stay_are_those_of_sorting_each_group(
 @pytest.mark.parametrize("most", [1, 254, 255, 256, 400])
 def test_more_images_of_one_hash_than_a_counter_can_count(tmp_path: Path, most: int) -> None:
     write(tmp_path, {"a": [(0, 0.5, 7)] * 200, "b": [(0, 0.9, 7)] * 200, "c": [(0, 0.9, 8)] * 3})
-    crowds = crowds_of(str(tmp_path), ["a", "b", "c"], most, counter_bits=27)
-    selection = select_shards(str(tmp_path), ["a", "b", "c"], RULE, Exclusions(crowds=crowds))
+    groups = groups_of(str(tmp_path), ["a", "b", "c"], most, counter_bits=27)
+    selection = select_shards(str(tmp_path), ["a", "b", "c"], RULE, Exclusions(hash_groups=groups))
     write_all_copies(selection, str(tmp_path), ["a", "b", "c"], str(tmp_path / "out"))
     kept = {name: sum(copies) for name, copies in read_copies(tmp_path / "out", ["a", "b", "c"]).items()}
     assert kept == {"a": max(0, min(most, 400) - 200), "b": min(most, 200), "c": min(most, 3)}
