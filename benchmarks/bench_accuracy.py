@@ -35,8 +35,9 @@ from data.shards.split import open_split
 from data.shards.write import Members, labeled_members, write_shards
 from pipeline.core.config import load_config
 from pipeline.core.schema import TrainConfig
-from pipeline.inference.predictor import predict_split, top_k_accuracy
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import predict_split
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.run import main as pipeline
 
 ARMS = ("teacher", "student", "labels_alone", "without_noise", "all_labels")

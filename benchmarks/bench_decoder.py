@@ -21,12 +21,12 @@ from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import PHOTOS, photo_jpeg
 from data.images.clean_view import Decoder
 from data.settings import run_command
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model
 
 SHAPES = ((500, 375), (1000, 750), (1600, 1200))
-HALF = TrainConfig(model=MODEL, image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESSING = Preprocessing(224, 0.875, "bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def bench(images: int = 400) -> None:
@@ -59,7 +59,7 @@ def bench(images: int = 400) -> None:
 
 
 def _probabilities(model: torch.nn.Module, contents: list[bytes], decoder: Decoder) -> np.ndarray:
-    predictor = Predictor(model, HALF, "cpu", 50, decoder=decoder)
+    predictor = Predictor(model, PREPROCESSING, "cpu", 50, decoder=decoder)
     views = torch.from_numpy(np.stack([predictor.view(content) for content in contents])).permute(0, 3, 1, 2)
     return predictor.probabilities(views)
 

@@ -28,7 +28,9 @@ from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import Config, TrainConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops
 
 FORWARD = 1 / 3  # of a training pass: backward is about two forward passes
@@ -85,7 +87,9 @@ def _fixmatch(data: str, seed: int, split: str, method: FixMatch, out: str) -> f
         torch.set_num_threads(1)
         labeled, unlabeled = (read_images(splits[name]) for name in ("labeled", "unlabeled"))
         network = train(labeled, unlabeled, config.student, method, NUM_CLASSES, seed, str(folder / "checkpoints"))
-        logits, labels = predict_split(splits[split], Predictor(network, config.student, "cpu"))
+        preprocessing = Preprocessing.of_training(config.student)
+        predictor = Predictor(network, preprocessing, "cpu", channels_last=config.student.channels_last)
+        logits, labels = predict_split(splits[split], predictor)
         result.write_text(json.dumps({"top1": top_k_accuracy(logits, labels)[0], "steps": method.steps}))
     return float(json.loads(result.read_text())["top1"])
 

@@ -38,9 +38,9 @@ from data.images.clean_view import EvalView
 from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.core.timing import peak_memory
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 
 SIZE, CROP_PCT, BATCH, THREADS, NUM_CLASSES, PER_SHARD = 224, 0.875, 256, 2, 1000, 500
@@ -51,9 +51,8 @@ class StubPredictor(Predictor):
     """A model that costs nothing."""
 
     def __init__(self) -> None:
-        super().__init__(
-            torch.nn.Identity(), TrainConfig(image_size=SIZE, crop_pct=CROP_PCT), "cpu", BATCH, decoder="fast"
-        )
+        preprocessing = Preprocessing(SIZE, CROP_PCT, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(torch.nn.Identity(), preprocessing, "cpu", BATCH, decoder="fast")
         self._answer = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), BATCH).astype(np.float32)
 
     def probabilities(self, images: torch.Tensor) -> np.ndarray:

@@ -26,8 +26,8 @@ from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import make_photos
 from data.settings import run_command
 from data.shards.split import Shard, open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.fold_batch_norm import fold_batch_norm
 from pipeline.models.registry import build_model
 from teacher.labeling.label_shard import ShardLabeler
@@ -59,8 +59,9 @@ def make_predictor(fast: bool) -> Predictor:
     """EfficientNet-Lite0, as timm builds it or as `stage=label` runs it."""
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(lite0_weights())
-    config = TrainConfig(model=MODEL, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=fast)
-    return Predictor(fold_batch_norm(model, SIZE) if fast else model, config, "cpu", BATCH, decoder="fast")
+    preprocessing = Preprocessing(SIZE, 0.875, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = fold_batch_norm(model, SIZE) if fast else model
+    return Predictor(model, preprocessing, "cpu", BATCH, decoder="fast", channels_last=fast)
 
 
 def _model_rate(predictor: Predictor, images: int) -> float:

@@ -36,7 +36,9 @@ from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import StudentConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training.job import TrainJob
@@ -187,9 +189,9 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
     model = build_model(section.model, NUM_CLASSES, section.model_args, 0.0, 0.0)
     model.load_state_dict(load_trained(job)[0])
     torch.set_num_threads(1)
-    logits, truth = predict_split(
-        open_split(f"{data}/{split}/*.tar", f"{data}/index"), Predictor(model, section, "cpu")
-    )
+    preprocessing = Preprocessing.of_training(section)
+    predictor = Predictor(model, preprocessing, "cpu", channels_last=section.channels_last)
+    logits, truth = predict_split(open_split(f"{data}/{split}/*.tar", f"{data}/index"), predictor)
     right = _answers(data, names, tables)[labels.kept] == labels.probabilities.argmax(1)[labels.kept]
     return {"top1": top_k_accuracy(logits, truth)[0], "kept": int(labels.kept.sum()), "right": float(right.mean())}
 

@@ -12,8 +12,8 @@ from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
-from pipeline.inference.publish import publish
-from pipeline.models.device import require_device
+from pipeline.inference.commit_weights import TrainedModel, commit_weights
+from pipeline.inference.predictor import require_device
 from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
@@ -65,10 +65,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     last = jobs[-1]
     state, _ = load_trained(last)
     metrics = ("metrics.jsonl", f"{FOLDER}/metrics.jsonl")[: len(jobs)]
-    publish(
-        stage, last.config, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
-        validation, metrics, {"steps": sum(part.total_steps for part in jobs)},
-    )  # fmt: skip
+    trained = TrainedModel(last.config, state, num_classes, class_names, layout.generation)
+    commit_weights(stage, trained, config, validation, metrics, {"steps": sum(part.total_steps for part in jobs)})
     return require_done(layout.student, "student")
 
 

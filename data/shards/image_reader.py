@@ -22,6 +22,7 @@ from data.shards.split import DataError, Shard, Split
 from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 from data.storage.redact import redacted
 
+PLACE_COLUMNS = ("ordinal", "__key__", "offset", "size")  # of label rows; see `places_of`
 _OPEN_FILES = 64
 _MAX_WASTE = 2  # bytes read per byte wanted, rather than seeking
 _MOST_AT_ONCE = 1 << 30  # of a local read; Linux gives at most 2 GiB
@@ -54,7 +55,7 @@ class Place(NamedTuple):
 
 def places_of(labels: pa.Table) -> list[Place]:
     """Places of the images of label rows: columns `ordinal`, `__key__`, `offset` and `size`."""
-    columns = (labels.column(name).to_pylist() for name in ("ordinal", "__key__", "offset", "size"))
+    columns = (labels.column(name).to_pylist() for name in PLACE_COLUMNS)
     return list(map(Place, *columns))
 
 

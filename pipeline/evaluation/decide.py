@@ -13,10 +13,9 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
 from pipeline.evaluation.generations import Decision, decided
-from pipeline.inference.comparison import paired
-from pipeline.inference.predictor import predict_split
-from pipeline.inference.publish import load_predictor
-from pipeline.models.device import require_device
+from pipeline.inference.accuracy import paired_comparison
+from pipeline.inference.predictor import predict_split, require_device
+from pipeline.inference.stage_weights import load_predictor
 
 
 def decide(config: Config, layout: Layout) -> Decision | None:
@@ -55,7 +54,7 @@ def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any
     return {
         "teacher_top1": float(teacher.mean()),
         "student_top1": float(student.mean()),
-        "comparison": asdict(paired(teacher, student)),
+        "comparison": asdict(paired_comparison(teacher, student)),
     }
 
 

@@ -14,7 +14,7 @@ from data import storage
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 
 ERRORS = 1.0  # standard errors that a gain must exceed
 RULE = (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.stage_weights import load_predictor
 
 _MEASURED_S = 0.5
 _LEAST = 5  # measurements
@@ -42,7 +42,7 @@ def _measure(predictor: Predictor) -> dict[str, float]:
 def _seconds(predictor: Predictor, batch_size: int) -> float:
     """Median time of a batch, after one to warm up; `logits` comes back to the CPU, so a GPU has ended by then."""
     predictor.batch_size = batch_size
-    size = predictor.config.image_size
+    size = predictor.preprocessing.image_size
     images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     predictor.logits(images)
     taken: list[float] = []

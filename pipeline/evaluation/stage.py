@@ -25,10 +25,10 @@ from pipeline.core.stage import (
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
 from pipeline.evaluation.speed_file import write_speed
+from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
-from pipeline.inference.publish import load_predictor, read_info
-from pipeline.models.device import require_device
+from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
@@ -136,6 +136,6 @@ def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[st
         "temperature": predictor.temperature,
         "per_class_top1": per_class,
         "parameters": count_parameters(predictor.model),
-        "flops": count_flops(predictor.model, predictor.config.image_size),
+        "flops": count_flops(predictor.model, predictor.preprocessing.image_size),
     }
     return figures, {"label": predicted, "confidence": probabilities.max(axis=1)}

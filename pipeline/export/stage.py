@@ -20,7 +20,7 @@ from pipeline.core.layout import VERSION, Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, StageRefusedError, look, open_stage, require_done
-from pipeline.export.card import card, gather_facts
+from pipeline.export.card import read_card_facts, render_card
 from pipeline.export.manifests import read_manifest, write_manifests
 from pipeline.export.plan import plan_files
 from pipeline.export.shards import has_tables, tables_of
@@ -104,8 +104,8 @@ def _commit(
     outputs = write_manifests(stage.folder, records, names, config.export.format == "shards")
     selection_folder = layout.current_selection()
     assert selection_folder is not None, "open_overlay has required it"
-    facts = gather_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
-    storage.write_text(stage.path(CARD_NAME), card(facts, records))
+    facts = read_card_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
+    storage.write_text(stage.path(CARD_NAME), render_card(facts, records))
     storage.remove(
         stage.path(RECORDS_FOLDER)
     )  # the manifest has them now; after the marker nobody would remove the folder

@@ -15,7 +15,7 @@ from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import DataError, Split
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
-from pipeline.inference.predictor import view_of
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 
 GPUS = (8, 64)
@@ -154,7 +154,7 @@ def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
     if unlabeled is None:
         return None
     shard = unlabeled.shards[0]
-    view = view_of(config.teacher, config.label.decoder)
+    view = Preprocessing.of_training(config.teacher).view(config.label.decoder)
     try:
         places = [place for place in places_in(shard.index().slice(0, _DECODED)) if place.size]
         with ImageReader([shard.url]) as reader:

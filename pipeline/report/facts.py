@@ -20,8 +20,8 @@ from pipeline.core.stage import StageError, done_record, recorded_seconds
 from pipeline.core.timing import Effort, read_effort
 from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.stage import PREDICTIONS_NAME
-from pipeline.inference.comparison import Comparison, paired
-from pipeline.inference.publish import read_info
+from pipeline.inference.accuracy import Comparison, paired_comparison
+from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 
@@ -125,7 +125,7 @@ def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
 def compare(first: Model, second: Model) -> Comparison | None:
     """Compare top-1 of the second model with that of the first; None if they were not tested on the same images."""
     one, two = first.predictions, second.predictions
-    return None if one is None or two is None or one.test != two.test else paired(one.right, two.right)
+    return None if one is None or two is None or one.test != two.test else paired_comparison(one.right, two.right)
 
 
 def read_metrics(model: Model) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Images on the report: small copies, inside the page."""
+"""Small copies of images, inside the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from data import storage
 from data.images.decode import DecodeError, decode
 from data.labels.label_files import LabeledShard, labels_by_name, read_labels
-from data.shards.image_reader import Place, places_of, read_image
+from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
 from data.shards.split import DataError
 from pipeline.report.survey import ShownLabel
 
@@ -71,7 +71,6 @@ def load_pictures(
 
 
 def _load_picture(labels_folder: str, entry: LabeledShard, url: str | None, row: int) -> tuple[str, str | None]:
-    columns = ["ordinal", "__key__", "offset", "size"]
-    table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
+    table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), PLACE_COLUMNS, entry)
     (place,) = places_of(table.slice(row, 1))
     return place.key, url and thumbnail_at(url, place)

@@ -9,7 +9,8 @@ import ray
 from data.labels.label_files import LabeledShard
 from data.shards.split import Shard
 from pipeline.core.schema import LabelConfig
-from pipeline.inference.publish import load_labeling_predictor, read_info
+from pipeline.inference.ensemble import load_labeling_predictor
+from pipeline.inference.stage_weights import read_info
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.pool import here

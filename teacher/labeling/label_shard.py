@@ -15,7 +15,8 @@ import torch
 from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
 from data.shards.split import Shard
 from pipeline.core.stage import StageError
-from pipeline.inference.predictor import Ensemble, Predictor
+from pipeline.inference.ensemble import Ensemble
+from pipeline.inference.predictor import Predictor
 from teacher.labeling.batches import Batch, ImageMemory, Meter, ahead, submitted_batches
 
 

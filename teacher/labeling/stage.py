@@ -36,8 +36,9 @@ from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
-from pipeline.inference.publish import ensemble_digest, read_info
-from pipeline.models.device import require_device
+from pipeline.inference.ensemble import ensemble_digest
+from pipeline.inference.predictor import require_device
+from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.actor import Labeler
 from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable

@@ -17,9 +17,10 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
-from pipeline.inference.accuracy import Accuracy
-from pipeline.inference.predictor import predict_all, predict_split, top_k_accuracy
-from pipeline.inference.publish import load_labeling_predictor, load_predictor
+from pipeline.inference.accuracy import Accuracy, top_k_accuracy
+from pipeline.inference.ensemble import load_labeling_predictor
+from pipeline.inference.predictor import predict_all, predict_split
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.weights import WeightsInfo
 from pipeline.upstream.stage_inputs import require_same_classes
 

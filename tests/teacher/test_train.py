@@ -13,7 +13,8 @@ from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, StageRefusedError
-from pipeline.inference.publish import load_predictor, preprocessing, read_info
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.teacher_check import check_teacher
@@ -99,8 +100,8 @@ def test_a_teacher_labels_in_the_precision_of_its_calibration(make_config: MakeC
     config = make_config("teacher.precision=bf16")
     train_teacher(config, layout(config))
     folder = layout(config).teacher
-    assert preprocessing(read_info(folder)).precision == "bf16"
-    assert load_predictor(folder, "cpu").config.precision == "bf16"
+    assert Preprocessing.of_weights(read_info(folder)).precision == "bf16"
+    assert load_predictor(folder, "cpu").preprocessing.precision == "bf16"
 
 
 @pytest.mark.parametrize(("alone", "told"), [(0.9, True), (0.0, False)])

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from data.labels.label_files import (
     top_k_of,
 )
 from data.shards.split import DataError, Shard, open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 from tests.conftest import WriteDigits, png
 
@@ -38,11 +39,11 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-CONFIG = TrainConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop"}})
+PREPROCESSING = Preprocessing(8, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize="pad")
 
 
 def predictor(batch_size: int = 32, views: int = 1) -> Predictor:
-    return Predictor(Linear(8), CONFIG, "cpu", batch_size, temperature=2.0, views=views)
+    return Predictor(Linear(8), PREPROCESSING, "cpu", batch_size, temperature=2.0, views=views)
 
 
 def label_shard(shard: Shard, url: str, model: Predictor, top_k: int, decode_threads: int) -> LabeledShard:
@@ -188,8 +189,8 @@ def test_a_damaged_manifest_of_labels_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("views", [2, 10])
 def test_views_average_mirrored_and_shifted_images(views: int) -> None:
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    config = TrainConfig.model_validate({"image_size": 16})
-    one, several = (Predictor(Linear(16), config, "cpu", 8, views=n) for n in (1, views))
+    preprocessing = replace(PREPROCESSING, image_size=16)
+    one, several = (Predictor(Linear(16), preprocessing, "cpu", 8, views=n) for n in (1, views))
     both = (one.probabilities(images) + one.probabilities(images.flip(3))) / 2
     if views == 2:
         np.testing.assert_allclose(several.probabilities(images), both, atol=1e-6)

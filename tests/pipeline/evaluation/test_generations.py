@@ -13,7 +13,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.evaluation.decide import decide
 from pipeline.evaluation.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
-from pipeline.inference.comparison import paired
+from pipeline.inference.accuracy import paired_comparison
 from pipeline.planning.status import print_status
 from pipeline.report.build import report_html
 from pipeline.report.facts import read_facts
@@ -34,7 +34,7 @@ def rights(gained: int, lost: int, number: int = 100) -> tuple[np.ndarray, np.nd
 
 def decision(gained: int, lost: int) -> Decision:
     teacher, student = rights(gained, lost)
-    return Decision(float(teacher.mean()), float(student.mean()), paired(teacher, student))
+    return Decision(float(teacher.mean()), float(student.mean()), paired_comparison(teacher, student))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def with_effort(folder: str, effort: Effort) -> None:
     storage.write_text(storage.join(folder, "seconds.json"), json.dumps(values))
 
 
-def test_each_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None:
+def test_a_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None:
     config = run.config(truth=False)
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
@@ -67,7 +67,7 @@ def test_a_run_of_an_earlier_version_has_no_timeline_chart(run: SmallRun) -> Non
     assert "Timeline of the stages" not in html
 
 
-def test_runs_of_a_stage_are_added_up_and_remembered(tmp_path: Path) -> None:
+def test_the_runs_of_a_stage_are_added_up_and_recorded(tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert read_effort(folder) == Effort()
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_a_damaged_file_of_times_is_no_error(tmp_path: Path) -> None:
 
 
 def evaluated(run: SmallRun, write: WriteDigits, teacher: np.ndarray, student: np.ndarray) -> tuple[Config, Layout]:
-    """A run whose test images are there."""
+    """Make a run that has its test images."""
     write(run.folder / "test", 0, NUM_TEST)
     pattern = f"{run.folder}/test/*.tar"
     base = run.config(truth=False)
@@ -129,7 +129,7 @@ def test_images_gained_and_lost_are_shown(run: SmallRun, write_digits: WriteDigi
     assert "is class 0; the teacher says class 1, the student class 0" in section
 
 
-def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digits: WriteDigits) -> None:
+def test_changed_test_images_are_not_shown(run: SmallRun, write_digits: WriteDigits) -> None:
     numbers = np.arange(NUM_TEST)
     config, layout = evaluated(run, write_digits, numbers >= 3, numbers >= 2)
     for path in (run.folder / "test").glob("*.tar"):
@@ -139,7 +139,7 @@ def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digi
     assert "Where the student differs from the teacher" in html
 
 
-def test_confusions_are_counted_by_truth_and_answer(run: SmallRun, write_digits: WriteDigits) -> None:
+def test_confusions_are_counted_by_true_and_predicted_class(run: SmallRun, write_digits: WriteDigits) -> None:
     labels = np.array([0, 0, 1, 2, 2, 2])
     sure = np.ones(6, np.float32)
     first = Predictions("t", labels, np.array([0, 1, 1, 0, 0, 2]), sure)

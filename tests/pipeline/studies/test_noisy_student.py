@@ -16,7 +16,7 @@ from data.labels.label_files import read_labels
 from data.storage.failpoint import VARIABLE
 from pipeline.core.config import load_config
 from pipeline.core.layout import Branch, Layout
-from pipeline.core.schema import AugmentConfig, Config, TrainConfig
+from pipeline.core.schema import AugmentConfig, Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.inputs.noised_view import noised
 from pipeline.models.registry import build_model
@@ -177,7 +177,7 @@ def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(t
 
 def test_a_noised_view_depends_on_the_image_alone_and_keeps_its_hash(digits: Digits) -> None:
     clean = EvalView(16, 1.0, "bicubic", "pad")
-    view = noised(clean, AugmentConfig(crop="pad_crop", pad=2, num_ops=0, cutout=4), TrainConfig(mean=(0.3, 0.3, 0.3)))
+    view = noised(clean, AugmentConfig(crop="pad_crop", pad=2, num_ops=0, cutout=4), "bicubic", (0.3, 0.3, 0.3))
     first = png(digits[0][0])
     pixels, number = view.with_hash(first)
     assert number == clean.with_hash(first)[1]

@@ -17,10 +17,11 @@ import torch
 from data import storage
 from data.storage import StorageError
 from pipeline.core.stage import Fingerprint, open_stage
-from pipeline.inference.publish import load_predictor, read_info
+from pipeline.inference.stage_weights import load_predictor, read_info
+from pipeline.models.external_weights import load_external
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
-from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
+from pipeline.models.weights import WeightsInfo, load_weights, save_weights
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 
@@ -220,7 +221,9 @@ def test_weights_of_another_model_than_config_json_says_are_refused_with_the_fol
     content = json.loads(config.read_text())
     content["noisy_student"]["num_classes"] = 4
     config.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"teacher/weights: its model\.safetensors is not of its config\.json's model"):
+    with pytest.raises(
+        ModelError, match=r"teacher/weights: its model\.safetensors does not fit the model of its config\.json"
+    ):
         load_predictor(stage, "cpu")
 
 

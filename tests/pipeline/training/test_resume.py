@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.stage import recorded_seconds
-from pipeline.inference.publish import read_info
+from pipeline.inference.stage_weights import read_info
 from tests import digits_run
 from tests.conftest import make_writer
 

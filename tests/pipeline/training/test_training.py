@@ -17,6 +17,7 @@ from data.shards.split import DataError, Split
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
@@ -243,7 +244,7 @@ def test_model_noise_changes_training_outputs_and_never_inference() -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    predictor = Predictor(model, CONFIG, "cpu", 8)
+    predictor = Predictor(model, Preprocessing.of_training(CONFIG), "cpu", 8)
     assert np.array_equal(predictor.logits(images), predictor.logits(images))
     predictor.model.train()
     assert not np.array_equal(predictor.logits(images), predictor.logits(images))
@@ -252,7 +253,7 @@ def test_model_noise_changes_training_outputs_and_never_inference() -> None:
 def test_labeling_sees_the_image_without_noise(digits: tuple[np.ndarray, np.ndarray]) -> None:
     model = build_model(CONFIG.model, 10, CONFIG.model_args)
     image = np.repeat(digits[0][0][..., None], 3, axis=2)
-    prepared = Predictor(model, CONFIG, "cpu").view(png(image))
+    prepared = Predictor(model, Preprocessing.of_training(CONFIG), "cpu").view(png(image))
     assert np.array_equal(prepared[4:12, 4:12], image)
     assert prepared.astype(np.int64).sum() == image.astype(np.int64).sum()
 

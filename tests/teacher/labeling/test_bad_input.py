@@ -191,14 +191,15 @@ LABEL_ALL = """
 import json, sys, torch
 from data.shards.split import open_split
 from pipeline.core.timing import peak_memory
-from pipeline.core.schema import TrainConfig
 from pipeline.models.registry import build_model
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 
 torch.set_num_threads(1)
 model = build_model("resnetrs26", 3, {"width": 0.125, "blocks": [1, 1, 1, 1]})
-predictor = Predictor(model, TrainConfig(image_size=96), "cpu", 8, decoder="fast")
+preprocessing = Preprocessing(96, 0.875, "bicubic", (0.5,) * 3, (0.25,) * 3)
+predictor = Predictor(model, preprocessing, "cpu", 8, decoder="fast")
 labeler = ShardLabeler(predictor, 3, 10, 1, 1, "test")
 predictor.probabilities(torch.zeros(8, 3, 96, 96, dtype=torch.uint8))
 peaks = [peak_memory()]
