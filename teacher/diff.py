@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, require_done
@@ -318,7 +318,7 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
         selection=folder,
         num_classes=labels["summary"]["num_classes"],
         class_names=tuple(names) if names else None,
-        labeled=labels_by_name(layout.labels),
+        labeled=read_labels_manifest(layout.labels),
         copies=copies_digests(selection),
     )
 

@@ -19,7 +19,15 @@ from data.shards.split import MANIFEST_NAME, ShardRecord
 from pipeline.core.layout import VERSION, Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, Stage, StageError, StageRefusedError, look, open_stage, require_done
+from pipeline.core.stage import (
+    Fingerprint,
+    Stage,
+    StageError,
+    StageRefusedError,
+    inspect_stage,
+    open_stage,
+    require_done,
+)
 from pipeline.export.card import read_card_facts, render_card
 from pipeline.export.manifests import read_manifest, write_manifests
 from pipeline.export.plan import plan_files
@@ -75,7 +83,7 @@ def _version(out: str, expected: Fingerprint) -> str:
     numbers = sorted(int(match[1]) for name in storage.list_names(out) if (match := VERSION.fullmatch(name)))
     for number in reversed(numbers):
         try:
-            look(storage.join(out, f"v{number}"), "export", expected)
+            inspect_stage(storage.join(out, f"v{number}"), "export", expected)
         except StageRefusedError:
             continue
         return f"v{number}"
@@ -106,9 +114,7 @@ def _commit(
     assert selection_folder is not None, "open_overlay has required it"
     facts = read_card_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
     storage.write_text(stage.path(CARD_NAME), render_card(facts, records))
-    storage.remove(
-        stage.path(RECORDS_FOLDER)
-    )  # the manifest has them now; after the marker nobody would remove the folder
+    storage.remove(stage.path(RECORDS_FOLDER))  # the manifest has them; after the marker nobody would remove them
     summary = {
         "generation": layout.generation,
         "selection": storage.base_name(selection_folder),

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from data.images.clean_view import EvalView
-from data.images.decode import Pixels, image_hash
+from data.images.decode import Pixels
+from data.images.similarity import image_hash
 from pipeline.core.schema import AugmentConfig
 from pipeline.inputs.train_transform import TrainTransform
 

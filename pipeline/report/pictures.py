@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import storage
 from data.images.decode import DecodeError, decode
-from data.labels.label_files import LabeledShard, labels_by_name, read_labels
+from data.labels.label_files import LabeledShard, read_labels, read_labels_manifest
 from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
 from data.shards.split import DataError
 from pipeline.report.survey import ShownLabel
@@ -66,7 +66,7 @@ def load_pictures(
         urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
     except storage.MissingError:
         urls = {}
-    entries = labels_by_name(labels_folder)
+    entries = read_labels_manifest(labels_folder)
     return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item.row) for item in shown]
 
 

@@ -16,9 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images.decode import DecodeError
-from data.images.fast_decode import decode_fast
-from data.images.held_out_hashes import HeldOut
+from data.images.decode import DecodeError, decode_fast
+from data.images.held_out_hashes import HeldOutHashes
 from data.images.similarity import SIDE, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.shards.image_reader import ImageReader, places_of
@@ -80,7 +79,7 @@ class NearDuplicateSearch:
         max_distance: maximum number of bits in which a proposed image's hash differs.
     """
 
-    def __init__(self, held_out: HeldOut, min_correlation: float, max_distance: int = MAX_DISTANCE) -> None:
+    def __init__(self, held_out: HeldOutHashes, min_correlation: float, max_distance: int = MAX_DISTANCE) -> None:
         self._num_images = len(held_out.hashes)
         self._max_distance, self._min_correlation = max_distance, min_correlation
         self._index = HashIndex(np.concatenate([held_out.hashes, held_out.hashes_flipped]))

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from data import storage
-from data.images.held_out_hashes import HeldOut, read_held_out
-from data.labels.label_files import LabeledShard, labels_by_name
+from data.images.held_out_hashes import HeldOutHashes, read_held_out_hashes
+from data.labels.label_files import LabeledShard, read_labels_manifest
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 from pipeline.core.committed_files import read_output_table
@@ -101,11 +101,11 @@ def read_listing(searched: SearchResult) -> dict[str, list[int]]:
     return ordinals
 
 
-def _held_out(config: Config) -> HeldOut:
-    return read_held_out(storage.expand(config.data.held_out_hashes))
+def _held_out(config: Config) -> HeldOutHashes:
+    return read_held_out_hashes(storage.expand(config.data.held_out_hashes))
 
 
-def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -> Fingerprint:
+def _fingerprint(config: Config, held_out: HeldOutHashes, labels: Mapping[str, Any]) -> Fingerprint:
     method = {
         "near_duplicates.complete_distance": COMPLETE_DISTANCE,
         "near_duplicates.max_distance": MAX_DISTANCE,
@@ -115,11 +115,11 @@ def _fingerprint(config: Config, held_out: HeldOut, labels: Mapping[str, Any]) -
 
 
 def _search(
-    config: Config, layout: Layout, held_out: HeldOut, stage: Stage, progress: ReportProgress | None
+    config: Config, layout: Layout, held_out: HeldOutHashes, stage: Stage, progress: ReportProgress | None
 ) -> list[pa.Table]:
     """The listing in parts, in the labels' order, with `_counts` in their metadata; parts of an interrupted search are reused."""
     search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), _shard_urls(config)
-    labeled = labels_by_name(layout.labels)
+    labeled = read_labels_manifest(layout.labels)
     names, num_threads = list(labeled), min(os.cpu_count() or 1, _MAX_THREADS)
 
     def task(shards: Iterable[str]) -> dict[str, ShardResult]:
@@ -167,7 +167,7 @@ def _unchanged_url(url: str | None, entry: LabeledShard) -> str | None:
         return None
 
 
-def _listing(held_out: HeldOut, found: Mapping[str, ShardResult]) -> pa.Table:
+def _listing(held_out: HeldOutHashes, found: Mapping[str, ShardResult]) -> pa.Table:
     files = [redacted(url) for url in held_out.urls]
     tables = [LISTING_SCHEMA.empty_table()]
     for name, result in found.items():
@@ -195,7 +195,7 @@ def _counts(found: Collection[ShardResult]) -> dict[str, int]:
     }
 
 
-def _summary(held_out: HeldOut, parts: Sequence[pa.Table]) -> dict[str, int]:
+def _summary(held_out: HeldOutHashes, parts: Sequence[pa.Table]) -> dict[str, int]:
     counts = [json.loads(part.schema.metadata[_COUNTS_KEY]) for part in parts]
     total = {name: sum(count[name] for count in counts) for name in ("labels", "proposed", "not_seen")}
     return {"held_out": len(held_out.hashes), **total, "near_duplicates": sum(part.num_rows for part in parts)}

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, require_done
 from teacher.executors import Executor, ReportProgress, in_threads
@@ -110,7 +110,7 @@ def reuse_images(
         StageError: the selection to reuse does not match its labels.
     """
     labels, record = replace(layout, generation=layout.generation - 1).labels, require_done(reuse_from, "select")
-    previous = _Previous(labels, reuse_from, labels_by_name(labels), copies_digests(record))
+    previous = _Previous(labels, reuse_from, read_labels_manifest(labels), copies_digests(record))
     write, shards = partial(_write_shards, source, previous, out_dir), list(source.labeled)
     counts: dict[str, ShardCounts] = {}
     total = ReusedClasses.empty(source.rule.num_classes)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
-from data.labels.label_files import LabeledShard, labels_by_name
+from data.labels.label_files import LabeledShard, read_labels_manifest
 from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
@@ -100,7 +100,7 @@ def _fingerprint(
 def _select(
     config: Config, layout: Layout, labels: Mapping[str, Any], searched: SearchResult | None, stage: Stage
 ) -> None:
-    labeled = labels_by_name(layout.labels)
+    labeled = read_labels_manifest(layout.labels)
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
     choose = _reuse if keeps_images(config, layout) else _choose
     content = choose(config, layout, labels["summary"], labeled, exclusions, stage.folder)

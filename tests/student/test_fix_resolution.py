@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.images.decode import eval_transform
+from data.images.resize import eval_transform
 from data.settings import UsageError
 from data.shards.split import Split
 from pipeline.core.config import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.labels.label_files import read_labels, read_manifest
+from data.labels.label_files import read_labels, read_labels_manifest
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
@@ -40,7 +40,7 @@ def rows(layout: Layout, folder: str | None) -> dict[tuple[str, int], tuple[int,
     """(shard, ordinal) → label, copies."""
     assert folder is not None
     found: dict[tuple[str, int], tuple[int, int]] = {}
-    for entry in read_manifest(layout.labels):
+    for entry in read_labels_manifest(layout.labels).values():
         table = read_labels(storage.join(layout.labels, f"{entry.name}.parquet"))
         copies = read_labels(storage.join(folder, f"{entry.name}.parquet")).column("copies").to_pylist()
         columns = (table.column("ordinal").to_pylist(), table.column("label").to_pylist(), copies)
@@ -73,7 +73,7 @@ def test_two_generations_flip_rate_and_drift_are_counted_image_by_image(run: Sma
 
 def test_an_image_that_only_one_side_has_is_gone_or_new(run: SmallRun) -> None:
     config, layouts = labeled(run, 2)
-    name = read_manifest(layouts[1].labels)[0].name
+    name = next(iter(read_labels_manifest(layouts[1].labels)))
     (layout,) = layouts[1:]
     number = len(read_labels(url := storage.join(layout.labels, f"{name}.parquet")))
     storage.remove(url)

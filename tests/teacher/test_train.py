@@ -78,7 +78,7 @@ def test_other_weights_under_the_same_name_are_refused(make_config: MakeConfig, 
 def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: MakeConfig) -> None:
     config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
-    with pytest.raises(StageError, match=r"but 0\.900 was expected"):
+    with pytest.raises(StageError, match=r"expected top-1 0\.900"):
         check(config)
 
 
@@ -120,9 +120,7 @@ def test_views_that_make_the_labels_worse_are_reported(
     check(config)
     rows = read_labels(f"{config.run_dir}/validation.parquet").to_pylist()
     right = sum(row["label"] == row["predicted"] for row in rows) / len(rows)
-    message = (
-        f"as it labels (label.views=2, 1 teachers), top-1 on data.validation is {right:.3f}, but 0.900 on one view"
-    )
+    message = f"the labels (label.views=2, 1 teachers) have top-1 {right:.3f} on data.validation, the teacher alone on one view 0.900"
     assert (message in capsys.readouterr().out) == told
 
 

@@ -13,19 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.errors import DataError
 from data.labels.label_files import (
     describe_label_file,
     label_table,
-    labels_by_name,
     read_copies,
     read_labels,
+    read_labels_manifest,
     read_quarantined,
     top_k_of,
     write_labels,
 )
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
@@ -79,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.n
 
 def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Readers:
     """Every way in which a stage reads the labels and copies of shard NAME, or of all."""
-    entries = labels_by_name(layout.labels)
+    entries = read_labels_manifest(layout.labels)
     url, entry = f"{layout.labels}/{NAME}.parquet", entries[NAME]
     overlay, _, _ = open_overlay(config, layout)
     position = [shard.name for shard in overlay.shards].index(NAME)
@@ -311,7 +312,7 @@ def test_keeping_images_reads_what_was_committed_before(run: Run, tmp_path: Path
     folder = run.layout.current_selection()
     assert folder is not None
     second = Layout(run.config.run_dir, 2)
-    entries = labels_by_name(run.layout.labels)
+    entries = read_labels_manifest(run.layout.labels)
     for path in Path(run.layout.labels).glob("*"):
         target = Path(second.labels) / path.name
         target.parent.mkdir(parents=True, exist_ok=True)

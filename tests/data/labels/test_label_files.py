@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+from data.errors import DataError
 from data.labels.label_files import (
     LabeledShard,
     describe_label_file,
     read_labels,
-    read_manifest,
+    read_labels_manifest,
     read_quarantined,
     soft_targets,
     top_k_of,
 )
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
@@ -183,7 +184,7 @@ def test_a_label_file_describes_itself_and_a_damaged_one_does_not(tmp_path: Path
 def test_a_damaged_manifest_of_labels_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: damaged .* remove it and run stage=label"):
-        read_manifest(str(tmp_path))
+        read_labels_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("views", [2, 10])

@@ -12,7 +12,14 @@ from data.storage.failpoint import VARIABLE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.evaluation.decide import decide
-from pipeline.evaluation.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
+from pipeline.evaluation.generations import (
+    Decision,
+    all_layouts,
+    describe_best,
+    known_layouts,
+    read_decision,
+    summarize,
+)
 from pipeline.inference.accuracy import paired_comparison
 from pipeline.planning.status import print_status
 from pipeline.report.build import report_html
@@ -99,7 +106,7 @@ def test_a_decision_on_another_student_is_made_again(run: AutoRun) -> None:
     decide(run.auto, run.layout(1))
     storage.remove(run.layout(1).student)
     run.model(run.layout(1).student, "student", weights=b"another")
-    assert decided(run.layout(1)) is None
+    assert read_decision(run.layout(1)) is None
     assert known_layouts(run.auto) == [run.layout(1)]
     assert decide(run.auto, run.layout(1)) is not None
     assert storage.exists(f"{run.layout(1).decision}.old-1")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.settings import UsageError
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
@@ -69,7 +69,7 @@ class Data:
         self.folder = folder
         images, labels = digits[0][:NUM_VALIDATION], digits[1][:NUM_VALIDATION]
 
-        def samples(labeled: bool) -> Iterator[tuple[str, Members]]:
+        def samples(labeled: bool) -> Iterator[tuple[str, Fields]]:
             for number, (image, digit) in enumerate(zip(images, labels, strict=True)):
                 label = list(names).index(NATURAL[digit]) if labeled else None
                 yield f"{number:05d}", labeled_members("png", png(image), label)
@@ -230,7 +230,7 @@ def test_force_is_needed_once_to_label_with_a_teacher_at_chance(
         with pytest.raises(KeyboardInterrupt):
             label(config, layout, force)
     out = capsys.readouterr().out
-    assert out.count("it labels all the same, as that was asked for") == 1
+    assert out.count("accepted, as asked for") == 1
     print_status_of(config, layout)
     status = capsys.readouterr().out
     assert "    as the teacher labels: top-1" in status

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from data import storage
 from data.images.corruptions import CORRUPTIONS
 from data.images.decode import decode
-from data.images.held_out_hashes import Traits, write_hashes
+from data.images.held_out_hashes import HeldOutRow, write_hashes
 from data.images.similarity import thumbnail as thumbnail_of
 from data.labels.label_files import (
     VALIDATION_NAME,
     read_labels,
-    read_manifest,
+    read_labels_manifest,
 )
 from data.tables import write_table
 from pipeline.core.layout import Layout
@@ -218,7 +218,7 @@ def labels_of(layout: Layout) -> list[dict[str, Any]]:
     folder = layout.current_selection()
     assert folder is not None
     found = []
-    for entry in read_manifest(layout.labels):
+    for entry in read_labels_manifest(layout.labels).values():
         rows = read_labels(f"{layout.labels}/{entry.name}.parquet").to_pylist()
         copies = read_labels(f"{folder}/{entry.name}.parquet").column("copies").to_pylist()
         found += [row | {"shard": entry.name, "copies": number} for row, number in zip(rows, copies, strict=True)]
@@ -319,7 +319,7 @@ def test_near_duplicates_are_counted_and_their_listing_is_named(
 ) -> None:
     picture = thumbnail_of(decode(png(digits[0][5])))
     write_hashes(
-        str(run.folder / "held_out"), [Traits(5, 2**63, picture.tobytes())]
+        str(run.folder / "held_out"), [HeldOutRow(5, 2**63, picture.tobytes())]
     )  # label rows' hashes are 0, 1, 2, …
     data = {
         "unlabeled": [f"{run.folder}/unlabeled/*.tar"],

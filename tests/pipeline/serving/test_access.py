@@ -31,7 +31,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def test_names_of_this_machine_are_told_from_others() -> None:
+def test_loopback_names_are_told_from_other_hosts() -> None:
     assert [name for name in LOOPBACK if not names_loopback(name)] == []
     assert [name for name in OTHERS if names_loopback(name)] == []
 
@@ -39,7 +39,7 @@ def test_names_of_this_machine_are_told_from_others() -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/manifest.json", f"/{SHARD}", f"/{LABELS}", "/samples/0", "/metrics", "/openapi.json", "/x"]
 )
-def test_without_a_token_another_name_gets_nothing(joined: str, path: str) -> None:
+def test_without_a_token_other_host_names_are_refused(joined: str, path: str) -> None:
     for name in ("evil.example", "127.0.0.1.evil.example:80", "10.0.0.1"):
         answer = fetch(joined + path, {"Host": name})
         assert (answer.status, answer.json()["error"].startswith("this server answers as localhost")) == (421, True)
@@ -59,11 +59,11 @@ def test_without_a_token_another_name_gets_nothing(joined: str, path: str) -> No
         b"GET /manifest.json HTTP/1.1\r\nHost:\tevil.example",
     ],
 )
-def test_no_form_of_a_request_smuggles_a_name(joined: str, head: bytes) -> None:
+def test_no_form_of_a_request_smuggles_a_host_name(joined: str, head: bytes) -> None:
     assert raw(joined, head + b"\r\nConnection: close\r\n\r\n").split(b" ")[1] in (b"421", b"400")
 
 
-def test_a_probe_without_a_name_and_everyone_of_an_open_server_is_answered(run: SmallRun, joined: str) -> None:
+def test_a_missing_host_is_accepted_and_with_a_token_or_open_to_all_any_host(run: SmallRun, joined: str) -> None:
     assert raw(joined, b"GET /manifest.json HTTP/1.0\r\n\r\n").split(b" ")[1] == b"200"
     for settings in ({"open_to_all": True}, {"token": TOKEN}):
         with server_thread(catalog(run), **settings) as url:
@@ -71,7 +71,7 @@ def test_a_probe_without_a_name_and_everyone_of_an_open_server_is_answered(run: 
             assert answer.status == 200
 
 
-def test_a_browser_is_asked_for_the_token_and_gets_page_and_images_with_it(locked: str) -> None:
+def test_a_browser_is_asked_for_the_token_and_gets_page_and_images(locked: str) -> None:
     asked = fetch(f"{locked}/", {"Accept": "text/html,*/*;q=0.8"})
     assert asked.status == 401
     assert "Basic realm" in str(
@@ -92,7 +92,7 @@ def test_a_browser_is_asked_for_the_token_and_gets_page_and_images_with_it(locke
     assert TOKEN.encode() not in page.content
 
 
-def test_other_passwords_and_forms_open_nothing(locked: str) -> None:
+def test_wrong_passwords_and_other_schemes_are_refused(locked: str) -> None:
     values = (
         basic(one, user)["Authorization"]
         for one, user in (("wrong", "me"), ("", ""), ("x", TOKEN), (f"{TOKEN} ", "me"))
@@ -106,7 +106,7 @@ def test_other_passwords_and_forms_open_nothing(locked: str) -> None:
 
 
 def blocks(page: str) -> dict[str, str]:
-    """Consumer → code, as the page shows it."""
+    """Return the page's code examples by consumer."""
     return {name: html.unescape(code) for name, code in re.findall(r"<h3>(.*?)</h3><pre>(.*?)</pre>", page, re.DOTALL)}
 
 

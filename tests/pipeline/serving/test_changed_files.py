@@ -19,7 +19,7 @@ from tests.small_run import SmallRun
 
 @pytest.fixture
 def version(run: SmallRun) -> Iterator[tuple[ExportedVersion, Path]]:
-    """An export, whole again afterwards."""
+    """An export and its folder, restored after the test."""
     served = catalog(run, "v1")
     folder = run.folder / "run/exports/v1"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -50,7 +50,7 @@ HOW = ["cut", "replaced", "other", "pipe", "gone"]
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_label_table_that_is_not_the_committed_one_is_not_sent(
+def test_a_label_table_other_than_the_committed_one_is_not_sent(
     version: tuple[ExportedVersion, Path], how: str
 ) -> None:
     served, folder = version
@@ -64,7 +64,7 @@ def test_a_label_table_that_is_not_the_committed_one_is_not_sent(
         assert fetch(f"{url}/healthz").status == 200
 
 
-def test_a_label_table_has_the_digest_of_its_bytes_as_tag(version: tuple[ExportedVersion, Path]) -> None:
+def test_the_etag_of_a_label_table_is_its_sha256(version: tuple[ExportedVersion, Path]) -> None:
     served, folder = version
     with server_thread(served) as url:
         answer = fetch(f"{url}/{TABLE}")
@@ -75,7 +75,7 @@ def test_a_label_table_has_the_digest_of_its_bytes_as_tag(version: tuple[Exporte
 
 
 @pytest.mark.parametrize("how", ["cut", "pipe", "folder", "gone"])
-def test_a_shard_that_is_no_file_is_not_waited_for(version: tuple[ExportedVersion, Path], how: str) -> None:
+def test_a_damaged_or_replaced_shard_does_not_block(version: tuple[ExportedVersion, Path], how: str) -> None:
     served, folder = version
     with server_thread(served) as url:
         assert fetch(f"{url}/").status == 200
@@ -85,7 +85,7 @@ def test_a_shard_that_is_no_file_is_not_waited_for(version: tuple[ExportedVersio
         assert fetch(f"{url}/healthz").status == 200
 
 
-def test_a_pipe_that_takes_the_place_of_a_file_after_the_check_is_not_waited_for(
+def test_a_pipe_that_replaces_a_file_after_the_check_does_not_block(
     version: tuple[ExportedVersion, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, folder = version
@@ -99,7 +99,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_after_the_check_is_not_waited_for
 
 
 @pytest.mark.parametrize("which", ["shard", "labels", "copies"])
-def test_a_pipe_among_a_runs_files_is_not_waited_for(run: SmallRun, which: str) -> None:
+def test_a_pipe_among_a_runs_files_does_not_block(run: SmallRun, which: str) -> None:
     served = catalog(run)
     files = dict(zip(("labels", "copies"), served.overlay.files(0), strict=True))
     path = Path(files.get(which, served.overlay.shards[0].url))
@@ -120,7 +120,7 @@ def test_a_pipe_among_a_runs_files_is_not_waited_for(run: SmallRun, which: str) 
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_an_export_of_others_that_names_paths_is_not_served(
+def test_a_manifest_that_names_paths_outside_the_export_is_refused(
     version: tuple[ExportedVersion, Path], run: SmallRun
 ) -> None:
     _, folder = version

@@ -36,7 +36,7 @@ MALFORMED = [
 
 
 def rest(url: str, request: bytes) -> bytes:
-    """What comes back when the client says no more."""
+    """Send bytes and half-close; return everything received, empty after a reset."""
     with connected(url) as client, suppress(ConnectionError):
         client.sendall(request)
         client.shutdown(1)
@@ -118,7 +118,7 @@ STATUSES = [str(n).encode() for n in (100, 200, 206, 304, 400, 401, 404, 405, 41
 
 
 def request_of(source: random.Random) -> bytes:
-    """Some request: mostly well-formed, of parts that matter."""
+    """Return a random request, mostly well-formed, built from parts that matter."""
     path = source.choice(PATHS)
     if source.random() < 0.4:
         path = "/" + "".join(

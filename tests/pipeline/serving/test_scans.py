@@ -22,7 +22,7 @@ from tests.serving import catalog, fetch, server_thread, wait_for
 from tests.small_run import SmallRun
 
 
-def test_cheap_requests_are_answered_while_every_scan_is_stuck(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_requests_are_answered_while_every_scan_is_stuck(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, begun, lock = threading.Event(), [0], threading.Lock()
     entries = JoinedRun.entries
 
@@ -53,7 +53,7 @@ def test_cheap_requests_are_answered_while_every_scan_is_stuck(run: SmallRun, mo
     assert statuses.count(200) == 10, "two, and eight that waited"
 
 
-def test_a_filter_is_scanned_once_under_whatever_name_and_spelling(
+def test_a_filter_is_scanned_once_for_all_host_names_and_spellings(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scanned: list[RowFilter] = []
@@ -81,7 +81,7 @@ def test_a_filter_is_scanned_once_under_whatever_name_and_spelling(
     assert scanned.count(RowFilter()) == 1
 
 
-def test_pages_of_different_names_are_told_apart_by_their_tags(run: SmallRun) -> None:
+def test_pages_for_different_host_names_have_different_etags(run: SmallRun) -> None:
     with server_thread(catalog(run), open_to_all=True) as url:
         first, second = (fetch(f"{url}/", {"Host": name}) for name in ("a.example", "b.example"))
         assert first.headers["ETag"] != second.headers["ETag"]
@@ -90,7 +90,7 @@ def test_pages_of_different_names_are_told_apart_by_their_tags(run: SmallRun) ->
 
 
 class _Counted(frozenset[str]):
-    """Lines that count how often all of them are gone through."""
+    """A set of lines that counts iterations over it."""
 
     passes = 0
 
@@ -99,7 +99,7 @@ class _Counted(frozenset[str]):
         return super().__iter__()
 
 
-def test_excluded_keys_are_gone_through_once_and_not_by_requests(run: SmallRun) -> None:
+def test_excluded_keys_are_iterated_once_and_not_per_request(run: SmallRun) -> None:
     served = catalog(run)
     lines = _Counted(f"key{number}" for number in range(1000)) | {"unlabeled-000001/00055"}
     many = replace(served, overlay=replace(served.overlay, excluded=_Counted(lines)))
@@ -127,7 +127,7 @@ def test_a_key_is_excluded_as_its_list_says() -> None:
         assert exclude.is_excluded(lines, "s", keys).tolist() == expected
 
 
-def test_what_nobody_waits_for_any_more_is_not_made_and_does_not_count() -> None:
+def test_a_value_without_waiters_is_not_made_and_frees_its_place() -> None:
     async def go() -> None:
         pool, go_on, made = BlockingPool(1, 1), threading.Event(), list[str]()
         cache = AsyncCache(pool, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.stage import recorded_seconds
+from pipeline.core.timing import read_timing
 from pipeline.inference.stage_weights import read_info
 from tests import digits_run
 from tests.conftest import make_writer
@@ -85,4 +85,4 @@ def test_a_signal_makes_it_save_print_how_to_continue_and_exit_non_zero(data: Pa
     assert "To continue, the same command again" in errors
     assert f"run_dir={run_dir}" in errors
     assert "Traceback" not in errors
-    assert recorded_seconds(str(run_dir / "gen-1/teacher")) > 0
+    assert read_timing(str(run_dir / "gen-1/teacher")).seconds > 0

@@ -1,4 +1,4 @@
-"""An image that kills or hangs its decoder is found and quarantined; the shard's others are labeled."""
+"""An image that crashes or hangs the decoder is quarantined; the other images of its shard are labeled."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ CRASHES, HANGS, CANNOT = 3, 5, 7  # ordinals
 
 @dataclass(frozen=True)
 class Fragile(EvalView):
-    """Decodes all images but three, which it knows by their bytes."""
+    """Decode all images except three, recognized by their bytes."""
 
     crashes: bytes = b""
     hangs: bytes = b""

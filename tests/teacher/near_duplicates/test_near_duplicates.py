@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from data import fashion_mnist, pack, storage
-from data.images.decode import Pixels, decode, image_hash
-from data.images.held_out_hashes import HeldOut, is_outdated, read_held_out, traits
-from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.images.decode import Pixels, decode
+from data.images.held_out_hashes import HeldOutHashes, held_out_row, is_outdated, read_held_out_hashes
+from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.shards.split import DataError
 from data.tables import write_table
@@ -28,8 +28,8 @@ from tests.s3_server import FaultyS3
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
-    return read_held_out([write_held_out(tmp_path_factory.mktemp("held_out"), photos("china.jpg"))])
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOutHashes:
+    return read_held_out_hashes([write_held_out(tmp_path_factory.mktemp("held_out"), photos("china.jpg"))])
 
 
 def matches(search: NearDuplicateSearch, images: list[Pixels]) -> Matches:
@@ -42,19 +42,21 @@ def matches(search: NearDuplicateSearch, images: list[Pixels]) -> Matches:
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(held_out: HeldOut, kind: str) -> None:
+def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(
+    held_out: HeldOutHashes, kind: str
+) -> None:
     copies = [decode(COPIES[kind](photo)) for photo in photos("china.jpg")]
     found = matches(NearDuplicateSearch(held_out, 0.99), copies)
     assert found.row.tolist() == found.image.tolist() == list(range(len(copies)))
     assert found.flipped.tolist() == ["flipped" in kind] * len(copies)
 
 
-def test_other_photos_are_not_found(held_out: HeldOut) -> None:
+def test_other_photos_are_not_found(held_out: HeldOutHashes) -> None:
     others = [*photos("flower.jpg"), *map(flipped, photos("flower.jpg"))]
     assert not len(matches(NearDuplicateSearch(held_out, 0.99), others).row)
 
 
-def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_out: HeldOut) -> None:
+def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_out: HeldOutHashes) -> None:
     others = [*photos("flower.jpg"), *photos("china.jpg")[:1]]
     everything = NearDuplicateSearch(held_out, 0.99, max_distance=64)
     hashes = np.repeat(held_out.hashes[:1], len(others))  # all proposed for the first held-out photo
@@ -63,7 +65,7 @@ def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_ou
     assert everything.confirm(hashes, pictures, np.ones(len(others), bool)).row.tolist() == [len(others) - 1]
 
 
-def test_of_several_held_out_images_the_most_alike_is_named(held_out: HeldOut) -> None:
+def test_of_several_held_out_images_the_most_alike_is_named(held_out: HeldOutHashes) -> None:
     search = NearDuplicateSearch(held_out, max_distance=64, min_correlation=-1)
     found = matches(search, photos("china.jpg")[::-1])
     assert found.image.tolist() == list(range(len(found.row)))[::-1]
@@ -153,7 +155,7 @@ def test_where_the_shards_are_not_there_equal_hashes_count_and_it_says_so(
     corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hashes = [image_hash(decode(image)) for image in corpus.images]
-    known = {*traits(photos("china.jpg")[9])[:2], *traits(photos("china.jpg")[3])[:2]}
+    known = {*held_out_row(photos("china.jpg")[9])[:2], *held_out_row(photos("china.jpg")[3])[:2]}
     equal = sum(value in known for value in hashes)
     assert 0 < equal < 8
     for shard in corpus.shards.glob("*.tar"):
@@ -306,7 +308,7 @@ def test_packing_again_says_what_to_delete_and_then_writes_hashes_anew(
     rows = read_labels(f"{out}/labeled/hashes.parquet")
     keys = read_labels(f"{out}/labeled/sources.parquet").to_pylist()
     first = Path(keys[0]["path"]).read_bytes()
-    assert tuple(rows.slice(0, 1).to_pylist()[0].values()) == traits(decode(first))
+    assert tuple(rows.slice(0, 1).to_pylist()[0].values()) == held_out_row(decode(first))
     shard = (out / "labeled/labeled-000000.tar").read_bytes()
     write_old_hashes(out / "labeled")
     pack.pack(str(tmp_path / "photos"), str(out), validation=0)

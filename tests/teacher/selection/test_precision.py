@@ -1,4 +1,4 @@
-"""Precision at a threshold: estimated with an interval, and chosen on one half of the validation images and checked on the other."""
+"""Precision at a threshold: an estimate with an interval; thresholds chosen on one half of the images, checked on the other."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Selection on a cluster: the same bytes, and the same errors, as in threads of one process."""
+"""All executors give the same bytes and the same errors: threads, processes, Ray tasks."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Pa
     code = (
         "import os, signal\n"
         "from teacher.executors import processes\n"
-        "from tests.teacher.selection.test_sharing import _process_ids\n"
+        "from tests.teacher.test_executors import _process_ids\n"
         "with processes(1) as executor:\n"
         "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"
         "    print(number, flush=True)\n"
