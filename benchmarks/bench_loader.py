@@ -40,7 +40,8 @@ from benchmarks.photos import PHOTOS, make_photos
 from data.settings import run_command
 from data.shards.split import open_split
 from pipeline.core.schema import TrainConfig
-from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import labeled_stream
 
 SIZE, BATCH, PER_SHARD, LARGE = 224, 64, 128, (1600, 1200)
 TIMMS_AUGMENT = "rand-m15-n2-p1.0-mmax15"
@@ -55,7 +56,7 @@ def ours(**fields: Any) -> Contender:
     def run(pattern: str) -> Iterator[int]:
         config = TrainConfig(image_size=SIZE, **fields)
         stream = labeled_stream(open_split(pattern, "/nonexistent"), BATCH)
-        with closing(Batches((stream,), config, len(PHOTOS), seed=0)) as batches:
+        with closing(TrainBatches((stream,), config, len(PHOTOS), seed=0)) as batches:
             yield from (len(batches[step].images) for step in range(1 << 30))
 
     return run

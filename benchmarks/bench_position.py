@@ -22,7 +22,8 @@ from data.labels.label_files import COPIES_COLUMN
 from data.settings import run_command
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
-from pipeline.inputs.streams import Batches, StreamSpec
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import StreamSpec
 
 PER_STEP = 3584  # pseudo-labeled images of a batch of 4,096
 
@@ -33,7 +34,7 @@ def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: 
     urls = _write(Path(out), shards, rows)
     spec = StreamSpec("pseudo_labeled", urls, urls, (rows,) * shards, PER_STEP, copies_urls=urls)
     started = time.perf_counter()
-    batches = Batches((spec,), TrainConfig(), 1000, 0)
+    batches = TrainBatches((spec,), TrainConfig(), 1000, 0)
     seconds = {"read the selection": time.perf_counter() - started}
     order = batches.order(0)
     for name, number in (("step 0", 0), (f"step {step:,}", step)):

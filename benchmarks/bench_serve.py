@@ -48,7 +48,7 @@ from pipeline.export.todo import Job, files_of, make_file
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.listening import Settings, serve_until
+from pipeline.serving.server import ServerSettings, serve_until
 
 _BLOCK = 1 << 20
 _START_S = 60.0
@@ -137,7 +137,7 @@ def _server(catalog: Catalog) -> Iterator[tuple[int, int]]:
 
 
 def _serve(catalog: Catalog, pipe: Connection) -> None:
-    asyncio.run(serve_until(catalog, Settings(), lambda: False, pipe.send))
+    asyncio.run(serve_until(catalog, ServerSettings(), lambda: False, pipe.send))
 
 
 @contextmanager

@@ -38,7 +38,8 @@ from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import TrainConfig
-from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training.loop import TrainJob, fit
 
@@ -104,9 +105,9 @@ def timm(pattern: str, config: TrainConfig, steps: int) -> float:
 def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
     """The same batch at every step, made before the first one."""
     split = open_split(pattern, "/nonexistent")
-    with closing(Batches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
+    with closing(TrainBatches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
         batch = batches[0]
-    with mock.patch.object(Batches, "__getitem__", return_value=batch):
+    with mock.patch.object(TrainBatches, "__getitem__", return_value=batch):
         return ours(pattern, config.model_copy(update={"loader_workers": 0}), steps)
 
 

@@ -26,8 +26,7 @@ from data.shards.write import write_shards
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.serving.catalog import Catalog
-from pipeline.serving.listening import Settings, serve_until
-from pipeline.serving.server import open_catalog
+from pipeline.serving.server import ServerSettings, open_catalog, serve_until
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.pipeline.export.test_export import with_teacher
@@ -101,7 +100,7 @@ def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
     """A server in this process; its URL."""
     said: queue.Queue[str] = queue.Queue()
     ended = threading.Event()
-    run = serve_until(catalog, Settings(**{"grace_s": 0.0, **settings}), ended.is_set, said.put)
+    run = serve_until(catalog, ServerSettings(**{"grace_s": 0.0, **settings}), ended.is_set, said.put)
     thread = threading.Thread(target=asyncio.run, args=(run,))
     thread.start()
     try:

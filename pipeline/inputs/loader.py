@@ -20,8 +20,8 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
-from pipeline.inputs.streams import Batch, Batches
 
 SILENT_S = 600  # a batch that takes longer never comes
 _AHEAD = 4  # batches that each process loads before they are asked for
@@ -38,22 +38,22 @@ class _Piped:
     keys: list[str]
     noise: list[Noise] | None
 
-    def batch(self) -> Batch:
+    def batch(self) -> TrainBatch:
         """As tensors again, of the same memory."""
-        return Batch(torch.from_numpy(self.images), torch.from_numpy(self.targets), self.keys, self.noise)
+        return TrainBatch(torch.from_numpy(self.images), torch.from_numpy(self.targets), self.keys, self.noise)
 
     def pin_memory(self) -> _Piped:
         """Called in the loader's thread before the copy to a GPU; what comes through a pipe is not pinned, which costs time alone."""
         return self
 
 
-class _Loaded(Dataset[Batch | _Piped | Exception]):
-    """Batches, or what went wrong with one: torch would put a loading process's traceback into the message."""
+class _Loaded(Dataset[TrainBatch | _Piped | Exception]):
+    """TrainBatches, or what went wrong with one: torch would put a loading process's traceback into the message."""
 
-    def __init__(self, batches: Batches, travels: bool) -> None:
+    def __init__(self, batches: TrainBatches, travels: bool) -> None:
         self._batches, self._travels = batches, travels
 
-    def __getitem__(self, step: int) -> Batch | _Piped | Exception:
+    def __getitem__(self, step: int) -> TrainBatch | _Piped | Exception:
         try:
             batch = self._batches[step]
         except (ValueError, OSError) as error:  # of the user's or the machine's making
@@ -61,7 +61,7 @@ class _Loaded(Dataset[Batch | _Piped | Exception]):
         return _to_shared_memory(batch) if self._travels else batch
 
 
-def _to_shared_memory(batch: Batch) -> Batch | _Piped:
+def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _Piped:
     """The batch where the trainer can see it. Done here and not when torch sends it, in a thread that cannot fail: without room, or
     with too many open files, the batch would be lost."""
     try:
@@ -72,7 +72,9 @@ def _to_shared_memory(batch: Batch) -> Batch | _Piped:
     return batch
 
 
-def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str = "") -> Generator[Batch, None, None]:
+def load(
+    batches: TrainBatches, steps: range, num_workers: int, pin: bool, name: str = ""
+) -> Generator[TrainBatch, None, None]:
     """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
 
     These are forks, but not of a process that is connected to Ray: what its other threads know of actors ends in a fork, which
@@ -82,7 +84,7 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str 
         name: section of the configuration, for messages.
 
     Raises:
-        DataError: as `Batches`.
+        DataError: as `TrainBatches`.
         RuntimeError: a loading process was lost or is silent; `tell_of_lost_loaders` makes it a sentence.
     """
     before = set(multiprocessing.active_children())
@@ -91,7 +93,7 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str 
     _processes.update(set(multiprocessing.active_children()) - before)
     told = torn = False
     try:
-        while isinstance(item := _next(items), Batch | _Piped):
+        while isinstance(item := _next(items), TrainBatch | _Piped):
             if isinstance(item, _Piped):
                 if not told:
                     _tell_of_pipes(name, item, num_workers)
@@ -110,7 +112,9 @@ def load(batches: Batches, steps: range, num_workers: int, pin: bool, name: str 
         raise item
 
 
-def _loader(batches: Batches, steps: range, num_workers: int, pin: bool) -> DataLoader[Batch | _Piped | Exception]:
+def _loader(
+    batches: TrainBatches, steps: range, num_workers: int, pin: bool
+) -> DataLoader[TrainBatch | _Piped | Exception]:
     spawns = num_workers > 0 and ray.is_initialized()
     return DataLoader(
         _Loaded(batches, travels=num_workers > 0),
@@ -146,7 +150,7 @@ def _megabytes(count: int) -> str:
     return f"{-(-count // 1_000_000)} MB"
 
 
-def _next(items: Iterator[Batch | _Piped | Exception]) -> Batch | _Piped | Exception | None:
+def _next(items: Iterator[TrainBatch | _Piped | Exception]) -> TrainBatch | _Piped | Exception | None:
     """None at the end. A process that was killed may have announced a batch that can't be fetched from it any more."""
     try:
         return next(items, None)

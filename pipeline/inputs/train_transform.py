@@ -19,7 +19,7 @@ from PIL import Image
 from data.images.clean_view import Decoder
 from data.images.decode import Pixels, window
 from data.images.fast_decode import decode_fast, jpeg_shape
-from pipeline.core.schema import AugmentConfig
+from pipeline.core.schema import AugmentConfig, TrainConfig
 from pipeline.inputs.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
 from pipeline.inputs.noise import Noise, add_noise, draw_noise
 
@@ -100,6 +100,11 @@ class TrainTransform:
             bilinear = Image.Resampling.BILINEAR
             return np.array(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, matrix, bilinear))
         return window(image, top, left, size) if config.crop == "pad_crop" else image
+
+
+def make_transform(config: TrainConfig) -> TrainTransform:
+    """The training transform of a configuration."""
+    return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
 
 
 def _shape(box: Box) -> tuple[int, int]:

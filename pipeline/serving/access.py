@@ -1,8 +1,10 @@
-"""Who is answered: under which name, with which token, how many at once, and how errors are said. Middlewares, the outermost first."""
+"""Access control as middlewares: Host, token, number of concurrent answers; and errors as JSON."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable
 
 import pyarrow as pa
 from aiohttp import web
@@ -12,14 +14,13 @@ from data import storage
 from data.shards.split import DataError
 from data.storage.redact import redacted
 from pipeline.serving.blocking_pool import BusyError
+from pipeline.serving.catalog import OutdatedError
 from pipeline.serving.credentials import has_token, names_loopback
-from pipeline.serving.errors import error_response
 from pipeline.serving.filters import FilterError
-from pipeline.serving.items import OutdatedError
-from pipeline.serving.metrics import Meters
+from pipeline.serving.metrics import Metrics
 
-_FREE = ("/healthz",)  # answered without a token, and under any name
-_ALWAYS = ("/healthz", "/metrics")  # answered when there is no room, so that a busy server does not look dead
+_PUBLIC = ("/healthz",)  # needs no token and no known Host
+_UNLIMITED = ("/healthz", "/metrics")  # answered at the limit too, so that a busy server does not look dead
 _RETRY_AFTER = ("Retry-After", "5")
 _BEARER, _BASIC = (
     ("WWW-Authenticate", f'{scheme} realm="pseudo-labels"{more}')
@@ -27,31 +28,51 @@ _BEARER, _BASIC = (
 )
 
 
-class Gate:
-    """Middlewares of one server.
+def error_response(
+    status: int, message: str, headers: Iterable[tuple[str, str]] = (), close: bool = False
+) -> web.Response:
+    """Return an error as JSON, `{"error": message}`.
+
+    Args:
+        close: end the connection afterwards.
+    """
+    text = json.dumps({"error": message}) + "\n"
+    response = web.Response(status=status, text=text, content_type="application/json")
+    response.headers.extend([*headers, ("X-Content-Type-Options", "nosniff")])
+    if close:
+        response.force_close()
+    return response
+
+
+class AccessMiddleware:
+    """The middlewares of one server.
 
     Args:
         token: what clients must send, or None.
-        most: requests answered at once.
-        any_name: answer under any Host; else only under names of this machine (see `names_loopback`).
+        max_answers: requests answered at once.
+        any_host: accept any Host header; else only names of this machine (see `names_loopback`).
+
+    Attributes:
+        num_answering: requests being answered now.
+        is_closing: refuse new requests.
     """
 
-    def __init__(self, token: str | None, most: int, meters: Meters, any_name: bool = True) -> None:
-        self._token, self._most, self._meters, self._any_name = token, most, meters, any_name
-        self.answering = 0
-        self.closing = False
+    def __init__(self, token: str | None, max_answers: int, metrics: Metrics, any_host: bool = True) -> None:
+        self._token, self._max_answers, self._metrics, self._any_host = token, max_answers, metrics, any_host
+        self.num_answering = 0
+        self.is_closing = False
         self._busy: set[web.RequestHandler] = set()
 
     def middlewares(self) -> list[Middleware]:
-        """In order."""
-        return [self._note_busy, self._say_errors, self._check_name, self._check_token, self._make_room]
+        """Return them, the outermost first."""
+        return [self._track_connection, self._convert_errors, self._check_host, self._check_token, self._limit_answers]
 
     def is_busy(self, connection: web.RequestHandler) -> bool:
         """Whether a request of the connection is being answered."""
         return connection in self._busy
 
     @web.middleware
-    async def _note_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _track_connection(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.protocol
         self._busy.add(connection)
         try:
@@ -60,8 +81,8 @@ class Gate:
             self._busy.discard(connection)
 
     @web.middleware
-    async def _say_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Errors as JSON; a bug's traceback goes to stderr alone."""
+    async def _convert_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Turn expected errors into JSON; details of the server's files go to stderr only."""
         try:
             response = await handler(request)
         except web.HTTPException as error:  # no such route or method
@@ -72,52 +93,50 @@ class Gate:
         except OutdatedError as error:
             response = error_response(409, str(error))
         except BusyError:
-            response = error_response(503, "too many new filters at once; come again", [_RETRY_AFTER])
+            response = error_response(503, "too many new filters at once; retry later", [_RETRY_AFTER])
         except (DataError, storage.StorageError, OSError, pa.ArrowException) as error:
             print(f"serve: {request.rel_url.raw_path}: {redacted(str(error))}", file=sys.stderr)
-            response = error_response(
-                502, "the files behind this cannot be read now; the server's own messages say why"
-            )
+            response = error_response(502, "the server cannot read the files it needs; its stderr says why")
         route = request.match_info.route.resource
-        self._meters.count_answer(route.canonical if route else "none", response.status)
+        self._metrics.count_answer(route.canonical if route else "none", response.status)
         return response
 
     @web.middleware
-    async def _check_name(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse other names than this machine's: a web page elsewhere can make its own name lead here, and read."""
+    async def _check_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse Host names of other machines (DNS rebinding: a web page's own name resolved to this machine)."""
         names = {request.host, *request.headers.getall("Host", ())} - {""}
-        if self._any_name or request.path in _FREE or all(map(names_loopback, names)):
+        if self._any_host or request.path in _PUBLIC or all(map(names_loopback, names)):
             return await handler(request)
         return error_response(
-            421, "this server answers as localhost alone; to others with a token, or with serve.open_to_all=true"
+            421, "this server answers as localhost only; other names need a token, or serve.open_to_all=true"
         )
 
     @web.middleware
     async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        if self._token is None or request.path in _FREE or has_token(given, self._token):
+        authorization = request.headers.get("Authorization", "")
+        if self._token is None or request.path in _PUBLIC or has_token(authorization, self._token):
             return await handler(request)
         is_browser = "text/html" in request.headers.get("Accept", "")
         message = "a token is needed: Authorization: Bearer TOKEN, or as the password of any user name"
         return error_response(401, message, [_BEARER, _BASIC] if is_browser else [_BEARER])
 
     @web.middleware
-    async def _make_room(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _limit_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.can_read_body:
-            return error_response(413, "requests have no body here", close=True)
-        if request.path in _ALWAYS:
+            return error_response(413, "requests must not have a body", close=True)
+        if request.path in _UNLIMITED:
             return await handler(request)
-        if self.closing or self.answering >= self._most:
-            return error_response(503, "no room; come again", [_RETRY_AFTER])
-        self.answering += 1
+        if self.is_closing or self.num_answering >= self._max_answers:
+            return error_response(503, "no room; retry later", [_RETRY_AFTER])
+        self.num_answering += 1
         try:
             return await handler(request)
         finally:
-            self.answering -= 1
+            self.num_answering -= 1
 
 
-async def secure(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)
-    """Headers of every answer."""
+async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)
+    """Set the headers that every response has."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"

@@ -1,4 +1,4 @@
-"""What blocks runs in a few threads; what is made from much reading is made once and kept for a while."""
+"""Bounded thread pools for blocking calls, and caches of what they make."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from threading import Lock
 from typing import Any, TypeVar
 
 _SENDING, _MAKING, _SCANNING = 8, 4, 2  # threads
-_SCANS_WAITING = 8  # for one of the two; further ones are told to come again
+_SCANS_WAITING = 8  # for one of the two threads; further scans raise BusyError
 _Value = TypeVar("_Value")
 
 
 class BusyError(Exception):
-    """So much of the same kind is waiting already that this would only wait longer."""
+    """A pool's queue is full."""
 
 
-class Work:
-    """A bounded pool of threads; for one event loop.
+class BlockingPool:
+    """A pool of threads for one event loop.
 
     Args:
-        waiting: calls of `submit` that may wait for a thread; None: any number.
+        max_waiting: calls of `submit` that may wait for a thread; None: no limit.
     """
 
-    def __init__(self, threads: int = _SENDING, waiting: int | None = None) -> None:
+    def __init__(self, threads: int = _SENDING, max_waiting: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads, "serve")
-        self._most = None if waiting is None else threads + waiting
+        self._maximum = None if max_waiting is None else threads + max_waiting
         self._submitted = 0
 
     async def run(self, call: Callable[..., _Value], *arguments: Any) -> _Value:
-        """`call(*arguments)`, in a thread."""
+        """Return `call(*arguments)`, run in a thread; never raises BusyError."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
 
-    def later(self, call: Callable[[], None]) -> None:
-        """As `run`, without waiting for it."""
+    def run_later(self, call: Callable[[], None]) -> None:
+        """Run `call` in a thread, without waiting for it."""
         self._pool.submit(call)
 
     def submit(self, call: Callable[[], _Value]) -> tuple[Future[_Value], asyncio.Future[_Value]]:
-        """As `run`, without waiting for it: the thread's future, and the event loop's. Raises BusyError."""
-        if self._most is not None and self._submitted >= self._most:
+        """Start `call` in a thread; return the thread's future and the event loop's. Raises BusyError."""
+        if self._maximum is not None and self._submitted >= self._maximum:
             raise BusyError
         in_thread = self._pool.submit(call)
         in_loop = asyncio.wrap_future(in_thread)
@@ -53,87 +53,87 @@ class Work:
         self._submitted -= 1
 
     def close(self) -> None:
-        """Wait for what runs; what has not begun is dropped."""
+        """Wait for running calls; drop waiting ones."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
-class Workers:
-    """Pools of one server, so that what takes long (reading all labels for a filter) does not hold up what does not."""
+class Pools:
+    """A server's pools, apart so that slow scans (all label files, for a new filter) do not delay sending."""
 
-    sending: Work = field(default_factory=lambda: Work(_SENDING))
-    making: Work = field(default_factory=lambda: Work(_MAKING))
-    scanning: Work = field(default_factory=lambda: Work(_SCANNING, _SCANS_WAITING))
+    sending: BlockingPool = field(default_factory=lambda: BlockingPool(_SENDING))
+    making: BlockingPool = field(default_factory=lambda: BlockingPool(_MAKING))
+    scanning: BlockingPool = field(default_factory=lambda: BlockingPool(_SCANNING, _SCANS_WAITING))
 
     def close(self) -> None:
-        """As `Work.close`."""
-        for work in (self.scanning, self.making, self.sending):
-            work.close()
+        """Wait for running calls; drop waiting ones."""
+        for pool in (self.scanning, self.making, self.sending):
+            pool.close()
 
 
 @dataclass
-class _Made:
-    """A value that is there or on its way, and how many wait for it."""
+class _Entry:
+    """A cached value, finished or being made, and the number of callers that await it."""
 
     in_thread: Future[Any]
     in_loop: asyncio.Future[Any]
-    waiting: int = 0
+    num_waiting: int = 0
 
 
-class Kept:
-    """Values by key, the last `most` that were asked for. Who asks while one is being made waits for it."""
+class AsyncCache:
+    """The `size` most recently used values, by key. Concurrent callers of a key share one computation."""
 
-    def __init__(self, work: Work, most: int) -> None:
-        self._work, self._most = work, most
-        self._made: OrderedDict[Hashable, _Made] = OrderedDict()
+    def __init__(self, pool: BlockingPool, size: int) -> None:
+        self._pool, self._size = pool, size
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     async def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """The value of `key`, made in a thread if it is not there.
+        """Return the value of `key`; if missing, run `make` in a thread.
 
         Raises:
-            BusyError: too many others are waiting for theirs.
-            what `make` raises, which is not kept.
+            BusyError: the pool's queue is full.
+            Whatever `make` raises; failures are not cached.
         """
-        made = self._made.get(key) or self._begin(key, make)
-        self._made.move_to_end(key)
-        made.waiting += 1
+        entry = self._entries.get(key) or self._start(key, make)
+        self._entries.move_to_end(key)
+        entry.num_waiting += 1
         try:
-            return await asyncio.shield(made.in_loop)  # a client that goes does not take it from the others
+            return await asyncio.shield(entry.in_loop)  # a client that leaves must not cancel it for the others
         finally:
-            made.waiting -= 1
-            if not made.waiting and made.in_thread.cancel():  # nobody wants it, and it has not begun
-                self._forget(key, made)
+            entry.num_waiting -= 1
+            if not entry.num_waiting and entry.in_thread.cancel():  # no caller left, and not started
+                self._remove(key, entry)
 
-    def _begin(self, key: Hashable, make: Callable[[], Any]) -> _Made:
-        made = self._made[key] = _Made(*self._work.submit(make))
-        made.in_loop.add_done_callback(lambda done: self._forget_failed(key, made, done))
-        ended = [other for other, entry in self._made.items() if entry.in_loop.done()]
-        for other in ended[: max(0, len(self._made) - self._most)]:
-            del self._made[other]
-        return made
+    def _start(self, key: Hashable, make: Callable[[], Any]) -> _Entry:
+        entry = self._entries[key] = _Entry(*self._pool.submit(make))
+        entry.in_loop.add_done_callback(lambda done: self._remove_failed(key, entry, done))
+        finished = [other for other, value in self._entries.items() if value.in_loop.done()]
+        for other in finished[: max(0, len(self._entries) - self._size)]:
+            del self._entries[other]
+        return entry
 
-    def _forget_failed(self, key: Hashable, made: _Made, done: asyncio.Future[Any]) -> None:
+    def _remove_failed(self, key: Hashable, entry: _Entry, done: asyncio.Future[Any]) -> None:
         if done.cancelled() or done.exception() is not None:
-            self._forget(key, made)
+            self._remove(key, entry)
 
-    def _forget(self, key: Hashable, made: _Made) -> None:
-        if self._made.get(key) is made:
-            del self._made[key]
+    def _remove(self, key: Hashable, entry: _Entry) -> None:
+        if self._entries.get(key) is entry:
+            del self._entries[key]
 
 
-class Pieces:
-    """An iterator that threads take turns with, and that may be closed while one of them is in it."""
+class LockedIterator:
+    """An iterator shared by threads; `close` is safe while another thread is in `next`."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._lock = pieces, Lock()
 
     def next(self) -> bytes | None:
-        """The next piece, or None at the end."""
+        """Return the next piece, or None at the end."""
         with self._lock:
             return next(self._pieces, None)
 
     def close(self) -> None:
-        """End the iterator, and with it the files that it holds open."""
+        """Close the iterator and the files it holds open."""
         with self._lock:
             if (close := getattr(self._pieces, "close", None)) is not None:
                 close()

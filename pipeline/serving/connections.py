@@ -1,4 +1,4 @@
-"""Connections, and how many of them: at the limit, the oldest that asks for nothing makes room, so that a new client is heard."""
+"""Limit the number of connections: at the limit, the oldest idle one is closed for a new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.serving.errors import error_response
+from pipeline.serving.access import error_response
 
 _MALFORMED = (
     "expected an HTTP/1.1 request: a line of at most {max_line_size} bytes and at most {max_headers} headers of at most "
@@ -17,30 +17,30 @@ _MALFORMED = (
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, known from before it is open until it is lost, and without a traceback for each malformed request."""
+    """aiohttp's connection, listed in `open_connections` until it is lost; logs no traceback for a malformed request."""
 
-    def __init__(self, known: dict[Connection, None], server: web.Server, **options: Any) -> None:
+    def __init__(self, open_connections: dict[Connection, None], server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self.opened: asyncio.Transport | None = None
-        self._known = known
-        known[self] = None
+        self._open_connections = open_connections
+        open_connections[self] = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the transport; end it where the connection was given up before."""
+        """Store the transport; abort it if `evict` came first."""
         assert isinstance(transport, asyncio.Transport)
         self.opened = transport
         super().connection_made(transport)
-        if self not in self._known:
+        if self not in self._open_connections:
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the connection."""
-        self._known.pop(self, None)
+        """Remove the connection from the list."""
+        self._open_connections.pop(self, None)
         super().connection_lost(exc)
 
-    def give_up(self) -> None:
-        """End it at once."""
-        del self._known[self]
+    def evict(self) -> None:
+        """Close the connection at once."""
+        del self._open_connections[self]
         if self.opened is not None:
             self.opened.abort()
 
@@ -51,7 +51,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a request that could not be read with 400; of a bug, as aiohttp does. Raises ConnectionError of a client that left."""
+        """Answer a malformed request with JSON; leave bugs (status ≥ 500) to aiohttp. Raises ConnectionError if the client left."""
         if isinstance(exc, ConnectionError):
             raise exc
         if status >= 500:
@@ -61,40 +61,41 @@ class Connection(web.RequestHandler):
 
 
 class Connections:
-    """A factory of connections for `create_server`.
+    """Protocol factory for `create_server`.
 
     Args:
         server: aiohttp's.
-        most: connections open at once.
-        is_busy: whether a connection is being answered; such a one is left alone.
-        options: of each connection.
+        maximum: connections open at once.
+        is_busy: whether a connection is being answered; busy ones are not closed.
+        options: aiohttp's, for each connection.
     """
 
     def __init__(
-        self, server: web.Server, most: int, is_busy: Callable[[web.RequestHandler], bool], options: dict[str, Any]
+        self, server: web.Server, maximum: int, is_busy: Callable[[web.RequestHandler], bool], options: dict[str, Any]
     ) -> None:
-        self._server, self._most, self._is_busy, self._options = server, most, is_busy, options
-        self._known: dict[Connection, None] = {}  # the oldest first
+        self._server, self._maximum, self._is_busy, self._options = server, maximum, is_busy, options
+        self._open: dict[Connection, None] = {}  # the oldest first
 
     def __call__(self) -> asyncio.BaseProtocol:
-        """The protocol of a new connection."""
-        if len(self._known) >= self._most:
-            if (idle := next((one for one in self._known if not self._is_busy(one)), None)) is None:
-                return _Closed()
-            idle.give_up()
-        return Connection(self._known, self._server, **self._options)
+        """Return the protocol of a new connection."""
+        if len(self._open) >= self._maximum:
+            idle = next((connection for connection in self._open if not self._is_busy(connection)), None)
+            if idle is None:
+                return _Refused()
+            idle.evict()
+        return Connection(self._open, self._server, **self._options)
 
-    def number(self) -> int:
-        """Open connections."""
-        return len(self._known)
+    def __len__(self) -> int:
+        """Number of open connections."""
+        return len(self._open)
 
     def transports(self) -> list[asyncio.Transport]:
-        """Of the open connections."""
-        return [one.opened for one in self._known if one.opened is not None]
+        """Transports of the open connections."""
+        return [connection.opened for connection in self._open if connection.opened is not None]
 
 
-class _Closed(asyncio.Protocol):
-    """A connection too many."""
+class _Refused(asyncio.Protocol):
+    """A connection beyond the limit."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Close it."""

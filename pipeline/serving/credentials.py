@@ -1,4 +1,4 @@
-"""The server's token, and under which names it may be asked for."""
+"""Check the server's token, and Host names of this machine."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})
 
 
 def read_token(token_file: str | None, environment: Mapping[str, str]) -> str | None:
-    """The token that clients must send: the file's, else the environment's, else none. Raises UsageError for an unusable one."""
-    where = f"serve.token_file={token_file}" if token_file else SERVER_TOKEN_VARIABLE
+    """Return the token that clients must send: from the file, else from the environment, else None. Raises UsageError if unusable."""
+    source = f"serve.token_file={token_file}" if token_file else SERVER_TOKEN_VARIABLE
     try:
         text = storage.read_text(token_file) if token_file else environment.get(SERVER_TOKEN_VARIABLE)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: expected a file with a token ({error})") from None
+        raise UsageError(f"{source}: expected a file with a token ({error})") from None
     if text is None:
         _refuse_old_variable(environment.get(TOKEN_VARIABLE, ""))
         return None
     if not is_token(token := text.strip()):
-        raise UsageError(f"{where}: expected a token of printable ASCII characters without spaces, but it is not one")
+        raise UsageError(f"{source}: expected a token of printable ASCII characters without spaces")
     return token
 
 
 def _refuse_old_variable(text: str) -> None:
-    """Raises UsageError for a token that was meant for the server, which would start without any."""
+    """Raise UsageError if the client variable holds a bare token: it was meant for the server, which would start without one."""
     if text.strip() and not parse_tokens(text):
         raise UsageError(
             f"{TOKEN_VARIABLE} is the clients' ({TOKEN_VARIABLE}=https://HOST:PORT=TOKEN); expected the server's token in "
@@ -43,16 +43,16 @@ def _refuse_old_variable(text: str) -> None:
 
 
 def check_host(host: str, token: str | None, open_to_all: bool) -> None:
-    """Raises UsageError for an address that others can reach, when there is no token."""
+    """Raise UsageError if other machines can reach the address and there is no token."""
     if token is None and not open_to_all and not is_loopback(host):
         raise UsageError(
-            f"serve.host={host}: others can reach it, and there is no token; give serve.token_file=FILE or "
+            f"serve.host={host}: others can reach it, and there is no token; set serve.token_file=FILE or "
             f"{SERVER_TOKEN_VARIABLE}, or serve.open_to_all=true if everyone may read"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address or a name of this machine that others cannot reach."""
+    """Whether `host` is a loopback address or `localhost`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -60,13 +60,13 @@ def is_loopback(host: str) -> bool:
 
 
 def names_loopback(header: str) -> bool:
-    """True where a Host header names this machine by itself: a web page cannot make a browser send that for another name."""
+    """Whether a Host header is a loopback name; browsers send one only for pages of this machine."""
     match = HOST.fullmatch(header)
     return match is not None and is_loopback(match[1].strip("[]"))
 
 
 def has_token(header: str, token: str) -> bool:
-    """Whether an Authorization header has the token: as Bearer, or as the password of Basic, which browsers ask people for."""
+    """Whether an Authorization header has the token: as Bearer, or as the password of Basic (the form browsers prompt for)."""
     scheme, _, given = header.partition(" ")
     found = given.strip().encode("utf-8", "surrogateescape")
     if scheme.lower() == "basic":

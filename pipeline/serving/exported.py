@@ -1,4 +1,4 @@
-"""An exported version as it lies there: its shards, their labels, and the manifests beside them."""
+"""Serve an exported version's files unchanged: shards, label tables and manifests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
-
-import numpy as np
 
 from data import storage
 from data.labels.overlay import RowFilter
@@ -19,21 +17,33 @@ from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables import parse_table
 from pipeline.core.stage import StageError, require_done
 from pipeline.export.manifests import read_manifest
-from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
+from pipeline.serving.catalog import (
+    MAXIMUM_SAMPLE_BYTES,
+    SAMPLE_SHARDS,
+    SAMPLES_PER_SHARD,
+    Kind,
+    OutdatedError,
+    SampleImage,
+    ServedFile,
+    ShardEntry,
+    bytes_content,
+    file_content,
+    read_file,
+    spread,
+)
 from pipeline.serving.filters import FilterError
-from pipeline.serving.items import Item, OutdatedError, bytes_body, file_body, read_file
 
-_SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 _MEDIA_TYPES = {"json": "application/json", "md": "text/markdown; charset=utf-8"}
 
 
 @dataclass(frozen=True)
 class ExportedVersion:
-    """A catalog of the files of an export.
+    """Catalog of an export's files.
 
     Attributes:
-        files: the shards under their own names too, where timm and wids look for them.
-        tables: bytes and SHA-256 of each shard's labels as they were committed, by path.
+        class_counts: per class, as in selection.json.
+        small_files: manifests and other small files, in memory, by name.
+        tables: {"bytes", "sha256"} of each label table as committed, by path; empty for exports made before these were recorded.
     """
 
     folder: str
@@ -41,79 +51,77 @@ class ExportedVersion:
     generation: int
     title: str
     class_counts: Sequence[Mapping[str, Any]]
-    beside: Mapping[str, Item]
+    small_files: Mapping[str, ServedFile]
     kind: Kind = "export"
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In label order, where they are known."""
+        """Names in label order, if known."""
         return tuple(self.manifest.class_names) if self.manifest.class_names else None
 
     @cached_property
-    def files(self) -> Mapping[str, Item]:
-        """Manifests, and the shards beside them."""
-        return {**{record.name: self._tar(record) for record in self.manifest.shards}, **self.beside}
+    def files(self) -> Mapping[str, ServedFile]:
+        """Small files, and the shards under their own names, where timm and wids look for them."""
+        return {**{record.name: self._tar(record) for record in self.manifest.shards}, **self.small_files}
 
     @cached_property
     def _records(self) -> Mapping[str, ShardRecord]:
         return {record.name.removesuffix(".tar"): record for record in self.manifest.shards}
 
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
-        """No filter. Raises FilterError for any."""
+        """Return the filter that lets everything through. Raises FilterError for any parameter."""
         if query:
             raise FilterError(
-                f"{query[0][0]}: an export is served as its files are, without a filter; expected no parameters. "
+                f"{query[0][0]}: an export is served without a filter; expected no parameters. "
                 "A server with serve.source=run filters"
             )
         return RowFilter()
 
-    def shard(self, name: str, keep: RowFilter) -> Item | None:  # noqa: ARG002 (the catalog's interface)
-        """A shard; its ETag is its SHA-256."""
+    def shard(self, name: str, row_filter: RowFilter) -> ServedFile | None:  # noqa: ARG002 (the catalog's interface)
+        """Return a shard; its ETag is its SHA-256."""
         record = self._records.get(name)
         return self._tar(record) if record else None
 
-    def labels(self, name: str, keep: RowFilter) -> Item | None:  # noqa: ARG002 (the catalog's interface)
-        """Its labels."""
+    def labels(self, name: str, row_filter: RowFilter) -> ServedFile | None:  # noqa: ARG002 (the catalog's interface)
+        """Return its label table; its ETag is its SHA-256, if recorded."""
         if (record := self._records.get(name)) is None:
             return None
         path = f"{LABELS_FOLDER}/{name}.parquet"
         committed = self.tables.get(path, {})
         check = partial(check_file, self.folder, storage.join(self.folder, path), committed.get("bytes"))
         etag = f'"{committed.get("sha256", f"{record.sha256}-labels")}"'
-        return Item(etag, "application/vnd.apache.parquet", check, lambda: bytes_body(self._table(path)))
+        return ServedFile(etag, "application/vnd.apache.parquet", check, lambda: bytes_content(self._table(path)))
 
     def _table(self, path: str) -> bytes:
-        """Content of a label table. Raises OutdatedError where it is not the one that was committed."""
+        """Read a label table. Raises OutdatedError if it is not the committed one."""
         content = read_file(storage.join(self.folder, path))
         if self.tables.get(path, {}).get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
             raise OutdatedError(f"{path} has changed since the export was made; run stage=export, or restore it")
         return content
 
-    def _tar(self, record: ShardRecord) -> Item:
+    def _tar(self, record: ShardRecord) -> ServedFile:
         url = storage.join(self.folder, record.name)
         check = partial(check_file, self.folder, url, record.bytes)
-        return Item(f'"{record.sha256}"', "application/x-tar", check, partial(file_body, url, record.bytes))
+        return ServedFile(f'"{record.sha256}"', "application/x-tar", check, partial(file_content, url, record.bytes))
 
-    def entries(self, keep: RowFilter) -> list[ShardEntry]:  # noqa: ARG002 (the catalog's interface)
-        """All shards."""
+    def entries(self, row_filter: RowFilter) -> list[ShardEntry]:  # noqa: ARG002 (the catalog's interface)
+        """List all shards."""
         return [ShardEntry(name, r.num_samples, r.sha256, r.bytes) for name, r in self._records.items()]
 
     def samples(self) -> list[SampleImage]:
-        """Images of a few shards, spread evenly over each."""
+        """Choose images evenly spaced over a few shards."""
         names = list(self._records)
-        chosen = np.unique(np.linspace(0, len(names) - 1, _SAMPLE_SHARDS).astype(int)).tolist()
-        return [sample for at in chosen for sample in self._samples_of(names[at])]
+        return [sample for at in spread(len(names), SAMPLE_SHARDS) for sample in self._samples_of(names[at])]
 
     def _samples_of(self, name: str) -> Iterator[SampleImage]:
         labels, record = f"{LABELS_FOLDER}/{name}.parquet", self._records[name]
         columns = ["__key__", "offset", "size", "label", "confidence"]
         remedy = "delete it and run stage=export, which makes it again"
         table = parse_table(self._table(labels), storage.join(self.folder, labels), remedy, columns)
-        places = np.unique(np.linspace(0, max(table.num_rows - 1, 0), _SAMPLES_EACH).astype(int))
-        places = places[: table.num_rows]
-        for ordinal, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
-            if 0 <= row["size"] <= _MOST_SAMPLE_BYTES and row["offset"] >= 0:
+        ordinals = spread(table.num_rows, SAMPLES_PER_SHARD)
+        for ordinal, row in zip(ordinals, table.take(ordinals).to_pylist(), strict=True):
+            if 0 <= row["size"] <= MAXIMUM_SAMPLE_BYTES and row["offset"] >= 0:
                 place = Place(ordinal, row["__key__"], row["offset"], row["size"])
                 yield SampleImage(row["label"], row["confidence"], place.key, partial(self._image, record, place))
 
@@ -124,49 +132,52 @@ class ExportedVersion:
 
 
 def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> ExportedVersion:
-    """The export in a folder, its small files in memory: not the shards, nor the tables of each.
+    """Open an export; read its small files (not shards or label tables) into memory.
+
+    Args:
+        class_counts: per class, as in selection.json.
 
     Raises:
-        StageError: it is not whole, or has labels alone.
-        DataError: its manifest names files elsewhere.
-        OutdatedError: one of its small files is missing, or a link to somewhere else.
+        StageError: the export is unfinished, or has labels without images.
+        DataError: the manifest names a file outside of the folder.
+        OutdatedError: a small file is missing, or a link to outside.
     """
     record = require_done(folder, "export")
     if (form := record["fingerprint"]["config"].get("export.format", "shards")) != "shards":
         raise StageError(
-            f"{folder}: labels alone (export.format={form}); expected an export with images, or serve.source=run"
+            f"{folder}: labels alone (export.format={form}); expected an export with images; make one, or set serve.source=run"
         )
     outputs, summary, manifest = record["outputs"], record["summary"], read_manifest(folder)
     for shard in manifest.shards:
         check_base_name(shard.name, storage.join(folder, MANIFEST_NAME))
     names = [name for name in outputs if name != MANIFEST_NAME and is_base_name(name)]
-    beside = {name: _small_file(folder, name) for name in names}
+    small_files = {name: _small_file(folder, name) for name in names}
     tables = {name: facts for name, facts in outputs.items() if name.startswith(f"{LABELS_FOLDER}/")}
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
-    return ExportedVersion(folder, manifest, summary["generation"], title, class_counts, beside, tables=tables)
+    return ExportedVersion(folder, manifest, summary["generation"], title, class_counts, small_files, tables=tables)
 
 
-def _small_file(folder: str, name: str) -> Item:
+def _small_file(folder: str, name: str) -> ServedFile:
     url = storage.join(folder, name)
     check_file(folder, url, None)
     content = read_file(url)
     media_type = _MEDIA_TYPES.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
-    body = bytes_body(content)
-    return Item(f'"{hashlib.sha256(content).hexdigest()}"', media_type, lambda: None, lambda: body)
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    return ServedFile(etag, media_type, lambda: None, lambda: bytes_content(content))
 
 
 def check_file(folder: str, url: str, num_bytes: int | None) -> None:
-    """Raises OutdatedError for a file that is missing, has another size, or is a link to outside of the export's folder."""
+    """Raise OutdatedError if a file is missing, has a size other than `num_bytes`, or is a link to outside of the folder."""
     name = storage.base_name(url)
     try:
         size = storage.size(url)
     except FileNotFoundError:
-        raise OutdatedError(f"{name} is missing in the export; run stage=export, which makes it again") from None
+        raise OutdatedError(f"{name} is missing in the export; run stage=export to make it again") from None
     if storage.is_local(url):
         inside = storage.local_path(folder).resolve()
         if not storage.local_path(url).resolve().is_relative_to(inside):
-            raise OutdatedError(f"{name} is a link to outside of the export and is not followed")
+            raise OutdatedError(f"{name} is a link to outside of the export, which is not followed")
     if num_bytes is not None and size != num_bytes:
         raise OutdatedError(
-            f"{name} has {size} bytes, and {num_bytes} by its manifest; run stage=export, which makes it again"
+            f"{name} has {size} bytes, {num_bytes} expected by its manifest; run stage=export to make it again"
         )

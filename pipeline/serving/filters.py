@@ -1,4 +1,4 @@
-"""The filter in a URL: `?min_confidence=0.8&classes=3,7&selected=false`."""
+"""Parse the filter in a URL: `?min_confidence=0.8&classes=3,7&selected=false`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _EXPECTED = "min_confidence=0…1, classes=3,7 and selected=true|false, each at 
 
 
 class FilterError(ValueError):
-    """A query that cannot be answered; the message says what was expected."""
+    """An invalid query; the message says what was expected."""
 
 
 def parse_filter(query: Sequence[tuple[str, str]], num_classes: int) -> RowFilter:
-    """The filter of a URL's parameters.
+    """Return the filter of a URL's parameters.
 
     Raises:
         FilterError: an unknown or repeated parameter, or a value out of range.
@@ -47,7 +47,7 @@ def _fraction(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1:  # not a number is neither
+    if not 0 <= value <= 1:  # also refuses nan
         raise FilterError(f"min_confidence={text}: expected a number from 0 to 1")
     return value
 

@@ -1,4 +1,4 @@
-"""What is answered to each path."""
+"""Handlers of the server's routes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from data.labels.overlay import RowFilter
-from pipeline.serving import metrics
-from pipeline.serving.blocking_pool import Kept, Workers
-from pipeline.serving.catalog import Catalog, SampleImage, manifest_of
+from pipeline.serving.blocking_pool import AsyncCache, Pools
+from pipeline.serving.catalog import FORMAT_VERSION, Catalog, SampleImage, ServedFile, manifest_of
 from pipeline.serving.credentials import HOST
-from pipeline.serving.items import Item
-from pipeline.serving.metrics import Meters
-from pipeline.serving.openapi import description
+from pipeline.serving.metrics import CONTENT_TYPE, Metrics
 from pipeline.serving.page.page import page_of
-from pipeline.serving.ranges import accepts_gzip
-from pipeline.serving.sending import Sender, condition
+from pipeline.serving.request_headers import accepts_gzip, condition_status
+from pipeline.serving.sending import Sender
 
-_LAYOUTS, _LABEL_FILES, _MANIFESTS = 64, 32, 16  # kept: some MB each at 10,000 samples a shard, 13,000 shards
+_LAYOUTS, _LABEL_FILES, _MANIFESTS = (
+    64,
+    32,
+    16,
+)  # cached; each takes a few MB at 10,000 samples per shard, 13,000 shards
 _MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that is made once: as it is, and compressed."""
+    """A cached text: plain and gzip-compressed."""
 
     content: bytes
     compressed: bytes
@@ -40,30 +43,29 @@ class Document:
 
     @staticmethod
     def of(make: Callable[[], str]) -> Document:
-        """With what `make` gives; blocks."""
+        """Build it from the text that `make` returns; blocks."""
         content = make().encode()
         return Document(content, gzip.compress(content, mtime=0), hashlib.sha256(content).hexdigest()[:32])
 
 
 class Handlers:
-    """The routes of one server.
+    """The handlers of one server.
 
     Args:
-        needs_token: for the examples on the page.
+        needs_token: whether the examples on the page send a token.
     """
 
-    def __init__(self, catalog: Catalog, workers: Workers, meters: Meters, needs_token: bool = False) -> None:
-        self._catalog, self._workers, self._meters, self._needs_token = catalog, workers, meters, needs_token
-        self._sender = Sender(workers.sending, meters)
-        self._layouts, self._label_files = Kept(workers.making, _LAYOUTS), Kept(workers.making, _LABEL_FILES)
-        self._everything, self._manifests = Kept(workers.scanning, 1), Kept(workers.scanning, _MANIFESTS)
-        self._samples, self._texts = Kept(workers.making, 1), Kept(workers.making, 2)
-        self._any_url = (
-            f"http://{secrets.token_hex(16)}.invalid"  # in the page that is kept, for the name it is asked for under
-        )
+    def __init__(self, catalog: Catalog, pools: Pools, metrics: Metrics, needs_token: bool = False) -> None:
+        self._catalog, self._pools, self._metrics, self._needs_token = catalog, pools, metrics, needs_token
+        self._sender = Sender(pools.sending, metrics)
+        self._layouts, self._label_files = AsyncCache(pools.making, _LAYOUTS), AsyncCache(pools.making, _LABEL_FILES)
+        self._unfiltered, self._manifests = AsyncCache(pools.scanning, 1), AsyncCache(pools.scanning, _MANIFESTS)
+        self._samples, self._texts = AsyncCache(pools.making, 1), AsyncCache(pools.making, 2)
+        # The cached page has this placeholder where each client gets the URL by which it reached the server.
+        self._url_placeholder = f"http://{secrets.token_hex(16)}.invalid"
 
     def routes(self) -> dict[str, Handler]:
-        """Path → handler."""
+        """Map each path to its handler."""
         return {
             "/": self.page,
             "/manifest.json": self.manifest,
@@ -77,91 +79,116 @@ class Handlers:
         }
 
     async def manifest(self, request: web.Request) -> web.StreamResponse:
-        """What there is; under a filter, with its counts and URLs."""
+        """List shards, with counts and URLs under the filter."""
         document = await self._manifest(self._catalog.parse(list(request.query.items())))
         return await self._answer(request, document, "application/json")
 
     async def shard(self, request: web.Request) -> web.StreamResponse:
-        """Images with their labels."""
-        keep = self._catalog.parse(list(request.query.items()))
-        item = self._catalog.shard(request.match_info["name"], keep)
-        return await self._sender.send(request, _found(item), self._layouts)
+        """Send images with their labels."""
+        row_filter = self._catalog.parse(list(request.query.items()))
+        file = self._catalog.shard(request.match_info["name"], row_filter)
+        return await self._sender.send(request, _found(file), self._layouts)
 
     async def labels(self, request: web.Request) -> web.StreamResponse:
-        """Labels alone."""
-        keep = self._catalog.parse(list(request.query.items()))
-        item = self._catalog.labels(request.match_info["name"], keep)
-        return await self._sender.send(request, _found(item), self._label_files)
+        """Send labels without images."""
+        row_filter = self._catalog.parse(list(request.query.items()))
+        file = self._catalog.labels(request.match_info["name"], row_filter)
+        return await self._sender.send(request, _found(file), self._label_files)
 
     async def file(self, request: web.Request) -> web.StreamResponse:
-        """A file of an export."""
-        item = _found(self._catalog.files.get(request.match_info["file"]))
+        """Send another file of an export."""
+        file = _found(self._catalog.files.get(request.match_info["file"]))
         self._catalog.parse(list(request.query.items()))
-        return await self._sender.send(request, item, self._layouts)
+        return await self._sender.send(request, file, self._layouts)
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """The page for people."""
+        """Send the HTML page."""
         page: str = await self._texts.get("page", partial(self._page, *await self._page_parts()))
-        own = page.replace(self._any_url, html.escape(_own_url(request)))
-        return await self._answer(request, await self._workers.making.run(Document.of, lambda: own), "text/html")
+        with_url = page.replace(self._url_placeholder, html.escape(_server_url(request)))
+        return await self._answer(request, await self._pools.making.run(Document.of, lambda: with_url), "text/html")
 
     async def _page_parts(self) -> tuple[list[SampleImage], Document]:
         return await self._some_samples(), await self._manifest(self._catalog.parse([]))
 
     def _page(self, samples: list[SampleImage], manifest: Document) -> str:
-        return page_of(self._catalog, json.loads(manifest.content), samples, self._any_url, self._needs_token)
+        return page_of(self._catalog, json.loads(manifest.content), samples, self._url_placeholder, self._needs_token)
 
     async def sample(self, request: web.Request) -> web.StreamResponse:
-        """An image of the page."""
+        """Send an image of the page."""
         number, samples = request.match_info["number"], await self._some_samples()
         if number not in map(str, range(len(samples))):
             raise web.HTTPNotFound
-        content = await self._workers.making.run(samples[int(number)].read)
+        content = await self._pools.making.run(samples[int(number)].read)
         media_type = next((kind for magic, kind in _MAGIC if content.startswith(magic)), "application/octet-stream")
         return await self._sender.send_bytes(request, content, {"Content-Type": media_type})
 
     async def healthz(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 (aiohttp's interface)
-        """That the server answers."""
+        """Answer that the server is up."""
         return web.Response(text="ok\n")
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 (aiohttp's interface)
-        """Counters for Prometheus."""
-        return web.Response(body=self._meters.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        """Send Prometheus's metrics."""
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
-        """What is answered, for programs."""
-        make = partial(Document.of, lambda: _as_json(description(self._catalog)))
+        """Send the OpenAPI description."""
+        make = partial(Document.of, lambda: _as_json(_openapi(self._catalog)))
         return await self._answer(request, await self._texts.get("openapi", make), "application/json")
 
     async def _some_samples(self) -> list[SampleImage]:
         return await self._samples.get("samples", self._catalog.samples)
 
-    async def _manifest(self, keep: RowFilter) -> Document:
-        """Made once for a filter, whatever name the server is asked under; that of everything is not pushed out by others."""
-        kept = self._everything if keep == RowFilter() else self._manifests
-        return await kept.get(keep, partial(Document.of, lambda: _as_json(manifest_of(self._catalog, keep))))
+    async def _manifest(self, row_filter: RowFilter) -> Document:
+        """Return the manifest, cached by filter; that without a filter has its own cache and is never evicted."""
+        cache = self._unfiltered if row_filter == RowFilter() else self._manifests
+        return await cache.get(
+            row_filter, partial(Document.of, lambda: _as_json(manifest_of(self._catalog, row_filter)))
+        )
 
     async def _answer(self, request: web.Request, document: Document, media_type: str) -> web.StreamResponse:
-        """The document, compressed for those who can read that; or that the client has it already."""
+        """Send a document, gzip-compressed if the client accepts it; or 304 or 412."""
         compress = accepts_gzip(request.headers)
         etag = f'"{document.digest}{"-gzip" if compress else ""}"'
         headers = {"ETag": etag, "Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
-        if status := condition(request, etag):
+        if status := condition_status(request.headers, etag):
             return web.Response(status=status, headers=headers)
         headers |= {"Content-Type": f"{media_type}; charset=utf-8"} | ({"Content-Encoding": "gzip"} if compress else {})
         return await self._sender.send_bytes(request, document.compressed if compress else document.content, headers)
 
 
-def _own_url(request: web.Request) -> str:
-    """Where the client found this server; a name that is none is not repeated."""
+def _server_url(request: web.Request) -> str:
+    """Return the URL by which the client reached this server; an invalid Host is not echoed."""
     return f"{request.scheme}://{request.host if HOST.fullmatch(request.host) else 'localhost'}"
 
 
-def _found(item: Item | None) -> Item:
-    if item is None:
+def _found(file: ServedFile | None) -> ServedFile:
+    if file is None:
         raise web.HTTPNotFound
-    return item
+    return file
 
 
 def _as_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":")) + "\n"
+
+
+def _openapi(catalog: Catalog) -> dict[str, Any]:
+    """Return `openapi.json` for this catalog: references resolved, HEAD beside GET, filters only where labels are joined."""
+    document: dict[str, Any] = json.loads(
+        files("pipeline.serving").joinpath("openapi.json").read_text(encoding="utf-8")
+    )
+    document["info"] |= {"version": str(FORMAT_VERSION), "description": catalog.title}
+    components = {kind: document["components"].pop(kind) for kind in ("parameters", "responses")}
+
+    def resolve(value: dict[str, Any]) -> dict[str, Any]:
+        if (reference := value.get("$ref")) is None:
+            return value
+        kind, name = reference.removeprefix("#/components/").split("/")
+        return dict(components[kind][name])
+
+    for path in document["paths"].values():
+        get = path["get"]
+        parameters = map(resolve, get["parameters"])
+        get["parameters"] = [one for one in parameters if one["in"] != "query" or catalog.kind == "joined"]
+        get["responses"] = {status: resolve(response) for status, response in get["responses"].items()}
+        path["head"] = get
+    return document

@@ -1,4 +1,4 @@
-"""A run's labels joined to its unlabeled shards while they are sent; no image is stored twice."""
+"""Serve a run's own shards with its labels, joined while sending: no image is stored twice."""
 
 from __future__ import annotations
 
@@ -18,22 +18,33 @@ from data.labels.overlay import Overlay, RowFilter
 from data.labels.source import as_table
 from data.shards.image_reader import ImageReader, Place, places_of, read_image
 from data.tables import to_parquet
-from pipeline.serving.catalog import Kind, SampleImage, ShardEntry
+from pipeline.serving.catalog import (
+    MAXIMUM_SAMPLE_BYTES,
+    SAMPLE_SHARDS,
+    SAMPLES_PER_SHARD,
+    Content,
+    Kind,
+    OutdatedError,
+    SampleImage,
+    ServedFile,
+    ShardEntry,
+    bytes_content,
+    is_regular,
+    spread,
+)
 from pipeline.serving.filters import parse_filter
-from pipeline.serving.items import Body, Item, OutdatedError, bytes_body, is_regular
 
-_FORMAT = 2  # part of every ETag: another number when `data.labels.joined_tar` or `as_table` write other bytes of the same rows
+_FORMAT = 2  # part of every ETag; increase it when `data.labels.joined_tar` or `as_table` change the bytes they write
 _READERS = 8  # label files read at once
-_SAMPLE_SHARDS, _SAMPLES_EACH, _MOST_SAMPLE_BYTES = 4, 6, 4 << 20
 
 
 @dataclass(frozen=True)
 class JoinedRun:
-    """A catalog of a run's own shards.
+    """Catalog of a run's unlabeled shards with its labels.
 
     Attributes:
-        num_classes: for checking filters.
-        class_counts: as selection.json has them.
+        num_classes: bound of the classes in a filter.
+        class_counts: per class, as in selection.json.
     """
 
     overlay: Overlay
@@ -41,60 +52,63 @@ class JoinedRun:
     title: str
     class_counts: Sequence[Mapping[str, Any]]
     kind: Kind = "joined"
-    files: Mapping[str, Item] = field(default_factory=dict)
+    files: Mapping[str, ServedFile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keys_digest(self.overlay.excluded)  # once, before the event loop asks for ETags: a million keys take a second
+        keys_digest(
+            self.overlay.excluded
+        )  # cached here: for a million keys it takes a second, and ETags are made in the event loop
 
     @property
     def generation(self) -> int:
-        """Whose labels these are."""
+        """Generation of the labels."""
         return self.overlay.provenance.generation
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In label order, where they are known."""
+        """Names in label order, if known."""
         return self.overlay.provenance.class_names
 
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
-        """The filter in a URL. Raises FilterError."""
+        """Parse the filter in a URL. Raises FilterError."""
         return parse_filter(query, self.num_classes)
 
-    def shard(self, name: str, keep: RowFilter) -> Item | None:
-        """The joined tar of a shard; its ETag is over shard, labels, selection and filter."""
+    def shard(self, name: str, row_filter: RowFilter) -> ServedFile | None:
+        """Return the joined tar of a shard; its ETag covers shard, labels, selection and filter."""
         if (position := self._positions.get(name)) is None:
             return None
-        etag = f'"{self.overlay.identity(position, keep)}-{_FORMAT}"'
-        return Item(etag, "application/x-tar", partial(self._check, position), partial(self._lay_out, position, keep))
+        etag = f'"{self.overlay.identity(position, row_filter)}-{_FORMAT}"'
+        return ServedFile(
+            etag, "application/x-tar", partial(self._check, position), partial(self._layout, position, row_filter)
+        )
 
-    def labels(self, name: str, keep: RowFilter) -> Item | None:
-        """The labels in it; the ETag names pyarrow's version too, on which the bytes of Parquet depend."""
+    def labels(self, name: str, row_filter: RowFilter) -> ServedFile | None:
+        """Return its labels; the ETag covers pyarrow's version too, on which Parquet's bytes depend."""
         if (position := self._positions.get(name)) is None:
             return None
-        etag = f'"{self.overlay.identity(position, keep)}-{_FORMAT}-arrow{pa.__version__}"'
-        load = partial(self._label_file, position, keep)
-        return Item(etag, "application/vnd.apache.parquet", partial(self._check, position), load)
+        etag = f'"{self.overlay.identity(position, row_filter)}-{_FORMAT}-arrow{pa.__version__}"'
+        load = partial(self._label_file, position, row_filter)
+        return ServedFile(etag, "application/vnd.apache.parquet", partial(self._check, position), load)
 
-    def entries(self, keep: RowFilter) -> list[ShardEntry]:
-        """All shards, with their samples under the filter."""
+    def entries(self, row_filter: RowFilter) -> list[ShardEntry]:
+        """List all shards with their number of samples under the filter."""
         shards = self.overlay.shards
         with ThreadPoolExecutor(_READERS) as pool:
-            counts = list(pool.map(lambda at: len(self._wanted(at, keep)), range(len(shards))))
+            counts = list(pool.map(lambda at: len(self._wanted(at, row_filter)), range(len(shards))))
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 
     def samples(self) -> list[SampleImage]:
-        """Images of a few shards, spread evenly over each."""
-        shards = np.unique(np.linspace(0, len(self.overlay.shards) - 1, _SAMPLE_SHARDS).astype(int)).tolist()
-        return [sample for position in shards for sample in self._samples_of(position)]
+        """Choose images evenly spaced over a few shards."""
+        positions = spread(len(self.overlay.shards), SAMPLE_SHARDS)
+        return [sample for position in positions for sample in self._samples_of(position)]
 
     def _samples_of(self, position: int) -> Iterator[SampleImage]:
         wanted = self._wanted(position, RowFilter())
-        places = np.unique(np.linspace(0, max(len(wanted) - 1, 0), _SAMPLES_EACH).astype(int))
-        rows = self.overlay.take(position, wanted[places] if len(wanted) else wanted)
+        labels = self.overlay.take(position, wanted[spread(len(wanted), SAMPLES_PER_SHARD)]).labels
         name = self.overlay.shards[position].name
-        said = (rows.labels.column(column).to_pylist() for column in ("label", "confidence"))
-        for place, label, confidence in zip(places_of(rows.labels), *said, strict=True):
-            if place.size <= _MOST_SAMPLE_BYTES:
+        columns = (labels.column(column).to_pylist() for column in ("label", "confidence"))
+        for place, label, confidence in zip(places_of(labels), *columns, strict=True):
+            if place.size <= MAXIMUM_SAMPLE_BYTES:
                 read = partial(self._image, position, place)
                 yield SampleImage(label, confidence, sample_key(name, place.ordinal), read)
 
@@ -119,37 +133,37 @@ class JoinedRun:
             )
         if shard.version and version and version != shard.version:
             raise OutdatedError(
-                f"shard {shard.name!r} was written anew since the server started; start the server again, which looks whether it is "
-                "still the one that was labeled"
+                f"shard {shard.name!r} was rewritten since the server started; start the server again, which checks whether it is "
+                "still the shard that was labeled"
             )
 
-    def _rows(self, position: int, keep: RowFilter) -> Rows:
-        """The rows that are handed out. Raises OutdatedError when the files that say so are not those of the start."""
-        if not self._are_files(position) or not self.overlay.is_as_committed(position):
+    def _rows(self, position: int, row_filter: RowFilter) -> Rows:
+        """Read the rows to send. Raises OutdatedError if the label files have changed since the start."""
+        if not self._has_files(position) or not self.overlay.is_as_committed(position):
             name = self.overlay.shards[position].name
             raise OutdatedError(f"the labels of shard {name!r} have changed; start the server again")
-        return self.overlay.rows(position, keep)
+        return self.overlay.rows(position, row_filter)
 
-    def _wanted(self, position: int, keep: RowFilter) -> np.ndarray:
-        if not self._are_files(position):
+    def _wanted(self, position: int, row_filter: RowFilter) -> np.ndarray:
+        if not self._has_files(position):
             name = self.overlay.shards[position].name
             raise OutdatedError(f"the labels of shard {name!r} are missing; restore them and start the server again")
-        return self.overlay.wanted(position, keep)
+        return self.overlay.wanted(position, row_filter)
 
-    def _are_files(self, position: int) -> bool:
-        """False where a shard's label files are gone, or pipes, which would be read for ever."""
+    def _has_files(self, position: int) -> bool:
+        """Return False if a label file of the shard is missing or a pipe, which would block."""
         return all(map(is_regular, self.overlay.files(position)))
 
-    def _lay_out(self, position: int, keep: RowFilter) -> Body:
-        archive = JoinedTar(self.overlay.entries(self._rows(position, keep)))
+    def _layout(self, position: int, row_filter: RowFilter) -> Content:
+        archive = JoinedTar(self.overlay.entries(self._rows(position, row_filter)))
         urls = [shard.url for shard in self.overlay.shards]
 
         def read(start: int, stop: int) -> Iterator[bytes]:
             with ImageReader(urls) as reader:
                 yield from archive.read(reader, start, stop)
 
-        return Body(archive.size, read)
+        return Content(archive.size, read)
 
-    def _label_file(self, position: int, keep: RowFilter) -> Body:
-        table = as_table(self._rows(position, keep), self.overlay.shards[position].name)
-        return bytes_body(to_parquet(table))
+    def _label_file(self, position: int, row_filter: RowFilter) -> Content:
+        table = as_table(self._rows(position, row_filter), self.overlay.shards[position].name)
+        return bytes_content(to_parquet(table))

@@ -1,4 +1,4 @@
-"""Counters for Prometheus."""
+"""Prometheus counters and gauges of the server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Meters:
-    """What a server has done, in a registry of its own: several servers in a process stay apart."""
+class Metrics:
+    """One server's metrics, in a registry of its own: servers of one process stay apart."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -24,18 +24,18 @@ class Meters:
         self._connections = Gauge(f"{prefix}_connections", "Open connections", registry=registry)
 
     def watch(self, answering: Callable[[], int], connections: Callable[[], int]) -> None:
-        """Where the gauges come from."""
+        """Set the functions that the gauges read."""
         self._answering.set_function(answering)
         self._connections.set_function(connections)
 
     def count_answer(self, route: str, status: int) -> None:
-        """One more answer."""
+        """Count an answer."""
         self._answers.labels(route, str(status)).inc()
 
-    def count_bytes(self, number: int) -> None:
-        """More bytes sent."""
-        self._bytes.inc(number)
+    def count_bytes(self, num_bytes: int) -> None:
+        """Count bytes sent."""
+        self._bytes.inc(num_bytes)
 
     def text(self) -> bytes:
-        """All of them in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

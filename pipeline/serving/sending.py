@@ -1,4 +1,4 @@
-"""Sending a file or a range of it: headers, conditions, and bytes at the pace of the client."""
+"""Send a file or a range of it, at the pace of the client."""
 
 from __future__ import annotations
 
@@ -12,113 +12,113 @@ from typing import BinaryIO
 from aiohttp import web
 
 from data.storage.redact import redacted
-from pipeline.serving.blocking_pool import Kept, Pieces, Work
-from pipeline.serving.items import Body, Item, bytes_body
-from pipeline.serving.metrics import Meters
-from pipeline.serving.ranges import Span, is_other_version, is_unchanged, requested_span
+from pipeline.serving.blocking_pool import AsyncCache, BlockingPool, LockedIterator
+from pipeline.serving.catalog import Content, ServedFile, bytes_content
+from pipeline.serving.metrics import Metrics
+from pipeline.serving.request_headers import Span, condition_status, requested_span
 
-SEND_TIMEOUT_S = 60.0  # for a piece; a client that takes none of it for so long is cut off
+SEND_TIMEOUT_S = 60.0  # per piece; a client that reads nothing for this long is disconnected
 _SENDFILE_BYTES = 1 << 20  # a piece
 
 
 class Sender:
     """Answers requests for files."""
 
-    def __init__(self, work: Work, meters: Meters) -> None:
-        self._work, self._meters = work, meters
+    def __init__(self, pool: BlockingPool, metrics: Metrics) -> None:
+        self._pool, self._metrics = pool, metrics
 
-    async def send(self, request: web.Request, item: Item, kept: Kept) -> web.StreamResponse:
-        """The file, a range of it, or that the client has it already.
+    async def send(self, request: web.Request, file: ServedFile, cache: AsyncCache) -> web.StreamResponse:
+        """Send the file, or a range of it, or 304, 412 or 416.
+
+        Args:
+            cache: of contents by ETag.
 
         Raises:
-            OutdatedError and what `item.load` raises, before anything is sent. Later errors end the connection.
+            OutdatedError and whatever `file.load` raises, before anything is sent. Later errors end the connection.
         """
-        headers = {"ETag": item.etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-        if status := condition(request, item.etag):
+        headers = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+        if status := condition_status(request.headers, file.etag):
             return web.Response(status=status, headers=headers)
-        await self._work.run(item.check)
-        body = await kept.get(item.etag, item.load)
-        span = requested_span(request.method, request.headers, item.etag, body.size)
+        await self._pool.run(file.check)
+        content = await cache.get(file.etag, file.load)
+        span = requested_span(request.method, request.headers, file.etag, content.size)
         if span is None:
-            return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{body.size}"})
+            return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{content.size}"})
         if span.is_partial:
             headers["Content-Range"] = span.content_range()
-        return await self._answer(request, body, span, headers | {"Content-Type": item.media_type})
+        return await self._answer(request, content, span, headers | {"Content-Type": file.media_type})
 
     async def send_bytes(self, request: web.Request, content: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
-        """A whole content that is in memory."""
-        body = bytes_body(content)
-        return await self._answer(request, body, Span(0, body.size, body.size, False), headers)
+        """Send bytes that are in memory, whole."""
+        return await self._answer(request, bytes_content(content), Span(0, len(content), len(content), False), headers)
 
     async def _answer(
-        self, request: web.Request, body: Body, span: Span, headers: Mapping[str, str]
+        self, request: web.Request, content: Content, span: Span, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        wants_content = request.method != "HEAD"
-        file = await self._work.run(body.open) if body.open and wants_content else None
+        is_head = request.method == "HEAD"
+        file = await self._pool.run(content.open) if content.open and not is_head else None
         try:
             response = web.StreamResponse(status=206 if span.is_partial else 200, headers=headers)
             response.content_length = span.stop - span.start
-            await self._send(request, response, body if wants_content else None, file, span)
+            await self._send(request, response, None if is_head else content, file, span)
         finally:
             if file is not None:
                 file.close()
         return response
 
     async def _send(
-        self, request: web.Request, response: web.StreamResponse, body: Body | None, file: BinaryIO | None, span: Span
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        content: Content | None,
+        file: BinaryIO | None,
+        span: Span,
     ) -> None:
-        """Send headers and bytes; the connection is ended where that fails, as the headers have promised more."""
+        """Send headers and bytes. On failure abort the connection: the headers have promised more bytes."""
         try:
             await response.prepare(request)
-            if body is None:
+            if content is None:
                 return
             if file is not None and request.transport is not None:
                 await self._send_file(request.transport, file, span)
             else:
-                await self._send_pieces(response, body, span)
+                await self._send_pieces(response, content, span)
         except ConnectionError:
-            pass  # the client has gone
+            pass  # the client has left
         except TimeoutError:
             _abort(request)
-        except (ValueError, OSError) as error:  # data that are not there any more
+        except (ValueError, OSError) as error:  # the data have changed or are gone
             print(f"serve: {request.rel_url.raw_path}: {redacted(str(error))}", file=sys.stderr)
             _abort(request)
 
-    async def _send_pieces(self, response: web.StreamResponse, body: Body, span: Span) -> None:
-        pieces, left = Pieces(body.read(span.start, span.stop)), span.stop - span.start
+    async def _send_pieces(self, response: web.StreamResponse, content: Content, span: Span) -> None:
+        pieces, num_left = LockedIterator(content.read(span.start, span.stop)), span.stop - span.start
         try:
-            while left:
-                if (piece := await self._work.run(pieces.next)) is None:
-                    raise OSError(f"{left} bytes are missing at the end")
+            while num_left:
+                if (piece := await self._pool.run(pieces.next)) is None:
+                    raise OSError(f"{num_left} bytes are missing at the end")
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await response.write(piece)
-                left -= len(piece)
-                self._meters.count_bytes(len(piece))
+                num_left -= len(piece)
+                self._metrics.count_bytes(len(piece))
         finally:
-            self._work.later(pieces.close)
+            self._pool.run_later(pieces.close)
 
     async def _send_file(self, transport: asyncio.Transport, file: BinaryIO, span: Span) -> None:
-        """By `sendfile`, in pieces, so that a client that stands still is noticed."""
+        """Send by `sendfile`, in pieces, so that a stalled client is noticed."""
         loop = asyncio.get_running_loop()
         for start in range(span.start, span.stop, _SENDFILE_BYTES):
             count = min(_SENDFILE_BYTES, span.stop - start)
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                sent = await loop.sendfile(transport, file, start, count)
-            self._meters.count_bytes(sent)
-            if sent < count:
-                raise OSError(f"{count - sent} bytes are missing at byte {start + sent}")
-
-
-def condition(request: web.Request, etag: str) -> int | None:
-    """The status of an answer without content, where the request's conditions ask for one."""
-    if is_other_version(request.headers, etag):
-        return 412
-    return 304 if is_unchanged(request.headers, etag) else None
+                num_sent = await loop.sendfile(transport, file, start, count)
+            self._metrics.count_bytes(num_sent)
+            if num_sent < count:
+                raise OSError(f"{count - num_sent} bytes are missing at byte {start + num_sent}")
 
 
 def _abort(request: web.Request) -> None:
-    """End the connection so that the client notices, and the kernel keeps nothing for it."""
-    if request.transport is not None:  # else it has gone already
+    """Reset the connection, so that the client notices and the kernel drops its buffer."""
+    if request.transport is not None:  # else the client has left
         bound = request.transport.get_extra_info("socket")
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()

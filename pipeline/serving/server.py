@@ -1,12 +1,16 @@
-"""stage=serve: pseudo-labels over HTTP, read-only: a run's labels joined to its images while they are sent, or an exported version."""
+"""stage=serve: pseudo-labels over HTTP, read-only: a run's labels joined to its images while sending, or an exported version."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
 from pydantic import BaseModel
 
 from data import storage
@@ -18,44 +22,74 @@ from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record, require_done
+from pipeline.serving.access import AccessMiddleware, add_security_headers
+from pipeline.serving.blocking_pool import Pools
 from pipeline.serving.catalog import Catalog
-from pipeline.serving.credentials import check_host, read_token
+from pipeline.serving.connections import Connections
+from pipeline.serving.credentials import check_host, is_loopback, read_token
 from pipeline.serving.exported import open_version
+from pipeline.serving.handlers import Handlers
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.listening import Settings, serve_until
+from pipeline.serving.metrics import Metrics
 from pipeline.upstream.overlay import open_overlay
+
+_IDLE_S = 10.0  # without a whole request, on a new connection or after the last answer
+_CONNECTION: dict[str, Any] = {
+    "access_log": None,
+    "keepalive_timeout": _IDLE_S,
+    "lingering_time": 0,
+    "max_line_size": 8190,  # bytes: room for 1,000 classes
+    "max_field_size": 4096,
+    "max_headers": 64,
+}
+_SPARE_CONNECTIONS = 64  # beyond one per answer: idle ones, refused requests, health checks
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Address, access and limits; the fields of `pipeline.core.schema.ServeConfig`."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = None
+    open_to_all: bool = False
+    max_connections: int = 256
+    grace_s: float = 30.0
 
 
 def serve(config: Config, layouts: Sequence[Layout]) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:
-        UsageError: an address that others can reach, without a token; or a token that is none.
+        UsageError: an address that other machines can reach, without a token; or an invalid token.
         StageError: there is nothing to serve.
-        OSError: the address cannot be listened on.
-        Interrupted: when it was stopped.
+        OSError: the server cannot listen on the address.
+        Interrupted: after a signal.
     """
     fields = config.serve
     token = read_token(fields.token_file, os.environ)
     check_host(fields.host, token, fields.open_to_all)
     catalog = open_catalog(config, layouts)
-    settings = Settings(fields.host, fields.port, token, fields.open_to_all, fields.max_connections, fields.grace_s)
+    settings = ServerSettings(
+        fields.host, fields.port, token, fields.open_to_all, fields.max_connections, fields.grace_s
+    )
 
-    def say(words: str) -> None:
-        print(f"serve: {catalog.title}: {words}" if words.startswith("http") else f"serve: {words}", flush=True)
+    def report(message: str) -> None:
+        print(f"serve: {catalog.title}: {message}" if message.startswith("http") else f"serve: {message}", flush=True)
 
-    with interrupt.deferred():  # a signal is seen by `pending`, and raised when the block ends
-        asyncio.run(serve_until(catalog, settings, interrupt.pending, say))
+    with interrupt.deferred():  # `pending` sees a signal; it is raised when the block ends
+        asyncio.run(serve_until(catalog, settings, interrupt.pending, report))
 
 
 def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
-    """What serve.source names.
+    """Open what `serve.source` names.
 
     Raises:
-        StageError: it is not done; labels, selection and shards are not of each other.
+        StageError: it is unfinished; or labels, selection and shards do not match.
     """
     if config.serve.source == "run":
-        return _joined(config, layouts)
+        return _open_joined(config, layouts)
     out = config.export.out or layouts[0].exports
     folder = storage.join(out, _version(out, config.serve.source))
     summary = require_done(folder, "export")["summary"]
@@ -64,8 +98,8 @@ def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
     return open_version(folder, _class_counts(storage.join(selections, selection)))
 
 
-def _joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
-    """The labels of the last generation in which something was selected."""
+def _open_joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
+    """Open the labels of the last generation that has a selection."""
     layout = next((layout for layout in reversed(layouts) if layout.current_selection()), layouts[0])
     overlay, labels, _ = open_overlay(config, layout)
     title = f"generation {layout.generation}, selection {storage.base_name(overlay.selection_dir)}"
@@ -77,12 +111,12 @@ def _version(out: str, source: str) -> str:
         return source
     pointer = storage.join(out, LATEST_NAME)
     if not storage.exists(pointer):
-        raise StageError(f"{out}: no export yet; run stage=export, or serve.source=run needs none")
+        raise StageError(f"{out}: no export yet; run stage=export, or set serve.source=run, which needs none")
     return read_pointer(pointer)
 
 
 def _class_counts(selection: str) -> list[Mapping[str, Any]]:
-    """As selection.json has them; none where it is gone."""
+    """Read the counts per class from selection.json; empty if the selection is gone."""
     if not storage.exists(storage.join(selection, "selection.json")):
         return []
     content = read_output_json(selection, "selection.json", done_record(selection), COPIES_REMEDY, _Selection)
@@ -90,6 +124,85 @@ def _class_counts(selection: str) -> list[Mapping[str, Any]]:
 
 
 class _Selection(BaseModel):
-    """What is shown of `selection.json`."""
+    """The part of `selection.json` that the page shows."""
 
     classes: list[dict[str, Any]]
+
+
+async def serve_until(
+    catalog: Catalog, settings: ServerSettings, stop: Callable[[], bool], report: Callable[[str], None]
+) -> None:
+    """Serve until `stop()` is true, then give answers in progress `settings.grace_s` more seconds.
+
+    Args:
+        report: receives the URL, then a message when the server stops.
+
+    Raises:
+        OSError: the server cannot listen on the address.
+    """
+    async with _listening(catalog, settings) as (url, access):
+        report(url)
+        while not stop():
+            await asyncio.sleep(_POLL_S)
+        access.is_closing = True
+        if access.num_answering:
+            report(f"stopping; {access.num_answering} answers have {settings.grace_s:g} seconds to end")
+
+
+@asynccontextmanager
+async def _listening(catalog: Catalog, settings: ServerSettings) -> AsyncIterator[tuple[str, AccessMiddleware]]:
+    """Answer requests inside the block; yield the URL."""
+    pools, metrics = Pools(), Metrics()
+    any_host = settings.token is not None or settings.open_to_all or not is_loopback(settings.host)
+    access = AccessMiddleware(settings.token, settings.max_connections, metrics, any_host)
+    runner = web.AppRunner(
+        _app(Handlers(catalog, pools, metrics, settings.token is not None), access),
+        handler_cancellation=True,  # a client that leaves cancels its handler
+        shutdown_timeout=0.1,  # `_drain` has waited
+    )
+    await runner.setup()
+    assert runner.server is not None, "the runner is set up"
+    maximum = settings.max_connections + _SPARE_CONNECTIONS
+    connections = Connections(runner.server, maximum, access.is_busy, _CONNECTION)
+    try:
+        server = await asyncio.get_running_loop().create_server(connections, settings.host, settings.port)
+        metrics.watch(lambda: access.num_answering, lambda: len(connections))
+        try:
+            yield _url(settings.host, server.sockets[0]), access
+        finally:
+            server.close()
+        await _drain(connections, access, settings.grace_s)
+    finally:
+        await _shut_down(runner, connections)
+        pools.close()
+
+
+def _app(handlers: Handlers, access: AccessMiddleware) -> web.Application:
+    app = web.Application(middlewares=access.middlewares())
+    app.on_response_prepare.append(add_security_headers)
+    for path, handler in handlers.routes().items():
+        app.router.add_get(path, handler)  # HEAD too
+    return app
+
+
+def _url(host: str, bound: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{bound.getsockname()[1]}"
+
+
+async def _drain(connections: Connections, access: AccessMiddleware, seconds: float) -> None:
+    """Wait until all answers are complete and handed to the kernel, at most `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < deadline:
+        if not access.num_answering and not any(one.get_write_buffer_size() for one in connections.transports()):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _shut_down(runner: web.AppRunner, connections: Connections) -> None:
+    """Cancel the remaining handlers, then abort their connections, which would wait for the clients."""
+    transports = connections.transports()
+    await runner.cleanup()
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(_POLL_S)  # lets the aborted connections close

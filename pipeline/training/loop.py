@@ -22,9 +22,10 @@ from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.loader import load, tell_of_lost_loaders
 from pipeline.inputs.noise import add_noise
-from pipeline.inputs.streams import Batch, Batches, StreamSpec
+from pipeline.inputs.streams import StreamSpec
 from pipeline.inputs.train_transform import normalize
 from pipeline.models.device import require_device
 from pipeline.models.registry import build_model
@@ -101,7 +102,7 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     state.workers = world
     _resume(job, state, rank)
     network = _training_network(state.model, job, world)
-    batches = Batches(job.streams, job.config, job.num_classes, job.seed, rank, world)
+    batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed, rank, world)
     steps = range(state.step, job.total_steps)
     loaded = load(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
     last_saved, last_saved_step, started, first = time.monotonic(), state.step, time.monotonic(), state.step
@@ -181,7 +182,7 @@ def _training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     return to_training_mode(network)
 
 
-def _train_step(job: TrainJob, state: State, network: nn.Module, batch: Batch, rank: int) -> torch.Tensor:
+def _train_step(job: TrainJob, state: State, network: nn.Module, batch: TrainBatch, rank: int) -> torch.Tensor:
     """One optimizer step; returns the loss of this rank's part, a scalar on the device."""
     config = job.config
     torch.manual_seed(_step_seed(job.seed, state.step, rank))
@@ -223,7 +224,7 @@ def _memory(images: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
-def _check_loss(job: TrainJob, state: State, loss: float, batches: Batches, rank: int) -> None:
+def _check_loss(job: TrainJob, state: State, loss: float, batches: TrainBatches, rank: int) -> None:
     """Add the global batch's mean loss to the metrics; raises TrainingError, in all processes, when it is not finite."""
     if not math.isfinite(loss):
         keys, listing = batches.keys(state.step - 1), storage.join(job.folder, _NON_FINITE)

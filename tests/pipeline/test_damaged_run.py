@@ -19,7 +19,7 @@ from pipeline.core.stage import StageError
 from pipeline.evaluation.speed_file import write_speed
 from pipeline.export.tasks import File, Job
 from pipeline.export.todo import make_file
-from pipeline.inputs.streams import Batches
+from pipeline.inputs.batches import TrainBatches
 from pipeline.models.weights import CONFIG_NAME, WeightsInfo
 from pipeline.planning.status import note_stop
 from pipeline.run import main
@@ -90,7 +90,7 @@ def without_ray_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
         return [there.get(file.name) or make_file(job, file) for file in files]
 
     def train(job: TrainJob, _: object) -> None:
-        batches = Batches(job.streams, job.config, job.num_classes, job.seed)
+        batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed)
         for stream in batches._streams:
             for shard in range(len(stream.spec.shard_urls)):
                 stream.rows(shard)

@@ -14,7 +14,8 @@ from data.settings import UsageError
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import StudentConfig
-from pipeline.inputs.streams import labeled_stream, make_transform
+from pipeline.inputs.streams import labeled_stream
+from pipeline.inputs.train_transform import make_transform
 from pipeline.models.registry import build_model
 from pipeline.training import loop as fit_module
 from pipeline.training.checkpoint import load_newest

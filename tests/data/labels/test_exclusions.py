@@ -8,7 +8,8 @@ from data.labels.exclusions import exclude_inputs, keys_in, read_keys
 from data.shards.split import DataError, Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import TeacherConfig
-from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import labeled_stream
 from student.train import fingerprint as student_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
 from tests.conftest import WriteDigits
@@ -31,7 +32,7 @@ def seen_keys(split: Split, exclude: frozenset[str]) -> list[str]:
     """Of two epochs."""
     stream = labeled_stream(split, 2, exclude)
     config = TeacherConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop", "num_ops": 0}})
-    batches = Batches((stream,), config, 10, seed=0)
+    batches = TrainBatches((stream,), config, 10, seed=0)
     keys = [key for step in range(stream.num_images) for key in batches[step].keys]
     batches.close()
     return sorted(key.rpartition("'")[0].rpartition("'")[2] for key in keys)

@@ -30,7 +30,8 @@ from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export.tables import write_labels_alone
-from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import labeled_stream
 from pipeline.report.facts import read_facts
 from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.overlay import open_overlay
@@ -96,7 +97,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         ]
 
     def trained() -> list[Any]:
-        batches = Batches([stream], config.student, 10, 0)
+        batches = TrainBatches([stream], config.student, 10, 0)
         rows = batches._streams[0].rows(position)
         return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist(), batches.keys(0)]
 
@@ -330,7 +331,7 @@ def test_a_flipped_bit_of_an_index_is_found_by_training(tmp_path: Path, write_di
     config = Config.model_validate({"run_dir": "x", "teacher": {"image_size": 8}}).teacher
 
     def trained() -> list[Any]:
-        rows = Batches([labeled_stream(split, 4)], config, 10, 0)._streams[0].rows(0)
+        rows = TrainBatches([labeled_stream(split, 4)], config, 10, 0)._streams[0].rows(0)
         return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist()]
 
     path = Path(split.shards[0].index_url)

@@ -31,7 +31,8 @@ from data.shards.split import DataError, check_packed, open_split
 from data.shards.tar_header import MAX_FRONT, is_in_front
 from data.storage import remote
 from pipeline.core.schema import TrainConfig
-from pipeline.inputs.streams import Batches, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import labeled_stream
 from tests.conftest import WriteDigits
 from tests.data.shards.test_shards import write_raw_tar
 from tests.s3_server import FaultyS3
@@ -512,13 +513,13 @@ def test_training_stops_at_a_labeled_shard_that_changed_under_it(tmp_path: Path)
     write_shard(tmp_path / "x.tar", range(20), labels)
     stream = labeled_stream(open_split(f"{tmp_path}/x.tar", str(tmp_path / "index")), 20)
     config = TrainConfig(model="resnetrs26", image_size=16, loader_workers=0)
-    assert len(Batches([stream], config, 10, seed=0)[0].keys) == 20
+    assert len(TrainBatches([stream], config, 10, seed=0)[0].keys) == 20
     write_shard(tmp_path / "x.tar", range(19, -1, -1), labels)
     with pytest.raises(DataError, match=r"x\.tar: sample \d+ should be '\d\d'.*changed since it was indexed"):
-        Batches([stream], config, 10, seed=0)[0]
+        TrainBatches([stream], config, 10, seed=0)[0]
     open_split(f"{tmp_path}/x.tar", str(tmp_path / "index"), reindex=True)
     with pytest.raises(DataError, match="not the index that this stage began with"):
-        Batches([stream], config, 10, seed=0)[0]
+        TrainBatches([stream], config, 10, seed=0)[0]
 
 
 def test_a_packed_shard_with_other_labels_is_found_by_its_headers(tmp_path: Path, write_digits: WriteDigits) -> None:

@@ -18,8 +18,8 @@ import torch
 
 from data.shards.split import Split, open_split
 from pipeline.inputs import loader as loading
+from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.loader import LoaderLostError, load, shared_memory_needed, tell_of_lost_loaders
-from pipeline.inputs.streams import Batch, Batches
 from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import make_job
 
@@ -46,11 +46,11 @@ def test_a_batch_that_a_lost_process_announced_is_told_as_its_loss(
     job = make_job(labeled, tmp_path / "run")
     monkeypatch.setattr(loading, "DataLoader", lambda *_, **__: raising(error))
     told = rf"a loading process was lost .*{type(error).__name__}"
-    with closing(Batches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
+    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
         tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 0, pin=False)).clear())
 
 
-def raising(error: Exception) -> Iterator[Batch]:
+def raising(error: Exception) -> Iterator[TrainBatch]:
     raise error
     yield
 
@@ -65,18 +65,18 @@ def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_an
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-class SignalsBlocked(Batches):
+class SignalsBlocked(TrainBatches):
     """Their keys are the signals that the process blocks."""
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         blocked = sorted(signal.Signals(number).name for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
         return replace(super().__getitem__(step), keys=blocked)
 
 
-class LostBatches(Batches):
+class LostBatches(TrainBatches):
     """As when memory runs out at step 2."""
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         if step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(step)
@@ -86,7 +86,7 @@ def test_processes_that_have_more_to_load_are_gone_when_nobody_wants_it(tmp_path
     before = set(multiprocessing.active_children())
     job = make_job(labeled, tmp_path / "run")
     with (
-        closing(Batches(job.streams, job.config, 10, 0)) as batches,
+        closing(TrainBatches(job.streams, job.config, 10, 0)) as batches,
         closing(load(batches, range(99), 2, pin=False)) as loaded,
     ):
         next(loaded)
@@ -94,10 +94,10 @@ def test_processes_that_have_more_to_load_are_gone_when_nobody_wants_it(tmp_path
     assert not set(multiprocessing.active_children()) - before
 
 
-class Stuck(Batches):
+class Stuck(TrainBatches):
     """As when a file system does not answer, at step 2."""
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         if step == 2:
             time.sleep(1000)
         return super().__getitem__(step)
@@ -110,7 +110,7 @@ def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
     monkeypatch.setattr(loading, "SILENT_S", 2)
     before = set(multiprocessing.active_children())
     job = make_job(labeled, tmp_path / "run")
-    seen: list[Batch] = []
+    seen: list[TrainBatch] = []
     with (
         closing(Stuck(job.streams, job.config, 10, 0)) as batches,
         pytest.raises(
@@ -135,9 +135,9 @@ def test_without_room_in_shared_memory_the_same_batches_come_through_a_pipe_and_
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], augment_on: str
 ) -> None:
     job = make_job(labeled, tmp_path / "run", augment_on=augment_on)
-    with closing(Batches(job.streams, job.config, 10, 0)) as batches:
+    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
         expected = list(load(batches, range(6), 0, pin=False))
-    with closing(Batches(job.streams, job.config, 10, 0)) as batches:
+    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
         shared = list(load(batches, range(6), 2, pin=False))
         assert capsys.readouterr().out == ""
         monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)  # in the forks, too
@@ -163,11 +163,11 @@ SMALL = """
 import sys
 from data.shards.split import open_split
 from pathlib import Path
-from pipeline.inputs.streams import Batches
+from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load
 from tests.pipeline.training.test_training import make_job
 job = make_job(open_split(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), image_size=224)
-batches = Batches(job.streams, job.config, 10, 0)
+batches = TrainBatches(job.streams, job.config, 10, 0)
 print(sum(1 for _ in load(batches, range(12), 2, pin=False, name="teacher")), "batches")
 batches.close()
 """

@@ -18,9 +18,10 @@ from data.images.decode import decode
 from data.shards.split import Split, open_split
 from pipeline.core.config import Config
 from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.noise import add_noise
-from pipeline.inputs.streams import Batches, labeled_stream, make_transform
-from pipeline.inputs.train_transform import TrainTransform
+from pipeline.inputs.streams import labeled_stream
+from pipeline.inputs.train_transform import TrainTransform, make_transform
 from pipeline.training.loop import fit
 from tests.conftest import WriteDigits
 from tests.pipeline.inputs.test_train_transform import ALL_NOISE, MEAN
@@ -62,8 +63,8 @@ def test_a_batch_without_its_noise_has_it_with_it(labeled: Split) -> None:
     config = CONFIG.model_copy(update={"augment_on": "device"})
     streams = (labeled_stream(labeled, 20),)
     with (
-        closing(Batches(streams, CONFIG, 10, seed=3)) as at_once,
-        closing(Batches(streams, config, 10, seed=3)) as later,
+        closing(TrainBatches(streams, CONFIG, 10, seed=3)) as at_once,
+        closing(TrainBatches(streams, config, 10, seed=3)) as later,
     ):
         whole, bare = at_once[1], later[1]
     assert whole.noise is None

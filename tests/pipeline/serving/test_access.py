@@ -26,7 +26,7 @@ import pytest
 
 from data.labels import exclusions as exclude
 from data.labels.overlay import RowFilter
-from pipeline.serving.blocking_pool import BusyError, Kept, Work
+from pipeline.serving.blocking_pool import AsyncCache, BlockingPool, BusyError
 from pipeline.serving.credentials import has_token, names_loopback
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
@@ -287,8 +287,8 @@ def test_a_key_is_excluded_as_its_list_says() -> None:
 
 def test_what_nobody_waits_for_any_more_is_not_made_and_does_not_count() -> None:
     async def go() -> None:
-        work, go_on, made = Work(1, 1), threading.Event(), list[str]()
-        kept = Kept(work, 2)
+        pool, go_on, made = BlockingPool(1, 1), threading.Event(), list[str]()
+        cache = AsyncCache(pool, 2)
 
         def make(name: str) -> Callable[[], str]:
             def made_now() -> str:
@@ -298,25 +298,25 @@ def test_what_nobody_waits_for_any_more_is_not_made_and_does_not_count() -> None
 
             return made_now
 
-        first = asyncio.create_task(kept.get("first", make("first")))
-        second = asyncio.create_task(kept.get("second", make("second")))
+        first = asyncio.create_task(cache.get("first", make("first")))
+        second = asyncio.create_task(cache.get("second", make("second")))
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
-            await kept.get("third", make("third"))
+            await cache.get("third", make("third"))
         second.cancel()
         with suppress(asyncio.CancelledError):
             await second
         await asyncio.sleep(0.05)
-        third = asyncio.create_task(kept.get("third", make("third")))
-        too = asyncio.create_task(kept.get("third", make("never")))
+        third = asyncio.create_task(cache.get("third", make("third")))
+        too = asyncio.create_task(cache.get("third", make("never")))
         await asyncio.sleep(0)
         third.cancel()
         go_on.set()
         assert await first == "first"
         assert await too == "third", "another client still waits for it"
-        assert await kept.get("second", make("second")) == "second", "and it can be made again"
+        assert await cache.get("second", make("second")) == "second", "and it can be made again"
         assert made == ["first", "third", "second"]
-        work.close()
+        pool.close()
 
     asyncio.run(go())
 

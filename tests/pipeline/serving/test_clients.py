@@ -21,7 +21,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
 from pipeline.export.stage import export
 from pipeline.run import main
-from pipeline.serving import listening, sending
+from pipeline.serving import sending, server
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import open_version
 from pipeline.serving.joined import JoinedRun
@@ -78,8 +78,8 @@ def test_many_clients_at_once_get_the_same_bytes(run: SmallRun, source: str) -> 
 
 
 def test_clients_that_read_nothing_cost_little_and_leave_nothing(run: SmallRun) -> None:
-    with ServerProcess(*words(run)) as server, ExitStack() as clients:
-        url = server.url()
+    with ServerProcess(*words(run)) as process, ExitStack() as clients:
+        url = process.url()
         whole = fetch(f"{url}/{SHARD}").content
         before = metric(url, "process_resident_memory_bytes")
         for _ in range(40):
@@ -87,7 +87,7 @@ def test_clients_that_read_nothing_cost_little_and_leave_nothing(run: SmallRun) 
         wait_for(lambda: metric(url, "noisy_student_serve_answering") == 40)
         assert fetch(f"{url}/{SHARD}").content == whole
         assert metric(url, "process_resident_memory_bytes") - before < 40 * 4e6
-        files = Path(f"/proc/{server.process.pid}/fd")
+        files = Path(f"/proc/{process.process.pid}/fd")
         assert _num_tars(files) == 40
         clients.close()
         wait_for(lambda: metric(url, "noisy_student_serve_answering") == 0)
@@ -128,7 +128,7 @@ def test_beyond_the_limit_clients_are_told_to_come_again(run: SmallRun, source: 
 def test_connections_that_ask_for_nothing_make_room_and_those_that_are_answered_stay(
     run: SmallRun, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "_SPARE", 2)
+    monkeypatch.setattr(server, "_SPARE_CONNECTIONS", 2)
     with server_thread(catalog(run, source), max_connections=1) as url, ExitStack() as clients:
         whole = fetch(f"{url}/{path_of(source)}").content
         download = clients.enter_context(connected(url, receive_buffer=65536))
@@ -147,8 +147,8 @@ def test_connections_that_ask_for_nothing_make_room_and_those_that_are_answered_
 
 
 def test_a_connection_without_a_whole_request_is_ended_soon(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert listening._CONNECTION["keepalive_timeout"] <= 10
-    monkeypatch.setitem(listening._CONNECTION, "keepalive_timeout", 0.5)
+    assert server._CONNECTION["keepalive_timeout"] <= 10
+    monkeypatch.setitem(server._CONNECTION, "keepalive_timeout", 0.5)
     with server_thread(catalog(run)) as url, ExitStack() as clients:
         for start in (b"", b"GET /manifest.json HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
             client = clients.enter_context(connected(url))

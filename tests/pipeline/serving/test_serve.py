@@ -24,11 +24,11 @@ from data.shards.split import DataError, open_split
 from data.storage.web_tokens import TOKEN_VARIABLE
 from pipeline.export.stage import export
 from pipeline.run import _parse_stages
-from pipeline.serving.blocking_pool import Workers
+from pipeline.serving.blocking_pool import Pools
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
 from pipeline.serving.handlers import Handlers
-from pipeline.serving.metrics import Meters
+from pipeline.serving.metrics import Metrics
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.data.labels.test_joined_tar import samples
@@ -238,7 +238,7 @@ def test_of_an_export_only_what_describes_it_is_held_in_memory(run: SmallRun, ex
 
 def test_the_description_has_every_route_and_no_other(joined: str) -> None:
     paths = fetch(f"{joined}/openapi.json").json()["paths"]
-    known = Handlers(catalog=None, workers=Workers(), meters=Meters()).routes()  # type: ignore[arg-type]
+    known = Handlers(catalog=None, pools=Pools(), metrics=Metrics()).routes()  # type: ignore[arg-type]
     assert set(paths) == set(known)
     parameters = {one["name"] for one in paths["/shards/{name}.tar"]["get"]["parameters"] if one["in"] == "query"}
     assert parameters == set(PARAMETERS)

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from pipeline.core.schema import TeacherConfig, TrainConfig
 from pipeline.inputs import rand_augment
-from pipeline.inputs.streams import StreamSpec, make_transform
+from pipeline.inputs.streams import StreamSpec
+from pipeline.inputs.train_transform import make_transform
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import Bottleneck
 from pipeline.training.ema import EMA

@@ -14,7 +14,8 @@ import torch
 from data.shards.image_reader import ImageReader
 from data.shards.split import Split, open_split
 from data.tables import write_table
-from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.loop import TrainJob
 from tests.conftest import make_writer
@@ -128,7 +129,7 @@ def test_killed_or_stopped_several_processes_make_the_same_bytes_in_the_end(data
 
 def step_keys(data: Data, step: int, world: int) -> list[str]:
     """The images of a step in the global order, from the batches that `world` ranks make of them."""
-    ranks = [Batches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
+    ranks = [TrainBatches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
     parts = [batches[step].keys for batches in ranks]
     for batches in ranks:
         batches.close()
@@ -173,7 +174,7 @@ def test_continuing_reads_and_decodes_nothing_but_the_next_batch(data: Data, mon
         return original(reader, shard, offset, size)
 
     monkeypatch.setattr(ImageReader, "read", counted)
-    batches = Batches(data.streams, CONFIG, 10, 0)
+    batches = TrainBatches(data.streams, CONFIG, 10, 0)
     assert len(batches[1_000_000].keys) == LABELED + PSEUDO_LABELED
     batches.close()
     assert len(read) == LABELED + PSEUDO_LABELED

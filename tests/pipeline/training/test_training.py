@@ -17,7 +17,8 @@ from data.shards.split import DataError, Split, open_split
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
-from pipeline.inputs.streams import Batches, StreamSpec, labeled_stream
+from pipeline.inputs.batches import TrainBatches
+from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training import loop as fit_module
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
@@ -166,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_keys(tmp_path: Path,
     ) as caught:
         fit(job)
     step = int(str(caught.value).partition("at step ")[2].split()[0])
-    batches = Batches(job.streams, job.config, 10, job.seed)
+    batches = TrainBatches(job.streams, job.config, 10, job.seed)
     assert (tmp_path / "run/non_finite_batch.txt").read_text().splitlines() == batches[step - 1].keys
     batches.close()
 
@@ -199,7 +200,7 @@ def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> Stream
 
 def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled: Split) -> None:
     specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [1, 0, 3]))
-    batches = Batches(specs, CONFIG, 10, seed=0)
+    batches = TrainBatches(specs, CONFIG, 10, seed=0)
     assert batches.order(1).num_entries == 4 * len(labeled.shards)
     seen: dict[str, int] = {}
     for step in range(4):  # 48 pseudo-labeled entries: three epochs of 16
@@ -214,8 +215,8 @@ def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled
 
 def test_ranks_share_the_global_batch_without_overlap(labeled: Split) -> None:
     specs = (labeled_stream(labeled, 8),)
-    whole = Batches(specs, CONFIG, 10, seed=0)
-    ranks = [Batches(specs, CONFIG, 10, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = TrainBatches(specs, CONFIG, 10, seed=0)
+    ranks = [TrainBatches(specs, CONFIG, 10, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
     batch, parts = whole[3], [rank[3] for rank in ranks]
     for batches in (whole, *ranks):
         batches.close()
@@ -225,7 +226,7 @@ def test_ranks_share_the_global_batch_without_overlap(labeled: Split) -> None:
 
 def test_copies_of_an_image_are_augmented_differently_and_reproducibly(tmp_path: Path, labeled: Split) -> None:
     specs = (labeled_stream(labeled, 4), pseudo_spec(tmp_path, labeled, [3]))
-    first, second = (Batches(specs, CONFIG, 10, seed=0) for _ in range(2))
+    first, second = (TrainBatches(specs, CONFIG, 10, seed=0) for _ in range(2))
     images = [first[step].images for step in range(3)]
     assert all(torch.equal(images[step], second[step].images) for step in range(3))
     by_key: dict[str, list[torch.Tensor]] = {}
@@ -265,4 +266,4 @@ def test_copies_that_do_not_fit_the_labels_are_refused(tmp_path: Path, labeled: 
     table = read_labels(spec.copies_urls[0])
     write_table(spec.copies_urls[0], table.slice(1))
     with pytest.raises(DataError, match="run stage=select again"):
-        Batches((spec,), CONFIG, 10, seed=0)
+        TrainBatches((spec,), CONFIG, 10, seed=0)

@@ -24,7 +24,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, StageRefusedError
 from pipeline.models.registry import build_model
 from pipeline.run import run
-from pipeline.serving.items import OutdatedError
+from pipeline.serving.catalog import OutdatedError
 from pipeline.serving.server import open_catalog
 from tests.conftest import make_writer
 from tests.data.shards.test_identity import IMAGES, KEYS, forget_versions, make_younger, swap_labels, write_shard

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from pipeline.serving.ranges import Span, accepts_gzip, is_other_version, is_unchanged, requested_span
+from pipeline.serving.request_headers import Span, accepts_gzip, is_other_version, is_unchanged, requested_span
 
 ETAG = '"abc-1"'
 

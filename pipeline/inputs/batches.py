@@ -1,0 +1,117 @@
+"""Training batches by step number: images of all streams in exact counts, decoded and augmented, with their targets.
+
+    Stream (inputs.streams) ──► bytes ──► decode ──► augment ──► batch
+
+A batch is a function of (seed, step, rank, world size). Resuming at step n makes batch n; nothing before it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.images.decode import DecodeError
+from data.shards.split import DataError
+from data.training_order import Order
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.noise import Noise
+from pipeline.inputs.streams import Stream, StreamSpec
+from pipeline.inputs.train_transform import make_transform, sample_seed
+
+
+@dataclass
+class TrainBatch:
+    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image, for messages.
+
+    `noise` has what is still to be added to each image; None: it has been added.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    keys: list[str]
+    noise: list[Noise] | None = None
+
+    def pin_memory(self) -> TrainBatch:
+        """Called by torch's loader, before a copy to a GPU."""
+        return TrainBatch(self.images.pin_memory(), self.targets.pin_memory(), self.keys, self.noise)
+
+
+class _Sample(NamedTuple):
+    image: torch.Tensor  # uint8 (3, S, S)
+    noise: Noise  # not added yet
+    target: np.ndarray  # float32 (C,)
+    key: str
+
+
+class TrainBatches(Dataset[TrainBatch]):
+    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams."""
+
+    def __init__(
+        self,
+        specs: Sequence[StreamSpec],
+        config: TrainConfig,
+        num_classes: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Open the streams. Raises DataError: a selection is not what was committed."""
+        self._seed, self._rank, self._world = seed, rank, world_size
+        self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
+        self._transform = make_transform(config)
+        self._noise_later = config.augment_on == "device"
+
+    def order(self, stream: int) -> Order:
+        """The order of one stream, over all ranks."""
+        return self._streams[stream].order
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        """The batch of a step.
+
+        Raises:
+            DataError: an image cannot be decoded, or a shard has changed; the message names shard and key.
+        """
+        samples = [sample for number in range(len(self._streams)) for sample in self._samples(number, step)]
+        noise = [sample.noise for sample in samples]
+        images = [sample.image for sample in samples]
+        if not self._noise_later:
+            images = [self._transform.add_noise(*each) for each in zip(images, noise, strict=True)]
+        targets = torch.from_numpy(np.stack([sample.target for sample in samples]))
+        keys = [sample.key for sample in samples]
+        return TrainBatch(torch.stack(images), targets, keys, noise if self._noise_later else None)
+
+    def keys(self, step: int) -> list[str]:
+        """Shard and key of each image of a step's batch, over all ranks; no image is read."""
+        found = []
+        for stream in self._streams:
+            entries = stream.entries(step)
+            found += [stream.describe(int(s), int(r)) for s, r in zip(entries.shard, entries.row, strict=True)]
+        return found
+
+    def close(self) -> None:
+        """Close this process's open files."""
+        for stream in self._streams:
+            stream.reader.close()
+
+    def _samples(self, number: int, step: int) -> Iterator[_Sample]:
+        """This rank's samples of one stream and step."""
+        stream = self._streams[number]
+        entries = stream.entries(step)
+        for i in range(self._rank, len(entries), self._world):
+            epoch, shard, row, copy = (
+                int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
+            )
+            rows, key = stream.rows(shard), stream.describe(shard, row)
+            content = stream.reader.image(shard, rows.place(row))
+            try:
+                image, noise = self._transform.from_file(
+                    content, sample_seed(self._seed, number, epoch, shard, row, copy)
+                )
+            except DecodeError as error:
+                raise DataError(f"{key}: {error}; repair or remove the image") from error
+            yield _Sample(image, noise, rows.targets[row], key)
