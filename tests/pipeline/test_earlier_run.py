@@ -1,8 +1,8 @@
 """A run directory that an earlier version finished stays valid: nothing is made again, and everything can be read.
 
-`run_of_04a8a39.tar.xz` has packed shards of generated 12-px images, and a run of all stages on them by commit 04a8a39, which recorded no
-modification times of shards and wrote label files without checksums. Its fields are in its config.yaml. Checkpoints and report were taken
-out, for size.
+`run_of_04a8a39.tar.xz` has packed shards of generated 12-px images, and a run of all stages on them by commit 04a8a39, which
+recorded no modification times of shards and wrote label files without checksums. Its fields are in its config.yaml. Checkpoints and
+report were taken out, for size.
 """
 
 from __future__ import annotations
