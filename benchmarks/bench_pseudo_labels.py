@@ -39,7 +39,9 @@ from pipeline.core.schema import StudentConfig
 from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
-from pipeline.training.loop import TrainJob, fit, load_trained
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 
 NUM_CLASSES, QUOTA, THRESHOLD = 10, 3000, 0.8
 
@@ -171,19 +173,19 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
         tuple(f"{out}/{name}.copies.parquet" for name in names), "soft" if arm.startswith("soft") else "hard",
     )  # fmt: skip
     job = TrainJob(
-        "student",
-        out,
-        section,
-        (labeled_stream(labeled, per_step), pseudo),
-        NUM_CLASSES,
-        labeled.num_samples,
-        seed,
-        1,
-        "cpu",
+        name="student",
+        folder=out,
+        config=section,
+        streams=(labeled_stream(labeled, per_step), pseudo),
+        num_classes=NUM_CLASSES,
+        num_labeled=labeled.num_samples,
+        seed=seed,
+        threads=1,
+        device="cpu",
     )
     fit(job)
     model = build_model(section.model, NUM_CLASSES, section.model_args, 0.0, 0.0)
-    model.load_state_dict(load_trained(out, job.total_steps)[0])
+    model.load_state_dict(load_trained(job)[0])
     torch.set_num_threads(1)
     logits, truth = predict_split(
         open_split(f"{data}/{split}/*.tar", f"{data}/index"), Predictor(model, section, "cpu")

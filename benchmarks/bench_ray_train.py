@@ -28,7 +28,8 @@ from benchmarks.bench_train import CONFIG, NUM_SHARDS, PER_SHARD, in_ray_train, 
 from benchmarks.photos import make_photos
 from data.settings import UsageError, run_command
 from pipeline.core.ray_runtime import start_ray
-from pipeline.training.loop import TrainJob, fit
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
 from pipeline.training.progress import TrainingDisplay
 
 KINDS = ("bare", "ray_train")

@@ -41,7 +41,8 @@ from pipeline.core.schema import TrainConfig
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import labeled_stream
 from pipeline.models.registry import build_model
-from pipeline.training.loop import TrainJob, fit
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
 
 WARM_UP, NUM_SHARDS, PER_SHARD = 5, 4, 128
 CONFIG = TrainConfig(
@@ -90,7 +91,17 @@ def training_job(pattern: str, config: TrainConfig, steps: int, folder: str) -> 
     split = open_split(pattern, "/nonexistent")
     config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
     streams = (labeled_stream(split, config.batch_size),)
-    return TrainJob("bench", folder, config, streams, len(PHOTOS), split.num_samples, 0, 1, "cpu")
+    return TrainJob(
+        name="bench",
+        folder=folder,
+        config=config,
+        streams=streams,
+        num_classes=len(PHOTOS),
+        num_labeled=split.num_samples,
+        seed=0,
+        threads=1,
+        device="cpu",
+    )
 
 
 def timm(pattern: str, config: TrainConfig, steps: int) -> float:

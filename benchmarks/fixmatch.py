@@ -24,7 +24,7 @@ from pipeline.models.registry import build_model
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.ema import EMA
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.state import State
+from pipeline.training.state import TrainState
 
 WEAK = AugmentConfig(crop="pad_crop", pad=4, hflip=0.5, num_ops=0)
 """Flip and shift by up to an eighth of the side (section 2.3)."""
@@ -90,7 +90,7 @@ def train(
     optimizer = build_optimizer(network, 0.9, method.weight_decay)
     for group in optimizer.param_groups:
         group["nesterov"] = True
-    state, saved = State(network, EMA(network, method.ema_decay), optimizer), time.monotonic()
+    state, saved = TrainState(network, EMA(network, method.ema_decay), optimizer), time.monotonic()
     if (checkpoint := load_newest(folder)) is not None:
         state.restore(checkpoint)
     for step in tqdm(range(state.step, method.steps), initial=state.step, total=method.steps, desc="fixmatch"):
@@ -107,7 +107,7 @@ def train(
 
 
 def take_step(
-    state: State,
+    state: TrainState,
     labeled: torch.Tensor,
     weak: torch.Tensor,
     strong: torch.Tensor,

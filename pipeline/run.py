@@ -96,7 +96,7 @@ _plan_study = _later("pipeline.studies.stage:plan_study")
 _open_study = _later("pipeline.studies.stage:open_study")
 _ablate = _later("pipeline.studies.stage:ablate")
 _check_unlabeled = _later("teacher.labeling.corpus:check_unlabeled")
-_require_beginning = _later("student.train:require_beginning")
+_require_beginning = _later("student.warm_start:require_warm_start")
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""stage=teacher: train on the labeled images, or take weights that were trained elsewhere."""
+"""stage=teacher: train on the labeled images, or take weights trained elsewhere."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from pipeline.inputs.streams import labeled_stream
 from pipeline.models.classes import class_order, reorder_classes
 from pipeline.models.device import require_device
 from pipeline.models.weights import load_external, other_preprocessing, weights_digest
+from pipeline.training.job import TrainJob
 from pipeline.training.launch import run_training
-from pipeline.training.loop import TrainJob, load_trained
+from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 
 def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
-    """Run or continue the stage; returns its done-record. From the second generation on, the teacher is a student that is done.
+    """Run or continue the stage; return its done-record. From the second generation on, that of the student before.
 
     Raises:
         StageError: the stage refuses, or an input is missing.
-        DataError: labeled shards that are not right.
+        DataError: the labeled shards have no usable labels, or are damaged.
+        ModelError: teacher.weights do not fit the model or the classes.
     """
     if layout.generation > 1:
         return require_done(layout.teacher, "student")
@@ -49,15 +51,15 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         _note_preprocessing(config.teacher)
         if validation is None:
             print(
-                "teacher: without data.validation nothing tells whether its classes and preprocessing are those of teacher.weights"
+                "teacher: without data.validation, nothing checks that classes and preprocessing are those of teacher.weights"
             )
         state = weights
-        made: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
+        published: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
     else:
-        assert labeled is not None, "fingerprint() asks for it"
+        assert labeled is not None, "fingerprint() requires it"
         state, steps = _train(config, layout, labeled, validation, num_classes)
-        made = {"outputs": ("metrics.jsonl",), "extra": {"steps": steps}}
-    publish(stage, config.teacher, config, state, class_names, num_classes, 0, validation, **made)
+        published = {"outputs": ("metrics.jsonl",), "extra": {"steps": steps}}
+    publish(stage, config.teacher, config, state, class_names, num_classes, 0, validation, **published)
     return require_done(layout.teacher, "teacher")
 
 
@@ -66,7 +68,7 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
 
     Raises:
         StageError: there are neither labeled images nor weights.
-        ModelError: no such weights, or of other classes.
+        ModelError: there are no such weights, or they have other classes.
         UsageError: teacher.class_names cannot be read.
         DataError: data.exclude cannot be read.
     """
@@ -87,14 +89,19 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
 
 
 def _check(config: Config, labeled: Split | None, validation: Split | None) -> dict[str, Tensor] | None:
-    """Raises what speaks against training or taking the weights, which are the result (None: to be trained)."""
-    require_device(config.resolved_device())  # before the training: it is needed after it, to calibrate
+    """Check device and data before anything is written; return the weights trained elsewhere (None: train).
+
+    Raises:
+        UsageError: no GPU where one is asked for.
+        DataError, ModelError: see `train_teacher`.
+    """
+    require_device(config.resolved_device())  # calibration needs it after the training
     num_classes, class_names = classes_of(config, labeled or validation)
     if validation is not None:
         check_labeled(validation, num_classes)
     section = config.teacher
     if section.weights is None:
-        assert labeled is not None, "fingerprint() asks for it"
+        assert labeled is not None, "fingerprint() requires it"
         check_labeled(labeled, num_classes)
         return None
     return _load_external(section, section.weights, num_classes, class_names)
@@ -103,7 +110,7 @@ def _check(config: Config, labeled: Split | None, validation: Split | None) -> d
 def _load_external(
     section: TeacherConfig, weights: str, num_classes: int, class_names: Sequence[str] | None
 ) -> dict[str, Tensor]:
-    """The weights, their outputs in the order of the data's classes."""
+    """Weights from a file, with outputs in the order of the data's classes."""
     state = load_external(section.model, section.model_args, num_classes, weights)
     order = class_order(weights, section.class_names, class_names)
     if order is None:
@@ -117,18 +124,26 @@ def _load_external(
 def _train(
     config: Config, layout: Layout, labeled: Split, validation: Split | None, num_classes: int
 ) -> tuple[dict[str, Tensor], int]:
-    """EMA weights and the number of steps."""
+    """Train; return EMA weights and the number of steps."""
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
     job = TrainJob(
-        "teacher", layout.teacher, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
-        config.resolved_device(), validation,
-    )  # fmt: skip
+        name="teacher",
+        folder=layout.teacher,
+        config=config.teacher,
+        streams=(stream,),
+        num_classes=num_classes,
+        num_labeled=stream.num_images,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.resolved_device(),
+        validation=validation,
+    )
     run_training(job, config.ray_address)
-    return load_trained(layout.teacher, job.total_steps)[0], job.total_steps
+    return load_trained(job)[0], job.total_steps
 
 
 def _note_preprocessing(section: TrainConfig) -> None:
-    """Weights under other preprocessing label badly without any error, and without labeled images nothing else tells."""
+    """Print where the preprocessing differs from timm's for this model. Wrong preprocessing raises no error, but labels badly."""
     given = {"mean": section.mean, "std": section.std}
     for field, recorded in other_preprocessing(section.model, section.model_args, given).items():
         print(

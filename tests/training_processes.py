@@ -10,40 +10,52 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
 
 from data.storage.failpoint import VARIABLE
 from pipeline.core import interrupt
-from pipeline.training import loop as fit_module
-from pipeline.training.loop import TrainJob, fit
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import StreamSpec
+from pipeline.training import loop
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
 
-# Forked from a process that has imported all this, and nothing else: one starts in a fraction of a second.
+# Forked from a server that has imported all this already, each starts in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
 _LIMIT_S = 200.0
 
 
 def out_of_memory() -> None:
-    """As Python says it."""
+    """Raise what Python raises."""
     raise MemoryError
 
 
 def killed_for_memory() -> None:
-    """As the kernel does it, or a container."""
+    """Exit as if killed by the kernel or the container."""
     os._exit(137)
 
 
 def terminated() -> None:
-    """SIGTERM to this process."""
+    """Send SIGTERM to this process."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def digits_job(
+    folder: object, config: TrainConfig, streams: tuple[StreamSpec, ...], num_labeled: int, **fields: Any
+) -> TrainJob:
+    """A teacher's training on the ten digits, on one CPU thread; `fields` replaces others."""
+    usual = {"name": "teacher", "num_classes": 10, "seed": 0, "threads": 1, "device": "cpu"}
+    return TrainJob(folder=str(folder), config=config, streams=streams, num_labeled=num_labeled, **(usual | fields))  # type: ignore[arg-type]
+
+
 def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None] | None = None) -> list[int | None]:
-    """Run `fit` in `world` processes; returns their exit codes. When one ends badly, the others are ended, as Ray Train does.
+    """Run `fit` in `world` processes; return their exit codes. When one fails, kill the others, as Ray Train does.
 
     Args:
-        at: pattern of the failpoint at which a process is killed, or `fault` happens to it.
+        at: pattern of the failpoint at which a process is killed, or `fault` is called.
     """
     PROCESSES.set_forkserver_preload([__name__])
     meeting = Path(f"{job.folder}.meeting")
@@ -64,12 +76,12 @@ def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None]
 
 
 def _train(job: TrainJob, rank: int, world: int, meeting: str, at: str, fault: Callable[[], None] | None) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (progress and the tracebacks that are meant to be)
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (hide progress and expected tracebacks)
     torch.set_num_threads(1)
     if fault is None:
         os.environ[VARIABLE] = at
     else:
-        fit_module.failpoint = lambda name: fault() if fnmatchcase(name, at) else None
+        loop.failpoint = lambda name: fault() if fnmatchcase(name, at) else None
     if world > 1:
         distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:

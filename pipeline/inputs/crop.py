@@ -1,4 +1,4 @@
-"""Where a training view is cut from its image, and the one resampling that makes it: crop, shift, affine map."""
+"""Geometry of a training view: random crop and shift, the affine map, and the resize."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Box = tuple[slice, slice]
 
 
 def shift(generator: random.Random, pad: int) -> int:
-    """A whole number from −pad to pad."""
+    """Draw a whole number from −pad to pad."""
     return int(generator.random() * (2 * pad + 1)) - pad
 
 
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: random.Random
 ) -> Box:
-    """Rows and columns of Inception's random crop, by the rules of torchvision's RandomResizedCrop."""
+    """Draw Inception's random crop, rows and columns, by the rules of torchvision's RandomResizedCrop."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_CROP_TRIES):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * generator.random())
@@ -42,7 +42,7 @@ def crop_box(
 
 
 def scale_box(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
-    """The box in an image of shape `new` that shows what `box` shows in one of `old`, to whole pixels."""
+    """`box`, of an image of shape `old`, scaled to an image of shape `new`, in whole pixels."""
     rows, columns = (
         slice(round(part.start * after / before), max(1, round(part.stop * after / before)))
         for part, before, after in zip(box, old[:2], new[:2], strict=True)
@@ -51,8 +51,8 @@ def scale_box(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
 
 
 def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
-    """Antialiased, to size × size. Torch's uint8 kernel takes a third of the time of Pillow's and differs by a level here and there."""
-    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # channels_last: two thirds of the time of planes
+    """Resize to size × size, antialiased. Torch's uint8 kernel takes a third of Pillow's time; some pixels differ by one level."""
+    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # channels_last takes two thirds of the time of planes
     resized = functional.interpolate(pixels, (size, size), mode=interpolation, antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 
@@ -60,7 +60,11 @@ def resize(image: Pixels, size: int, interpolation: str) -> Pixels:
 def affine_matrix(
     config: AugmentConfig, top: int, left: int, size: int, generator: random.Random
 ) -> tuple[float, float, float, float, float, float]:
-    """From the view's pixels to the image's, whose (left, top) the view would begin at without it; about the centre."""
+    """Draw the affine map from pixels of the view to pixels of the image, about the centre of the view.
+
+    Args:
+        top, left: the pixel of the image at which the view begins without the map.
+    """
     angle = math.radians(spread(generator, config.rotation))
     zoom = 1 + spread(generator, config.zoom)
     shear_x, shear_y = spread(generator, config.shear), spread(generator, config.shear)

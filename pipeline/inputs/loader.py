@@ -1,7 +1,7 @@
-"""Batches on their way from the processes that load them, and what happens when one of these is lost, stuck or short of shared memory.
+"""Batches from loading processes; what happens when such a process is lost, hangs, or finds no shared memory.
 
-A batch travels in shared memory (/dev/shm), which containers have 64 MB of by default. Where it has no room left, torch loses the
-batch and the trainer waits for ever; here such a batch goes through a pipe, as bytes: more copies, the same pixels.
+A batch shared in shared memory (/dev/shm), of which containers have 64 MB by default. When that is full, torch loses the batch and the
+trainer waits forever. So such a batch is sent through a pipe, as bytes: the same pixels, more copies.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
 
-SILENT_S = 600  # a batch that takes longer never comes
-_AHEAD = 4  # batches that each process loads before they are asked for
+SILENT_S = 600  # after which a loading process counts as hanging
+_AHEAD = 4  # batches that each process loads ahead
 _SHARED = "/dev/shm"
-_processes: set[BaseProcess] = set()  # that load, of the one training that runs here
+_processes: set[BaseProcess] = set()  # the loading processes of the one training that runs in this process
 
 
 @dataclass
-class _Piped:
-    """A batch as arrays, which travel as bytes, and how many are in flight when all processes have loaded ahead."""
+class _PipedBatch:
+    """A batch as arrays, which are sent as bytes, not in shared memory."""
 
     images: np.ndarray
     targets: np.ndarray
@@ -39,74 +39,74 @@ class _Piped:
     noise: list[Noise] | None
 
     def batch(self) -> TrainBatch:
-        """As tensors again, of the same memory."""
+        """The batch as tensors, without a copy."""
         return TrainBatch(torch.from_numpy(self.images), torch.from_numpy(self.targets), self.keys, self.noise)
 
-    def pin_memory(self) -> _Piped:
-        """Called in the loader's thread before the copy to a GPU; what comes through a pipe is not pinned, which costs time alone."""
+    def pin_memory(self) -> _PipedBatch:
+        """Called by torch's loader, before a copy to a GPU. Leave it unpinned: only the copy takes longer."""
         return self
 
 
-class _Loaded(Dataset[TrainBatch | _Piped | Exception]):
-    """TrainBatches, or what went wrong with one: torch would put a loading process's traceback into the message."""
+class _BatchesOrErrors(Dataset[TrainBatch | _PipedBatch | Exception]):
+    """Batches, or the error of one as a value: raised, torch would put the loading process's traceback into its message."""
 
-    def __init__(self, batches: TrainBatches, travels: bool) -> None:
-        self._batches, self._travels = batches, travels
+    def __init__(self, batches: TrainBatches, shared: bool) -> None:
+        self._batches, self._shared = batches, shared
 
-    def __getitem__(self, step: int) -> TrainBatch | _Piped | Exception:
+    def __getitem__(self, step: int) -> TrainBatch | _PipedBatch | Exception:
         try:
             batch = self._batches[step]
-        except (ValueError, OSError) as error:  # of the user's or the machine's making
+        except (ValueError, OSError) as error:  # the user's or the machine's; others are bugs and keep their traceback
             return error
-        return _to_shared_memory(batch) if self._travels else batch
+        return _to_shared_memory(batch) if self._shared else batch
 
 
-def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _Piped:
-    """The batch where the trainer can see it. Done here and not when torch sends it, in a thread that cannot fail: without room, or
-    with too many open files, the batch would be lost."""
+def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _PipedBatch:
+    """Move a batch to shared memory, or make it one for the pipe if that is full, or too many files are open.
+
+    Torch would move it when sending, in a thread whose errors are lost, and the batch with them.
+    """
     try:
         batch.images.share_memory_()
         batch.targets.share_memory_()
     except RuntimeError:
-        return _Piped(batch.images.numpy(), batch.targets.numpy(), batch.keys, batch.noise)
+        return _PipedBatch(batch.images.numpy(), batch.targets.numpy(), batch.keys, batch.noise)
     return batch
 
 
-def load(
+def load_batches(
     batches: TrainBatches, steps: range, num_workers: int, pin: bool, name: str = ""
 ) -> Generator[TrainBatch, None, None]:
-    """Batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
-
-    These are forks, but not of a process that is connected to Ray: what its other threads know of actors ends in a fork, which
-    tells Ray so in the middle of the parent's own messages, and the parent's next actor is waited for without end.
+    """Yield the batches of `steps` in order, loaded ahead by `num_workers` processes (0: in this one).
 
     Args:
+        pin: copy batches to pinned memory, for a GPU.
         name: section of the configuration, for messages.
 
     Raises:
         DataError: as `TrainBatches`.
-        RuntimeError: a loading process was lost or is silent; `tell_of_lost_loaders` makes it a sentence.
+        RuntimeError: a loading process was lost or hangs; call inside `raise_on_lost_loaders`.
     """
     before = set(multiprocessing.active_children())
-    with _signals_held_back() if num_workers else nullcontext():
+    with _signals_blocked() if num_workers else nullcontext():
         items = iter(_loader(batches, steps, num_workers, pin))
     _processes.update(set(multiprocessing.active_children()) - before)
-    told = torn = False
+    reported = lost = False
     try:
-        while isinstance(item := _next(items), TrainBatch | _Piped):
-            if isinstance(item, _Piped):
-                if not told:
-                    _tell_of_pipes(name, item, num_workers)
-                told = True
+        while isinstance(item := _next(items), TrainBatch | _PipedBatch):
+            if isinstance(item, _PipedBatch):
+                if not reported:
+                    _report_pipes(name, item, num_workers)
+                reported = True
                 yield item.batch()
             else:
                 yield item
     except RuntimeError:
-        torn = True  # torch's loader lives as long as its error; `tell_of_lost_loaders` ends the processes
+        lost = True  # the error holds torch's loader; `raise_on_lost_loaders` ends the processes when it is gone
         raise
     finally:
         del items
-        if not torn:
+        if not lost:
             _end_processes()
     if isinstance(item, Exception):
         raise item
@@ -114,10 +114,12 @@ def load(
 
 def _loader(
     batches: TrainBatches, steps: range, num_workers: int, pin: bool
-) -> DataLoader[TrainBatch | _Piped | Exception]:
+) -> DataLoader[TrainBatch | _PipedBatch | Exception]:
+    # Forking while connected to Ray drops the handles of actors that other threads hold, in the middle of the parent's own messages,
+    # and the parent's next actor never answers. So spawn.
     spawns = num_workers > 0 and ray.is_initialized()
     return DataLoader(
-        _Loaded(batches, travels=num_workers > 0),
+        _BatchesOrErrors(batches, shared=num_workers > 0),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
@@ -129,8 +131,8 @@ def _loader(
     )
 
 
-def _tell_of_pipes(name: str, batch: _Piped, num_workers: int) -> None:
-    """Say that there is too little shared memory, how much is needed and where to change it."""
+def _report_pipes(name: str, batch: _PipedBatch, num_workers: int) -> None:
+    """Print that there is too little shared memory, how much is needed, and where to change it."""
     needed = shared_memory_needed(batch.images.nbytes + batch.targets.nbytes, num_workers)
     have = shutil.disk_usage(_SHARED).total
     print(
@@ -142,7 +144,7 @@ def _tell_of_pipes(name: str, batch: _Piped, num_workers: int) -> None:
 
 
 def shared_memory_needed(batch_bytes: int, num_workers: int) -> int:
-    """Bytes of the batches that `num_workers` processes load ahead, and of the one that is trained on."""
+    """Bytes of all batches in flight: those that `num_workers` processes load ahead, and the one in training."""
     return batch_bytes * (_AHEAD * num_workers + 1)
 
 
@@ -150,12 +152,12 @@ def _megabytes(count: int) -> str:
     return f"{-(-count // 1_000_000)} MB"
 
 
-def _next(items: Iterator[TrainBatch | _Piped | Exception]) -> TrainBatch | _Piped | Exception | None:
-    """None at the end. A process that was killed may have announced a batch that can't be fetched from it any more."""
+def _next(items: Iterator[TrainBatch | _PipedBatch | Exception]) -> TrainBatch | _PipedBatch | Exception | None:
+    """The next item; None at the end. A lost process is raised, and one that hangs returned, as a RuntimeError like torch's."""
     try:
         return next(items, None)
     except (EOFError, ConnectionError, FileNotFoundError) as error:
-        # as torch tells of a lost process
+        # a killed process had announced a batch, which cannot be fetched any more
         raise RuntimeError(f"DataLoader worker does not answer any more ({type(error).__name__})") from None
     except RuntimeError as error:
         if "timed out" not in str(error):
@@ -164,7 +166,7 @@ def _next(items: Iterator[TrainBatch | _Piped | Exception]) -> TrainBatch | _Pip
 
 
 def _end_processes() -> None:
-    """Once their loader is gone: a process that hangs ignores SIGTERM, and the end of this one would wait for it."""
+    """Kill the loading processes, after their loader is gone. This process's exit would wait for one that hangs and ignores SIGTERM."""
     while _processes:
         process = _processes.pop()
         if process.is_alive():
@@ -173,18 +175,18 @@ def _end_processes() -> None:
 
 
 class LoaderLostError(ValueError):
-    """A loading process was killed, or is silent."""
+    """A loading process was killed, or hangs."""
 
 
-def tell_of_lost_loaders(name: str, train: Callable[[], None]) -> None:
-    """Call `train`; the loss of a loading process, of which torch tells at any moment, becomes a LoaderLostError."""
+def raise_on_lost_loaders(name: str, train: Callable[[], None]) -> None:
+    """Call `train`. Torch may report a lost loading process at any moment, as a RuntimeError: raise a LoaderLostError instead."""
     try:
         return train()
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         lost = str(error).strip()
-    # Only here: as long as torch's error is there, so is its loader, and it tells again wherever this process is by then.
+    # Outside `except`: torch's error holds its loader, which would report the loss again, wherever this process is by then.
     _end_processes()
     raise LoaderLostError(f"{name}: {_why_lost(name, lost)}. The same command continues from the last checkpoint")
 
@@ -199,9 +201,9 @@ def _why_lost(name: str, lost: str) -> str:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes that are started here block SIGINT and SIGTERM, which would end them before `_init_loader_worker`."""
-    resource_tracker.ensure_running()  # it comes with the first spawned process, and would let them through again
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM in processes started inside, which these signals would end before `_init_loader_worker`."""
+    resource_tracker.ensure_running()  # starts with the first spawned process, and would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -210,7 +212,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _init_loader_worker(worker: int) -> None:  # noqa: ARG001 (torch's interface)
-    """Loader processes outlive a SIGTERM to the group, so that the trainer can save first; one thread each."""
+    """Ignore signals to the process group, so that the trainer can save first. One thread per process."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""The part of a training view's noise that needs no other pixels than the view's: RandAugment, brightness and contrast, cut-out.
+"""Input noise that needs only the view's pixels: RandAugment, brightness and contrast, cut-out.
 
-It is drawn per image on the host, and added to one image there or to a whole batch on the model's device.
+It is drawn per image on the host, and added either there to one image, or on the model's device to a whole batch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.inputs.rand_augment import draw_operations, rand_augment
 
 
 class Noise(NamedTuple):
-    """What was drawn for one view.
+    """The noise drawn for one view.
 
     Attributes:
-        operations: RandAugment's, see `draw_operations`.
-        factors: of brightness and of contrast.
-        corner: top and left of the cut-out square, pixels; may be negative.
+        operations: of RandAugment, see `draw_operations`.
+        factors: of brightness and contrast.
+        corner: top and left of the cut-out square, in pixels; may be negative.
     """
 
     operations: tuple[int, ...]
@@ -31,12 +31,12 @@ class Noise(NamedTuple):
 
 
 def spread(generator: random.Random, half_width: float) -> float:
-    """Evenly from ± half_width."""
+    """Draw evenly from ± half_width."""
     return (2 * generator.random() - 1) * half_width
 
 
 def draw_noise(config: AugmentConfig, size: int, generator: random.Random) -> Noise:
-    """What a view of `size` pixels a side goes through, from its own generator."""
+    """Draw the noise of a view of size × size pixels."""
     operations = draw_operations(config.num_ops, generator)
     factors, corner = (1.0, 1.0), (0, 0)
     if config.brightness or config.contrast:
@@ -50,11 +50,15 @@ def draw_noise(config: AugmentConfig, size: int, generator: random.Random) -> No
 def add_noise(
     views: torch.Tensor, noise: Sequence[Noise], config: AugmentConfig, mean: tuple[float, float, float]
 ) -> torch.Tensor:
-    """Add to each view its noise; on a CPU, the same pixels in batches of any size.
+    """Add to each view its noise. On a CPU, a view's pixels do not depend on the batch.
 
     Args:
-        views: uint8 (N, 3, S, S), on any device; may be written to.
+        views: uint8 (N, 3, S, S), on any device; may be overwritten.
+        noise: one per view.
         mean: colour of cut-outs, in 0 to 1.
+
+    Returns:
+        uint8 (N, 3, S, S).
     """
     if config.num_ops:
         views = rand_augment(views, [each.operations for each in noise], config.magnitude)
@@ -66,7 +70,7 @@ def add_noise(
 
 
 def _jitter(views: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Multiply the pixels by `brightness`, and their distance from the view's mean by `contrast`; factors (N, 2)."""
+    """Scale the pixels' distance from the view's mean by `contrast`, then all by `brightness`; factors (N, 2)."""
     brightness, contrast = factors.to(views.device).split(1, dim=1)
     mean = views.sum((1, 2, 3)).double()[:, None] / views[0].numel()
     levels = torch.arange(256, dtype=torch.float64, device=views.device)
@@ -77,7 +81,7 @@ def _jitter(views: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 def _cut_out(
     views: torch.Tensor, corners: Sequence[tuple[int, int]], side: int, mean: tuple[float, float, float]
 ) -> torch.Tensor:
-    """Cover a square whose centre is anywhere in the view (arXiv 1708.04552), in place: a view is never the image."""
+    """Cover, in place, a square with its centre anywhere in the view (cutout, arXiv 1708.04552)."""
     color = torch.tensor([round(255 * level) for level in mean], dtype=torch.uint8).to(views.device).view(3, 1, 1)
     for view, (top, left) in zip(views, corners, strict=True):
         view[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = color

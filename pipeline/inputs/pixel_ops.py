@@ -1,9 +1,9 @@
 """RandAugment's operations on batches of uint8 images, on any device: Pillow's pixels, several times as fast.
 
-Most operations change a level into a level and are tables. Geometric ones are bilinear and may differ from Pillow's by one level
-in a pixel of a hundred, since they are computed in float32; all others are exact.
+Most operations map a level to a level, by a table. All give exactly Pillow's pixels, except geometric ones: they are bilinear, in
+float32, and differ by one level in about one of a hundred pixels.
 
-Every function maps uint8 (N, 3, H, W) to the same and leaves its input as it is.
+Every function maps uint8 (N, 3, H, W) to uint8 (N, 3, H, W), and does not write to its input.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ import torch
 from torch.nn import functional
 
 _GREY = 128  # outside of the image, as published
-_GREY_PARTS = (
-    19595.0,
-    38470.0,
-    7471.0,
-)  # of red, green and blue in a grey value (ITU-R BT.601), times 2**16, as in Pillow
-_ROUNDING = 1 / 256  # pixels are cut off, not rounded, as in Pillow; more than the error of a bilinear value here
-_EXACT = (
-    1 << 15
-)  # fractions of a pixel are multiples of its inverse: float32 is then exact, and the same in batches of any size
+# Shares of red, green and blue in a grey value (ITU-R BT.601), times 2**16, as in Pillow.
+_GREY_PARTS = (19595.0, 38470.0, 7471.0)
+# Added before values are cut off to whole levels, as Pillow does; more than the rounding error of a bilinear value here.
+_ROUNDING = 1 / 256
+# Fractions of a pixel are multiples of 1 / _EXACT: float32 is then exact, and independent of the batch size.
+_EXACT = 1 << 15
 
 Matrix = tuple[float, float, float, float, float, float]
 
 
 def auto_contrast(images: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel to 0 … 255."""
+    """Stretch each channel to levels 0 to 255."""
     planes = images.flatten(0, 1).flatten(1)
     low, high = (bound.double()[:, None] for bound in (planes.amin(1), planes.amax(1)))
     scale = low.new_full((), 255.0) / (high - low).clamp(min=1)  # `255 / tensor` would multiply by a rounded reciprocal
@@ -38,7 +35,7 @@ def auto_contrast(images: torch.Tensor) -> torch.Tensor:
 
 
 def equalize(images: torch.Tensor) -> torch.Tensor:
-    """Make each channel's histogram even, by Pillow's integer rule."""
+    """Equalize each channel's histogram, by Pillow's integer rule."""
     counts = _histograms(images.flatten(0, 1).flatten(1))
     last = counts.gather(1, 255 - (counts > 0).flip(1).long().argmax(1, keepdim=True))  # count of the brightest level
     step = (counts.sum(1, keepdim=True) - last) // 255
@@ -48,29 +45,29 @@ def equalize(images: torch.Tensor) -> torch.Tensor:
 
 
 def invert(images: torch.Tensor) -> torch.Tensor:
-    """Negative."""
+    """Replace each level by 255 − level."""
     return ~images
 
 
 def posterize(images: torch.Tensor, bits: int) -> torch.Tensor:
-    """Keep the highest `bits` of each level; all of them from 8 on."""
+    """Keep the highest `bits` bits of each level."""
     return images & (0xFF << max(0, 8 - bits) & 0xFF)
 
 
 def solarize(images: torch.Tensor, threshold: int) -> torch.Tensor:
-    """Invert the levels from `threshold` on."""
+    """Invert levels ≥ `threshold`."""
     levels = _levels(images)
     return look_up(images, _bytes(torch.where(levels < threshold, levels, 255 - levels))) if threshold < 256 else images
 
 
 def solarize_add(images: torch.Tensor, addend: int) -> torch.Tensor:
-    """Make the levels below 128 brighter."""
+    """Add to levels < 128."""
     levels = _levels(images)
     return look_up(images, _bytes(torch.where(levels < 128, (levels + addend).clamp(max=255), levels)))
 
 
 def brightness(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """Move away from black (factor > 1) or towards it."""
+    """Move away from black (factor > 1), or towards it (factor < 1)."""
     return look_up(images, _blend(torch.zeros(1, device=images.device), _levels(images), factor))
 
 
@@ -87,7 +84,7 @@ def color(images: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """Move away from the image smoothed by a 3 × 3 kernel, or towards it. Pixels at the border stay."""
+    """Move away from the image smoothed by a 3 × 3 kernel, or towards it. Border pixels stay."""
     rows = images.to(torch.int16)
     rows = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     total = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]).float()
@@ -98,19 +95,19 @@ def sharpness(images: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def rotate(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Counterclockwise, about the centre."""
+    """Rotate counterclockwise, about the centre."""
     cos, sin = (round(f(math.radians(degrees)), 15) for f in (math.cos, math.sin))
     x, y = images.shape[3] / 2, images.shape[2] / 2
     return affine(images, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
 
 
 def shear_x(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """Move rows left, the lower the further."""
+    """Move rows left, lower ones further."""
     return affine(images, (1, factor, 0, 0, 1, 0))
 
 
 def shear_y(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """Move columns up, the further right the further."""
+    """Move columns up, right ones further."""
     return affine(images, (1, 0, 0, factor, 1, 0))
 
 
@@ -125,7 +122,7 @@ def translate_y(images: torch.Tensor, fraction: float) -> torch.Tensor:
 
 
 def _translate(images: torch.Tensor, dim: int, distance: float) -> torch.Tensor:
-    """As `affine`, of what comes from inside the image only: at magnitude 15 a third of it."""
+    """Translate like `affine`, but compute only pixels from inside the image: a third of them at magnitude 15."""
     size, whole = images.shape[dim], math.floor(distance)
     first, last = max(0, math.ceil(-distance - 0.5)), min(size, math.ceil(size - distance - 0.5))
     result = torch.full_like(images, _GREY)
@@ -140,7 +137,7 @@ def _translate(images: torch.Tensor, dim: int, distance: float) -> torch.Tensor:
 
 
 def affine(images: torch.Tensor, matrix: Matrix) -> torch.Tensor:
-    """Resample bilinearly where `matrix` maps a pixel of the result to, (x, y) → (ax + by + c, dx + ey + f); grey outside."""
+    """Resample bilinearly: pixel (x, y) of the result comes from (ax + by + c, dx + ey + f) of the image; grey outside."""
     grid, inside = _grid(matrix, images.shape[2], images.shape[3], images.device)
     grid = grid.expand(len(images), -1, -1, -1)
     pixels = images.float().sub_(_GREY)
@@ -150,7 +147,7 @@ def affine(images: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _grid(matrix: Matrix, height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the pixels' values come from, float32 (1, H, W, 2) as grid_sample wants it, and 1 or 0 (H, W) for inside or not."""
+    """Source coordinates of the pixels, float32 (1, H, W, 2) for grid_sample, and 1 inside the image, 0 outside, float32 (H, W)."""
     a, b, c, d, e, f = matrix
     x = torch.arange(width, dtype=torch.float64) + 0.5
     y = torch.arange(height, dtype=torch.float64)[:, None] + 0.5
@@ -161,10 +158,10 @@ def _grid(matrix: Matrix, height: int, width: int, device: torch.device) -> tupl
 
 
 def look_up(images: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """Replace each level by a table's entry.
+    """Replace each level by its entry in a table.
 
     Args:
-        tables: uint8 (256,), (N, 256) for one per image, or (3 N, 256) for one per channel.
+        tables: uint8, (256,) for all images, (N, 256) per image, or (3 N, 256) per channel.
     """
     tables = tables.reshape(-1, 256)
     planes = images.reshape(len(tables), -1)
@@ -174,15 +171,15 @@ def look_up(images: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def _look_up_on_cpu(planes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """bytes.translate takes a third of the time of torch's gather."""
+    """`look_up` with bytes.translate, in a third of the time of torch's gather."""
     rows = zip(planes.numpy(), tables.numpy(), strict=True)
     translated = bytearray().join([bytearray(plane).translate(table.tobytes()) for plane, table in rows])
     return torch.frombuffer(translated, dtype=torch.uint8)
 
 
 def _histograms(planes: torch.Tensor) -> torch.Tensor:
-    """Counts of the levels, int64 (P, 256), of uint8 (P, pixels)."""
-    if planes.device.type == "cpu":  # several times as fast as scatter_add there
+    """Count the levels: uint8 (P, pixels) to int64 (P, 256)."""
+    if planes.device.type == "cpu":  # several times as fast as scatter_add on a CPU
         return torch.stack([plane.bincount(minlength=256) for plane in planes])
     counts = torch.zeros(len(planes), 256, dtype=torch.int64, device=planes.device)
     return counts.scatter_add_(1, planes.long(), torch.ones_like(counts[:, :1]).expand(planes.shape))
@@ -193,17 +190,17 @@ def _levels(images: torch.Tensor) -> torch.Tensor:
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:
-    """Grey values as Pillow's, whole numbers in float32 (N, 1, H, W); all sums here are exact."""
+    """Pillow's grey values, whole numbers in float32 (N, 1, H, W); all sums are exact."""
     red, green, blue = (channel.float() for channel in images.split(1, dim=1))
     total = red.mul_(_GREY_PARTS[0]).add_(green, alpha=_GREY_PARTS[1]).add_(blue, alpha=_GREY_PARTS[2])
     return total.add_(1 << 15).mul_(1 / (1 << 16)).floor_()
 
 
 def _blend(degenerate: torch.Tensor, images: torch.Tensor, factor: float) -> torch.Tensor:
-    """degenerate + factor × (images − degenerate), cut off to uint8, in Pillow's order of rounding."""
+    """degenerate + factor × (images − degenerate), cut off to uint8, with Pillow's order of rounding."""
     return _bytes((images.float() - degenerate).mul_(factor).add_(degenerate).clamp_(0, 255))
 
 
 def _bytes(values: torch.Tensor) -> torch.Tensor:
-    """Cut off to uint8, by way of int16: five times as fast on a CPU."""
+    """Cut off to uint8, through int16: five times as fast on a CPU."""
     return values.to(torch.int16).to(torch.uint8)

@@ -1,8 +1,10 @@
-"""RandAugment (arXiv 1909.13719): which operations an image goes through, a function of its own generator, and doing so.
+"""RandAugment (arXiv 1909.13719): draw operations for an image, and apply them to a batch.
 
-Operations, magnitudes and signs are those of the released code (EfficientNet's and ResNet-RS's), but for three things. Its
-Cutout, one of sixteen operations, is left out, as in timm. Translations are a fraction of the side, as in timm, where the released
-code moves by 10 px × magnitude whatever the size (at 224 px nearly the same). Sampling is bilinear, not nearest.
+Operations, magnitudes and signs are those of the released code (EfficientNet's and ResNet-RS's), with three differences:
+
+- Without Cutout, one of its sixteen operations; as in timm.
+- Translations are a fraction of the side, as in timm; 10 px × magnitude in the released code, which at 224 px is nearly the same.
+- Resampling is bilinear, not nearest.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ _OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
 }
 NAMES = tuple(_OPERATIONS)
 SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-"""Operations that go either way, with equal probability."""
+"""Operations that are negated with probability ½."""
 
 
 def draw_operations(num_ops: int, generator: random.Random) -> tuple[int, ...]:
-    """`num_ops` operations, drawn evenly and with replacement: 2 × index in NAMES, and 1 more where the sign is negative."""
+    """Draw `num_ops` operations evenly, with replacement, as codes: 2 × index in NAMES, plus 1 if the sign is negative."""
     return tuple(2 * int(generator.random() * len(NAMES)) + (generator.random() >= 0.5) for _ in range(num_ops))
 
 
 def arguments(name: str, magnitude: float) -> tuple[float, ...]:
-    """What an operation is called with at a magnitude, which is not clipped at 10; the positive one of a signed operation.
+    """Arguments of an operation at a magnitude (may exceed 10); of a signed operation, with positive sign.
 
-    Degrees, bits, thresholds and levels, factors, or fractions of the side.
+    In degrees, bits, levels, factors, or fractions of the side.
     """
     level = magnitude / 10
     if name in ("AutoContrast", "Equalize", "Invert"):
@@ -57,11 +59,14 @@ def arguments(name: str, magnitude: float) -> tuple[float, ...]:
 
 
 def rand_augment(images: torch.Tensor, drawn: Sequence[Sequence[int]], magnitude: float) -> torch.Tensor:
-    """Apply to each image its operations, each surely. An image's result does not depend on the others in the batch.
+    """Apply to each image its operations. An image's result does not depend on the others in the batch.
 
     Args:
         images: uint8 (N, 3, H, W), on any device; not written to.
-        drawn: per image what `draw_operations` gave, equally many for all.
+        drawn: per image the codes of `draw_operations`, the same number for all.
+
+    Returns:
+        uint8 (N, 3, H, W).
     """
     for codes in zip(*drawn, strict=True):
         if len(set(codes)) == 1:

@@ -1,4 +1,4 @@
-"""Dense targets: smoothed labels, and the teacher's probabilities."""
+"""Dense targets from labels, and from the teacher's probabilities."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def smooth_one_hot(labels: torch.Tensor, num_classes: int, smoothing: float) -> 
 def pseudo_targets(
     probabilities: torch.Tensor, kind: Literal["soft", "hard"] = "soft", temperature: float = 1.0
 ) -> torch.Tensor:
-    """What the student learns from the teacher's (calibrated) probabilities.
+    """The student's targets from the teacher's (calibrated) probabilities.
 
-    `soft` takes them as they are at temperature 1; a lower one sharpens them (p ** (1 / temperature), made to sum to
-    one). `hard` puts all on the most probable class.
+    `soft`: the probabilities at temperature 1; sharpened at lower ones (p ** (1 / temperature), made to sum to one).
+    `hard`: one-hot on the most probable class.
 
     Args:
         probabilities: (N, C), float; rows sum to about one.

@@ -1,6 +1,6 @@
-"""Training views of an image: crop, flip and the student's input noise, a function of the pixels and a seed alone.
+"""Training views of an image: crop, flip and input noise, a function of the pixels and a seed alone.
 
-Order: geometry (one resampling), flip, RandAugment, brightness and contrast, cut-out. The last three are `noise`, which may be
+Order: geometry (one resampling), flip, RandAugment, brightness and contrast, cut-out. The last three are the `Noise`, which can be
 added later, on another device.
 """
 
@@ -30,14 +30,14 @@ _MASK = (1 << 64) - 1
 class TrainTransform:
     """Makes noised training views from images or encoded files, and seeds.
 
-    `random_resized_crop` is Inception's crop, for photos. `pad_crop` is for small images, which it never resizes:
-    centred in the view, then shifted by up to ± `pad` px (4 at 32 px is CIFAR's usual crop). Outside the image is
-    black, except in RandAugment, where it is grey.
+    `random_resized_crop` is Inception's crop, for photos. `pad_crop` is for small images, and never resizes: it centres the
+    image in the view, then shifts it by up to ± `pad` px (4 at 32 px is CIFAR's usual crop). Outside the image is black; in
+    RandAugment, grey.
 
     Attributes:
         interpolation: of random_resized_crop; the affine map and RandAugment are bilinear.
-        mean: of the pixels, in 0 to 1: the colour of cut-outs, which is 0 to the model.
-        decoder: `fast` lets `from_file` scale a large JPEG while it is decoded, see `decode_fast`.
+        mean: of the pixels, in 0 to 1: the colour of cut-outs, since the model sees it as 0.
+        decoder: with `fast`, `from_file` scales a large JPEG while decoding, see `decode_fast`.
     """
 
     augment: AugmentConfig
@@ -47,15 +47,15 @@ class TrainTransform:
     decoder: Decoder = "pillow"
 
     def __call__(self, image: Pixels, seed: int) -> torch.Tensor:
-        """The whole view: uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous. Equal arguments, equal pixels.
+        """The noised view of an image: uint8 (H, W, 3) to uint8 (3, image_size, image_size), contiguous.
 
-        The image must be writable, as `decode` makes it, or torch warns; it is not written to.
+        The image must be writable (as `decode` makes it) or torch warns; it is not written to.
         """
         generator = random.Random(seed)
         return self.add_noise(*self._view(image, self._box(image.shape, generator), generator))
 
     def from_file(self, content: bytes, seed: int) -> tuple[torch.Tensor, Noise]:
-        """Crop and flip of an encoded image, uint8 (3, image_size, image_size), and the noise that is to be added.
+        """Crop and flip an encoded image: uint8 (3, image_size, image_size), and the noise still to be added.
 
         Raises:
             DecodeError: see `data.images.decode.decode`.
@@ -70,11 +70,11 @@ class TrainTransform:
         return self._view(image, scale_box(box, shape, image.shape), generator)
 
     def add_noise(self, view: torch.Tensor, noise: Noise) -> torch.Tensor:
-        """What is left to do for one view, which may be written to."""
+        """Add the noise to one view, in place where possible."""
         return add_noise(view[None], [noise], self.augment, self.mean)[0]
 
     def _box(self, shape: tuple[int, ...], generator: random.Random) -> Box:
-        """The part of an image of this shape that is resized; all of it, in `pad_crop`."""
+        """The part of an image of this shape to be resized; in `pad_crop`, all of it."""
         height, width = shape[:2]
         if self.augment.crop == "pad_crop":
             return slice(0, height), slice(0, width)
@@ -114,7 +114,7 @@ def _shape(box: Box) -> tuple[int, int]:
 def sample_seed(*parts: int) -> int:
     """The seed of one view: 64 bits from (seed, stream, epoch, shard, ordinal, copy).
 
-    It depends on nothing else: not on workers, ranks, batches, or the order in which views are made. Each part passes
+    It is independent of workers, ranks, batches, and the order in which views are made. Each part passes
     through SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
     state = 0

@@ -79,7 +79,7 @@ def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str
     return name, dict(args)
 
 
-def begins_as(teacher: nn.Module, student: nn.Module) -> bool:
+def can_warm_start(teacher: nn.Module, student: nn.Module) -> bool:
     """True for ResNet-RS models of which a fresh `student` with all of `teacher`'s weights computes what `teacher` does.
 
     It may have further blocks in its stages: those begin as their shortcuts. Nothing else may differ.

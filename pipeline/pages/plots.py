@@ -1,4 +1,4 @@
-"""The figures of reports and studies, as SVG. The same values give the same bytes."""
+"""Draw the figures of reports and studies as SVG. The same values give the same bytes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.pages.render import printable
+
 TEACHER, STUDENTS = "#b45309", ("#1d4ed8", "#7c3aed", "#0f766e", "#be185d")
 RIGHT, WRONG, BEFORE, INK = "#2f7d4f", "#c2410c", "#a8b0bb", "#1f2937"
-_WIDTH, _HEIGHT = 4.2, 2.9  # inches: still readable when a phone shows it at three quarters
+_WIDTH, _HEIGHT = 4.2, 2.9  # inches; readable when a phone shows it at three quarters
 _MAX_POINTS = 1000
 _NAME_LENGTH = 22
 _STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "noisy-student",  # element names depend on the content alone
+    "svg.hashsalt": "noisy-student",  # element ids depend on the content alone
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called `$x$`
+    "text.parse_math": False,  # a class may be named `$x$`
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": "#6b7280",
@@ -40,12 +42,12 @@ _STYLE: dict[Any, Any] = {
 
 
 def color_of(position: int) -> str:
-    """The colour of a model: the teacher is the first."""
+    """Colour of a model by its position; the first is the teacher."""
     return TEACHER if position == 0 else STUDENTS[(position - 1) % len(STUDENTS)]
 
 
 def accuracy_bars(names: Sequence[str], top1: Sequence[float], top5: Sequence[float], errors: Sequence[float]) -> bytes:
-    """Top-1 (with its standard error) and top-5, in per cent, side by side."""
+    """Draw top-1 (with its standard error) and top-5 side by side; values in percent."""
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(names))
@@ -65,7 +67,7 @@ def accuracy_bars(names: Sequence[str], top1: Sequence[float], top5: Sequence[fl
 
 
 def curves(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], y_label: str) -> bytes:
-    """Lines over training steps: (name, colour, steps, values) each."""
+    """Draw lines over training steps, each (name, colour, steps, values)."""
 
     def draw(axes: Axes) -> None:
         for name, color, steps, values in series:
@@ -84,7 +86,7 @@ def curves(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], 
 
 
 def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray, copies: np.ndarray) -> bytes:
-    """Per class: images above the threshold, images kept, and further copies of kept ones."""
+    """Draw for each class its images above the threshold, the kept ones, and further copies of these; (C,) each."""
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(names))
@@ -93,7 +95,7 @@ def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray,
         if (copies > kept).any():
             axes.barh(
                 place + 0.2, copies - kept, 0.36, left=kept, color="#93c5fd", hatch="///", edgecolor=STUDENTS[0], lw=0,
-                label="copies of kept ones",
+                label="copies",
             )  # fmt: skip
         _name_rows(axes, names)
         axes.set_xlabel("images")
@@ -105,7 +107,7 @@ def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray,
 
 
 def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float]]], x_label: str) -> bytes:
-    """Per named row, each model's (name, colour, per cent) as a dot, joined by a line."""
+    """Draw a row of dots for each name, joined by a line; a model is (name, colour, percent for each row)."""
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(names))
@@ -121,10 +123,10 @@ def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence
 
 
 def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
-    """Labels by confidence.
+    """Draw a histogram of labels by confidence.
 
     Args:
-        counts: (2, 3, bins), see `report_labels.Survey`.
+        counts: (2, 3, bins) int64 by kept or not, verdict (unknown, right, wrong) and confidence.
     """
     unknown, right, wrong = counts.sum(axis=0)
     edges = np.linspace(0, 1, counts.shape[-1] + 1)
@@ -150,10 +152,10 @@ def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
 
 
 def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> bytes:
-    """Accuracy against mean confidence per bin: (name, colour, confidences, accuracies) each; the diagonal is honest."""
+    """Draw accuracy against mean confidence, each model (name, colour, confidences, accuracies of its bins)."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color="#6b7280", ls="--", lw=1, label="honest")
+        axes.plot([0, 1], [0, 1], color="#6b7280", ls="--", lw=1, label="perfect calibration")
         for position, (name, color, confidence, accuracy) in enumerate(models):
             axes.plot(
                 confidence, accuracy, color=color, marker="os^Dv"[position % 5], ms=5, lw=1.6, label=name, clip_on=False
@@ -161,19 +163,19 @@ def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> by
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xlabel("confidence")
-        axes.set_ylabel("part that is right")
+        axes.set_ylabel("accuracy")
         _legend_above(axes, columns=1)
 
     return _render(draw)
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: str) -> bytes:
-    """When each named row's work went on: (start, end) pairs, in `unit` from the beginning."""
+    """Draw when each row was at work: (name, (start, end) pairs in `unit` since the beginning)."""
 
     def draw(axes: Axes) -> None:
         last = max(end for _, runs in rows for _, end in runs)
         for place, (_, runs) in enumerate(rows):
-            bars = [(start, max(end - start, last / 300)) for start, end in runs]  # a short one can still be seen
+            bars = [(start, max(end - start, last / 300)) for start, end in runs]  # wide enough to be seen
             axes.broken_barh(bars, (place - 0.3, 0.6), color=STUDENTS[place % 2], lw=0)
         _name_rows(axes, [name for name, _ in rows])
         axes.set_xlim(0, last * 1.02 or 1)
@@ -183,7 +185,7 @@ def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: st
 
 
 def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> bytes:
-    """Top-1 in per cent, with its standard error, over images per second: (name, colour, images/s, top-1, error) each."""
+    """Draw top-1 over images per second, each model (name, colour, images/s, top-1 and standard error in percent)."""
 
     def draw(axes: Axes) -> None:
         for position, (name, color, rate, top1, error) in enumerate(models):
@@ -200,7 +202,7 @@ def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> by
 
 
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
-    """A study's rows from top to bottom: per cent above the first row, each seed as a dot, the mean and the published as marks."""
+    """Draw a study's rows from top to bottom: points above the first row; seeds as dots, mean and published value as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed
 
     def draw(axes: Axes) -> None:
@@ -231,6 +233,7 @@ def _render(draw: Callable[[Axes], None], width: float = _WIDTH, height: float =
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    names = [printable(name) for name in names]
     short = [name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…" for name in names]
     axes.set_yticks(np.arange(len(names)), short, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""What the report says of models: read from the stages' records and outputs, nothing else."""
+"""The facts of the report, read from the stages' records and outputs only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METRICS_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model on the test images, in order; all (N,)."""
+    """A model's predictions on the test images, in their order; arrays are (N,)."""
 
     test: str  # digest of the test split
     labels: np.ndarray  # int
@@ -40,59 +40,71 @@ class Predictions:
 
     @property
     def right(self) -> np.ndarray:
-        """(N,) bool."""
+        """Whether each prediction is right, (N,) bool."""
         return np.asarray(self.predicted == self.labels)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A teacher or a student that is done."""
+    """A finished teacher or student."""
 
     name: str
     folder: str
     record: Record
-    figures: Record | None = None  # of stage=evaluate: top1, top5, images, …
+    figures: Record | None = None  # stage=evaluate's summary: top1, top5, images, …
     predictions: Predictions | None = None
-    speed: Record | None = None  # of stage=evaluate's clocks: latency_ms, images_per_s, batch_size, where
+    speed: Record | None = None  # measured by stage=evaluate: latency_ms, images_per_s, batch_size, where
 
     @property
     def validation_top1(self) -> float | None:
-        """On the validation images, as a fraction."""
+        """Top-1 accuracy on the validation images, in 0 to 1; None without validation images."""
         value: float | None = self.record["summary"].get("validation_top1")
         return value
 
     @property
     def architecture(self) -> str:
-        """The name of the network in the stage's fingerprint."""
+        """Name of the network, from the stage's fingerprint."""
         fields = self.record["fingerprint"]["config"]
         return str(fields.get("student.model") or fields.get("teacher.model") or "")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The records of one round's stages that are done, by stage name."""
+    """A generation's finished stages: done-records by stage name."""
 
     layout: Layout
     records: dict[str, Record]
     selection_folder: str | None
-    notes: list[str] = field(default_factory=list)  # what does not fit together
+    notes: list[str] = field(default_factory=list)  # outputs that are older than their inputs
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to report."""
+    """Everything that the report shows, but for the survey of the labels."""
 
     config: Config
-    written_config: str  # RUN/config.yaml as it is: without secrets
+    written_config: str  # content of RUN/config.yaml, which has no secrets
     generations: list[Generation]
     models: list[Model]  # the first teacher, then each generation's student
     class_names: list[str]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields of RUN/config.yaml."""
+        """Fields of RUN/config.yaml."""
         loaded = OmegaConf.load(io.StringIO(self.written_config))
         return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
+
+    def class_name(self, label: int) -> str:
+        """Name of a class; `class 3` if it has none."""
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+
+    def stage_name(self, generation: int, stage: str) -> str:
+        """Name of a stage, with its generation if there are several."""
+        return f"{stage} {generation}" if len(self.generations) > 1 else stage
+
+    def of_generation(self, generation: Generation) -> str:
+        """Ending of a heading: `, generation 2`; empty if there is only one."""
+        return f", generation {generation.layout.generation}" if len(self.generations) > 1 else ""
 
 
 def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
@@ -111,13 +123,13 @@ def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
 
 
 def compare(first: Model, second: Model) -> Comparison | None:
-    """Top-1 of the second minus that of the first on the same test images; None where they were not tested on the same."""
+    """Compare top-1 of the second model with that of the first; None if they were not tested on the same images."""
     one, two = first.predictions, second.predictions
     return None if one is None or two is None or one.test != two.test else paired(one.right, two.right)
 
 
 def read_metrics(model: Model) -> list[dict[str, float]]:
-    """The lines of the model's metrics.jsonl; none for a teacher trained elsewhere."""
+    """Read the lines of a model's metrics.jsonl; empty for a teacher trained elsewhere."""
     url = storage.join(model.folder, METRICS_NAME)
     if METRICS_NAME not in model.record["outputs"] or not storage.exists(url):
         return []
@@ -127,7 +139,7 @@ def read_metrics(model: Model) -> list[dict[str, float]]:
 
 
 def num_parameters(model: Model) -> int | None:
-    """Parameters, as `evaluate` counted them; else those of the network that the weights are of, while they are there."""
+    """Number of parameters, from stage=evaluate or else counted in the network of the weights; None without either."""
     if model.figures is not None:
         return int(model.figures["parameters"])
     try:
@@ -138,7 +150,7 @@ def num_parameters(model: Model) -> int | None:
 
 
 def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
-    """What each stage cost by (generation, stage); a student that became a teacher counts once."""
+    """Read each stage's time and memory by (generation, stage); a student that became a teacher counts once."""
     efforts: dict[tuple[int, str], Effort] = {}
     for generation in facts.generations:
         number = generation.layout.generation
@@ -150,7 +162,7 @@ def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
 
 
 def _searching(generation: Generation, stage: str) -> float:
-    """Seconds that the search for copies of held-out images took, before anything was selected."""
+    """Seconds of the search for near-duplicates of held-out images, which stage=select runs first."""
     found = generation.records[stage]["summary"].get("near_duplicates") if stage == "select" else None
     if found is None:
         return 0.0
@@ -174,9 +186,9 @@ def _read_generation(layout: Layout) -> Generation:
 
 
 def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
-    """Whether the output was made from other inputs than those that are there now; then says so in the notes.
+    """Whether to leave out an output that was made from other inputs than the present ones; adds a note if it was.
 
-    A student of an earlier selection is still the run's student; figures of other labels or models would mislead.
+    A student of an earlier selection is still the run's student, so it stays; figures of other labels or models would mislead.
     """
     sources = {
         "label": {"teacher": "teacher"},
@@ -231,7 +243,7 @@ def _speed_of(layout: Layout, role: str) -> Record | None:
 
 
 def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:
-    """Names by label; `class 3` where there are none."""
+    """Class names in label order; `class 3` for classes without names; empty if not even their number is known."""
     labels = next((g.records["label"]["summary"] for g in generations if "label" in g.records), None)
     if labels is not None:
         names, number = labels["class_names"], labels["num_classes"]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from data import storage
 from data.images.decode import DecodeError, decode
-from data.shards.image_reader import Place, read_image
+from data.labels.label_files import LabeledShard, labels_by_name, read_labels
+from data.shards.image_reader import Place, places_of, read_image
 from data.shards.split import DataError
-from pipeline.pages.html import text
+from pipeline.report.survey import ShownLabel
 
 _THUMBNAIL = 96  # pixels of the longer side
 _SMALL = 64  # images up to this side stay as they are, without loss
 
 
 def thumbnail(image: np.ndarray) -> str:
-    """A data: URI of (H, W, 3) uint8: PNG if small, else a JPEG of at most 96 pixels."""
+    """Encode (H, W, 3) uint8 as a data: URI: PNG if small, else a JPEG of at most 96 pixels."""
     picture, buffer = Image.fromarray(image), io.BytesIO()
     small = max(image.shape[:2]) <= _SMALL
     if small:
@@ -31,23 +34,44 @@ def thumbnail(image: np.ndarray) -> str:
 
 
 def thumbnail_at(url: str, place: Place) -> str | None:
-    """As `thumbnail`, of the image at this place of a shard; None when it cannot be read any more: the report is of labels and figures,
-    and a shard that moved or changed since is no reason to have none."""
+    """Encode the image at a place of a shard, as `thumbnail` does; None if it cannot be read: the shard was moved or changed."""
     try:
         return thumbnail(decode(read_image(url, place)))
     except (OSError, DataError, DecodeError):
         return None
 
 
-def card(data_uri: str | None, is_right: bool | None, title: str, alt: str, words: str, verdict: str) -> str:
-    """A picture with words under it; framed by whether they are right, where that is known."""
-    css = "" if is_right is None else " is-right" if is_right else " is-wrong"
-    photo = " photo" if data_uri and data_uri.startswith("data:image/jpeg") else ""
-    image = f'<img src="{data_uri}" alt="{text(alt)}">' if data_uri else '<div class="gone">image not there</div>'
-    ending = f'<div class="verdict">{text(verdict)}</div>' if verdict else ""
-    return f'<figure class="sample{css}{photo}" title="{text(title)}">{image}<figcaption>{text(words)}{ending}</figcaption></figure>'
+def sample(source: str | None, is_right: bool | None, **texts: str) -> dict[str, str | None]:
+    """Arguments of the template macro `sample`.
+
+    Args:
+        source: data: URI of the image; None if it is gone.
+        is_right: frames the image; None if the true class is not known.
+        texts: title, alt, words, verdict.
+    """
+    frame = {None: "", True: "is-right", False: "is-wrong"}[is_right]
+    photo = "photo" if source and source.startswith("data:image/jpeg") else ""
+    return {"source": source, "css": f"{frame} {photo}".strip(), **texts}
 
 
-def grid(cards: list[str]) -> str:
-    """Cards in rows, as many to a row as there is room for."""
-    return f'<div class="grid">{"".join(cards)}</div>' if cards else ""
+def load_pictures(
+    labels_folder: str, unlabeled: Sequence[str], shown: Sequence[ShownLabel]
+) -> list[tuple[str, str | None]]:
+    """Read (key, data: URI) of pseudo-labeled images from their shards; None for an image that cannot be read.
+
+    Args:
+        unlabeled: patterns of the unlabeled shards.
+    """
+    try:
+        urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
+    except storage.MissingError:
+        urls = {}
+    entries = labels_by_name(labels_folder)
+    return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item.row) for item in shown]
+
+
+def _load_picture(labels_folder: str, entry: LabeledShard, url: str | None, row: int) -> tuple[str, str | None]:
+    columns = ["ordinal", "__key__", "offset", "size"]
+    table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
+    (place,) = places_of(table.slice(row, 1))
+    return place.key, url and thumbnail_at(url, place)

@@ -1,9 +1,9 @@
-"""What the report says of pseudo-labels: one pass over the label files, shard by shard, in little memory."""
+"""Survey pseudo-labels for the report in one pass over the label files, a shard at a time."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,44 +12,50 @@ import numpy as np
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
-from data.shards.image_reader import places_of
+from data.labels.label_files import (
+    COPIES_REMEDY,
+    LabeledShard,
+    copies_digests,
+    labels_by_name,
+    read_copies,
+    read_labels,
+)
 from data.tables import read_table
+from pipeline.core.committed_files import read_output_json
 from pipeline.core.stage import StageError
-from pipeline.report.facts import Generation
-from pipeline.report.pictures import thumbnail_at
+from pipeline.report.facts import Facts, Generation
 
 CONFIDENCE_BINS = 40
 NUM_DRAWN, NUM_LEAST = 24, 12
-UNKNOWN, RIGHT, WRONG = 0, 1, 2  # what the truth says of a label
+UNKNOWN, RIGHT, WRONG = 0, 1, 2  # verdicts on a label
 _THREADS = 2
 
 Truth = Mapping[str, tuple[np.ndarray, np.ndarray]]  # shard → ordinals, labels
 
 
-class Shown(NamedTuple):
+class ShownLabel(NamedTuple):
     """A pseudo-label to show; sorts by `rank`."""
 
     rank: float
     shard: str
-    row: int  # in the label file
+    row: int  # of the label file
     label: int
     confidence: float
-    truth: int  # −1: not known
+    truth: int  # true label; −1 if unknown
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts over labels, and a few of them.
+    """Counts over pseudo-labels, and a few labels to show.
 
     Attributes:
         counts: (2, 3, CONFIDENCE_BINS) int64 by kept or not, verdict (UNKNOWN, RIGHT, WRONG) and confidence.
         kept_by_class: (3, C) int64 kept labels by verdict and class.
         above: (3,) int64 labels at or above their class's threshold by verdict.
-        confidence_of_all, confidence_of_kept: sums.
-        drawn: kept ones, drawn at random.
-        least: the least confident kept ones, at most one per class.
-        first_out: the most confident ones below their class's cut-off, at most one per class.
+        confidence_of_all, confidence_of_kept: sums of confidences.
+        drawn: kept labels, drawn at random.
+        least: the least confident kept labels, at most one per class.
+        first_out: the most confident labels below their class's cut-off, at most one per class.
     """
 
     counts: np.ndarray
@@ -57,41 +63,41 @@ class Survey:
     above: np.ndarray
     confidence_of_all: float
     confidence_of_kept: float
-    drawn: list[Shown]
-    least: list[Shown]
-    first_out: list[Shown]
+    drawn: list[ShownLabel]
+    least: list[ShownLabel]
+    first_out: list[ShownLabel]
 
     @property
     def num_labels(self) -> int:
-        """All of them."""
+        """Number of labels, kept or not."""
         return int(self.counts.sum())
 
     def right_fraction(self, kept_only: bool) -> float | None:
-        """Part of the labels (or the kept ones) that is right, among those whose truth is known; None without any."""
+        """Fraction of labels that are right, among those (or the kept ones) whose truth is known; None if there are none."""
         counts = self.counts[1:] if kept_only else self.counts
         right, wrong = (int(counts[:, verdict].sum()) for verdict in (RIGHT, WRONG))
         return right / (right + wrong) if right + wrong else None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A pseudo-label with its image."""
+class SurveyedLabels:
+    """A generation's pseudo-labels; `selection` holds its selection.json, None before stage=select."""
 
-    shown: Shown
-    key: str
-    data_uri: str | None  # None: the image cannot be read any more
+    generation: Generation
+    selection: dict[str, Any] | None
+    survey: Survey
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a selection, float32 (C,) each: no label below the threshold is used, and none below the cut-off is kept."""
+    """Confidences per class, float32 (C,): no label below `threshold` is eligible, none below `cut_off` is kept."""
 
     threshold: np.ndarray
     cut_off: np.ndarray
 
     @staticmethod
     def of(selection: Mapping[str, Any] | None, num_classes: int) -> Limits:
-        """What a selection.json says; without one, nothing is cut off."""
+        """Limits of a selection.json; zeros without one."""
         if selection is None:
             return Limits(np.zeros(num_classes, np.float32), np.zeros(num_classes, np.float32))
         rule, classes = selection["rule"], selection["classes"]
@@ -99,31 +105,54 @@ class Limits:
         return Limits(*(np.array(v, np.float32) for v in (thresholds, [e["cut_off"]["confidence"] for e in classes])))
 
 
+def survey_generations(facts: Facts) -> list[SurveyedLabels]:
+    """Survey each generation that has labels.
+
+    Raises:
+        StageError: the truth, a label or a selection file is missing.
+        DataError: one is damaged, or not the one that was committed.
+    """
+    truth = read_truth(facts.config.data.truth)
+    surveyed = []
+    for generation in facts.generations:
+        if "label" in generation.records:
+            selection = _read_selection(generation)
+            limits = Limits.of(selection, generation.records["label"]["summary"]["num_classes"])
+            survey = survey_labels(generation, truth, facts.config.seed, limits)
+            surveyed.append(SurveyedLabels(generation, selection, survey))
+    return surveyed
+
+
+def _read_selection(generation: Generation) -> dict[str, Any] | None:
+    if "select" not in generation.records or generation.selection_folder is None:
+        return None
+    return read_output_json(generation.selection_folder, "selection.json", generation.records["select"], COPIES_REMEDY)
+
+
 def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limits) -> Survey:
     """Read label, confidence and copies of every pseudo-label of a generation.
 
     Args:
-        limits: of its selection.
-        truth: may be empty, or know some shards and ordinals only.
-        seed: of the drawn sample.
+        truth: true labels; may be empty, or know some shards and ordinals only.
+        seed: seed of the drawn sample.
+        limits: limits of the generation's selection.
 
     Raises:
         StageError: a label or selection file is missing.
         DataError: one is damaged, or not the one that was committed.
     """
-    num_classes = generation.records["label"]["summary"]["num_classes"]
     entries = labels_by_name(generation.layout.labels)
     record = generation.records.get("select")
     selection = generation.selection_folder if record is not None else None
     copies = copies_digests(record) if record is not None else {}
 
     def survey(name: str) -> Survey:
-        read = _read_shard(generation.layout.labels, entries[name], selection, copies.get(name))
-        return _survey_shard(*read, truth, num_classes, seed, limits, name)
+        rows = _read_shard(generation.layout.labels, entries[name], selection, copies.get(name))
+        return _survey_shard(name, rows, truth, seed, limits)
 
-    total = Survey(
-        np.zeros((2, 3, CONFIDENCE_BINS), np.int64), np.zeros((3, num_classes), np.int64), np.zeros(3, np.int64), 0.0, 0.0, [], [], []
-    )  # fmt: skip
+    num_classes, bins = generation.records["label"]["summary"]["num_classes"], CONFIDENCE_BINS
+    counts, by_class, above = (np.zeros(shape, np.int64) for shape in ((2, 3, bins), (3, num_classes), (3,)))
+    total = Survey(counts, by_class, above, 0.0, 0.0, [], [], [])
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in tqdm(
             pool.map(survey, entries), total=len(entries), desc="report: labels", unit="shard", delay=5, leave=False
@@ -133,7 +162,7 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
 
 
 def read_truth(url: str | None) -> Truth:
-    """The truth file by shard; empty when none is configured. Raises StageError when it is not there."""
+    """Read the truth file by shard; empty if none is configured. Raises StageError if it does not exist."""
     if url is None:
         return {}
     if not storage.exists(url):
@@ -148,31 +177,18 @@ def read_truth(url: str | None) -> Truth:
     return {str(name): (ordinals[a:b], labels[a:b]) for name, a, b in zip(names, starts, ends, strict=True)}
 
 
-def load_pictures(labels_folder: str, unlabeled: Sequence[str], shown: Sequence[Shown]) -> list[Picture]:
-    """Read the images of pseudo-labels from their shards; where a shard is not there any more, without the image.
+class _Rows(NamedTuple):
+    """The label rows of a shard; (N,) each."""
 
-    Args:
-        unlabeled: patterns of the unlabeled shards.
-    """
-    try:
-        urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
-    except storage.MissingError:
-        urls = {}
-    entries = labels_by_name(labels_folder)
-    return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item) for item in shown]
-
-
-def _load_picture(labels_folder: str, entry: LabeledShard, url: str | None, shown: Shown) -> Picture:
-    columns = ["ordinal", "__key__", "offset", "size"]
-    table = read_labels(storage.join(labels_folder, f"{shown.shard}.parquet"), columns, entry)
-    (place,) = places_of(table.slice(shown.row, 1))
-    return Picture(shown, place.key, url and thumbnail_at(url, place))
+    ordinal: np.ndarray
+    label: np.ndarray
+    confidence: np.ndarray
+    kept: np.ndarray  # bool
 
 
 def _read_shard(
     labels_folder: str, entry: LabeledShard, selection_folder: str | None, copies_digest: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ordinal, label, confidence, and whether it is kept, of a shard's label rows."""
+) -> _Rows:
     columns = ["ordinal", "label", "confidence"]
     try:
         table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
@@ -182,24 +198,18 @@ def _read_shard(
             kept = read_copies(storage.join(selection_folder, f"{entry.name}.parquet"), copies_digest) > 0
     except FileNotFoundError as error:
         raise StageError(
-            f"{error.filename or entry.name}: a file of labels or of the selection is missing; run stage=label again"
+            f"{error.filename or entry.name}: file of labels or selection is missing; run stage=label again"
         ) from error
     if len(kept) != len(label):
-        raise StageError(f"{selection_folder}/{entry.name}.parquet is of other labels; run stage=select again")
-    return ordinal, label, confidence, kept
+        raise StageError(
+            f"{selection_folder}/{entry.name}.parquet: {len(kept)} rows, but there are {len(label)} labels; run stage=select again"
+        )
+    return _Rows(ordinal, label, confidence, kept)
 
 
-def _survey_shard(
-    ordinal: np.ndarray,
-    label: np.ndarray,
-    confidence: np.ndarray,
-    kept: np.ndarray,
-    truth: Truth,
-    num_classes: int,
-    seed: int,
-    limits: Limits,
-    name: str,
-) -> Survey:
+def _survey_shard(name: str, shard: _Rows, truth: Truth, seed: int, limits: Limits) -> Survey:
+    ordinal, label, confidence, kept = shard
+    num_classes = len(limits.threshold)
     answers = _answers(ordinal, truth.get(name))
     verdict = np.where(answers < 0, UNKNOWN, np.where(answers == label, RIGHT, WRONG))
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
@@ -207,10 +217,10 @@ def _survey_shard(
     counts = np.bincount(cell, minlength=6 * CONFIDENCE_BINS).reshape(2, 3, CONFIDENCE_BINS)
     classes = np.bincount(verdict[kept] * num_classes + label[kept], minlength=3 * num_classes).reshape(3, num_classes)
 
-    def show(rows: np.ndarray, ranks: np.ndarray) -> list[Shown]:
+    def show(rows: np.ndarray, ranks: np.ndarray) -> list[ShownLabel]:
         columns = (rows, label[rows], confidence[rows], answers[rows])
         values = zip(ranks.tolist(), *(column.tolist() for column in columns), strict=True)
-        return [Shown(rank, name, *rest) for rank, *rest in values]
+        return [ShownLabel(rank, name, *rest) for rank, *rest in values]
 
     rows = np.flatnonzero(kept)
     ranks = np.random.default_rng([seed, zlib.crc32(name.encode())]).random(len(rows))
@@ -231,14 +241,14 @@ def _survey_shard(
 
 
 def _first_of_classes(rows: np.ndarray, label: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Of `rows`, each class's first one by rank, for the NUM_LEAST classes where that is lowest."""
+    """Find each class's row of lowest rank, for the NUM_LEAST classes where that rank is lowest."""
     ordered = rows[np.argsort(rank[rows], kind="stable")]
     first = np.sort(np.unique(label[ordered], return_index=True)[1])
     return ordered[first[:NUM_LEAST]]
 
 
 def _answers(ordinal: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """The true label of each ordinal, −1 where it is not known."""
+    """Find the true label of each ordinal; −1 if unknown."""
     answers = np.full(len(ordinal), -1, np.int64)
     if known is not None and len(known[0]):
         order = np.argsort(known[0], kind="stable")
@@ -261,8 +271,8 @@ def _merge(one: Survey, two: Survey) -> Survey:
     )
 
 
-def _merge_first(one: list[Shown], two: list[Shown]) -> list[Shown]:
-    first: dict[int, Shown] = {}
+def _merge_first(one: list[ShownLabel], two: list[ShownLabel]) -> list[ShownLabel]:
+    first: dict[int, ShownLabel] = {}
     for item in sorted([*one, *two]):
         first.setdefault(item.label, item)
     return list(first.values())[:NUM_LEAST]

@@ -21,7 +21,7 @@ from pipeline.serving.blocking_pool import AsyncCache, Pools
 from pipeline.serving.catalog import FORMAT_VERSION, Catalog, SampleImage, ServedFile, manifest_of
 from pipeline.serving.credentials import HOST
 from pipeline.serving.metrics import CONTENT_TYPE, Metrics
-from pipeline.serving.page.page import page_of
+from pipeline.serving.page.page import page_html
 from pipeline.serving.request_headers import accepts_gzip, condition_status
 from pipeline.serving.sending import Sender
 
@@ -111,7 +111,7 @@ class Handlers:
         return await self._some_samples(), await self._manifest(self._catalog.parse([]))
 
     def _page(self, samples: list[SampleImage], manifest: Document) -> str:
-        return page_of(self._catalog, json.loads(manifest.content), samples, self._url_placeholder, self._needs_token)
+        return page_html(self._catalog, json.loads(manifest.content), samples, self._url_placeholder, self._needs_token)
 
     async def sample(self, request: web.Request) -> web.StreamResponse:
         """Send an image of the page."""

@@ -22,7 +22,7 @@ from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.recipe_trial import training_seconds
 from pipeline.studies.tasks import GPU_SHARE
 from pipeline.studies.trials import Experiment
-from pipeline.training.loop import TrainJob
+from pipeline.training.job import TrainJob
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
 from teacher.labeling.stage import fingerprint as label_fingerprint
@@ -144,9 +144,17 @@ def _job(config: Config, role: str, folder: str, labeled_per_step: int) -> Train
     stream = labeled_stream(labeled, section.batch_size, read_keys(config.data.exclude))
     num_labeled = stream.num_images * section.batch_size // labeled_per_step  # of which an epoch's steps follow
     return TrainJob(
-        role, folder, section, (stream,), num_classes, num_labeled, config.seed, config.threads,
-        config.resolved_device(), validation,
-    )  # fmt: skip
+        name=role,
+        folder=folder,
+        config=section,
+        streams=(stream,),
+        num_classes=num_classes,
+        num_labeled=num_labeled,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.resolved_device(),
+        validation=validation,
+    )
 
 
 NOISY_STUDENT_RECIPE = Experiment(

@@ -15,7 +15,9 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.inputs.streams import labeled_stream
 from pipeline.studies.trials import Experiment
-from pipeline.training.loop import TrainJob, fit, load_trained
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 _FEW_STEPS, _MORE_STEPS = 2, 8  # of which the difference is timed: what comes before the first step cancels out
@@ -34,7 +36,7 @@ def _train(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, A
     assert not sources, "see pipeline.studies.resnet_rs"
     job = _job(config, folder)
     fit(job)
-    _, metrics = load_trained(folder, job.total_steps)
+    _, metrics = load_trained(job)
     top1 = [line["validation_top1"] for line in metrics if "validation_top1" in line][-1]
     loss = [line["loss"] for line in metrics if "loss" in line][-1]
     assert job.validation is not None, "see _job"
@@ -72,9 +74,17 @@ def _job(config: Config, folder: str) -> TrainJob:
     num_classes, _ = classes_of(config, labeled)
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
     return TrainJob(
-        "teacher", folder, config.teacher, (stream,), num_classes, stream.num_images, config.seed, config.threads,
-        config.resolved_device(), validation,
-    )  # fmt: skip
+        name="teacher",
+        folder=folder,
+        config=config.teacher,
+        streams=(stream,),
+        num_classes=num_classes,
+        num_labeled=stream.num_images,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.resolved_device(),
+        validation=validation,
+    )
 
 
 def _splits(config: Config) -> tuple[Split, Split]:

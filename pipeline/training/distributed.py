@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other; with one process, nothing is sent."""
+"""Communication between the ranks of a training. With a single process, nothing is sent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """This process's rank, and the number of ranks."""
     if distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def sum_over_ranks(*values: float) -> list[float]:
-    """Each value summed over the processes, in one message; all get the same sums."""
+    """Sum each value over the ranks, in one message; all ranks get the same float64 sums."""
     if not distributed.is_initialized():
         return list(values)
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -28,7 +28,7 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, by rank."""
+    """The values of all ranks, by rank."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -37,32 +37,31 @@ def gather(value: Any) -> list[Any]:
 
 
 def share_statistics(model: nn.Module) -> nn.Module:
-    """The model, its batch norms replaced by ones that take their statistics over the images of all processes. Parameters and
-    buffers stay the same tensors.
+    """Replace batch norms by ones with statistics over the images of all ranks. Parameters and buffers stay the same tensors.
 
-    timm's converter, not torch's: many timm models have the activation in the norm layer, which torch's leaves out.
+    timm's converter, because torch's drops the activation that many timm models have inside the norm layer.
     """
     converted: nn.Module = convert_sync_batchnorm(model)
     return converted
 
 
 def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """The model, with gradients averaged over the processes, and batch-norm statistics of all their images where there are GPUs.
+    """Wrap the model in DDP, which averages gradients over the ranks; on GPUs, share batch-norm statistics, too.
 
-    One backward pass is made in vain, which leaves model and statistics as they are: after its first one torch sorts the gradients
-    into other buckets, and where a gradient lies in a bucket decides in which order three or more processes add it up. Without that
-    pass the first step after a restart would be rounded differently than the same step of a run that was not stopped.
+    Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
+    order three or more ranks add it, so without that pass the first step after a restart would be rounded differently than in a
+    run that was not stopped. Model and statistics stay as they are.
 
     Args:
-        batch: float32 (N, 3, S, S), of this process's share of a step; its values do not matter.
+        batch: float32 (N, 3, S, S), with this rank's number of images per step; any values.
     """
     if batch.is_cuda:
         model = share_statistics(model)
     network = DistributedDataParallel(model)
-    kept = [buffer.clone() for buffer in model.buffers()]
+    before = [buffer.clone() for buffer in model.buffers()]
     network.train()(batch).sum().backward()
     network.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for buffer, value in zip(model.buffers(), kept, strict=True):
+        for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)
     return network

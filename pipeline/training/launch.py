@@ -1,4 +1,4 @@
-"""Where training runs: in this process, or in several under Ray Train."""
+"""Run a training in this process, or in several under Ray Train; start lost processes again."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from data import storage
 from pipeline.core import interrupt
 from pipeline.core.ray_runtime import first_line, start_ray
 from pipeline.inputs.loader import LoaderLostError
-from pipeline.training.loop import TrainingError, TrainJob, fit
+from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.loop import fit
 
-_ROOM_AGAIN_S = 600  # for a node that takes a lost one's place
+_REPLACEMENT_S = 600  # to wait for a node that replaces a lost one
 _POLL_S = 0.2
 _LOST = (ray.exceptions.RayError, MemoryError, LoaderLostError)
 
 
 def run_training(job: TrainJob, ray_address: str | None) -> None:
-    """Run `fit`, in as many processes as `config.workers` says (gloo on CPUs, NCCL on GPUs).
+    """Run `fit` in `config.workers` processes (gloo on CPUs, NCCL on GPUs).
 
-    When one of them is lost, Ray Train starts all again, and they continue from the last checkpoint. After Ctrl-C or SIGTERM they
-    save at their next step, and end; after the loss of the run directory they end without saving.
+    When a process is lost, start all of them again from the last checkpoint, at most `config.max_failures` times. After Ctrl-C or
+    SIGTERM they save at their next step and end; after the loss of the run directory's lock they end without saving.
 
     Raises:
-        TrainingError: Ray has no room for that many processes, or they were lost more than `config.max_failures` times.
+        TrainingError: Ray has too few processors, or processes were lost too often.
         Interrupted: a signal came; the state is saved.
-        What `fit` raises. Errors of other kinds than ValueError and OSError come wrapped in Ray Train's TrainingFailedError.
+        ray.train.TrainingFailedError: an error in `fit` that is neither a ValueError nor an OSError.
+        ValueError, OSError: what `fit` raises.
     """
     if job.config.workers == 1:
         fit(job)
@@ -42,61 +44,55 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
     failures, patience_s = 0, 0.0
     with interrupt.deferred():
         while not interrupt.pending():
-            _wait_for_room(job, patience_s)
+            _wait_for_processors(job, patience_s)
             error = _run_once(job)
             if error is None or interrupt.pending():
                 return
-            failures, patience_s = failures + 1, _ROOM_AGAIN_S
-            _raise_or_tell(job, error, failures)
+            failures, patience_s = failures + 1, _REPLACEMENT_S
+            _raise_or_report(job, error, failures)
 
 
-def _raise_or_tell(job: TrainJob, error: ray.train.TrainingFailedError, failures: int) -> None:
-    """Return when the processes are to be started again."""
+def _raise_or_report(job: TrainJob, error: ray.train.TrainingFailedError, failures: int) -> None:
+    """Raise what would fail again, or has failed too often; else report the restart.
+
+    Errors of the user's or the machine's making (ValueError, OSError) and bugs would come again. A RuntimeError may be torch's, about
+    the connection to a process that is gone.
+    """
     causes = _causes(error)
     lost = next((cause for cause in causes if _is_loss(cause)), None)
-    if lost is None:  # what would come again: errors of the user's or the machine's making, and bugs
+    if lost is None:
         for cause in causes:
             if isinstance(cause, ValueError | OSError):
                 raise cause from None
-        if not all(isinstance(cause, RuntimeError) for cause in causes):  # torch's, of a connection to one that failed
+        if failures > job.config.max_failures or not all(isinstance(cause, RuntimeError) for cause in causes):
             raise error from None
-    if failures <= job.config.max_failures:
-        print(
-            f"{job.name}: {_what(lost or error)}; all are started again from the last checkpoint "
-            f"({failures} of {job.name}.max_failures={job.config.max_failures})"
+    cause = lost or error
+    loss = f"{job.name}: a training process was lost ({type(cause).__name__}: {first_line(cause)})"
+    allowed = f"{job.name}.max_failures={job.config.max_failures}"
+    if failures > job.config.max_failures:
+        raise TrainingError(
+            f"{loss}, {failures} times now, and {allowed}; check memory and nodes, then the same command continues from the last "
+            "checkpoint"
         )
-        return
-    if lost is None:
-        raise error from None
-    raise TrainingError(
-        f"{job.name}: {_what(lost)}, {failures} times now, and {job.name}.max_failures={job.config.max_failures}; see to memory and "
-        "nodes, then the same command continues from the last checkpoint"
-    )
+    print(f"{loss}; all are started again from the last checkpoint ({failures} of {allowed})")
 
 
 def _causes(error: ray.train.TrainingFailedError) -> list[BaseException]:
-    """What went wrong in each process that failed, by rank.
-
-    A process that is gone comes as the health check that failed; what is asked for is why it did.
-    """
+    """The error of each process that failed, by rank; for a process that is gone, the cause of its failed health check."""
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     return [getattr(failure, "health_check_failure", failure) for _, failure in sorted(failures.items())]
 
 
 def _is_loss(cause: BaseException) -> bool:
-    """True for a process that is gone or hangs; what hangs, Ray Train tells in an error of its own."""
+    """True if a process is gone or hangs; Ray Train reports one that hangs as an error type of its own."""
     return isinstance(cause, _LOST) or type(cause).__module__.startswith("ray.train.")
 
 
-def _what(cause: BaseException) -> str:
-    return f"a training process was lost ({type(cause).__name__}: {first_line(cause)})"
-
-
 def _run_once(job: TrainJob) -> ray.train.TrainingFailedError | None:
-    """One group of processes, to its end; returns how it failed, or None."""
+    """Run one group of processes to its end; return its failure, or None."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     stop: Any = ray.remote(_Stop).options(num_cpus=0, scheduling_strategy=here).remote()
-    with ThreadPoolExecutor(1) as pool:  # not in the main thread, where Ray Train would put its own handler of Ctrl-C
+    with ThreadPoolExecutor(1) as pool:  # in the main thread, Ray Train would install its own handler of Ctrl-C
         training: Future[Any] = pool.submit(_trainer(job, stop).fit)
         while wait([training], _POLL_S).not_done and not interrupt.pending():
             pass
@@ -116,7 +112,7 @@ def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=job.config.workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
         ),
-        # What fails is looked at here: Ray Train would try again what can only fail again.
+        # No restarts by Ray Train, which would also repeat what can only fail again; see `_raise_or_report`.
         run_config=RunConfig(
             name=job.name, storage_path=_ray_folder(job), failure_config=FailureConfig(max_failures=0)
         ),
@@ -124,18 +120,18 @@ def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
 
 
 class _Stop:
-    """An actor that tells the training processes to end."""
+    """An actor that requests the training processes to end."""
 
     def __init__(self) -> None:
         self._requested, self._saves = asyncio.Event(), True
 
     async def request(self, saves: bool) -> None:
-        """Let all `requested` end."""
+        """Let every `requested` return."""
         self._saves = saves
         self._requested.set()
 
     async def requested(self) -> bool:
-        """Ends when a stop is requested; whether the state is to be saved."""
+        """Wait for the request to stop; return whether to save the state."""
         await self._requested.wait()
         return self._saves
 
@@ -153,8 +149,8 @@ def _fit_worker(config: dict[str, Any]) -> None:
     fit(config["job"], stop_requested)
 
 
-def _wait_for_room(job: TrainJob, patience_s: float) -> None:
-    """Raise TrainingError when Ray has too few processors for the job after so many seconds; Ray itself would wait for ever."""
+def _wait_for_processors(job: TrainJob, patience_s: float) -> None:
+    """Wait until Ray has enough processors. Raise TrainingError after `patience_s` seconds; Ray itself would wait forever."""
     resource = "GPU" if job.device == "cuda" else "CPU"
     deadline = time.monotonic() + patience_s
     while (room := int(ray.cluster_resources().get(resource, 0))) < job.config.workers:

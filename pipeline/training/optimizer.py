@@ -1,4 +1,4 @@
-"""ResNet-RS's optimizer: plain momentum SGD, no decay on batch norm, linear warm-up and cosine per step; and the ResNet's steps."""
+"""ResNet-RS's optimizer: momentum SGD without weight decay on norms; learning rate with linear warm-up, then cosine or steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Schedule = Literal["cosine", "step"]
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
-"""Normalization layers: what does not decay."""
+"""Normalization layers, whose parameters have no weight decay."""
 _DROPS = (1 / 3, 2 / 3, 8 / 9)  # of the run: epochs 30, 60 and 80 of a ResNet's 90 (arXiv 1706.02677, section 5.1)
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: Schedule = "cosine") -> float:
-    """Rate of the step with this number (0 to total_steps − 1): linear from 0 to `peak`, then half a cosine towards 0.
+    """Learning rate of a step (0 to total_steps − 1): linear from 0 to `peak`, then by the schedule.
 
-    `step` stays at the peak after the warm-up and divides by ten after 1/3, 2/3 and 8/9 of the run, as ResNets were trained.
+    `cosine`: half a cosine from `peak` towards 0. `step`: `peak`, divided by ten after 1/3, 2/3 and 8/9 of the run, as for ResNets.
 
     Raises:
         ValueError: the warm-up is longer than the run.
@@ -34,8 +34,10 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, s
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, in the model's order: all that decays (biases too, as published), and normalization layers' gains and
-    offsets, which do not. Frozen parameters are in neither; shared ones come once."""
+    """Two groups, in the model's order: parameters with weight decay (also biases, as published), and those of normalization layers.
+
+    Frozen parameters are in neither; shared ones come once.
+    """
     decayed: dict[nn.Parameter, None] = {}
     undecayed: dict[nn.Parameter, None] = {}
     for module in model.modules():
@@ -48,8 +50,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Plain (not Nesterov) momentum SGD. Its rate is 0 until the schedule sets it: a forgotten one learns nothing.
+    """Plain (not Nesterov) momentum SGD, with learning rate 0 until the schedule sets it.
 
-    `fused` takes a third of the time of the plain loop on a CPU, `foreach` up to twice (25 M parameters, 2 threads).
+    `fused` takes a third of the plain loop's time on a CPU, `foreach` up to twice its time (25 M parameters, 2 threads).
     """
     return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum, fused=True)

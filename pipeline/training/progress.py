@@ -1,4 +1,4 @@
-"""What people see of a training while it runs: a bar, and `progress.json` for stage=status."""
+"""The progress of a running training: a bar, and `progress.json` for stage=status."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from data.json_files import read_json
 from data.shards.split import DataError
 
 PROGRESS_NAME = "progress.json"
-_WINDOW_S = 120.0  # rates are those of the last two minutes
+_WINDOW_S = 120.0  # over which a rate is taken
 _WRITE_S, _REMOTE_WRITE_S = 5.0, 20.0
 
 
 def write_every_s(folder: str) -> float:
-    """Seconds between two writes of a progress file: an object store is asked less often."""
+    """Seconds between two writes of a progress file; more on an object store."""
     return _WRITE_S if storage.is_local(folder) else _REMOTE_WRITE_S
 
 
 class RecentRate:
-    """Units per second over the last two minutes: what a time left can honestly be computed from."""
+    """Units per second over the last two minutes, for the time left."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def __call__(self, done: int) -> float:
-        """The rate, now that so many units are done; 0 at first."""
+        """The rate when `done` units are done in total; 0 on the first call."""
         now = time.monotonic()
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
@@ -44,12 +44,12 @@ class RecentRate:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training is."""
+    """How far a training is; what `progress.json` holds."""
 
     step: int
     total_steps: int
     images_per_s: float
-    eta_s: float | None  # None: nothing is known of the rate
+    eta_s: float | None  # seconds left; None: no rate yet
     loss: float | None  # of the last step
     workers: int
     written_at: float = 0.0  # Unix time
@@ -64,24 +64,25 @@ class TrainingProgress:
 
 
 def read_training_progress(folder: str) -> TrainingProgress | None:
-    """The last figures of a training that runs or was stopped; None when there are none."""
+    """The last written progress of a training; None if there is none, or it cannot be read."""
     try:
         values = read_json(storage.join(folder, PROGRESS_NAME), "")
         return TypeAdapter(TrainingProgress).validate_python(values)
     except (FileNotFoundError, DataError, ValidationError):
-        return None  # written by others, read at any moment
+        return None  # for people only: a damaged file must not stop the work
 
 
 class TrainingDisplay:
-    """Draws and writes the progress of a training; use as a context manager.
+    """Draws the bar and writes `progress.json`; a context manager.
 
     Args:
+        step: steps that are done already.
         images_per_step: over all processes.
         shown: false in all processes but the first.
     """
 
     def __init__(
-        self, folder: str, name: str, step: int, total_steps: int, images_per_step: int, workers: int, shown: bool
+        self, folder: str, name: str, *, step: int, total_steps: int, images_per_step: int, workers: int, shown: bool
     ) -> None:
         self._folder, self._total, self._images, self._workers = folder, total_steps, images_per_step, workers
         self._shown, self._rate, self._written_at = shown, RecentRate(), 0.0
@@ -92,7 +93,7 @@ class TrainingDisplay:
         )
 
     def show(self, step: int, loss: float) -> None:
-        """After a step: `step` are done, and this was the loss of the last."""
+        """Show that `step` steps are done, the last one with this loss."""
         self._bar.update()
         if self._shown:
             rate = self._rate(step)
@@ -104,7 +105,7 @@ class TrainingDisplay:
         eta = round((self._total - step) / steps_per_s) if steps_per_s else None
         images_per_s = round(steps_per_s * self._images, 1)
         progress = TrainingProgress(step, self._total, images_per_s, eta, loss, self._workers, time.time())
-        with suppress(OSError, storage.StorageError):  # figures for people must not stop the work
+        with suppress(OSError, storage.StorageError):  # for people only: an outage must not stop the work
             storage.write_text(storage.join(self._folder, PROGRESS_NAME), json.dumps(asdict(progress)) + "\n")
 
     def __enter__(self) -> TrainingDisplay:

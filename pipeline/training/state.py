@@ -1,4 +1,4 @@
-"""The state of a training between two steps: what a checkpoint holds."""
+"""The state of a training between two steps: made new, saved in a checkpoint, restored from one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.models.registry import build_model
+from pipeline.models.resnet_rs import set_bn_momentum
+from pipeline.models.weights import load_weights
+from pipeline.training.checkpoint import load_newest
 from pipeline.training.ema import EMA
+from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.optimizer import NORMS, build_optimizer
 
 _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
 
 
 @dataclass
-class State:
-    """Together with a step's number, all that the step depends on.
+class TrainState:
+    """All that a step depends on, besides its number.
 
-    In several processes it is rank 0's: weights and momentum are the same in all, batch-norm statistics are taken from rank 0
-    before every step, and the rest is rank 0's alone.
+    Rank 0's is saved: weights and momentum are equal on all ranks, DDP broadcasts rank 0's batch-norm statistics before every step,
+    and only rank 0 evaluates.
     """
 
     model: nn.Module
@@ -42,8 +48,10 @@ class State:
         return modules | {name: getattr(self, name) for name in _PLAIN}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Become what `as_checkpoint` returned. With another number of processes than then, which changes batch-norm statistics
-        and rounding, a line of the metrics says so."""
+        """Take the values of `as_checkpoint`.
+
+        Add a changed number of processes to the metrics: it changes batch-norm statistics and rounding.
+        """
         self.model.load_state_dict(checkpoint["model"])
         self.ema.load_state_dict(checkpoint["ema"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -56,6 +64,51 @@ class State:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the highest validation accuracy, the first of equal ones; None before any was measured."""
+        """The first step with the highest validation accuracy; None before the first evaluation."""
         measured = [(line["validation_top1"], -line["step"]) for line in self.metrics if "validation_top1" in line]
         return int(-max(measured)[1]) if measured else None
+
+
+def new_state(job: TrainJob, workers: int = 1) -> TrainState:
+    """The state before the first step, on the job's device.
+
+    Raises:
+        TrainingError: the training that it starts from has not ended.
+    """
+    config = job.config
+    torch.manual_seed(job.seed)
+    model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
+    set_bn_momentum(model, config.bn_momentum)
+    if job.initial_weights is not None:
+        model.load_state_dict(model.state_dict() | load_weights(job.initial_weights)[1])
+    if job.starts_from is not None:
+        model.load_state_dict(load_trained(job.starts_from)[0])
+        freeze_early_layers(model)
+    memory = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay)
+    return TrainState(model, EMA(model, config.ema_decay), optimizer, workers=workers)
+
+
+def load_trained(job: TrainJob) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """EMA weights (a state dict) and metrics of a finished training.
+
+    Raises:
+        TrainingError: it has not reached its last step.
+    """
+    checkpoint = load_newest(job.checkpoints)
+    if checkpoint is None or checkpoint["step"] != job.total_steps:
+        raise TrainingError(
+            f"{job.folder}: training has not reached step {job.total_steps}; run the stage again to continue"
+        )
+    return EMA.weights(checkpoint["ema"]), checkpoint["metrics"]
+
+
+def freeze_early_layers(model: nn.Module) -> None:
+    """Freeze all parameters before the model's last normalization layer; none if it has no such layer."""
+    last = next((module for module in reversed(list(model.modules())) if isinstance(module, NORMS)), None)
+    trained = last is None
+    for module in model.modules():
+        trained = trained or module is last
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(trained)

@@ -59,7 +59,7 @@ def test_a_training_that_was_stopped_continues_to_the_same_bytes(
     whole = trained(tmp_path / "whole")
     take_step = fixmatch.take_step
 
-    def stop_at_2(state: fixmatch.State, *arguments: object) -> None:
+    def stop_at_2(state: fixmatch.TrainState, *arguments: object) -> None:
         if state.step == 2:
             raise KeyboardInterrupt
         take_step(state, *arguments)  # type: ignore[arg-type]

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from pipeline.core import interrupt
-from pipeline.training import launch
-from pipeline.training import loop as fit_module
-from pipeline.training.loop import TrainJob
+from pipeline.training import launch, loop
+from pipeline.training.job import TrainJob
 
 VARIABLE = "NSP_CHAOS_STEPS"  # the folder of the notes; Ray's workers inherit it
-_fit, _fit_worker = fit_module.fit, launch._fit_worker
+_fit, _fit_worker = loop.fit, launch._fit_worker
 
 
 def record() -> None:
@@ -34,7 +33,7 @@ def fit_worker(config: dict[str, Any]) -> None:
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
     """`fit`, with a line for each step that was made."""
-    fit_module._train_step = _noting(fit_module._train_step, time.monotonic())
+    loop.train_step = _noting(loop.train_step, time.monotonic())
     _fit(job, stop_requested)
 
 

@@ -23,7 +23,7 @@ from pipeline.inputs.batches import TrainBatches
 from pipeline.models.weights import CONFIG_NAME, WeightsInfo
 from pipeline.planning.status import note_stop
 from pipeline.run import main
-from pipeline.training.loop import TrainJob
+from pipeline.training.job import TrainJob
 from tests.conftest import make_writer
 from tests.small_run import NUM_TEST, SmallRun
 
@@ -99,7 +99,7 @@ def without_ray_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.export.stage.start_ray", lambda _: None)
     monkeypatch.setattr("pipeline.export.stage.make_files", make_files)
     monkeypatch.setattr("student.train.run_training", train)
-    monkeypatch.setattr("student.train._warn_of_smaller_student", lambda *_: None)  # it builds two models
+    monkeypatch.setattr("student.train.warn_of_smaller_student", lambda *_: None)  # it builds two models
 
 
 def command(small: SmallRun, name: str) -> int:

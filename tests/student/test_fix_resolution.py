@@ -17,14 +17,16 @@ from pipeline.core.schema import StudentConfig
 from pipeline.inputs.streams import labeled_stream
 from pipeline.inputs.train_transform import make_transform
 from pipeline.models.registry import build_model
-from pipeline.training import loop as fit_module
+from pipeline.training import loop
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.freezing import freeze_early_layers, to_training_mode
-from pipeline.training.loop import TrainingError, TrainJob, fit, load_trained
-from pipeline.training.state import State
+from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import TrainState, freeze_early_layers, load_trained
+from pipeline.training.step import to_training_mode
 from student.fix_resolution import fix_resolution_job
 from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import CONFIG
+from tests.training_processes import digits_job
 
 FIX: dict[str, Any] = {
     "unlabeled_ratio": 0, "mixup": 0.5, "fix_resolution_epochs": 2, "fix_resolution_image_size": 24, "fix_resolution_lr": 0.1,
@@ -38,14 +40,14 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The training ends after that many steps, before anything is written of the last."""
-    original = fit_module._check_loss
+    original = loop._require_finite
 
-    def check(job: TrainJob, state: State, *others: Any) -> None:
+    def check(job: TrainJob, state: TrainState, *others: Any) -> None:
         original(job, state, *others)
         if state.step == step:
             raise Killed
 
-    monkeypatch.setattr(fit_module, "_check_loss", check)
+    monkeypatch.setattr(loop, "_require_finite", check)
 
 
 def same_tensors(a: Any, b: Any) -> bool:
@@ -69,14 +71,14 @@ def make_jobs(labeled: Split, folder: Path, **changes: Any) -> tuple[TrainJob, T
     """The student's own training, and the one that follows."""
     student = STUDENT.model_copy(update=changes)
     streams = (labeled_stream(labeled, student.batch_size),)
-    job = TrainJob("student", str(folder), student, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+    job = digits_job(folder, student, streams, labeled.num_samples, name="student", validation=labeled)
     fixing = fix_resolution_job(job, student)
     assert fixing is not None
     return job, fixing
 
 
 def weights_after(job: TrainJob) -> dict[str, torch.Tensor]:
-    return load_trained(job.folder, job.total_steps)[0]
+    return load_trained(job)[0]
 
 
 def test_only_what_follows_the_last_convolutions_is_trained() -> None:

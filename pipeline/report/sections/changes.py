@@ -1,61 +1,67 @@
-"""The report's section on what the student does otherwise than its teacher: confusions that changed, images gained and lost."""
+"""Section on where the student differs from its teacher: confusions that changed, images gained and lost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from data import storage
 from data.shards.image_reader import places_in
 from data.shards.split import DataError, Shard, open_split
-from pipeline.pages.html import heading, paragraph, section, side_by_side, table
+from pipeline.pages.render import Section
 from pipeline.report.facts import Facts, Predictions, compare
-from pipeline.report.pictures import card, grid, thumbnail_at
-from pipeline.report.sections.models import name_of
+from pipeline.report.pictures import sample, thumbnail_at
 
 _MAX_PAIRS, _MAX_SHOWN = 8, 12
 
 
-def changes_section(facts: Facts) -> str:
-    """The last student against the first teacher, on the test images; nothing where there are not both."""
+class _Pair(NamedTuple):
+    """Predictions of the first teacher and of the last student on the same test images."""
+
+    teacher: Predictions
+    student: Predictions
+
+
+def changes_section(facts: Facts) -> Section | None:
+    """Compare the last student with the first teacher on the test images; None if no image was gained or lost."""
     first, last = facts.models[0], facts.models[-1]
     result = compare(first, last)
     if result is None or first.predictions is None or last.predictions is None or not result.gained + result.lost:
-        return ""
-    words = (
-        f"{result.gained:,} test images that the {first.name} has wrong the {last.name} has right (gained); "
-        f"{result.lost:,} the other way round (lost)."
-    )
-    return section(
-        f"What the {last.name} does otherwise",
-        paragraph(words),
-        _pairs(facts, (first.name, first.predictions), (last.name, last.predictions)),
-        *_examples(facts, first.predictions, last.predictions),
-    )
+        return None
+    pair = _Pair(first.predictions, last.predictions)
+    shards = _test_shards(facts, pair.teacher.test)
+    values = {
+        "models": [first.name, last.name],
+        "gained": result.gained,
+        "lost": result.lost,
+        "confusions": _confusion_tables(facts, pair),
+        "groups": _samples(facts, pair, shards) if shards is not None else None,
+    }
+    return Section("changes.html", values)
 
 
-def _pairs(facts: Facts, first: tuple[str, Predictions], last: tuple[str, Predictions]) -> str:
-    """Which confusions became rarer, and which more frequent."""
-    one, two = confusions(first[1], last[1])
-    change = two - one
+def _confusion_tables(facts: Facts, pair: _Pair) -> dict[str, list[list[str]]]:
+    """Rows (confusion, by the teacher, by the student) by title; of those that changed most."""
+    before, after = confusions(*pair)
+    change = after - before
     order = np.argsort(change, axis=None, kind="stable")
-    rarer = [flat for flat in order[:_MAX_PAIRS] if change.flat[flat] < 0]
-    more = [flat for flat in order[::-1][:_MAX_PAIRS] if change.flat[flat] > 0]
-    tables = []
-    for caption, chosen in (("Confusions that became rarer", rarer), ("Confusions that became more frequent", more)):
-        rows = []
-        for flat in chosen:
-            truth, said = (int(index) for index in np.unravel_index(flat, change.shape))
-            pair = f"{name_of(facts, truth)} taken for {name_of(facts, said)}"
-            rows.append([pair, f"{one[truth, said]:,}", f"{two[truth, said]:,}"])
-        if rows:
-            tables.append(table(["", first[0], last[0]], rows, caption))
-    return side_by_side(*tables)
+    chosen = {
+        "Confusions that became rarer": [flat for flat in order[:_MAX_PAIRS] if change.flat[flat] < 0],
+        "Confusions that became more frequent": [flat for flat in order[::-1][:_MAX_PAIRS] if change.flat[flat] > 0],
+    }
+
+    def row(flat: int) -> list[str]:
+        truth, predicted = (int(index) for index in np.unravel_index(flat, change.shape))
+        name = f"{facts.class_name(truth)} taken for {facts.class_name(predicted)}"
+        return [name, f"{before[truth, predicted]:,}", f"{after[truth, predicted]:,}"]
+
+    return {title: [row(flat) for flat in flats] for title, flats in chosen.items() if flats}
 
 
 def confusions(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Wrong answers of each by (truth, answer), int64 (C, C)."""
+    """Count each model's wrong predictions by (true class, predicted class), int64 (C, C)."""
     number = 1 + max(int(values.max()) for values in (first.labels, first.predicted, second.predicted))
     counts = []
     for predictions in (first, second):
@@ -65,25 +71,23 @@ def confusions(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.
     return counts[0], counts[1]
 
 
-def _examples(facts: Facts, first: Predictions, last: Predictions) -> list[str]:
-    """Images gained and lost, those first that the student is surest of."""
-    shards = _test_shards(facts, first.test)
-    if shards is None:
-        return [paragraph("The test images are not there any more, so none is shown.", "soft")]
-    parts = []
-    for title, chosen in (
-        ("Gained: those that the student is surest of", last.right & ~first.right),
-        ("Lost: those that the student is surest of, wrongly", first.right & ~last.right),
-    ):
+def _samples(facts: Facts, pair: _Pair, shards: Sequence[Shard]) -> dict[str, list[dict[str, str | None]]]:
+    """Images gained and lost by title, those of the student's highest confidence first."""
+    changed = {
+        "Gained: highest confidence of the student": pair.student.right & ~pair.teacher.right,
+        "Lost: highest confidence of the student": pair.teacher.right & ~pair.student.right,
+    }
+    groups = {}
+    for title, chosen in changed.items():
         rows = np.flatnonzero(chosen)
-        rows = rows[np.argsort(-last.confidence[rows], kind="stable")][:_MAX_SHOWN]
+        rows = rows[np.argsort(-pair.student.confidence[rows], kind="stable")][:_MAX_SHOWN]
         if len(rows):
-            parts += [heading(title), grid([_card(facts, first, last, row, shards) for row in rows.tolist()])]
-    return parts
+            groups[title] = [_sample(facts, pair, row, shards) for row in rows.tolist()]
+    return groups
 
 
 def _test_shards(facts: Facts, digest: str) -> Sequence[Shard] | None:
-    """The shards that were evaluated; None when they are others now, or gone."""
+    """Open the shards that were evaluated; None if they changed or are gone."""
     if not facts.config.data.test:
         return None
     try:
@@ -93,16 +97,20 @@ def _test_shards(facts: Facts, digest: str) -> Sequence[Shard] | None:
     return test.shards if test.digest() == digest else None
 
 
-def _card(facts: Facts, first: Predictions, last: Predictions, row: int, shards: Sequence[Shard]) -> str:
-    key, uri = _picture(shards, row)
-    truth, before, now = (name_of(facts, int(p[row])) for p in (first.labels, first.predicted, last.predicted))
-    right = bool(last.right[row])
-    verdict = f"{'✓' if right else '✗'} {now} {last.confidence[row]:.2f}; was {before}"
-    return card(uri, right, key, f"{key}: is {truth}; the teacher says {before}, the student {now}", truth, verdict)
+def _sample(facts: Facts, pair: _Pair, row: int, shards: Sequence[Shard]) -> dict[str, str | None]:
+    key, source = _picture(shards, row)
+    teacher, student = pair
+    truth, before, now = (
+        facts.class_name(int(labels[row])) for labels in (teacher.labels, teacher.predicted, student.predicted)
+    )
+    right = bool(student.right[row])
+    verdict = f"{'✓' if right else '✗'} {now} {student.confidence[row]:.2f}; was {before}"
+    alt = f"{key}: is {truth}; the teacher says {before}, the student {now}"
+    return sample(source, right, title=key, alt=alt, words=truth, verdict=verdict)
 
 
 def _picture(shards: Sequence[Shard], row: int) -> tuple[str, str | None]:
-    """Key and image of a test image by its position among all."""
+    """Key and data: URI of a test image by its position in the split."""
     for shard in shards:
         if row < shard.num_samples:
             (place,) = places_in(shard.index().slice(row, 1), row)

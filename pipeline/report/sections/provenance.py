@@ -1,4 +1,4 @@
-"""The report's sections on how the run came about: digests, commands, configuration, versions."""
+"""Section on how the run came about: digests, commands, configuration, versions."""
 
 from __future__ import annotations
 
@@ -8,47 +8,36 @@ import shlex
 from importlib.metadata import version
 
 from data import storage
-from pipeline.pages.html import code, folded, heading, paragraph, section, table
+from pipeline.pages.render import Section
 from pipeline.report.facts import Facts, Record
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow")
 
 
-def provenance_section(facts: Facts) -> str:
-    """Where everything came from, and how to do it again."""
+def provenance_section(facts: Facts) -> Section:
+    """Show what each stage made, and from what; and how to run it again."""
     settings = facts.settings
     run_dir = str(settings.get("run_dir") or "RUN")
     words = [str(word) for word in settings.get("command_line", [])]
-    again = shlex.join(["python", "-m", "pipeline.run", "stage=all", f"run_dir={run_dir}", *words])
-    config = f"config={storage.join(run_dir, 'config.yaml')}"
-    anew = shlex.join(["python", "-m", "pipeline.run", "stage=all", config, "run_dir=NEW"])
-    versions = [["python", platform.python_version()], *([name, version(name)] for name in _LIBRARIES)]
-    return section(
-        "Provenance",
-        table(
-            ["stage", "digests (SHA-256, 16 digits) of what it made, and of what it was made from"],
-            _digests(facts),
-            css="texts",
-        ),
-        heading("Commands"),
-        paragraph("Continue or check this run (config.yaml in its directory holds the rest):", "soft"),
-        code(again),
-        paragraph("The same run anew, into an empty directory (secrets in URLs have to be filled in again):", "soft"),
-        code(anew),
-        folded("Versions of the libraries that wrote this report", table(["", "version"], versions)),
-        folded("Configuration (config.yaml)", code(facts.written_config)),
-    )
+    command = ["python", "-m", "pipeline.run", "stage=all"]
+    values = {
+        "digests": _digests(facts),
+        "command": shlex.join([*command, f"run_dir={run_dir}", *words]),
+        "command_anew": shlex.join([*command, f"config={storage.join(run_dir, 'config.yaml')}", "run_dir=NEW"]),
+        "versions": [["python", platform.python_version()], *([name, version(name)] for name in _LIBRARIES)],
+        "config": facts.written_config,
+    }
+    return Section("provenance.html", values)
 
 
 def _digests(facts: Facts) -> list[list[str]]:
-    """A row per stage: what it made, and from what."""
-    rows = []
-    for generation in facts.generations:
-        number = generation.layout.generation
-        for stage, record in generation.records.items():
-            if not (stage == "teacher" and number > 1):
-                rows.append([f"{stage} {number}" if len(facts.generations) > 1 else stage, _origin(record)])
-    return rows
+    """A row per stage: its output, and what that was made from. A student that became a teacher has one row."""
+    return [
+        [facts.stage_name(number, stage), _origin(record)]
+        for number, records in ((entry.layout.generation, entry.records) for entry in facts.generations)
+        for stage, record in records.items()
+        if not (stage == "teacher" and number > 1)
+    ]
 
 
 def _origin(record: Record) -> str:
@@ -61,5 +50,5 @@ def _origin(record: Record) -> str:
 
 
 def _digest(value: str) -> str:
-    """A digest as it is; the place of weights trained elsewhere may hold credentials, and config.yaml has it without."""
+    """Return a digest as it is. The URL of weights trained elsewhere may hold credentials; config.yaml has it without them."""
     return value if re.fullmatch(r"[0-9a-f]{16}|none", value) else "(see the configuration)"

@@ -15,8 +15,8 @@ from pipeline.evaluation.decide import decide
 from pipeline.evaluation.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
 from pipeline.inference.comparison import paired
 from pipeline.planning.status import print_status
+from pipeline.report.build import report_html
 from pipeline.report.facts import read_facts
-from pipeline.report.sections.generations import generations_section
 from tests import digits_run
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
@@ -116,7 +116,7 @@ def test_report_and_status_show_rule_and_decision(run: AutoRun, capsys: pytest.C
     decide(run.auto, run.layout(1))
     print_status(run.auto, known_layouts(run.auto))
     assert "+15.00 ± 4.77 points: more than 1 standard error, so generation 2 follows" in capsys.readouterr().out
-    html = generations_section(read_facts(run.auto, known_layouts(run.auto)))
+    html = report_html(read_facts(run.auto, known_layouts(run.auto)), [])
     assert "+15.00 ± 4.77" in html
     assert "at most 3" in html
 
@@ -171,4 +171,4 @@ def test_a_first_teacher_without_validation_images_leaves_no_best_and_no_error(
     del done["summary"]["validation_top1"]
     record.write_text(json.dumps(done))
     assert summarize([run.layout(1)]) == {}
-    assert "+15.00 ± 4.77" in generations_section(read_facts(run.auto, known_layouts(run.auto)))
+    assert "+15.00 ± 4.77" in report_html(read_facts(run.auto, known_layouts(run.auto)), [])

@@ -19,7 +19,7 @@ import torch
 from data.shards.split import Split, open_split
 from pipeline.inputs import loader as loading
 from pipeline.inputs.batches import TrainBatch, TrainBatches
-from pipeline.inputs.loader import LoaderLostError, load, shared_memory_needed, tell_of_lost_loaders
+from pipeline.inputs.loader import LoaderLostError, load_batches, raise_on_lost_loaders, shared_memory_needed
 from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import make_job
 
@@ -35,7 +35,7 @@ def test_a_loading_process_that_is_lost_is_told_once_and_with_what_to_do(tmp_pat
     job = make_job(labeled, tmp_path / "run")
     batches = LostBatches(job.streams, job.config, 10, 0)
     with pytest.raises(LoaderLostError, match=r"a loading process was lost .*teacher\.loader_workers"):
-        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 1, pin=False)).clear())
+        raise_on_lost_loaders("teacher", lambda: list(load_batches(batches, range(5), 1, pin=False)).clear())
     signal.raise_signal(signal.SIGCHLD)  # upon which torch looks for lost processes
 
 
@@ -47,7 +47,7 @@ def test_a_batch_that_a_lost_process_announced_is_told_as_its_loss(
     monkeypatch.setattr(loading, "DataLoader", lambda *_, **__: raising(error))
     told = rf"a loading process was lost .*{type(error).__name__}"
     with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
-        tell_of_lost_loaders("teacher", lambda: list(load(batches, range(5), 0, pin=False)).clear())
+        raise_on_lost_loaders("teacher", lambda: list(load_batches(batches, range(5), 0, pin=False)).clear())
 
 
 def raising(error: Exception) -> Iterator[TrainBatch]:
@@ -60,7 +60,7 @@ def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_an
 ) -> None:
     job = make_job(labeled, tmp_path / "run")
     with closing(SignalsBlocked(job.streams, job.config, 10, 0)) as batches:
-        (batch,) = load(batches, range(1), 1, pin=False)
+        (batch,) = load_batches(batches, range(1), 1, pin=False)
     assert batch.keys == ["SIGINT", "SIGTERM"]
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -87,7 +87,7 @@ def test_processes_that_have_more_to_load_are_gone_when_nobody_wants_it(tmp_path
     job = make_job(labeled, tmp_path / "run")
     with (
         closing(TrainBatches(job.streams, job.config, 10, 0)) as batches,
-        closing(load(batches, range(99), 2, pin=False)) as loaded,
+        closing(load_batches(batches, range(99), 2, pin=False)) as loaded,
     ):
         next(loaded)
         assert len(set(multiprocessing.active_children()) - before) == 2
@@ -118,7 +118,7 @@ def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
             match=r"^teacher: a loading process hangs .*no batch for 2 seconds.*teacher\.loader_workers.*continues",
         ),
     ):
-        tell_of_lost_loaders("teacher", lambda: seen.extend(load(batches, range(5), 1, pin=False)))
+        raise_on_lost_loaders("teacher", lambda: seen.extend(load_batches(batches, range(5), 1, pin=False)))
     assert len(seen) == 2
     assert not set(multiprocessing.active_children()) - before, (
         "it ignores SIGTERM, and the end of this process would wait for it"
@@ -136,12 +136,12 @@ def test_without_room_in_shared_memory_the_same_batches_come_through_a_pipe_and_
 ) -> None:
     job = make_job(labeled, tmp_path / "run", augment_on=augment_on)
     with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
-        expected = list(load(batches, range(6), 0, pin=False))
+        expected = list(load_batches(batches, range(6), 0, pin=False))
     with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
-        shared = list(load(batches, range(6), 2, pin=False))
+        shared = list(load_batches(batches, range(6), 2, pin=False))
         assert capsys.readouterr().out == ""
         monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)  # in the forks, too
-        piped = list(load(batches, range(6), 2, pin=False, name="student"))
+        piped = list(load_batches(batches, range(6), 2, pin=False, name="student"))
     for ours in (shared, piped):
         for one, two in zip(ours, expected, strict=True):
             assert torch.equal(one.images, two.images)
@@ -164,11 +164,11 @@ import sys
 from data.shards.split import open_split
 from pathlib import Path
 from pipeline.inputs.batches import TrainBatches
-from pipeline.inputs.loader import load
+from pipeline.inputs.loader import load_batches
 from tests.pipeline.training.test_training import make_job
 job = make_job(open_split(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), image_size=224)
 batches = TrainBatches(job.streams, job.config, 10, 0)
-print(sum(1 for _ in load(batches, range(12), 2, pin=False, name="teacher")), "batches")
+print(sum(1 for _ in load_batches(batches, range(12), 2, pin=False, name="teacher")), "batches")
 batches.close()
 """
 

@@ -138,7 +138,9 @@ def test_a_rate_is_that_of_the_last_two_minutes(clock: Clock) -> None:
 
 def test_a_training_writes_how_far_it_is_every_few_seconds(tmp_path: Path, clock: Clock) -> None:
     folder = str(tmp_path)
-    with TrainingDisplay(folder, "student", 10, 110, 32, workers=2, shown=True) as display:
+    with TrainingDisplay(
+        folder, "student", step=10, total_steps=110, images_per_step=32, workers=2, shown=True
+    ) as display:
         for step in range(11, 31):
             clock.now += 0.5
             display.show(step, 1.0 / step)
@@ -146,7 +148,9 @@ def test_a_training_writes_how_far_it_is_every_few_seconds(tmp_path: Path, clock
     assert progress is not None
     assert progress.written_at > 0
     assert replace(progress, written_at=0) == TrainingProgress(21, 110, 64.0, 44, 1 / 21, 2)
-    with TrainingDisplay(folder, "student", 30, 110, 32, workers=2, shown=False) as other:
+    with TrainingDisplay(
+        folder, "student", step=30, total_steps=110, images_per_step=32, workers=2, shown=False
+    ) as other:
         clock.now += 100
         other.show(31, 0.0)
     assert read_training_progress(folder) == progress

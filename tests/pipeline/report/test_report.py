@@ -179,7 +179,7 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "not known: there is no truth file" in html
     assert "No test images" in html
     assert 'class="verdict"' not in html
-    assert len(figures_in(html)) == 5  # course, loss, validation, confidence, classes
+    assert len(figures_in(html)) == 5  # timeline, loss, validation, confidence, classes
     printed = capsys.readouterr().out
     assert "Not evaluated" in printed
     assert "right" not in printed
@@ -210,7 +210,7 @@ def test_promised_and_found_precision_are_side_by_side(run: SmallRun) -> None:
     assert cells(html, "kept labels: mean confidence")[:2] == [f"{len(kept)}", f"{100 * promised:.1f} %"]
     assert "150 of 150 validation images at or above the threshold are labeled right" in html
     assert "as it labels" in html
-    assert "Just below it: the most confident of those left out" in html
+    assert "Just below the cut-off: the image of highest confidence that was left out" in html
 
 
 def labels_of(layout: Layout) -> list[dict[str, Any]]:
@@ -233,7 +233,7 @@ def test_labels_that_flipped_between_generations_are_listed(run: SmallRun) -> No
         select(config, layout)
     run.write_truth()
     html = report_of(config, run.layouts(config))
-    assert "18 of 117 labels (15.38 %) are others than in generation 1" in html
+    assert "18 of 117 labels (15.38 %) differ from those of generation\n1" in html
 
 
 def test_a_truth_file_that_is_not_there_is_named(run: SmallRun) -> None:
@@ -327,11 +327,11 @@ def test_what_was_left_out_as_a_copy_is_counted_and_the_listing_named(
     }
     config, layout = whole_run(run, data=data, select={"confidence_threshold": 0.3, "max_near_duplicates": 1})
     html = report_of(config, [layout])
-    assert cells(html, "left out: like a validation or test image")[0] == "1"
+    assert cells(html, "left out: near-duplicate of a validation or test image")[0] == "1"
     assert (
-        cells(html, "left out: the same picture as enough others")[0] == "67"
+        cells(html, "left out: near-duplicate of enough others")[0] == "67"
     )  # 117 labels with 49 hashes, and that one
-    assert "1 unlabeled images are near-duplicates of one of the 1 held-out images" in html
+    assert "1 unlabeled images are near-duplicates of one of the\n1 held-out images" in html
     assert f"{next(Path(layout.near_duplicates).iterdir()).name}/listing.parquet" in html
 
 
@@ -391,7 +391,7 @@ def test_errors_under_corruptions_are_shown_where_they_were_measured(
     assert cells(html, "glass blur") == cells(html, "mean of all") == ["40.0", "30.0"]
     said = "Under corruption: teacher 40.0 % wrong, student 30.0 % wrong (0.75 times its teacher's errors)."
     assert said in capsys.readouterr().out
-    assert said.replace("'", "&#x27;") in html
+    assert said.replace("'", "&#39;") in html
 
 
 def test_what_is_older_than_the_models_that_are_there_is_not_shown_as_theirs(run: SmallRun) -> None:

@@ -1,4 +1,4 @@
-"""The report's story of the run, and what it shows of the changes from teacher to student."""
+"""The report's timeline of the run, and its section on where the student differs from its teacher."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_each_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> N
     assert "Timeline of the stages over 62.7 minutes" in html
 
 
-def test_a_run_of_an_earlier_version_has_no_timeline(run: SmallRun) -> None:
+def test_a_run_of_an_earlier_version_has_no_timeline_chart(run: SmallRun) -> None:
     config = run.config(truth=False)
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
     with_effort(layout.teacher, Effort(50.0))
     html = page(config, layout)
     assert cells(html, "teacher") == ["50.0 s"]
-    assert "Timeline" not in html
+    assert "Timeline of the stages" not in html
 
 
 def test_runs_of_a_stage_are_added_up_and_remembered(tmp_path: Path) -> None:
@@ -119,9 +119,10 @@ def test_images_gained_and_lost_are_shown(run: SmallRun, write_digits: WriteDigi
     config, layout = evaluated(run, write_digits, numbers >= 3, (numbers < 1) | (numbers > 4))
     html = page(config, layout)
     assert (
-        "1 test images that the teacher has wrong the student has right (gained); 2 the other way round (lost)" in html
+        "1 test images are gained: the student has them right, the teacher wrong;\n2 are lost: the other way round."
+        in html
     )
-    section = html[html.index("What the student does otherwise") :].partition("</section>")[0]
+    section = html[html.index("Where the student differs from the teacher") :].partition("</section>")[0]
     assert len(re.findall('<img src="data:image/png', section)) == 3
     assert section.count("is-right") == 1
     assert section.count("is-wrong") == 2
@@ -134,8 +135,8 @@ def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digi
     for path in (run.folder / "test").glob("*.tar"):
         path.unlink()
     html = page(config, layout)
-    assert "The test images are not there any more" in html
-    assert "What the student does otherwise" in html
+    assert "No images are shown: the test shards are gone or have changed." in html
+    assert "Where the student differs from the teacher" in html
 
 
 def test_confusions_are_counted_by_truth_and_answer(run: SmallRun, write_digits: WriteDigits) -> None:

@@ -342,7 +342,7 @@ def test_what_a_page_shows_is_escaped(tmp_path: Path, digits: tuple[np.ndarray, 
         assert fetch(f"{url}/manifest.json").json()["class_names"] == names
     assert "&lt;script&gt;" in page
     assert "<script" not in page
-    assert "<b>&quot;x" not in page
+    assert "<b>&#34;x" not in page
     assert '<b>"x' not in page
     assert "default-src 'none'" in page
 

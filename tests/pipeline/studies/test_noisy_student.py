@@ -25,11 +25,11 @@ from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import row_results
 from pipeline.studies.trials import Trial, run_trials, trials_of
-from pipeline.training.loop import TrainJob, _new_state
-from pipeline.training.state import State
-from student.train import _initial_weights
+from pipeline.training.state import TrainState, new_state
+from student.warm_start import initial_weights
 from tests.conftest import WriteDigits, png
 from tests.digits_run import Digits, write_digits_data
+from tests.training_processes import digits_job
 
 NOISY = STUDIES["noisy_student"]
 ROWS = ("teacher", "recipe", "noised teacher", "2 generations")
@@ -134,12 +134,10 @@ def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> 
     return state
 
 
-def beginning(config: Config, layout: Layout) -> State:
+def beginning(config: Config, layout: Layout) -> TrainState:
     """Of the student's training."""
-    weights = _initial_weights(config, layout)
-    return _new_state(
-        TrainJob("student", layout.student, config.student, (), 10, 100, 0, 1, "cpu", initial_weights=weights)
-    )
+    weights = initial_weights(config, layout)
+    return new_state(digits_job(layout.student, config.student, (), 100, name="student", initial_weights=weights))
 
 
 def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) -> None:
@@ -150,7 +148,7 @@ def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) ->
     begun = beginning(same, layout)
     assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
     assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
-    assert _initial_weights(load_config(None, []), layout) is None
+    assert initial_weights(load_config(None, []), layout) is None
 
 
 @pytest.mark.parametrize("args", ["{}", "{width: 0.125, blocks: [2, 1, 2, 2]}", "{width: 0.125, se_ratio: 0.0625}"])
@@ -159,7 +157,7 @@ def test_a_student_that_cannot_begin_as_its_teacher_is_refused(tmp_path: Path, a
     teacher_in(layout)
     other = load_config(None, ["student.model=resnetrs26", "student.from_teacher=true", f"student.model_args={args}"])
     with pytest.raises(StageError, match=r"student\.from_teacher=true: the teacher is .*0\.125.*student\.model_args"):
-        _initial_weights(other, layout)
+        initial_weights(other, layout)
 
 
 def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from pipeline.inputs.train_transform import make_transform
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import Bottleneck
 from pipeline.training.ema import EMA
-from pipeline.training.loop import TrainJob, _learning_rate, _new_state
+from pipeline.training.job import TrainJob
+from pipeline.training.state import new_state
+from tests.training_processes import digits_job
 
 PAPER = TrainConfig()  # defaults are the paper's: 350 epochs, 4,096 images a step, 0.1 per 256 images
 NUM_IMAGES = 1_281_167  # ImageNet's training images
@@ -35,7 +37,7 @@ NUM_IMAGES = 1_281_167  # ImageNet's training images
 def job_of(**changes: Any) -> TrainJob:
     config = TeacherConfig().model_copy(update=changes)
     stream = StreamSpec("labeled", (), (), (), config.batch_size)
-    return TrainJob("teacher", "unused", config, (stream,), 10, NUM_IMAGES, 0, 1, "cpu")
+    return digits_job("unused", config, (stream,), NUM_IMAGES)
 
 
 def small_job(**changes: Any) -> TrainJob:
@@ -93,20 +95,20 @@ def test_the_learning_rate_warms_up_from_0_and_falls_as_a_cosine_to_0_step_by_st
     """0.1 × 4096 / 256 = 1.6 after 5 epochs; half a cosine over the other 345."""
     job = job_of()
     steps_per_epoch = NUM_IMAGES / 4096
-    assert _learning_rate(job, round(epoch * steps_per_epoch)) == pytest.approx(expected, abs=0.002)
-    within_an_epoch = {_learning_rate(job, step) for step in range(5000, 5300)}
+    assert job.learning_rate(round(epoch * steps_per_epoch)) == pytest.approx(expected, abs=0.002)
+    within_an_epoch = {job.learning_rate(step) for step in range(5000, 5300)}
     assert len(within_an_epoch) == 300, "it changes with every step, not with every epoch"
 
 
 def test_momentum_is_plain() -> None:
-    optimizer = _new_state(small_job()).optimizer
+    optimizer = new_state(small_job()).optimizer
     settings = [(group["momentum"], group["nesterov"], group["dampening"]) for group in optimizer.param_groups]
     assert settings == [(0.9, False, 0), (0.9, False, 0)]
 
 
 def test_all_but_batch_norm_decays_by_4e_5() -> None:
     """Biases too: the classifier's, and those of squeeze-excitation."""
-    state = _new_state(small_job())
+    state = new_state(small_job())
     decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     norms = {id(p) for m in state.model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     found = {name: decay[id(p)] for name, p in state.model.named_parameters()}
@@ -128,7 +130,7 @@ def test_the_moving_average_forgets_by_the_number_of_updates(updates: int, decay
 
 
 def test_batch_norm_keeps_the_last_batchs_statistics_and_the_moving_average_averages_them() -> None:
-    state = _new_state(small_job())
+    state = new_state(small_job())
     norm = state.model.bn1
     assert isinstance(norm, nn.BatchNorm2d)
     assert all(m.momentum == 1.0 for m in state.model.modules() if isinstance(m, nn.BatchNorm2d))

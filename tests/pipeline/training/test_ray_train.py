@@ -20,16 +20,17 @@ from data import storage
 from data.shards.split import DataError, Split, open_split
 from pipeline.core.interrupt import Interrupted, handled
 from pipeline.core.ray_runtime import start_ray
-from pipeline.inputs.loader import load
+from pipeline.inputs.loader import load_batches
 from pipeline.inputs.streams import labeled_stream
 from pipeline.training import launch
+from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.launch import run_training
-from pipeline.training.loop import TrainingError, TrainJob, load_trained
+from pipeline.training.state import load_trained
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
 from tests.pipeline.inputs.test_loader import SignalsBlocked
 from tests.pipeline.training.test_training import CONFIG
-from tests.training_processes import train
+from tests.training_processes import digits_job, train
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
         update={"workers": 2, "epochs": 10, "checkpoint_every_s": 0, "eval_every_epochs": 5} | changes
     )
     streams = (labeled_stream(labeled, config.batch_size),)
-    return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+    return digits_job(folder, config, streams, labeled.num_samples, validation=labeled)
 
 
 def saved_step(job: TrainJob) -> int:
@@ -94,7 +95,7 @@ def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes
     assert "all are started again from the last checkpoint (1 of teacher.max_failures=3)" in capfd.readouterr().out
     assert 8 <= saved_step(broken) < whole.total_steps, "it did not save and stop"
     run_training(broken, None)
-    (weights, metrics), (expected, expected_metrics) = (load_trained(job.folder, 50) for job in (broken, whole))
+    (weights, metrics), (expected, expected_metrics) = (load_trained(job) for job in (broken, whole))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert metrics == expected_metrics
     assert [line["step"] for line in metrics if "validation_top1" in line] == [25, 50]
@@ -113,7 +114,7 @@ def test_what_is_wrong_with_an_image_is_told_as_in_one_process(
     storage.write_bytes(split.shards[0].url, bytes(content))
     config = CONFIG.model_copy(update={"workers": 2})
     streams = (labeled_stream(split, config.batch_size),)
-    job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu")
+    job = digits_job(tmp_path / "run", config, streams, split.num_samples)
     with pytest.raises(DataError, match=rf"^{split.shards[0].url}, key '{row['key']}': "):
         run_training(job, None)
 
@@ -125,7 +126,7 @@ def test_more_workers_than_ray_has_room_for_are_refused_at_once(
     split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
     config = CONFIG.model_copy(update={"workers": 1000})
     streams = (labeled_stream(split, config.batch_size),)
-    job = TrainJob("teacher", str(tmp_path / "run"), config, streams, 10, split.num_samples, 0, 1, "cpu")
+    job = digits_job(tmp_path / "run", config, streams, split.num_samples)
     with pytest.raises(TrainingError, match=r"teacher\.workers=1000, but Ray has \d+ CPUs"):
         run_training(job, None)
 
@@ -154,7 +155,7 @@ def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray
     streams = (labeled_stream(labeled, CONFIG.batch_size),)
     for _ in range(3):
         with closing(SignalsBlocked(streams, CONFIG, 10, seed=0)) as batches:
-            assert [batch.keys for batch in load(batches, range(2), 1, False)] == 2 * [["SIGINT", "SIGTERM"]]
+            assert [batch.keys for batch in load_batches(batches, range(2), 1, False)] == 2 * [["SIGINT", "SIGTERM"]]
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(ray.get(ANSWERING.remote().ping.remote())), daemon=True)
     asking.start()

@@ -17,11 +17,11 @@ from data.tables import write_table
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.loop import TrainJob
+from pipeline.training.job import TrainJob
 from tests.conftest import make_writer
 from tests.digits_run import Digits
 from tests.pipeline.training.test_training import CONFIG
-from tests.training_processes import killed_for_memory, out_of_memory, terminated, train
+from tests.training_processes import digits_job, killed_for_memory, out_of_memory, terminated, train
 
 LABELED, PSEUDO_LABELED = 6, 6  # images per step
 EPOCH = 4  # steps per epoch of the labeled stream, and between evaluations
@@ -45,8 +45,7 @@ class Data:
             "mixup": 0.2,
         }
         config = CONFIG.model_copy(update=fields | {"log_every_steps": 5, "eval_every_epochs": 1} | changes)
-        folder = str(self.folder / name)
-        return TrainJob("student", folder, config, self.streams, 10, 24, 0, 1, "cpu", self.split)
+        return digits_job(self.folder / name, config, self.streams, 24, name="student", validation=self.split)
 
     def result(self, name: str) -> tuple[int, dict[str, bytes], bytes]:
         """Step, bytes of each tensor of weights, EMA and momentum, and metrics."""

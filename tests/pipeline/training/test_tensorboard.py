@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 
-from pipeline.training.tensorboard import forget_events_after, write_events
+from pipeline.training.metrics_log import remove_events_after, write_events
 
 METRICS = [
     {"step": 10, "loss": 2.0, "lr": 0.1},
@@ -45,6 +45,6 @@ def test_each_save_adds_its_lines_once(tmp_path: Path) -> None:
 def test_a_training_that_goes_back_takes_its_lines_back(tmp_path: Path) -> None:
     write_events(str(tmp_path), METRICS[:3], TIMING, 0, 20)
     write_events(str(tmp_path), METRICS, TIMING, 20, 30)
-    forget_events_after(str(tmp_path), 20)
+    remove_events_after(str(tmp_path), 20)
     assert {step for step, *_ in scalars(tmp_path)} == {10, 20}
-    forget_events_after(str(tmp_path / "none"), 0)
+    remove_events_after(str(tmp_path / "none"), 0)

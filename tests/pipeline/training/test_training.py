@@ -20,10 +20,13 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
-from pipeline.training import loop as fit_module
+from pipeline.training import loop
 from pipeline.training.checkpoint import CheckpointError, load_newest, save_checkpoint
-from pipeline.training.loop import TrainingError, TrainJob, fit, load_trained
+from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 from tests.conftest import WriteDigits, png
+from tests.training_processes import digits_job
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
 CONFIG = TrainConfig.model_validate(
@@ -45,7 +48,7 @@ def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
 def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
     config = CONFIG.model_copy(update=changes)
     streams = (labeled_stream(labeled, config.batch_size),)
-    return TrainJob("teacher", str(folder), config, streams, 10, labeled.num_samples, 0, 1, "cpu", labeled)
+    return digits_job(folder, config, streams, labeled.num_samples, validation=labeled)
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -59,7 +62,7 @@ def test_a_finished_training_is_not_trained_further(
     job = make_job(labeled, tmp_path / "run")
     fit(job)
     before = final_files(tmp_path / "run")
-    monkeypatch.setattr(fit_module, "_train_step", lambda *args: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "train_step", lambda *args: pytest.fail("a step was made"))
     fit(job)
     assert final_files(tmp_path / "run") == before
 
@@ -88,7 +91,7 @@ def test_a_training_keeps_its_best_and_its_last_checkpoint(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.5, 0.7, 0.7, 0.6])  # after 5, 10, 15 and 20 steps
-    monkeypatch.setattr(fit_module, "top_k_accuracy", lambda *scores: [next(accuracies)])
+    monkeypatch.setattr(loop, "top_k_accuracy", lambda *scores: [next(accuracies)])
     fit(make_job(labeled, tmp_path / "run", epochs=4, keep_checkpoints=1))
     assert storage.list_names(str(tmp_path / "run/checkpoints")) == ["step-000000010.pt", "step-000000020.pt"]
 
@@ -150,7 +153,7 @@ def test_training_learns_and_reports_learning_rate_loss_and_validation(tmp_path:
         labeled, tmp_path / "run", epochs=30, lr=4.0, bn_momentum=0.1, dropout=0.0, stochastic_depth=0.0, augment=plain
     )
     fit(job)
-    _, metrics = load_trained(job.folder, job.total_steps)
+    _, metrics = load_trained(job)
     losses = [line["loss"] for line in metrics if "loss" in line]
     accuracies = [line["validation_top1"] for line in metrics if "validation_top1" in line]
     assert job.total_steps == 150

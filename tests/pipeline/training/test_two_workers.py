@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.shards.split import Split, open_split
-from pipeline.training.loop import TrainJob, fit, load_trained
+from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import make_job
 
@@ -45,8 +48,7 @@ def test_two_workers_loss_curve_and_weights_are_ones_within_rounding(
 ) -> None:
     def job(name: str) -> TrainJob:
         changes: dict[str, Any] = {"dropout": 0, "stochastic_depth": 0, "log_every_steps": 1, "epochs": 4}
-        whole = make_job(labeled, tmp_path / name, **changes)
-        return TrainJob(**(vars(whole) | {"validation": None}))
+        return replace(make_job(labeled, tmp_path / name, **changes), validation=None)
 
     with monkeypatch.context() as patch:
         patch.setattr(_BatchNorm, "train", stay_frozen)
@@ -56,6 +58,6 @@ def test_two_workers_loss_curve_and_weights_are_ones_within_rounding(
     assert len(one) == 20
     assert min(one) < max(one) - 0.05, "nothing was learned: equal losses would say little"
     assert two == pytest.approx(one, rel=1e-5)
-    trained = [load_trained(str(tmp_path / name), 20)[0] for name in ("one", "two")]
+    trained = [load_trained(job(name))[0] for name in ("one", "two")]
     for name, weights in trained[0].items():
         torch.testing.assert_close(trained[1][name], weights, rtol=1e-4, atol=1e-5, msg=name)

@@ -1,11 +1,12 @@
-"""A training's curves for TensorBoard: `tensorboard --logdir RUN` shows all stages of a run beside each other.
+"""A training's metrics.jsonl and timing.jsonl, and the same curves for TensorBoard.
 
-Each save adds a file with the lines since the last one: an object store cannot append, and TensorBoard reads files of a folder in
-the order of their names.
+`tensorboard --logdir RUN` shows all stages of a run side by side. Each save adds an event file with the lines since the save before:
+object stores cannot append, and TensorBoard reads a folder's files in the order of their names.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,25 +18,31 @@ _FOLDER, _PREFIX = "tensorboard", "events.out.tfevents."
 Lines = Sequence[Mapping[str, float]]
 
 
+def write_lines(folder: str, metrics: Lines, timing: Lines) -> None:
+    """Write all lines to metrics.jsonl and timing.jsonl."""
+    for name, lines in (("metrics", metrics), ("timing", timing)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.write_text(storage.join(folder, f"{name}.jsonl"), text)
+
+
 def write_events(folder: str, metrics: Lines, timing: Lines, after: int, step: int) -> None:
-    """Write the lines of steps after `after`, up to `step`, beside metrics.jsonl; nothing where there are none."""
+    """Write the metrics of steps `after` + 1 to `step` to an event file; no file without any."""
     new = [line for line in metrics if after < line["step"] <= step]
     if new:
-        name = f"{_PREFIX}{int(step):012d}"  # twelve digits as in a file's usual name, which begins with the time
+        name = f"{_PREFIX}{int(step):012d}"  # twelve digits, like the time that usual names begin with
         times = {line["step"]: line["time"] for line in timing}
         storage.write_bytes(storage.join(folder, _FOLDER, name), _events(new, times))
 
 
-def forget_events_after(folder: str, step: int) -> None:
-    """Remove what a training wrote that goes back to an earlier step."""
+def remove_events_after(folder: str, step: int) -> None:
+    """Remove the event files of later steps, for a training that goes back to `step`."""
     for name in storage.list_names(storage.join(folder, _FOLDER)):
         if name.startswith(_PREFIX) and int(name.removeprefix(_PREFIX)) > step:
             storage.remove(storage.join(folder, _FOLDER, name))
 
 
 def _events(lines: Lines, times: Mapping[float, float]) -> bytes:
-    # only here: it takes half a second to import, for which `stage=status` need not wait
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter  # here: the import takes half a second, which `stage=status` would pay
 
     with tempfile.TemporaryDirectory() as scratch:
         writer = SummaryWriter(scratch)

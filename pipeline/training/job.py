@@ -1,0 +1,72 @@
+"""What a training is, as plain data that travels to every training process."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from data import storage
+from data.shards.split import Split
+from pipeline.core.schema import TrainConfig
+from pipeline.inputs.streams import StreamSpec
+from pipeline.training.optimizer import learning_rate
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on; the message says where and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training.
+
+    Attributes:
+        name: section of the configuration, for messages.
+        folder: where checkpoints and metrics are written, a path or URL.
+        streams: the labeled one first.
+        num_labeled: images in an epoch.
+        threads: of torch, per process.
+        validation: images to evaluate on; None: no evaluation.
+        initial_weights: a folder of weights to begin with; what the model has beyond them is fresh (`can_warm_start`).
+        starts_from: a finished training; begin with its EMA weights and train only the last layers (`student.fix_resolution`).
+    """
+
+    name: str
+    folder: str
+    config: TrainConfig
+    streams: tuple[StreamSpec, ...]
+    num_classes: int
+    num_labeled: int
+    seed: int
+    threads: int
+    device: str
+    validation: Split | None = None
+    initial_weights: str | None = None
+    starts_from: TrainJob | None = None
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of all streams and ranks."""
+        return sum(stream.images_per_step for stream in self.streams)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps per pass over the labeled images."""
+        return self.num_labeled / self.streams[0].images_per_step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return max(1, math.ceil(self.config.epochs * self.steps_per_epoch))
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints."""
+        return storage.join(self.folder, "checkpoints")
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step (0 to total_steps − 1); `config.lr` is per 256 images, as published."""
+        config = self.config
+        peak = config.lr * config.batch_size / 256
+        warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
+        return learning_rate(step, self.total_steps, warmup_steps, peak, config.lr_schedule)

@@ -1,0 +1,69 @@
+"""What the student has from its teacher's model: initial weights if configured, and a warning if it is smaller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from data import storage
+from pipeline.core.layout import Layout
+from pipeline.core.schema import Config, StudentConfig
+from pipeline.core.stage import StageError
+from pipeline.inference.publish import WEIGHTS_FOLDER, read_info
+from pipeline.models.registry import build_model, can_warm_start, count_parameters, on_meta
+
+logger = logging.getLogger(__name__)
+
+
+def initial_weights(config: Config, layout: Layout) -> str | None:
+    """Folder of the teacher's weights if student.from_teacher=true, else None.
+
+    Raises:
+        StageError: the teacher has no weights, or the student's model cannot begin with them.
+    """
+    if not config.student.from_teacher:
+        return None
+    if not _has_teacher(layout):
+        raise StageError(
+            f"student.from_teacher=true: {layout.teacher} has no weights; bring them, or give student.from_teacher=false"
+        )
+    info = read_info(layout.teacher)
+    require_warm_start(config.student, info.model, info.model_args)
+    return storage.join(layout.teacher, WEIGHTS_FOLDER)
+
+
+def _has_teacher(layout: Layout) -> bool:
+    """False where only the labels were copied from another run."""
+    return storage.exists(storage.join(layout.teacher, WEIGHTS_FOLDER))
+
+
+def require_warm_start(student: StudentConfig, teacher: str, teacher_args: Mapping[str, Any]) -> None:
+    """Raise StageError if student.from_teacher=true, and the student cannot begin with weights of this teacher model."""
+    if not student.from_teacher or (teacher, teacher_args) == (student.model, student.model_args):
+        return
+    models = (teacher, teacher_args), (student.model, student.model_args)
+    if not can_warm_start(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
+        raise StageError(
+            f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
+            f"the student {student.model} with {student.model_args}; give the student the same student.model and "
+            "student.model_args, or a ResNet-RS with more blocks, otherwise the same, or student.from_teacher=false"
+        )
+
+
+def warn_of_smaller_student(config: Config, layout: Layout, num_classes: int) -> None:
+    """Log a warning if the student has fewer parameters than its teacher."""
+    if not _has_teacher(layout):
+        return
+    teacher, student = read_info(layout.teacher), config.student
+    teacher_size, student_size = (
+        count_parameters(on_meta(partial(build_model, name, num_classes, args)))
+        for name, args in ((teacher.model, teacher.model_args), (student.model, student.model_args))
+    )
+    if student_size < teacher_size:
+        logger.warning(
+            "the student has %.1f M parameters, its teacher %.1f M; an equal or larger one learns more",
+            student_size / 1e6,
+            teacher_size / 1e6,
+        )
