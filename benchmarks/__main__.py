@@ -1,10 +1,10 @@
-"""All benchmarks of speed, one after the other, and one table of what they found.
+"""Run all speed benchmarks in turn and print one table of their results.
 
     python -m benchmarks [names=label,select,…] [out=runs/benchmarks]
 
-Those of accuracy take hours and have make targets of their own, and so has bench_ray_train (25 minutes). Each benchmark is a
-process; its last line is a JSON record, which goes to `out/records.jsonl`; of several of one name the last counts. A benchmark that
-fails is named, and the others go on.
+Accuracy benchmarks take hours and have make targets of their own; so has bench_ray_train (25 minutes). Each benchmark is a
+process; its last line is a JSON record, appended to `out/records.jsonl`; the last record of a name counts. A benchmark that
+fails is named, and the others still run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class BenchmarkError(ValueError):
 
 
 def bench(names: str = ",".join(NAMES), out: str = "runs/benchmarks") -> None:
-    """Run them and print the table; see the module's text.
+    """Run the benchmarks and print the table; see the module docstring.
 
     Raises:
-        UsageError: a name that is none.
+        UsageError: an unknown name.
         BenchmarkError: some failed.
     """
     wanted = names.split(",")
@@ -56,7 +56,7 @@ def bench(names: str = ",".join(NAMES), out: str = "runs/benchmarks") -> None:
 
 
 def _run(name: str) -> dict[str, Any] | None:
-    """Its record; None when it failed."""
+    """Run one benchmark; return its record, or None if it failed."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         last = ""
@@ -67,7 +67,7 @@ def _run(name: str) -> dict[str, Any] | None:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a Markdown table, the last record of each benchmark."""
+    """Return the lines of a Markdown table: the last record of each benchmark."""
     last = {record["bench"]: record for record in records}
     rows = [
         f"| {name} | {record['unit']} | {_value(record['ours'])} | {_value(record.get('peers'))} | {_value(record.get('floor'))} "
@@ -84,7 +84,7 @@ def _value(value: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(bench, arguments, __doc__ or "")
 
 

@@ -1,10 +1,10 @@
-"""Which findings of ResNet-RS show on a small scale: both studies of stage=ablate on Fashion-MNIST.
+"""Which of ResNet-RS's findings hold at small scale: both studies of stage=ablate on Fashion-MNIST.
 
     python -m benchmarks.bench_ablate [seeds=3] [epochs=32] [studies=resnet_rs,weight_decay] [out=runs/bench_ablate]
 
-1,000 labeled images (100 a class), compared on the 5,000 development images; the test images are not read. The recipe is
-ResNet-RS's with values for this scale: a weaker RandAugment, and a hundred times its weight decay, as 500 steps are two hundred
-times fewer than the paper's. The studies are run directories of the pipeline: the same command continues.
+1,000 labeled images (100 per class), compared on the 5,000 development images; test images are not read. The recipe is
+ResNet-RS's, scaled down: a weaker RandAugment, and 100 times its weight decay, because 500 steps are 200 times fewer than the
+paper's. Each study is a run directory: the same command continues it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ RECIPE = [
     "teacher.label_smoothing=0.1", "teacher.stochastic_depth=0.1", "teacher.dropout=0.25",
     "teacher.augment.pad=2", "teacher.augment.num_ops=2", "teacher.augment.magnitude=5",
 ]  # fmt: skip
-# The plain stem has 64 channels at any width: ResNet-D's gets as many, to differ in nothing else. Batch norm's published rule,
-# statistics of the last batch that the EMA averages, is a part of the additive study; the other one has config's running mean.
+# stem: 32 gives ResNet-D's stem the 64 channels of the plain one, so that they differ in nothing else. bn_momentum=1.0 is the
+# published rule (the EMA averages last-batch statistics), a part of the additive study; weight_decay has the config's running mean.
 STUDIES = {
     "resnet_rs": ["teacher.model_args={width: 0.25, blocks: [1, 1, 2, 1], stem: 32}", "teacher.bn_momentum=1.0"],
     "weight_decay": ["teacher.model_args={width: 0.25, blocks: [1, 1, 2, 1]}"],
@@ -37,11 +37,11 @@ STUDIES = {
 
 
 class BenchmarkError(ValueError):
-    """A study that failed; the message names its command."""
+    """A study failed; the message gives its command."""
 
 
 def bench(seeds: int = 3, epochs: float = 32, studies: str = ",".join(STUDIES), out: str = "runs/bench_ablate") -> None:
-    """Make or continue the studies and print their tables; see the module's text."""
+    """Run or continue the studies and print their tables; see the module docstring."""
     names = studies.split(",")
     if not set(names) <= set(STUDIES):
         raise UsageError(f"studies={studies}: expected some of {', '.join(STUDIES)}")
@@ -54,7 +54,7 @@ def bench(seeds: int = 3, epochs: float = 32, studies: str = ",".join(STUDIES), 
 
 
 def _run_study(name: str, seeds: int, epochs: float, run_dir: str) -> list[dict[str, Any]]:
-    """Its rows."""
+    """Run a study; return the rows of its results."""
     words = [
         f"ablate.study={name}",
         f"ablate.seeds={seeds}",
@@ -70,14 +70,9 @@ def _run_study(name: str, seeds: int, epochs: float, run_dir: str) -> list[dict[
 
 
 def _gain(rows: list[dict[str, Any]]) -> float:
-    """Of the last row over the first, in points."""
+    """Return the top-1 gain of the last row over the first, in points."""
     return round(float(rows[-1]["mean"] - rows[0]["mean"]), 2)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,17 +1,16 @@
-"""What pseudo-labels buy on Fashion-MNIST: teacher, student, and what the student would be without them, over several seeds.
+"""What pseudo-labels gain on Fashion-MNIST: teacher, student, and the student without them, over several seeds.
 
     python -m benchmarks.bench_accuracy [labels_per_class=50] [seeds=0,1,2] [arms=all|teacher,student] [split=test|development]
         [words="teacher.lr=0.1 …" out=DIR]
 
-A seed chooses the labeled images and everything random in training. Recipes are chosen with split=development, and reported with
-split=test; `words` changes the recipe of teacher and student. Every arm is a run directory of the pipeline, so the benchmark
-continues where it stopped.
+A seed determines the labeled images and all randomness in training. Choose recipes with split=development, report with
+split=test; `words` changes the recipe of teacher and student. Each arm is a run directory, so the same command continues.
 
     teacher         trained on the labels
     student         trained on labels and pseudo-labels, noised
     labels_alone    the student's model and noise, trained on the labels
     without_noise   the student without input and model noise
-    all_labels      the student's model and noise, trained on the truth for all images
+    all_labels      the student's model and noise, trained on true labels of all images
 """
 
 from __future__ import annotations
@@ -32,11 +31,12 @@ from data import fashion_mnist
 from data.settings import UsageError, run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 from pipeline.core.config import load_config
 from pipeline.core.schema import TrainConfig
-from pipeline.inference.predictor import predict_split, top_k_accuracy
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import predict_split
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.run import main as pipeline
 
 ARMS = ("teacher", "student", "labels_alone", "without_noise", "all_labels")
@@ -48,7 +48,7 @@ PER_SHARD = 6000
 
 
 class BenchmarkError(ValueError):
-    """A run that failed; the message names its command."""
+    """A run failed; the message gives its command."""
 
 
 def bench(
@@ -59,7 +59,7 @@ def bench(
     words: str = "",
     out: str = "runs/bench_accuracy",
 ) -> None:
-    """Run all arms of all seeds and print their accuracies; see the module's text."""
+    """Run all arms of all seeds and print their accuracies; see the module docstring."""
     if split not in ("development", "test"):
         raise UsageError(f"split={split}: expected development or test")
     wanted = ARMS if arms == "all" else tuple(arms.split(","))
@@ -78,7 +78,7 @@ def bench(
 
 
 def arm_folder(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str]) -> str:
-    """The folder with an arm's weights; trained if it is not yet."""
+    """Return the folder of an arm's weights; train it if needed."""
     run = f"{out}/run"
     if arm == "teacher":
         _pipeline("stage=teacher", run, data, seed, *recipe)
@@ -101,7 +101,7 @@ def arm_folder(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str])
 
 
 def _all_labels_words(data: str) -> list[str]:
-    """As many steps of as many images as the student's, all of them with the truth."""
+    """Return overrides: the student's steps and batch size, all images with true labels."""
     student = load_config("fashion_mnist", []).student
     num_labeled = open_split(f"{data}/labeled/*.tar", f"{data}/index").num_samples
     steps = student.epochs * num_labeled / (student.batch_size // (1 + student.unlabeled_ratio))
@@ -115,7 +115,7 @@ def _all_labels_words(data: str) -> list[str]:
 
 
 def _student_as_teacher() -> list[str]:
-    """The student's model, noise and schedule as overrides of the teacher, on labels alone: as many steps, of labels only."""
+    """Return overrides that give the teacher the student's model, noise and schedule: as many steps, on labeled images only."""
     student = load_config("fashion_mnist", []).student
     shared = TrainConfig.model_fields.keys() - {"augment", "batch_size"}
     words = [f"teacher.{name}={_word(value)}" for name, value in student if name in shared]
@@ -137,7 +137,7 @@ def _pipeline(stage: str, run_dir: str, data: str, seed: int, *words: str) -> No
 
 
 def _pack_truth(data: str) -> None:
-    """Labeled shards of labeled and unlabeled images, with the truth."""
+    """Write shards of all labeled and unlabeled images, with true labels."""
     folder = Path(data) / "truth"
     if (folder / "manifest.json").exists():
         return
@@ -146,7 +146,7 @@ def _pack_truth(data: str) -> None:
         for shard, ordinal, label in zip(*pq.read_table(f"{data}/truth.parquet").to_pydict().values(), strict=True)
     }
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         number = 0
         for name in ("labeled", "unlabeled"):
             split = open_split(f"{data}/{name}/*.tar", f"{data}/index")
@@ -193,10 +193,5 @@ def _print_results(rows: Sequence[dict[str, float]], labels_per_class: int, spli
     print(json.dumps(record))
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

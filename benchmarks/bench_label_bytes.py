@@ -1,8 +1,8 @@
-"""What a label costs on disk, by how many probabilities are kept.
+"""Bytes of a label on disk, by the number of stored probabilities.
 
     python -m benchmarks.bench_label_bytes [images=1024]
 
-EfficientNet-Lite0 with its ImageNet weights (1,000 classes) labels JPEG photos once; its answers are written with the k highest
+EfficientNet-Lite0 with its ImageNet weights (1,000 classes) labels JPEG photos once; label files are written with the k highest
 probabilities (fp16) and `rest`, for several k.
 """
 
@@ -28,7 +28,7 @@ TOP_KS = (1, 5, 10, 16, 1000)
 
 
 def bench(images: int = 1024, out: str = "runs/bench_label") -> None:
-    """Print bytes per label, over all shards."""
+    """Print bytes per label, averaged over all shards."""
     torch.set_num_threads(2)
     shards = open_split(make_photos(f"{out}/model-{images}", images // PER_SHARD, PER_SHARD), "/nonexistent").shards
     predictor = make_predictor(fast=True)
@@ -47,7 +47,7 @@ def bench(images: int = 1024, out: str = "runs/bench_label") -> None:
 
 
 def _probabilities(shard: Shard, predictor: Predictor) -> np.ndarray:
-    """(N, 1000) float32 of a shard's images."""
+    """Return the probabilities of a shard's images, (N, 1000) float32."""
     index = shard.index()
     with ImageReader([shard.url]) as reader:
         rows = zip(index.column("offset").to_pylist(), index.column("size").to_pylist(), strict=True)
@@ -56,17 +56,12 @@ def _probabilities(shard: Shard, predictor: Predictor) -> np.ndarray:
 
 
 def _bytes(shard: Shard, probabilities: np.ndarray, top_k: int) -> int:
-    """Size of the shard's label file; the hashes are random, as those of different pictures."""
+    """Return the size of a shard's label file in bytes; hashes are random, as those of different images are."""
     hashes = np.random.default_rng(0).integers(0, 2**64, len(probabilities), np.uint64)
     table = label_table(shard.index(), np.arange(len(probabilities)), top_k_of(probabilities, top_k), hashes)
     with tempfile.TemporaryDirectory() as folder:
         return write_labels(f"{folder}/labels.parquet", shard, table, [], "benchmark").bytes
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,10 +1,10 @@
-"""Does a labeling worker keep its model busy across the ends of shards, and its memory flat?
+"""Does a labeling worker keep its model busy across shard boundaries, and its memory constant?
 
     python -m benchmarks.bench_label_flow [rate=500]
 
-Utilization: a model that takes 1/rate s an image and no CPU, as a GPU does; the share of the time in which it works, with one shard in
-flight and with two (as in a labeling actor), for shards of one, two and eight batches of 256. Memory: the peak of a process that labels
-10 and 100 shards of 100 photos, and 1 shard of 10,000.
+Utilization: the share of time in which the model is busy, with one and two shards in flight (a labeling actor has two), for shards
+of one, two and eight batches of 256. The model takes 1/rate seconds per image and no CPU, like a GPU. Memory: the peak of a
+process that labels 10 and 100 shards of 100 photos, and 1 shard of 10,000.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class SleepingPredictor(StubPredictor):
         self._seconds = 1 / rate
 
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
-        """As the stub's, after a sleep."""
+        """Return the stub's probabilities after a sleep."""
         time.sleep(self._seconds * len(images))
         return super().probabilities(images)
 
 
 def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "") -> None:
-    """Print utilization and memory; with `memory_of`, label those shards in this process and print its peak."""
+    """Print utilization and memory; with `memory_of`, label those shards in this process and print its peak memory."""
     if memory_of:
         _label(
             ShardLabeler(StubPredictor(), NUM_CLASSES, 10, 1, THREADS, "stub"),
@@ -74,7 +74,7 @@ def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "
 
 
 def _utilization(rate: float, shards: tuple[Shard, ...], in_flight: int) -> float:
-    """From the first batch on, which no pipeline can have ready at once."""
+    """Return the utilization from the first batch on (no pipeline has that one ready at once)."""
     labeler = ShardLabeler(SleepingPredictor(rate), NUM_CLASSES, 10, 1, THREADS, "stub")
     _label(labeler, shards[:1], 1)
     before, started = labeler.meter.read()[1]["model"], time.perf_counter()
@@ -95,10 +95,5 @@ def _memory(out: str, num_shards: int, size: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,10 +1,10 @@
-"""A real model end to end: how much of what the model and the host path allow together does a labeling worker reach?
+"""A real model end to end: the share of the ideal rate of model and host path that a labeling worker reaches.
 
     python -m benchmarks.bench_label_model [images=1024] [rounds=3] [threads=2]
 
 EfficientNet-Lite0 with its ImageNet weights on JPEG photos of 500 × 375, as `stage=label` runs it: batch norms folded, channels_last.
-On a CPU, model and host path share the cores: together they allow 1 / (1/model + 1/host) images per second. The model as
-timm builds it is measured beside.
+On a CPU, model and host path share the cores: the ideal rate is 1 / (1/model + 1/host) images per second. The model as timm
+builds it is measured too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import make_photos
 from data.settings import run_command
 from data.shards.split import Shard, open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.fold_batch_norm import fold_batch_norm
 from pipeline.models.registry import build_model
 from teacher.labeling.label_shard import ShardLabeler
@@ -36,7 +36,7 @@ SIZE, BATCH, PER_SHARD = 224, 64, 256
 
 
 def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "runs/bench_label") -> None:
-    """Print the rates of model, host path and both, in turn; medians."""
+    """Print median rates of model, host path and both, measured in turn."""
     torch.set_num_threads(threads)
     shards = open_split(make_photos(f"{out}/model-{images}", images // PER_SHARD, PER_SHARD), "/nonexistent").shards
     plain, fast = make_predictor(False), make_predictor(True)
@@ -56,11 +56,12 @@ def bench(images: int = 1024, rounds: int = 3, threads: int = 2, out: str = "run
 
 
 def make_predictor(fast: bool) -> Predictor:
-    """EfficientNet-Lite0, as timm builds it or as `stage=label` runs it."""
+    """Return EfficientNet-Lite0, as timm builds it or as `stage=label` runs it."""
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(lite0_weights())
-    config = TrainConfig(model=MODEL, image_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=fast)
-    return Predictor(fold_batch_norm(model, SIZE) if fast else model, config, "cpu", BATCH, decoder="fast")
+    preprocessing = Preprocessing(SIZE, 0.875, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = fold_batch_norm(model, SIZE) if fast else model
+    return Predictor(model, preprocessing, "cpu", BATCH, decoder="fast", channels_last=fast)
 
 
 def _model_rate(predictor: Predictor, images: int) -> float:
@@ -75,7 +76,7 @@ def _model_rate(predictor: Predictor, images: int) -> float:
 
 
 def _two_at_once(predictor: Predictor, images: int, threads: int) -> float:
-    """Two batches at once, each on half the threads."""
+    """Return images per second of two batches at once, each on half the threads."""
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(max(1, threads // 2),)) as pool:
         return sum(pool.map(lambda _: _model_rate(predictor, images // 2), range(2)))
 
@@ -112,10 +113,5 @@ def _print_results(rates: dict[str, float], rounds: int) -> None:
 _TIMM, _AT_ONCE = "timm's model", "model, 2 at once"
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

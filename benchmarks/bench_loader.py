@@ -1,18 +1,18 @@
-"""The training input beside its peers: decode, random resized crop, flip, RandAugment, batch.
+"""Training input beside its peers: decode, random resized crop, flip, RandAugment, batch.
 
     python -m benchmarks.bench_loader [rounds=7] [images=256]
 
 JPEG photos of 500 × 375 pixels (50 kB) to 224 px in batches of 64, RandAugment with 2 operations at magnitude 15, always applied.
-One process and one thread, no loader processes; images per second of CPU time, so that other work on the machine counts little.
-The contenders take turns in each round; medians of the rounds. `ours` has timm's distribution but for SolarizeAdd's level
-(`pipeline/inputs/rand_augment.py`); torchvision's has another table of operations and magnitudes.
+One process, one thread, no loader processes; images per second of CPU time, so that other load on the machine matters little.
+Contenders take turns; medians over rounds. `ours` has timm's distribution except for SolarizeAdd's level
+(`pipeline/inputs/rand_augment.py`); torchvision's has other operations and magnitudes.
 
-    ours                what `fit` trains on
-    ours, on device     augment_on=device: the host decodes, crops and flips; RandAugment is left to the GPU
+    ours                the batches that `fit` trains on
+    ours, on device     augment_on=device: the host decodes, crops and flips; the GPU does RandAugment
     timm                timm's create_transform in a WebLoader, uint8 out (as for its prefetcher)
     timm, floats        the same with ToTensor and normalization
     torchvision         v2 on uint8 tensors in a WebLoader, decode_jpeg
-    decode              libjpeg-turbo's decoder alone: the floor
+    decode              only libjpeg-turbo's decoder: the floor
 
 Then `ours`, `ours` with decoder=fast, and timm on photos of 1,600 × 1,200, at 224 px.
 """
@@ -47,11 +47,11 @@ SIZE, BATCH, PER_SHARD, LARGE = 224, 64, 128, (1600, 1200)
 TIMMS_AUGMENT = "rand-m15-n2-p1.0-mmax15"
 
 Contender = Callable[[str], Iterator[int]]
-"""From a pattern of shards to an endless stream of numbers of images done, a batch each."""
+"""Pattern of shards → endless iterator over the number of images in each batch."""
 
 
 def ours(**fields: Any) -> Contender:
-    """The batches that `fit` asks for."""
+    """Yield sizes of the batches that `fit` trains on."""
 
     def run(pattern: str) -> Iterator[int]:
         config = TrainConfig(image_size=SIZE, **fields)
@@ -83,7 +83,7 @@ def torchvision(pattern: str) -> Iterator[int]:
 
 
 def decode(pattern: str) -> Iterator[int]:
-    """Decoding alone."""
+    """Yield after only decoding."""
     for (content,) in _dataset(pattern).to_tuple("jpg").repeat():
         simplejpeg.decode_jpeg(content, "RGB")
         yield 1
@@ -128,7 +128,7 @@ def bench(rounds: int = 7, images: int = 256, out: str = "runs/bench_loader") ->
 
 
 def _rates(contenders: dict[str, Contender], pattern: str, rounds: int, images: int) -> dict[str, float]:
-    """Medians of images per second of CPU time; the first batch of each contender is not counted."""
+    """Return median images per second of CPU time; each contender's first batch is not counted."""
     streams = {name: make(pattern) for name, make in contenders.items()}
     found: dict[str, list[float]] = {name: [] for name in streams}
     for stream in streams.values():
@@ -148,10 +148,5 @@ def _print_table(size: str, rates: dict[str, float], rounds: int) -> None:
         print(f"  {name:20} {rate:8,.0f}   {rate / rates['timm']:5.2f} times timm", flush=True)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,9 +1,9 @@
-"""Near-duplicates: which copies are found, how many other images are taken for copies, and how fast.
+"""Near-duplicates: which copies are found, how many other images are mistaken for copies, and how fast.
 
     python -m benchmarks.bench_near_duplicates [data=datasets/fashion_mnist] [rows=500000]
 
-Copies of squares of the photos that scikit-image and scikit-learn bring, and of 1,000 held-out images of Fashion-MNIST; all
-unlabeled images of Fashion-MNIST against its 10,500 held-out ones; `rows` random hashes of 32 ones against 120,000
+Found: copies of squares of scikit-image's and scikit-learn's photos, and of 1,000 held-out images of Fashion-MNIST. Mistaken: all
+unlabeled images of Fashion-MNIST against its 10,500 held-out ones. Speed: `rows` random hashes of 32 ones against 120,000
 others, in one thread.
 """
 
@@ -23,16 +23,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data import fashion_mnist
-from data.images.decode import Pixels, decode, image_hash
-from data.images.held_out_hashes import HeldOut, traits
-from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.images.decode import Pixels, decode
+from data.images.held_out_hashes import HeldOutHashes, held_out_row
+from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import open_split
 from pipeline.core.schema import SelectConfig
-from teacher.near_duplicates.hash_index import HashIndex
-from teacher.near_duplicates.search import MAX_DISTANCE, Search
-from teacher.selection.cutoffs import UInt64
+from teacher.near_duplicates.hash_index import HashIndex, UInt64
+from teacher.near_duplicates.search import MAX_DISTANCE, NearDuplicateSearch
 
 SQUARE, NUM_COPIED, NUM_INDEXED = 240, 1000, 120_000
 LIMITS = (0.95, 0.98, 0.99, 0.995)
@@ -43,7 +42,7 @@ PHOTOS = (
 
 
 def bench(data: str = "datasets/fashion_mnist", rows: int = 500_000) -> None:
-    """Print the tables (see the module's text)."""
+    """Print the tables; see the module docstring."""
     fashion_mnist.prepare(data)
     squares = photo_squares()
     print(f"{len(squares)} squares of {SQUARE} pixels of photos; part of the copies found at a correlation of …")
@@ -61,7 +60,7 @@ def bench(data: str = "datasets/fashion_mnist", rows: int = 500_000) -> None:
 
 
 def photo_squares() -> list[Pixels]:
-    """Squares without a common pixel that are not nearly flat, uint8 (SQUARE, SQUARE, 3)."""
+    """Return disjoint squares with some contrast, uint8 (SQUARE, SQUARE, 3)."""
     folder = Path(skimage.__file__).parent / "data"
     photos = [np.asarray(Image.open(folder / name).convert("RGB")) for name in PHOTOS]
     photos += [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
@@ -90,7 +89,7 @@ def _flipped(image: Pixels) -> Pixels:
 
 
 def _cropped(image: Pixels, part: float) -> Pixels:
-    """The middle, without `part` of the height and of the width."""
+    """Crop the center; `part` of the height and width is cut off."""
     cut = round(part * image.shape[0])
     end = image.shape[0] - (cut - cut // 2)
     return np.ascontiguousarray(image[cut // 2 : end, cut // 2 : end])
@@ -110,8 +109,8 @@ COPIES: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def print_recall(images: Sequence[Pixels]) -> dict[str, float]:
-    """A line per kind of copy; the part that is found with the defaults, by kind."""
-    known, found = [traits(image) for image in images], {}
+    """Print a line per kind of copy; return the fraction found with the defaults, by kind."""
+    known, found = [held_out_row(image) for image in images], {}
     print(f"  {'':16}      proposed  " + "  ".join(f"{limit:>6}" for limit in LIMITS) + "  lowest, median")
     for kind, copy in COPIES.items():
         copies = [copy(image) for image in images]
@@ -128,7 +127,7 @@ def print_recall(images: Sequence[Pixels]) -> dict[str, float]:
 
 
 def _proposed(hashes: UInt64, asked: UInt64) -> NDArray[np.bool_]:
-    """Whether each hash is proposed for its own one."""
+    """Return whether each hash finds its original."""
     is_near = np.zeros(len(asked), bool)
     for pairs in HashIndex(hashes).pairs(asked, MAX_DISTANCE):
         is_near[pairs.query[pairs.query == pairs.reference]] = True
@@ -143,17 +142,17 @@ def _most_alike(images: Sequence[Pixels]) -> float:
 
 
 def print_alarms(held_out: Sequence[Pixels], unlabeled: Sequence[Pixels]) -> dict[str, int]:
-    """Unlabeled images that are taken for copies, by the limit of the correlation."""
-    columns = list(zip(*map(traits, held_out), strict=True))
+    """Return the number of unlabeled images mistaken for copies, by correlation threshold."""
+    columns = list(zip(*map(held_out_row, held_out), strict=True))
     pictures = np.frombuffer(b"".join(columns[2]), np.uint8).reshape(-1, SIDE, SIDE)
     rows = np.arange(len(held_out))
     hashes, flipped = (np.array(column, np.uint64) for column in columns[:2])
-    known = HeldOut(hashes, flipped, pictures, ("",), np.zeros(len(rows), np.int32), rows, "")
-    search = Search(known, min_correlation=-1)
+    known = HeldOutHashes(hashes, flipped, pictures, ("",), np.zeros(len(rows), np.int32), rows, "")
+    search = NearDuplicateSearch(known, min_correlation=-1)
     asked = np.array([image_hash(image) for image in unlabeled], np.uint64)
-    proposed = search.proposed(asked)
+    proposed = search.propose(asked)
     seen = np.array([thumbnail(unlabeled[row]) for row in proposed])
-    found = search.confirmed(asked[proposed], seen, np.ones(len(proposed), bool))
+    found = search.confirm(asked[proposed], seen, np.ones(len(proposed), bool))
     counts = {str(limit): int((found.correlation >= limit).sum()) for limit in (*LIMITS, 0.999)}
     print(
         f"  {len(unlabeled):,} unlabeled images: {len(proposed):,} proposed, {int(np.isin(asked, hashes).sum())} of equal hash;",
@@ -164,7 +163,7 @@ def print_alarms(held_out: Sequence[Pixels], unlabeled: Sequence[Pixels]) -> dic
 
 
 def measure_speed(rows: int) -> float:
-    """Rows per second of processor time, in batches of 10,000 as in a shard."""
+    """Return rows per second of CPU time, in batches of 10,000 as in a shard."""
     generator = np.random.default_rng(0)
     ones = np.repeat(np.arange(2, dtype=np.uint8)[None], NUM_INDEXED + rows, axis=0).repeat(32, axis=1)
     hashes = np.packbits(generator.permuted(ones, axis=1), axis=1).view(np.uint64).ravel()
@@ -185,10 +184,5 @@ def _images(pattern: str) -> list[Pixels]:
         ]
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

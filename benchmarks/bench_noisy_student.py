@@ -1,10 +1,10 @@
-"""Which of Noisy Student's findings show on a small scale: its ablations by stage=ablate, on Fashion-MNIST.
+"""Which of Noisy Student's findings hold at small scale: its ablations by stage=ablate, on Fashion-MNIST.
 
     python -m benchmarks.bench_noisy_student [seeds=2] [steps=400] [out=runs/bench_noisy_student]
 
-500 labeled and 54,000 unlabeled images; rows are compared on the 5,000 development images, and the test images are not read. The
-recipe is `config=fashion_mnist` with `steps` steps of a student from scratch instead of 1,400, and labels from one view instead of
-four; the teacher is the demo's. The study is a run directory: the same command continues.
+500 labeled and 54,000 unlabeled images; rows are compared on the 5,000 development images; test images are not read. The recipe
+is `config=fashion_mnist`, but the student starts from scratch and takes `steps` steps instead of 1,400, and labels come from one
+view instead of four; the teacher is the demo's. The study is a run directory: the same command continues it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DATA = "datasets/fashion_mnist-50-0"
 
 
 class BenchmarkError(ValueError):
-    """A study that failed; the message names its command."""
+    """The study failed; the message gives its command."""
 
 
 def bench(seeds: int = 2, steps: int = 400, out: str = "runs/bench_noisy_student") -> None:
-    """Make or continue the study and print its table; see the module's text."""
+    """Run or continue the study and print its table; see the module docstring."""
     fashion_mnist.prepare(DATA)
     words = [f"ablate.study={NOISY_STUDENT.name}", f"ablate.seeds={seeds}", *_data_words(), *_recipe_words(steps)]
     command = ["stage=ablate", "config=fashion_mnist", f"run_dir={out}", *words]
@@ -55,7 +55,7 @@ def _data_words() -> list[str]:
 
 
 def _recipe_words(steps: int) -> list[str]:
-    """One training per core: it loads its images itself."""
+    """Return overrides: one training per core, without loader processes."""
     student = load_config("fashion_mnist", []).student
     images = open_split(f"{DATA}/labeled/*.tar", f"{DATA}/index").num_samples
     epochs = steps * (student.batch_size // (1 + student.unlabeled_ratio)) / images
@@ -66,10 +66,5 @@ def _recipe_words(steps: int) -> list[str]:
     ]  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,4 +1,4 @@
-"""What scheduling a shard costs: shards per second through the pool with simulated workers that do nothing.
+"""Cost of scheduling a shard: shards per second through the pool, with simulated workers that do nothing.
 
 python -m benchmarks.bench_pool [workers=1,8,64] [shards=2000]
 """
@@ -23,19 +23,19 @@ from teacher.labeling.pool import PoolOptions, ShardPool, here
 
 @ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Simulated:
-    """A worker that labels in no time."""
+    """A worker that does no work."""
 
     @ray.method(concurrency_group="asking")
     def place(self) -> tuple[str, int]:
-        """The node and the process."""
+        """Return node and process id."""
         return here()
 
     def prepare(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:  # noqa: ARG002 (the pool's interface)
-        """At once, as soon as all workers are there, which the file `url` tells."""
+        """Return at once, after the file `url` has appeared: all workers have started."""
         while not Path(url).exists():
             time.sleep(0.05)
         return LabeledShard(shard.name, 0, url, 10_000, 0, 0, "", "")
@@ -47,7 +47,7 @@ class Simulated:
 
 
 def bench(workers: str = "1,8,64", shards: int = 2000) -> None:
-    """Print milliseconds per shard, from the first result to the last."""
+    """Print milliseconds per shard, from first to last result."""
     start_ray(None)
     found = {int(number): _seconds_per_shard(int(number), shards) for number in workers.split(",")}
     ray.shutdown()
@@ -88,10 +88,5 @@ def _seconds_per_shard(workers: int, shards: int) -> float:
     return seconds
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,9 +1,9 @@
-"""How long a training of the paper's size takes to get to its position: 13,000 shards of 10,000 pseudo-labeled images.
+"""Time for a training of the paper's size to find its position: 13,000 shards of 10,000 pseudo-labeled images.
 
     python -m benchmarks.bench_position [shards=13000] [rows=10000] [step=1000000]
 
-Times what a process does before it knows which images a step has: reading each shard's selection, which it does before its first
-step, too, and finding the images of step 0 and of a late one. No image is read.
+Times what a process does before it knows the images of a step: read each shard's selection (before its first step, too), then
+find the images of step 0 and of a late step. No image is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.core.schema import TrainConfig
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec
 
-PER_STEP = 3584  # pseudo-labeled images of a batch of 4,096
+PER_STEP = 3584  # pseudo-labeled images in a batch of 4,096
 
 
 def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: str = "runs/bench_position") -> None:
@@ -52,7 +52,7 @@ def bench(shards: int = 13_000, rows: int = 10_000, step: int = 1_000_000, out: 
 
 
 def _write(folder: Path, shards: int, rows: int) -> tuple[str, ...]:
-    """A selection of 0 to 3 copies of each image: one file, linked under all names."""
+    """Write a selection of 0 to 3 copies per image: one file, hard-linked under all names."""
     first = folder / "first.parquet"
     write_table(str(first), pa.table({COPIES_COLUMN: np.random.default_rng(0).integers(0, 4, rows).astype(np.uint16)}))
     urls = [folder / f"images-{number:06d}.parquet" for number in range(shards)]
@@ -61,10 +61,5 @@ def _write(folder: Path, shards: int, rows: int) -> tuple[str, ...]:
     return tuple(str(url) for url in urls)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,9 +1,9 @@
-"""Which pseudo-labels teach best: what is kept of the teacher's answer, and rules of selection from the literature, on Fashion-MNIST.
+"""Which pseudo-labels train the best student: soft or hard targets, and selection rules from the literature, on Fashion-MNIST.
 
     python -m benchmarks.bench_pseudo_labels [seeds=0,1,2] [arms=all|soft_1,…] [steps=700] [split=development]
 
-Students of `config=fashion_mnist`, trained for `steps` on the same teacher's labels of benchmarks.bench_accuracy (its runs are made
-where they are missing). Arms differ in targets and copies alone:
+Students of `config=fashion_mnist`, trained for `steps` steps on the labels of one teacher from benchmarks.bench_accuracy (made if
+missing). Arms differ only in targets and copies:
 
     hard             the most probable class; the 3,000 most confident images per class (the demo's)
     soft_all         all probabilities
@@ -12,7 +12,7 @@ where they are missing). Arms differ in targets and copies alone:
                      labels above 0.8 relative to the largest class's; no quota
     threshold        all labels above 0.8, no quota
     aligned          ReMixMatch (arXiv 1911.09785, section 3.1): probabilities times uniform / mean, then the quota
-    self_confidence  confident learning (arXiv 1911.00068): labels below their class's mean confidence go, then the quota
+    self_confidence  confident learning (arXiv 1911.00068): drop labels below their class's mean confidence, then the quota
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ import torch
 
 from benchmarks import bench_accuracy
 from data import fashion_mnist
-from data.labels.label_files import TopK, label_table, read_labels, read_manifest, soft_targets, top_k_of
+from data.labels.label_files import TopK, label_table, read_labels, read_labels_manifest, soft_targets, top_k_of
 from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import StudentConfig
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training.job import TrainJob
@@ -48,14 +50,14 @@ NUM_CLASSES, QUOTA, THRESHOLD = 10, 3000, 0.8
 
 @dataclass(frozen=True)
 class Labels:
-    """All pseudo-labels of a run: probabilities (N, C) float32, and what the arm keeps of them, bool (N,)."""
+    """All pseudo-labels of a run: probabilities, (N, C) float32, and which of them an arm selects, bool (N,)."""
 
     probabilities: np.ndarray
     kept: np.ndarray
 
 
 def _most_confident(probabilities: np.ndarray, number: int = QUOTA) -> np.ndarray:
-    """The `number` most confident rows of each class, bool (N,)."""
+    """Return a mask of the `number` most confident rows per class, bool (N,)."""
     label, confidence = probabilities.argmax(1), probabilities.max(1)
     kept = np.zeros(len(label), bool)
     for index in range(NUM_CLASSES):
@@ -114,7 +116,7 @@ def bench(
     split: str = "development",
     out: str = "runs/bench_pseudo_labels",
 ) -> None:
-    """Train a student per arm and seed, and print their accuracies; see the module's text. Arms that are trained are kept."""
+    """Train a student per arm and seed, unless it exists, and print accuracies; see the module docstring."""
     wanted = list(RULES) if arms == "all" else arms.split(",")
     if not set(wanted) <= set(RULES):
         raise UsageError(f"arms={arms}: expected all, or some of {', '.join(RULES)}")
@@ -139,14 +141,14 @@ def bench(
 
 
 def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str, float]:
-    """Accuracy of the arm's student, how many labels it saw, and the part of those that is right."""
+    """Return the accuracy of an arm's student, its number of labels, and the fraction of them that is correct."""
     data, run = f"datasets/fashion_mnist-50-{seed}", f"runs/bench_accuracy/50-{seed}/run"
     fashion_mnist.prepare(data, 50, seed)
     if not Path(f"{run}/gen-1/labels/manifest.json").exists():
         bench_accuracy.bench(seeds=str(seed), arms="teacher,student", split="development")
     config = load_config("fashion_mnist", [])
     corpus = open_split(f"{data}/unlabeled/*.tar", f"{data}/index")
-    names = [entry.name for entry in read_manifest(f"{run}/gen-1/labels")]
+    names = list(read_labels_manifest(f"{run}/gen-1/labels"))
     tables = [read_labels(f"{run}/gen-1/labels/{name}.parquet") for name in names]
     labels = RULES[arm](np.concatenate([soft_targets(table, NUM_CLASSES) for table in tables]))
     start = 0
@@ -187,15 +189,15 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
     model = build_model(section.model, NUM_CLASSES, section.model_args, 0.0, 0.0)
     model.load_state_dict(load_trained(job)[0])
     torch.set_num_threads(1)
-    logits, truth = predict_split(
-        open_split(f"{data}/{split}/*.tar", f"{data}/index"), Predictor(model, section, "cpu")
-    )
+    preprocessing = Preprocessing.of_training(section)
+    predictor = Predictor(model, preprocessing, "cpu", channels_last=section.channels_last)
+    logits, truth = predict_split(open_split(f"{data}/{split}/*.tar", f"{data}/index"), predictor)
     right = _answers(data, names, tables)[labels.kept] == labels.probabilities.argmax(1)[labels.kept]
     return {"top1": top_k_accuracy(logits, truth)[0], "kept": int(labels.kept.sum()), "right": float(right.mean())}
 
 
 def _with_probabilities(table: pa.Table, probabilities: np.ndarray) -> pa.Table:
-    """The label table with all probabilities of an arm."""
+    """Return a label table with all of an arm's probabilities."""
     top = top_k_of(probabilities, NUM_CLASSES)
     index = pa.table({"key": table.column("__key__"), "offset": table.column("offset"), "size": table.column("size")})
     hashes = table.column("image_hash").to_numpy()
@@ -204,7 +206,7 @@ def _with_probabilities(table: pa.Table, probabilities: np.ndarray) -> pa.Table:
 
 
 def _answers(data: str, names: list[str], tables: list[pa.Table]) -> np.ndarray:
-    """The truth of all labels, in their order."""
+    """Return the true classes of all label rows, in order."""
     truth = {
         (shard, ordinal): label
         for shard, ordinal, label in zip(*pq.read_table(f"{data}/truth.parquet").to_pydict().values(), strict=True)
@@ -218,10 +220,5 @@ def _answers(data: str, names: list[str], tables: list[pa.Table]) -> np.ndarray:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,10 +1,10 @@
-"""What Ray Train adds to a training step: `fit()` as a bare process and `fit()` in a TorchTrainer, in turns of seconds.
+"""Overhead of Ray Train per training step: `fit()` in a bare process and in a TorchTrainer, alternating every few seconds.
 
     python -m benchmarks.bench_ray_train [turns=60] [seconds=10]
 
-The training of bench_train (one thread trains, one process loads), in two processes at once of which one is always stopped, with
-everything that it started: Ray's own processes as well. A machine whose speed drifts by a tenth within minutes is thus the same
-for both. A turn's rate is between its first and its last step; what Ray does while it starts is not counted.
+The training of bench_train (one thread trains, one process loads) runs twice at once; one of the two is always stopped, with all
+its child processes (Ray's own, too). So drift of the machine's speed, a tenth within minutes, affects both alike. A turn's rate is
+measured between its first and last step; Ray's start is not counted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from pipeline.training.loop import fit
 from pipeline.training.progress import TrainingDisplay
 
 KINDS = ("bare", "ray_train")
-_STEPS = 1_000_000  # more than there is time for
+_STEPS = 1_000_000  # more steps than there is time for
 _START_S, _SETTLE_S = 300, 30
 _TIMES = "times.txt"
 
 
 def bench(turns: int = 60, seconds: float = 10, only: str = "", out: str = "runs/bench_ray_train") -> None:
-    """Run both in turns and print their rates; with `only`, train as one of them without end."""
+    """Run both in turns and print their rates; with `only`, train as that one until killed."""
     pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
     if only:
         _train(pattern, only, f"{out}/{only}")
@@ -79,7 +79,7 @@ def _train(pattern: str, kind: str, folder: str) -> None:
 
 
 def _timed_fit(job: TrainJob) -> None:
-    """`fit()` that writes the time of each step at once, and shows nothing."""
+    """Run `fit()`; write each step's time at once and display nothing."""
     torch.set_num_threads(1)
     with (Path(job.folder) / _TIMES).open("w") as file:
 
@@ -91,7 +91,7 @@ def _timed_fit(job: TrainJob) -> None:
 
 
 def _take_turns(folder: str, turns: int, seconds: float) -> None:
-    """Let each train in turn, and the other one wait; the times of the steps of both are below `folder` then."""
+    """Let the trainings alternate; each writes its step times below `folder`."""
     (Path(folder) / "photos").symlink_to(Path(folder).parent.resolve() / "photos")
     trainings: list[subprocess.Popen[bytes]] = []
     try:
@@ -115,7 +115,7 @@ def _take_turns(folder: str, turns: int, seconds: float) -> None:
 
 
 def _wait_for_steps(training: subprocess.Popen[bytes], folder: str, kind: str) -> None:
-    """Until a training is past its start."""
+    """Wait until a training has passed its start-up."""
     times, deadline = Path(folder) / kind / _TIMES, time.monotonic() + _START_S
     while not (times.exists() and times.stat().st_size):
         _expect_running(training, folder, kind)
@@ -132,12 +132,12 @@ def _expect_running(training: subprocess.Popen[bytes], folder: str, kind: str) -
 
 
 def _signal(training: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To a process and all that it started."""
+    """Send a signal to a process and its descendants."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         children.setdefault(int(fields[1]), []).append(int(status.parent.name))
     todo = [training.pid]
@@ -151,7 +151,7 @@ def _signal(training: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _rates(file: Path, pause: float) -> list[float]:
-    """Steps per second of each turn but the first and the last: a step that took as long as `pause` is between two turns."""
+    """Return steps per second of each turn but the first and last; a step that took at least `pause` seconds separates turns."""
     times = [float(line) for line in file.read_text().splitlines()]
     turns: list[list[float]] = [[times[0]]]
     for before, now in pairwise(times):
@@ -161,10 +161,5 @@ def _rates(file: Path, pause: float) -> list[float]:
     return [(len(turn) - 1) / (turn[-1] - turn[0]) for turn in turns[1:-1] if len(turn) > 1]
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

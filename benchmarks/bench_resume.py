@@ -1,9 +1,9 @@
-"""How long a label stage of the paper's size takes to continue: 13,000 shards of 10,000 images, 12,000 of them labeled.
+"""Time for a label stage of the paper's size to continue: 13,000 shards of 10,000 images, 12,000 shards labeled.
 
     python -m benchmarks.bench_resume [shards=13000] [labeled=12000] [rounds=3]
 
-Shards and label files are empty files of the right sizes; what is measured is all that `stage=label` does before its workers start:
-reading the corpus' manifest (or, foreign, what is known of shards without one), listing the labels, and finding what is to do.
+Shards and label files are sparse files of the right sizes. Measured is everything `stage=label` does before its workers start: read
+the corpus's manifest (for foreign shards, the cached indexes), list the label files, and find the shards to label.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARD_BYTES, LABEL_BYTES, PER_SHARD = 500_000_000, 1_000_000, 10_000
 
 
 def bench(shards: int = 13_000, labeled: int = 12_000, rounds: int = 3, out: str = "runs/bench_resume") -> None:
-    """Print the seconds of each step, for packed and for foreign shards."""
+    """Print seconds per step, for packed and foreign shards."""
     fresh_folder(out)
     names = [f"images-{number:06d}" for number in range(shards)]
     for kind in ("packed", "foreign"):
@@ -77,7 +77,7 @@ def _write(folder: Path, names: list[str], labeled: int, kind: str) -> None:
     else:
         _empty(folder / "index" / "shards.json", 0)
         known = {f"{folder}/corpus/{name}.tar": [SHARD_BYTES, PER_SHARD, name, 0, ""] for name in names}
-        versions = {url: storage.entry(url).version for url in known}
+        versions = {url: storage.file_info(url).version for url in known}
         (folder / "index" / "shards.json").write_text(json.dumps({"shards": known, "versions": versions}))
         for url in known:
             _empty(folder / "index" / foreign_index_name(url), 0)
@@ -89,16 +89,11 @@ def _write(folder: Path, names: list[str], labeled: int, kind: str) -> None:
 
 
 def _empty(path: Path, size: int) -> None:
-    """A file with a size and no disk blocks."""
+    """Create a sparse file of this size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.truncate(size)
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

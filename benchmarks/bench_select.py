@@ -1,15 +1,15 @@
-"""Selecting from the paper's 130 million label rows, beside DuckDB and Polars: cut-offs of 1,000 classes, and all copies written.
+"""Selection from 130 million label rows (the paper's scale) beside DuckDB and Polars: cut-offs of 1,000 classes, all copies written.
 
     python -m benchmarks.bench_select [rows=130000000] [rounds=1] [peers=duckdb,polars] [peer_memory_gb=10]
 
-The rows are made once (2 GB for each layout: files of a million rows, and of 10,000, as shards have) and long-tailed. The rule is
-Noisy Student's: confidence 0.3, the best thousandth of `rows` (130,000) per class, rarer classes repeated up to 10 times. Two threads
-each (ours: two processes where files are many; what each has of its own is added up), files in the page cache, every figure the
-median over rounds of a process of its own, the contenders taking turns. Where the CPU seconds are not twice the seconds, cores were
-waited for.
+The rows are generated once (2 GB per layout: files of a million rows, and of 10,000, as shards have), with a long tail. The rule is
+Noisy Student's: confidence 0.3, the best thousandth of `rows` (130,000) per class, rarer classes repeated up to 10 times. Two
+threads each (ours: two processes if there are many files; their own memory is added up); files in the page cache. Each measurement
+is a process of its own; medians over rounds; contenders take turns. CPU seconds below twice the seconds mean that cores were idle
+or busy elsewhere.
 
     ours     the whole stage: cut-offs, a file of copies per label file, selection.json, done-marker
-    floor    reads the columns that ours reads, label and confidence, as often (three times), and no more
+    floor    only reads label and confidence, as often as ours (three times)
     duckdb   row_number() over (partition by label order by confidence desc), one file with the rows kept
     polars   a streaming group_by that sorts each class, one file with the rows kept
 """
@@ -42,12 +42,11 @@ from data import storage
 from data.settings import run_command
 from pipeline.core.stage import Fingerprint, open_stage
 from pipeline.core.timing import peak_memory
+from teacher.executors import in_threads, threads_or_processes
 from teacher.selection.copies import write_all_copies
-from teacher.selection.cutoffs import SelectRule
-from teacher.selection.processes import threads_or_processes
-from teacher.selection.select import select_shards
+from teacher.selection.quota_search import select_shards
+from teacher.selection.rule import SelectRule
 from teacher.selection.selection_file import selection_json
-from teacher.selection.threads import in_threads
 
 THREADS, LAYOUTS = 2, (1_000_000, 10_000)  # rows per file
 _TIMEOUT_S = 1800
@@ -58,7 +57,7 @@ def bench(
     rows: int = 130_000_000, rounds: int = 1, peers: str = "duckdb,polars", peer_memory_gb: int = 10,
     per_file: int = 0, only: str = "", out: str = "runs/bench_select",
 ) -> None:  # fmt: skip
-    """Run all contenders in turn and print their seconds; with `only` and `per_file`, one of them once, in this process."""
+    """Run all contenders in turn and print their seconds; with `only` and `per_file`, run one once, in this process."""
     rule = SelectRule(NUM_CLASSES, confidence_threshold=0.3, per_class=max(rows // NUM_CLASSES, 1), max_copies=10)
     if only:
         print(json.dumps(_run(only, f"{out}/labels-{rows}-{per_file}", rule, peer_memory_gb, f"{out}/{only}")))
@@ -76,7 +75,7 @@ def bench(
 
 
 def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
-    """The stage as `teacher.selection.stage` does it; seconds of its parts, and images kept and copies by class."""
+    """Select as `teacher.selection.stage` does; return seconds per part, and selected images and copies by class."""
     clock = [time.perf_counter()]
     with contextlib.redirect_stdout(io.StringIO()):
         stage = open_stage(out, "select", Fingerprint({}, {}))
@@ -99,7 +98,7 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
 
 
 def floor(labels: str, shards: Sequence[str]) -> Run:
-    """Reads what ours reads."""
+    """Read the columns that ours reads."""
     for _ in range(3):
         in_threads(partial(_read, labels, ["label", "confidence"]), shards, THREADS, "floor")
     return {}
@@ -113,12 +112,13 @@ def _read(labels: str, columns: list[str], shards: Iterable[str]) -> None:
 
 
 def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> Run:
-    """One contender, here: seconds, peak memory, and what it tells of itself."""
+    """Run one contender in this process; return seconds, peak memory and its own results."""
     fresh_folder(out)
     shards = sorted(path.stem for path in Path(labels).glob("*.parquet"))
     started, cpu_started = time.perf_counter(), sum(os.times()[:4])
     if name in PEERS:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2)  # rather this process than the machine
+        # Let this process run out of memory, not the machine.
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 1.5e9),) * 2)
         PEERS[name](labels, out, rule, THREADS, memory_gb)
         found = {}
     else:
@@ -134,7 +134,7 @@ def _run(name: str, labels: str, rule: SelectRule, memory_gb: int, out: str) -> 
 
 
 def _in_process(arguments: dict[str, Any]) -> Run:
-    """`only=` of this benchmark as a process of its own; of one that dies or takes too long, `why`."""
+    """Run one contender (`only=`) in a process of its own; `why` says why one died or was stopped."""
     command = [sys.executable, "-m", "benchmarks.bench_select", *(f"{key}={value}" for key, value in arguments.items())]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
@@ -148,7 +148,7 @@ def _in_process(arguments: dict[str, Any]) -> Run:
 
 
 def _warm(folder: str) -> None:
-    """Read all files, so that they are in the page cache for everyone."""
+    """Read all files into the page cache."""
     for path in Path(folder).glob("*.parquet"):
         path.read_bytes()
 
@@ -187,7 +187,7 @@ def _print_results(rows: int, results: dict[int, dict[str, list[Run]]]) -> None:
 
 
 def _median(runs: list[Run]) -> Run:
-    """The run of median seconds; one that failed, if any did."""
+    """Return the run of median seconds; if any failed, that one."""
     failed = [run for run in runs if "why" in run]
     return failed[0] if failed else sorted(runs, key=lambda run: float(run["seconds"]))[len(runs) // 2]
 
@@ -197,10 +197,5 @@ PEERS: dict[str, Callable[[str, str, SelectRule, int, int], None]] = {
 }  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

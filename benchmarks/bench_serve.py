@@ -1,16 +1,15 @@
-"""Many clients streaming at once: exported shards beside nginx sending the same files, and labels joined to their images on the way.
+"""Many concurrent clients: exported shards beside nginx sending the same files, and labels joined to images while sending.
 
     python -m benchmarks.bench_serve [clients=64] [seconds=8] [rounds=3] [shards=8] [images=2000] [nginx=nginx]
 
-JPEG photos of 50 kB in the page cache, on loopback. Each client asks for one shard after the other on a connection of its own and
-throws the bytes away in the kernel (MSG_TRUNC), so that the clients take little of the processor. Before they are timed, the first
-shard of ours and of nginx is compared with the file. Medians over rounds, taking turns; memory is the server process's, looked at
-twice a second.
+JPEG photos of 50 kB in the page cache, on loopback. Each client requests one shard after the other on a connection of its own and
+drops the bytes in the kernel (MSG_TRUNC), so that clients take little CPU. Before timing, the first shard from ours and from nginx
+is compared with the file. Medians over rounds; contenders take turns. Memory is the server process's, sampled twice a second.
 
     ours     stage=serve, an exported version: one process, sendfile
-    nginx    as Debian configures it: a process for each core, sendfile, tcp_nopush; needs its package (apt-get install nginx), or
+    nginx    Debian's configuration: a process per core, sendfile, tcp_nopush; needs its package (apt-get install nginx), or
              nginx=PATH
-    joined   stage=serve, labels joined to the photos' own shards: no peer does that
+    joined   stage=serve, labels joined to the photos' own shards; no peer does that
 """
 
 from __future__ import annotations
@@ -42,13 +41,14 @@ from benchmarks.scratch import fresh_folder
 from data import storage
 from data.labels.overlay import Overlay
 from data.settings import run_command
-from pipeline.core.schema import Config, ExportConfig
+from pipeline.core.schema import Config, ExportConfig, ServeConfig
 from pipeline.export.manifests import read_manifest, write_manifests
-from pipeline.export.todo import Job, files_of, make_file
+from pipeline.export.plan import plan_files
+from pipeline.export.tasks import ExportJob, make_file
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.exported import ExportedVersion
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.server import ServerSettings, serve_until
+from pipeline.serving.server import serve_until
 
 _BLOCK = 1 << 20
 _START_S = 60.0
@@ -74,7 +74,7 @@ def bench(
         joined = stack.enter_context(_server(JoinedRun(overlay, NUM_CLASSES, "bench", [])))
         contenders = {"ours": (*ours, [f"/shards/{name}" for name in names])}
         if (program := shutil.which(nginx, path=f"{os.environ.get('PATH', '')}:/usr/sbin")) is None:
-            print(f"{nginx}: no such program; install Debian's package nginx, or give nginx=PATH")
+            print(f"{nginx}: no such program; install Debian's package nginx, or set nginx=PATH")
         else:
             contenders["nginx"] = (*stack.enter_context(_nginx(program, folder)), [f"/{name}" for name in names])
         for contender in contenders.values():
@@ -89,7 +89,7 @@ def _compare(contenders: dict[str, tuple[int, int, list[str]]], clients: int, se
     for number in range(rounds + 1):
         for name, (port, pid, paths) in contenders.items():
             rate, held = _stream(port, paths, clients, seconds if number else 1, partial(_memory_mb, pid))
-            if number:  # the first warms up
+            if number:  # the first round is warm-up
                 rates[name].append(rate)
                 memory[name].append(held)
     found = {name: round(median(values)) for name, values in rates.items()}
@@ -113,18 +113,18 @@ def _digests(overlay: Overlay, name: str) -> str:
 
 
 def _export(overlay: Overlay, folder: str) -> str:
-    """The files of an export, made in this process."""
+    """Return an export, written in this process."""
     fresh_folder(folder)
     config = Config(export=ExportConfig(samples_per_shard=overlay.shards[0].num_samples))
-    job = Job(overlay, config.export, str(Path(folder).absolute()))
-    records = [make_file(job, file) for file in files_of(config, overlay)[0]]
+    job = ExportJob(overlay, config.export, str(Path(folder).absolute()))
+    records = [make_file(job, file) for file in plan_files(config, overlay)[0]]
     write_manifests(job.folder, records, overlay.provenance.class_names, True)
     return job.folder
 
 
 @contextmanager
 def _server(catalog: Catalog) -> Iterator[tuple[int, int]]:
-    """Port and process id of a server in a process of its own."""
+    """Run our server in a process of its own; yield port and process id."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(catalog, there))
@@ -137,12 +137,12 @@ def _server(catalog: Catalog) -> Iterator[tuple[int, int]]:
 
 
 def _serve(catalog: Catalog, pipe: Connection) -> None:
-    asyncio.run(serve_until(catalog, ServerSettings(), lambda: False, pipe.send))
+    asyncio.run(serve_until(catalog, ServeConfig(port=0), None, lambda: False, pipe.send))
 
 
 @contextmanager
 def _nginx(program: str, folder: str) -> Iterator[tuple[int, int]]:
-    """Port and process id."""
+    """Run nginx; yield port and process id."""
     home = Path(folder).parent.absolute() / "nginx"
     home.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -184,7 +184,7 @@ def _check(port: int, path: str, file: Path) -> None:
 
 
 class _Client:
-    """A connection that asks for one file after the other and drops what comes."""
+    """A connection that requests one file after the other and drops the bytes."""
 
     def __init__(self, port: int, paths: Sequence[str], first: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -198,7 +198,7 @@ class _Client:
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
 
     def receive(self) -> int:
-        """Bytes of a file that came."""
+        """Receive; return the number of bytes of the file."""
         if not self._left:
             head, end, _ = self.socket.recv(4096, socket.MSG_PEEK).partition(b"\r\n\r\n")
             if not end:
@@ -217,7 +217,7 @@ class _Client:
 def _stream(
     port: int, paths: Sequence[str], clients: int, seconds: float, look: Callable[[], int]
 ) -> tuple[float, int]:
-    """MB/s of all clients together, and the most that `look` said meanwhile."""
+    """Return MB/s of all clients together, and the maximum of `look()` meanwhile."""
     done, held, selector = 0, 0, selectors.DefaultSelector()
     for number in range(clients):
         client = _Client(port, paths, number)
@@ -235,15 +235,10 @@ def _stream(
 
 
 def _memory_mb(pid: int) -> int:
-    """Resident memory of a process."""
+    """Return the resident memory of a process, in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -3,15 +3,15 @@
     python -m benchmarks.bench_train [rounds=3] [steps=30] [only=ours,ray_train]
 
 ResNet-RS-50 of width 0.25 on JPEG photos of 500 × 375, cropped to 64 px, RandAugment (2 operations, magnitude 15, always), batches
-of 64, fp32, channels_last; one thread trains and one process loads. The contenders take turns; medians of the rounds. What
-happens before the sixth step is not counted: start, first batches, Ray's start.
+of 64, fp32, channels_last; one thread trains and one process loads. Contenders take turns; medians over rounds. The first five
+steps are not counted: start-up, first batches, Ray's start.
 
     ours            fit()
     timm            timm's loop (benchmarks/timm_loop.py)
-    synthetic       fit() on one batch that is already there: the model's own speed
+    synthetic       fit() on one batch in memory: the model's own speed
     ray_train       fit() in a TorchTrainer of one worker
-    ours, loading   fit() of a model that costs next to nothing, and
-    timm, loading   timm's loop with it: how fast the input is in training
+    ours, loading   fit() of a nearly free model, and
+    timm, loading   timm's loop with it: the speed of the input in training
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TINY = CONFIG.model_copy(update={"model": "resnetrs26", "model_args": {"width": 
 
 
 def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/bench_train") -> None:
-    """Run all contenders, or those that `only` names, in turn and print their rates."""
+    """Run all contenders, or those in `only`, in turn and print their rates."""
     torch.set_num_threads(1)
     pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
     contenders: dict[str, Callable[[], float]] = {
@@ -78,7 +78,7 @@ def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/ben
 
 
 def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob], None] = fit) -> float:
-    """Steps per second by the clock in timing.jsonl."""
+    """Return steps per second, from timing.jsonl."""
     with tempfile.TemporaryDirectory() as folder:
         run(training_job(pattern, config, steps, folder))
         lines = [json.loads(line) for line in (Path(folder) / "timing.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob]
 
 
 def training_job(pattern: str, config: TrainConfig, steps: int, folder: str) -> TrainJob:
-    """A training of so many steps on the photos."""
+    """Return a training of `steps` steps on the photos."""
     split = open_split(pattern, "/nonexistent")
     config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
     streams = (labeled_stream(split, config.batch_size),)
@@ -105,7 +105,7 @@ def training_job(pattern: str, config: TrainConfig, steps: int, folder: str) -> 
 
 
 def timm(pattern: str, config: TrainConfig, steps: int) -> float:
-    """timm's loop on the same model."""
+    """Run timm's loop on the same model."""
     model = build_model(config.model, len(PHOTOS), config.model_args)
     model.to(memory_format=torch.channels_last)
     shards = f"photos-{{000000..{NUM_SHARDS - 1:06d}}}.tar"
@@ -114,7 +114,7 @@ def timm(pattern: str, config: TrainConfig, steps: int) -> float:
 
 
 def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
-    """The same batch at every step, made before the first one."""
+    """The same batch at every step, made before the first."""
     split = open_split(pattern, "/nonexistent")
     with closing(TrainBatches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
         batch = batches[0]
@@ -123,16 +123,16 @@ def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
 
 
 def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
-    """In a worker of Ray Train."""
+    """Train in a worker of Ray Train."""
     start_ray(None)
     try:
         return ours(pattern, config, steps, in_ray_train)
     finally:
-        ray.shutdown()  # timm forks its loading processes, which would break the connection
+        ray.shutdown()  # timm forks its loader processes, which would break Ray's connection
 
 
 def in_ray_train(job: TrainJob, run: Callable[[TrainJob], None] = fit) -> None:
-    """`fit()`, or another function, in one worker of Ray Train."""
+    """Run `fit()` or another function in one worker of Ray Train."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     TorchTrainer(
         lambda: run(job),
@@ -169,10 +169,5 @@ def _print_results(found: dict[str, list[float]]) -> None:
     print(json.dumps(record))
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
-    return run_command(bench, arguments, __doc__ or "")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(bench, sys.argv[1:], __doc__ or ""))

@@ -1,6 +1,6 @@
 """FixMatch (arXiv 2001.07685) for benchmarks, on images in memory: a weakly augmented view of an unlabeled image labels a strong one.
 
-A step is a function of the state before it, the seed and its number, so that a training that was killed ends the same.
+A step depends only on the previous state, the seed and its number, so that a killed training continues to the same bytes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _LABELED, _WEAK, _STRONG = range(3)
 
 @dataclass(frozen=True)
 class FixMatch:
-    """Settings as published (table 4), for as many steps as there is compute.
+    """Hyperparameters as published (table 4); the number of steps follows from the compute.
 
     Attributes:
-        batch_size: labeled images a step, B.
+        batch_size: labeled images per step, B.
         ratio: unlabeled images per labeled one, μ.
         weight: of the unlabeled loss, λ.
         lr: peak, η; decays as η cos(7πk / 16K).
@@ -57,14 +57,14 @@ class FixMatch:
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images, (H, W, 3) uint8 each, and labels (N,) int64, −1 where there is none."""
+    """Decoded images, (H, W, 3) uint8 each, and labels, (N,) int64, −1 if unlabeled."""
 
     pixels: list[Pixels]
     labels: np.ndarray
 
 
 def read_images(split: Split) -> Images:
-    """All images of a split. Raises DecodeError."""
+    """Decode all images of a split. Raises DecodeError."""
     pixels: list[Pixels] = []
     labels: list[int] = []
     with ImageReader([shard.url for shard in split.shards]) as reader:
@@ -78,10 +78,10 @@ def read_images(split: Split) -> Images:
 def train(
     labeled: Images, unlabeled: Images, model: TrainConfig, method: FixMatch, num_classes: int, seed: int, folder: str
 ) -> nn.Module:
-    """Train, or continue from the last checkpoint in the folder; the network with its EMA weights.
+    """Train, or continue from the last checkpoint in the folder; return the network with EMA weights.
 
     Args:
-        model: network and preprocessing; its own noise and schedule are not used: FixMatch has no dropout.
+        model: network and preprocessing; its noise and schedule are ignored (FixMatch has no dropout).
     """
     torch.manual_seed(seed)
     network = build_model(model.model, num_classes, model.model_args, 0.0, model.stochastic_depth)
@@ -114,7 +114,7 @@ def take_step(
     labels: torch.Tensor,
     method: FixMatch,
 ) -> None:
-    """One update: cross-entropy on labeled images, and on strong views whose weak view is sure of its class (equations 3 and 4)."""
+    """Make one update: cross-entropy on labeled images, and on strong views whose weak view is above the threshold (equations 3, 4)."""
     torch.manual_seed(state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, method)
@@ -131,7 +131,7 @@ def take_step(
 
 
 def unlabeled_loss(strong: torch.Tensor, weak: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Mean over all images of the cross-entropy of `strong` (N, C) logits with the class of `weak` (N, C), 0 where that is unsure."""
+    """Mean over images of the cross-entropy of `strong` logits, (N, C), with the class of `weak`, (N, C); 0 below the threshold."""
     confidence, label = F.softmax(weak, dim=1).max(dim=1)
     return (F.cross_entropy(strong, label, reduction="none") * (confidence >= threshold)).mean()
 
@@ -142,7 +142,7 @@ def learning_rate(step: int, method: FixMatch) -> float:
 
 
 def _chosen(number: int, count: int, step: int, seed: int, stream: int) -> np.ndarray:
-    """Rows of a step: passes over all images, each in another order."""
+    """Return the rows of a step, from passes over all images, each in another order."""
     places = np.arange(step * count, (step + 1) * count)
     orders = {e: np.random.default_rng([seed, stream, e]).permutation(number) for e in np.unique(places // number)}
     return np.array([orders[place // number][place % number] for place in places])
@@ -151,7 +151,7 @@ def _chosen(number: int, count: int, step: int, seed: int, stream: int) -> np.nd
 def views(
     images: Images, rows: np.ndarray, augment: AugmentConfig, model: TrainConfig, step: int, seed: int, stream: int
 ) -> torch.Tensor:
-    """(N, 3, S, S) float32, normalized."""
+    """Return normalized views, (N, 3, S, S) float32."""
     transform = TrainTransform(augment, model.image_size, model.interpolation, model.mean)
     made = [transform(images.pixels[row], sample_seed(seed, stream, step, int(row))) for row in rows]
     memory = torch.channels_last if model.channels_last else torch.contiguous_format

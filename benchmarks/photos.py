@@ -1,4 +1,4 @@
-"""Photos to measure with: JPEGs of 500 × 375 pixels and 50 kB, random crops of scikit-image's photos, in WebDataset shards."""
+"""Benchmark photos: JPEGs of 500 × 375 pixels and 50 kB, random crops of scikit-image's photos, in WebDataset shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg",
@@ -27,14 +27,14 @@ def make_photos(
     shape: tuple[int, int] = (WIDTH, HEIGHT),
     labeled: bool = False,
 ) -> str:
-    """Shards of photos in `folder`, made once; returns their pattern. A photo's label is which of PHOTOS it was cut from."""
+    """Write shards of photos to `folder`, unless they exist; return their pattern. A label is an index of PHOTOS."""
     if not (Path(folder) / "manifest.json").exists():
         samples = _samples(num_shards * per_shard, seed, shape, labeled)
         write_shards(samples, folder, "photos", per_shard, PHOTOS if labeled else None)
     return f"{folder}/*.tar"
 
 
-def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> Iterator[tuple[str, Members]]:
+def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> Iterator[tuple[str, Fields]]:
     photos = [np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")) for name in PHOTOS]
     generator = np.random.default_rng(seed)
     for position in range(number):
@@ -44,7 +44,7 @@ def _samples(number: int, seed: int, shape: tuple[int, int], labeled: bool) -> I
 
 
 def photo_jpeg(photo: np.ndarray, width: int, height: int, generator: np.random.Generator) -> bytes:
-    """A random crop of at least 70 % of the sides that fit, resized, as JPEG of quality 88 to 95."""
+    """Return a random crop, at least 70 % of the largest that fits, resized, as JPEG of quality 88 to 95."""
     share = min(photo.shape[1], photo.shape[0] * width / height) * generator.uniform(0.7, 1)
     crop_width, crop_height = int(share), int(share * height / width)
     left = int(generator.integers(0, photo.shape[1] - crop_width + 1))

@@ -1,4 +1,4 @@
-"""Memory of a process that works for a benchmark: a task for `teacher.selection.processes`, whose tasks have to be importable."""
+"""Memory of a benchmark's worker process: a task for `teacher.executors`, whose tasks must be importable."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pipeline.core.timing import peak_memory
 
 
 def own_memory_of_worker(shards: Iterable[str]) -> int:  # noqa: ARG001 (an executor's task)
-    """Most bytes that the process which does this had resident, without files in memory: the first process has the same
-    libraries, and the system keeps them once. 0 where it does not tell."""
+    """Peak resident bytes of this process without mapped files (libraries, which the system holds once); 0 if not known."""
     peak = peak_memory()
     if peak is None:
         return 0

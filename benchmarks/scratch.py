@@ -1,4 +1,4 @@
-"""Folders that benchmarks empty before they write: only those that a benchmark made."""
+"""Output folders of benchmarks: emptied before writing, if a benchmark made them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from data.settings import UsageError
 
 
 def fresh_folder(path: str | Path) -> Path:
-    """An empty folder. One that is there is removed, if a marker beside it says that a benchmark made it.
+    """Return an empty folder. An existing one is emptied if the marker file beside it says that a benchmark made it.
 
     Raises:
-        UsageError: a folder with content that no benchmark made.
+        UsageError: the folder has content and no marker.
     """
     folder, marker = Path(path), _marker(path)
     if folder.exists() and not marker.exists() and any(folder.iterdir()):
-        raise UsageError(
-            f"{folder} would be emptied, and no benchmark made it; give another out=, or remove it by hand"
-        )
+        raise UsageError(f"{folder} has content that no benchmark made; set another out=, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     marker.touch()
@@ -26,7 +24,7 @@ def fresh_folder(path: str | Path) -> Path:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Remove what `fresh_folder` made."""
+    """Remove a folder of `fresh_folder` and its marker."""
     shutil.rmtree(path)
     _marker(path).unlink()
 

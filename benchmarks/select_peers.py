@@ -1,8 +1,8 @@
-"""What `stage=select` does, as one would write it in DuckDB and in Polars.
+"""The selection of `stage=select` in DuckDB and in Polars.
 
-Both write one Parquet file with a row (shard, ordinal, label, copies) for each image kept, not a file per shard. Equal confidences
-fall as they come; ours fall to a hash, so that the same images are kept every time. Of four ways in DuckDB 2.0 this is the fastest:
-QUALIFY, or the file's name beside each row instead of its number, takes twice the CPU time and more memory.
+Both write one Parquet file with a row (shard, ordinal, label, copies) per selected image, not a file per shard. They break ties of
+confidence arbitrarily; ours by a hash, so that every run selects the same images. Of four ways in DuckDB 2.0 this is the fastest:
+QUALIFY, or file names instead of file numbers, takes twice the CPU time and more memory.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from pathlib import Path
 
 from benchmarks.label_files import NUM_CLASSES
-from teacher.selection.cutoffs import SelectRule
+from teacher.selection.rule import SelectRule
 
-Totals = list[list[int]]  # images kept and copies, by class
+Totals = list[list[int]]  # selected images and copies, by class
 
 
 def duckdb(labels: str, out: str, rule: SelectRule, threads: int, memory_gb: int) -> None:
-    """Ranks within classes by a window function; writes `out`/kept.parquet. Spills up to as much as `memory_gb` to `out`."""
+    """Rank within classes by a window function; write `out`/kept.parquet. Spills up to as much as `memory_gb` to `out`."""
     import duckdb as db
 
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -39,7 +39,7 @@ def duckdb(labels: str, out: str, rule: SelectRule, threads: int, memory_gb: int
 
 
 def polars(labels: str, out: str, rule: SelectRule, threads: int, memory_gb: int) -> None:
-    """Sorts each class in a streaming group-by; writes `out`/kept.parquet. Beyond `memory_gb` it spills what it can."""
+    """Sort each class in a streaming group-by; write `out`/kept.parquet. Beyond `memory_gb` it spills what it can."""
     os.environ |= {
         "POLARS_MAX_THREADS": str(threads), "POLARS_OOC_MEMORY_BUDGET_MB": str(memory_gb * 1000),
         "POLARS_OOC_SPILL_DIR": f"{out}/spill",
@@ -66,7 +66,7 @@ def polars(labels: str, out: str, rule: SelectRule, threads: int, memory_gb: int
 
 
 def totals(out: str) -> Totals:
-    """Images kept and copies by class, of what a peer wrote."""
+    """Count selected images and copies by class in a peer's output."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(Path(out) / "kept.parquet", columns=["label", "copies"])

@@ -1,4 +1,4 @@
-"""timm's training as its train.py has it, from timm's released functions: the package ships no train.py, so the loop is written here.
+"""timm's train.py, rebuilt from the released package's functions (the package ships no train.py).
 
 create_dataset (WebDataset shards) → create_loader (worker processes, uint8 collation, PrefetchLoader) → forward,
 LabelSmoothingCrossEntropy, backward, SGD, ModelEmaV3, cosine schedule on updates; the loss is read at every step.
@@ -20,7 +20,7 @@ from pipeline.core.schema import TrainConfig
 
 
 def make_loader(folder: str, split: str, num_samples: int, config: TrainConfig) -> torch.utils.data.DataLoader:
-    """timm's loader of a folder's shards, e.g. split `photos-{000000..000003}.tar`."""
+    """Return timm's loader of a folder's shards, e.g. split `photos-{000000..000003}.tar`."""
     dataset = create_dataset(
         "wds/photos", root=folder, split=split, is_training=True, batch_size=config.batch_size, seed=0, num_samples=num_samples
     )  # fmt: skip
@@ -34,7 +34,7 @@ def make_loader(folder: str, split: str, num_samples: int, config: TrainConfig) 
 def train(
     model: nn.Module, loader: torch.utils.data.DataLoader, config: TrainConfig, steps: int, warm_up: int
 ) -> float:
-    """Steps per second after the first `warm_up`."""
+    """Return steps per second after the first `warm_up` steps."""
     optimizer = create_optimizer_v2(model, "momentum", config.lr, config.weight_decay, config.momentum)
     scheduler, _ = create_scheduler_v2(optimizer, "cosine", 1, step_on_epochs=False, updates_per_epoch=steps)
     average, loss_function = ModelEmaV3(model, config.ema_decay), LabelSmoothingCrossEntropy(config.label_smoothing)

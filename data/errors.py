@@ -1,7 +1,14 @@
-"""The error of shards, manifests, indexes and labels that are not right."""
+"""The error for wrong or damaged shards, manifests, indexes and labels."""
 
 from __future__ import annotations
 
+from data.storage.redact import redacted
+
 
 class DataError(ValueError):
-    """Shards, a manifest or an index that do not fit; the message names the file and says what to do."""
+    """Wrong or damaged data; the message names the file and says what to do."""
+
+
+def damaged(url: str, problem: str, remedy: str) -> str:
+    """The message for a damaged file."""
+    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"

@@ -1,9 +1,10 @@
-"""Fashion-MNIST as a self-training problem: few labeled images, many unlabeled ones, in WebDataset shards.
+"""Pack Fashion-MNIST for self-training, with few labeled and many unlabeled images, into WebDataset shards.
 
     python -m data.fashion_mnist out=datasets/fashion_mnist [labeled_per_class=50] [seed=0]
 
-The 60,000 training images become `labeled` (50 a class), `validation` (50 a class), `development` (500 a class, read by benchmarks
-alone) and `unlabeled` (the rest; their truth is in `truth.parquet`, for report and summary alone). `test` holds the 10,000 others.
+The 60,000 training images become `labeled` (50 per class), `validation` (50 per class), `development` (500 per class, only for
+benchmarks) and `unlabeled` (the rest; `truth.parquet` has their true labels, only for report and summary). `test` has the 10,000
+others.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import storage
-from data.images.held_out_hashes import is_outdated, traits, write_hashes
+from data.errors import DataError
+from data.images.held_out_hashes import held_out_row, is_outdated, write_hashes
 from data.settings import run_command
-from data.shards.split import MANIFEST_NAME, DataError
-from data.shards.write import Members, labeled_members, require_ours, write_shards
+from data.shards.split import MANIFEST_NAME
+from data.shards.write import Fields, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 CLASS_NAMES = (
@@ -46,20 +48,20 @@ _MIRRORS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
 )
 _TIMEOUT_S = 5
-_SHA256 = {  # of the unpacked files: mirrors compress them differently
+_SHA256 = {  # of the uncompressed files; mirrors compress them differently
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-_IDX_HEADER = {"images": 16, "labels": 8}  # bytes before the values
+_IDX_HEADER = {"images": 16, "labels": 8}  # bytes
 
 
 def find_files() -> dict[str, bytes]:
-    """The four unpacked IDX files, from the first place that has them all, whole.
+    """Name → content of the four uncompressed IDX files, from the first place that has them all undamaged.
 
     Raises:
-        DataError: no place has them; the message says what was tried and why each failed.
+        DataError: no place has them; the message lists the places and why each failed.
     """
     places: dict[str, Callable[[str], bytes]] = {str(_DEBIAN_FOLDER): lambda name: (_DEBIAN_FOLDER / name).read_bytes()}
     for mirror in _MIRRORS:
@@ -84,7 +86,7 @@ def _download(url: str) -> bytes:
 
 
 def _from_debian_package(folder: Path, name: str) -> bytes:
-    """Fetch and unpack the package once (neither step needs root), then read a file of it."""
+    """Read a file of the Debian package; download and unpack it first, once (needs no root)."""
     unpacked = folder / "unpacked"
     if not unpacked.exists():
         run = {"cwd": folder, "check": True, "capture_output": True, "timeout": 120}
@@ -109,16 +111,17 @@ def _checked(name: str, packed: bytes) -> bytes:
 
 
 def read_idx(files: dict[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) and labels (N,), both uint8, of part `train` or `t10k`."""
+    """Images uint8 (N, 28, 28) and labels uint8 (N,) of part `train` or `t10k`."""
     images = np.frombuffer(files[f"{part}-images-idx3-ubyte.gz"], np.uint8, offset=_IDX_HEADER["images"])
     labels = np.frombuffer(files[f"{part}-labels-idx1-ubyte.gz"], np.uint8, offset=_IDX_HEADER["labels"])
     return images.reshape(-1, 28, 28), labels
 
 
 def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:
-    """Disjoint shuffled index arrays of `labeled`, `validation`, `development`, `unlabeled`; the first three balanced.
+    """Split name → shuffled indices of `labeled`, `validation`, `development` (equal counts per class) and `unlabeled` (the rest).
 
-    Raises DataError when a class has too few images.
+    Raises:
+        DataError: a class has too few images.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
@@ -137,10 +140,10 @@ def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict
 
 
 def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_shard: int = 6000) -> None:
-    """Write all splits under `out`; a split that is complete is left as it is.
+    """Write all splits under `out`, except those that are complete.
 
     Raises:
-        DataError: Fashion-MNIST is not found, or `out` holds another split or anything else under these names.
+        DataError: Fashion-MNIST is not found, or `out` has another packing or other files under these names.
     """
     settings = json.dumps({"labeled_per_class": labeled_per_class, "seed": seed}) + "\n"
     marker = storage.join(out, "split.json")
@@ -168,7 +171,7 @@ def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_sh
 
 
 def _claim(out: str, settings: dict[str, int]) -> None:
-    """Record that the splits below `out` are ours, or raise DataError when something else has their names."""
+    """Record that the splits below `out` are ours. Raises DataError when other files have their names."""
     url, text = storage.join(out, "packing-fashion_mnist.json"), json.dumps(settings) + "\n"
     if storage.exists(url):
         if storage.read_text(url) != text:
@@ -190,19 +193,19 @@ def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_pe
         return
     name = storage.base_name(folder)
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         for number, image in enumerate(tqdm(images, desc=name, unit="img", leave=False)):
             yield f"{number:06d}", labeled_members("png", encode_png(image), int(labels[number]) if labeled else None)
 
     def write_sidecars() -> None:
         if labeled:
-            write_hashes(folder, (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
+            write_hashes(folder, (held_out_row(np.repeat(image[..., None], 3, axis=2)) for image in images))
 
     write_shards(samples(), folder, name, samples_per_shard, CLASS_NAMES if labeled else None, write_sidecars)
 
 
 def _write_truth(url: str, labels: np.ndarray, samples_per_shard: int) -> None:
-    """What the unlabeled images show: `shard`, `ordinal`, `label`."""
+    """Write the true labels of unlabeled images: `shard`, `ordinal`, `label`."""
     numbers = np.arange(len(labels))
     shards = [f"unlabeled-{shard:06d}" for shard in numbers // samples_per_shard]
     write_table(

@@ -1,4 +1,4 @@
-"""The one reader of JSON files: an object of the expected fields, or an error that names the file and says what to do."""
+"""Read JSON files: an object with the expected fields, or an error that names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data import storage
-from data.errors import DataError
-from data.storage.redact import redacted
+from data.errors import DataError, damaged
 
 
 def read_json(
     url: str, remedy: str, shape: type[BaseModel] | None = None, error: type[ValueError] = DataError
 ) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Args:
-        remedy: what to do about a damaged file; the end of the message.
-        shape: fields that must be there, and their types. The object is returned as it was written, with any further fields.
-        error: the type to raise.
+        remedy: what to do about a damaged file; ends the message.
+        shape: required fields and their types. The result is the object as written, with further fields if it has any.
+        error: the exception type to raise.
 
     Raises:
-        DataError: not UTF-8, not JSON, or something else than the expected object.
+        DataError: not UTF-8, not JSON, or not the expected object.
         FileNotFoundError, StorageError: as `storage.read_bytes`.
     """
     return parse_json(storage.read_bytes(url), url, remedy, shape, error)
@@ -34,31 +33,27 @@ def read_json(
 def parse_json(
     content: bytes, url: str, remedy: str, shape: type[BaseModel] | None = None, error: type[ValueError] = DataError
 ) -> dict[str, Any]:
-    """As `read_json`, of a file's content."""
+    """As `read_json`, for a file's content."""
     value = parse_any(content, url, remedy, error)
     if not isinstance(value, dict):
-        raise error(_message(url, f"expected an object in braces, but got {_some_of(value)}", remedy))
+        raise error(damaged(url, f"expected an object in braces, but got {_some_of(value)}", remedy))
     if problem := _mismatch(value, shape):
-        raise error(_message(url, problem, remedy))
+        raise error(damaged(url, problem, remedy))
     return value
 
 
 def parse_any(content: bytes, url: str, remedy: str, error: type[ValueError] = DataError) -> Any:
-    """As `parse_json`, of whatever JSON there is."""
+    """As `parse_json`, for any JSON value."""
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as why:
-        raise error(_message(url, "it is empty" if not content.strip() else str(why), remedy)) from None
+        raise error(damaged(url, "it is empty" if not content.strip() else str(why), remedy)) from None
 
 
 def parse_json_lines(content: bytes, url: str, remedy: str) -> list[dict[str, Any]]:
-    """The objects in a file with one on each line. Raises as `read_json`."""
+    """The objects in a file with one per line. Raises as `read_json`."""
     lines = content.splitlines()
     return [parse_json(line, f"{url}, line {number + 1}", remedy) for number, line in enumerate(lines) if line]
-
-
-def _message(url: str, problem: str, remedy: str) -> str:
-    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"
 
 
 def _some_of(value: Any) -> str:
@@ -67,7 +62,7 @@ def _some_of(value: Any) -> str:
 
 
 def _mismatch(value: Mapping[str, Any], shape: type[BaseModel] | None) -> str:
-    """The first field that is missing or of another type; empty where all are right."""
+    """The first missing or ill-typed field, with the reason; empty when there is none."""
     try:
         if shape is not None:
             _adapter(shape).validate_python(value, strict=True)
@@ -77,7 +72,7 @@ def _mismatch(value: Mapping[str, Any], shape: type[BaseModel] | None) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """`field.part: what is wrong with it`, of the first field at fault."""
+    """`field.part: reason`, for the first wrong field."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
 

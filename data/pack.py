@@ -1,14 +1,14 @@
-"""Folders of images → WebDataset shards with a manifest, an index per shard and perceptual hashes.
+"""Pack a folder of images into WebDataset shards with a manifest, an index per shard and perceptual hashes.
 
     python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0] [group=PATTERN]
 
-Labeled: one folder per class; labels are the positions of the sorted folder names, and `out/labeled` and `out/validation` are
-written (stratified). Unlabeled (`labeled=false`): every image below the folder goes to `out/unlabeled`. Image bytes stay as they are.
-Images are shuffled by the seed, so that every shard has a bit of everything. Byte-identical images are kept in one split, and so are
-those in whose paths below `images` the parentheses of a regular expression hold the same text: group='^(.*)_view\\d+'.
+Labeled: one folder per class. Labels are positions in the sorted folder names; images go to `out/labeled` and, stratified by class,
+`out/validation`. Unlabeled (`labeled=false`): all images below the folder go to `out/unlabeled`. Image bytes are not changed.
+Images are shuffled with the seed. Byte-identical images stay in one split; so do images whose paths below `images` have the same
+text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+'.
 
-Files that are no images, and images that cannot be decoded, are listed in `rejected.txt` beside the shards; where each key came from
-is in `sources.parquet`. The same command again continues after an interruption, split by split, if the folder holds the same files.
+`rejected.txt` beside the shards lists files that are no images or cannot be decoded; `sources.parquet` has the path of each key.
+After an interruption the same command continues with the next split, if the folder has the same files.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.images.decode import DecodeError, decode
-from data.images.held_out_hashes import Traits, is_outdated, traits, write_hashes
+from data.images.held_out_hashes import HeldOutRow, held_out_row, is_outdated, write_hashes
 from data.json_files import read_json
 from data.packing.folders import LeftOut
-from data.packing.plan import Plan, plan_packing, require_decodable
-from data.packing.sources import REJECTED_NAME, SOURCES_NAME, read_sources
+from data.packing.plan import REJECTED_NAME, SOURCES_NAME, Plan, plan_packing, read_sources, require_decodable
 from data.packing.summary import print_summary
 from data.settings import run_command
 from data.shards.samples import printable
-from data.shards.split import HASHES_NAME, MANIFEST_NAME, DataError
-from data.shards.write import Members, labeled_members, require_ours, write_shards
+from data.shards.split import HASHES_NAME, MANIFEST_NAME
+from data.shards.write import Fields, labeled_members, require_ours, write_shards
 from data.tables import write_table
 
 
 @dataclass
 class _Packed:
-    """What packing one split saw, besides the shards."""
+    """Contents of the files beside a split's shards."""
 
     sources: list[str] = field(default_factory=list)
-    traits: list[Traits] = field(default_factory=list)
+    hashes: list[HeldOutRow] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
 
 
@@ -56,10 +56,11 @@ def pack(
     seed: int = 0,
     group: str = "",
 ) -> None:
-    """Pack a folder (see the module's text).
+    """Pack a folder; see the module's docstring.
 
     Raises:
-        DataError: no folder, no images, classes that are none (see `data.packing.folders.find_classes`), or `out` in use.
+        DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`), or
+            `out` has other files.
     """
     root = Path(images)
     if not root.is_dir():
@@ -81,7 +82,7 @@ def pack(
             _pack_split(folder, plan, name, samples_per_shard, left_out)
         else:
             _report_packed(folder)
-        left_out = ()  # files that are no images are listed once, with the first split
+        left_out = ()  # list them once, with the first split
     print_summary(plan, _folders(out, plan), validation)
 
 
@@ -103,7 +104,7 @@ def _report_packed(folder: str) -> None:
 
 
 def _require_outside(root: Path, out: str, splits: Sequence[str]) -> None:
-    """Raises DataError when shards would lie among the images, of which they would count the next time."""
+    """Raise DataError when `out` is inside `images`, where packed files would count as images of the next packing."""
     if not storage.is_local(out):
         return
     images = root.resolve()
@@ -116,7 +117,7 @@ def _require_outside(root: Path, out: str, splits: Sequence[str]) -> None:
 
 
 def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
-    """Remember what is packed into `out` and how, so that the same command continues and another one is refused."""
+    """Record settings and files of the packing in `out`, so that the same command continues and another is refused."""
     url = storage.join(out, f"packing-{'labeled' if plan.classes else 'unlabeled'}.json")
     folders = _folders(out, plan)
     files = {"count": len(plan.images), "digest": plan.digest}
@@ -132,7 +133,7 @@ def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
         if "files" in before:
             _require_same_files(out, before["files"], files, plan)
             return
-        if not _goes_on_from_sources(out, plan):
+        if not _has_splits_left(out, plan):
             return
     storage.write_text(url, json.dumps({**settings, "files": files}) + "\n")
 
@@ -152,11 +153,11 @@ def _require_same_files(out: str, before: Any, now: Mapping[str, Any], plan: Pla
         )
 
 
-def _goes_on_from_sources(out: str, plan: Plan) -> bool:
-    """Whether a packing of an earlier version, which did not record its files, may go on; False: nothing is left to pack.
+def _has_splits_left(out: str, plan: Plan) -> bool:
+    """Whether a packing of an earlier version, which did not record its files, has splits left to pack.
 
     Raises:
-        DataError: a finished split has images that would now be in another one.
+        DataError: a finished split has images that would now be in another split.
     """
     folders = _folders(out, plan)
     if all(_is_packed(folder) for folder in folders.values()):
@@ -174,12 +175,12 @@ def _goes_on_from_sources(out: str, plan: Plan) -> bool:
 def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left_out: Sequence[LeftOut]) -> None:
     packed = _Packed(rejected=[str(entry) for entry in left_out])
 
-    def samples() -> Iterator[tuple[str, Members]]:
+    def samples() -> Iterator[tuple[str, Fields]]:
         for position in tqdm(plan.splits[name].tolist(), desc=name, unit="img"):
             image = plan.images[position]
             content = image.read()
             try:
-                packed.traits.append(traits(decode(content)))
+                packed.hashes.append(held_out_row(decode(content)))
             except DecodeError as error:
                 packed.rejected.append(str(LeftOut(image.path, str(error))))
                 continue
@@ -191,7 +192,7 @@ def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left
         keys = [f"{number:09d}" for number in range(len(packed.sources))]
         write_table(storage.join(folder, SOURCES_NAME), pa.table({"key": keys, "path": packed.sources}))
         if plan.classes:
-            write_hashes(folder, packed.traits)
+            write_hashes(folder, packed.hashes)
         storage.write_text(
             storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
         )

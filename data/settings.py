@@ -1,4 +1,7 @@
-"""`key=value` arguments for a function, typed by its signature: the small command lines of this package."""
+"""Call a function with `key=value` words, typed by its signature: the command lines of data.pack, data.fashion_mnist and benchmarks.
+
+OmegaConf would read each value as YAML first (`out=1e3` a number, `group=[a]` a list) and report one wrong field at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from data.storage.redact import redacted
 
 
 class UsageError(ValueError):
-    """Wrong arguments; the message says which and what was expected."""
+    """Wrong arguments; the message names them and what was expected."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
+    """`; did you mean 'x'?` with the known name nearest to `name`; empty when none is near."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
@@ -27,7 +30,7 @@ def parse_settings(function: Callable[..., Any], arguments: Sequence[str], usage
     """Keyword arguments of `function` from `key=value` words.
 
     Raises:
-        UsageError: an unknown, repeated, missing or ill-typed key; all of them in one message, with the usage.
+        UsageError: unknown, repeated, missing or ill-typed keys; all of them in one message, with `usage`.
     """
     parameters = inspect.signature(function).parameters
     types = typing.get_type_hints(function)
@@ -65,10 +68,10 @@ def _convert(text: str, kind: type) -> Any:
 
 
 def run_command(function: Callable[..., None], arguments: Sequence[str], usage: str) -> int:
-    """Call `function` with its `key=value` arguments; a user's or the machine's error becomes a sentence. Returns the exit code."""
+    """Call `function` with its `key=value` arguments and return the exit code; print a ValueError or OSError as one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name that the terminal cannot show is no failure
+            stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
     try:
         function(**parse_settings(function, arguments, usage))
     except (ValueError, OSError) as error:

@@ -1,12 +1,12 @@
-"""The one reader and writer of Parquet files: whatever changes a bit of a file is found when the file is read.
+"""Read and write Parquet files so that a changed bit is found when the file is read. The only module that does.
 
     pages, each with its CRC-32 │ seal: 8 bytes and the SHA-256 of what follows │ footer │ its length │ PAR1
 
-Parquet has checksums of pages alone. The footer says where these are, and holds the metadata; the seal before it covers it. Pages
-are found by the offsets in the footer: other readers never look at the seal. What precedes a page (its header) has no checksum
-either; damage to it is an error of the decoder, or leaves rows out, so rows are counted.
+Parquet has checksums for pages only. The seal adds one for the footer, which holds the offsets of pages and the metadata. Readers find
+pages by these offsets, so other readers skip the seal. A page's header has no checksum: damage to it makes the decoder fail or lose
+rows, so rows are counted.
 
-Files without checksums and seal, of earlier versions or of others, can be read as well.
+Files without checksums and seal, from earlier versions or other programs, can be read too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import storage
-from data.errors import DataError
-from data.storage.redact import redacted
+from data.errors import DataError, damaged
 
 _SEAL = b"\x93NSPfoot"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
 _END = 8  # bytes after the footer: its length, and PAR1
-_TAIL = 2**14  # bytes that are read first; most footers are shorter
-_BUFFER = 2**16  # bytes of a local file that are read at once: they stay in a core's cache
+_TAIL = 2**14  # bytes to read first; most footers are shorter
+_BUFFER = 2**16  # bytes of a local file to read at once: they stay in a core's cache
 _REASON_CHARACTERS = 200
 
 
 class TableFile:
-    """A Parquet file that is open. Made by `open_table`."""
+    """An open Parquet file; see `open_table`."""
 
     def __init__(self, url: str, file: pq.ParquetFile, is_sealed: bool, num_bytes: int) -> None:
         self.url, self.is_sealed, self.num_bytes = url, is_sealed, num_bytes
@@ -45,23 +44,23 @@ class TableFile:
 
     @property
     def num_rows(self) -> int:
-        """Rows, as the footer says."""
+        """Rows, by the footer."""
         return int(self._file.metadata.num_rows)
 
     @property
     def metadata(self) -> Mapping[bytes, bytes]:
-        """What the writer said beside the columns."""
+        """The schema's metadata."""
         return self.schema.metadata or {}
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Some columns, or all, in the file's order. Raises DataError as `open_table`, or when it lacks a column."""
+        """Read these columns, or all. Raises DataError as `open_table`, and when a column is missing."""
         names = self._names(columns)
         table = self._file.read(columns=names, use_threads=False)
         self._check_rows(table.num_rows)
         return table if columns is None else table.select(names)
 
     def batches(self, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """As `read`, at most `size` rows at a time."""
+        """As `read`, in batches of at most `size` rows."""
         rows = 0
         for batch in self._file.iter_batches(size, columns=self._names(columns), use_threads=False):
             rows += batch.num_rows
@@ -81,16 +80,16 @@ class TableFile:
 
 @contextmanager
 def open_table(url: str, remedy: str) -> Iterator[TableFile]:
-    """A Parquet file of which some columns are read; only these are verified, and the footer.
+    """Open a Parquet file to read some of its columns. Verifies the footer and the columns that are read.
 
-    What is needed is read ahead where a store has it; of a local file that costs more than it saves.
+    Reads ahead from a store; for a local file that costs more than it saves.
 
     Args:
-        remedy: what to do about a damaged file; the end of the message.
+        remedy: what to do about a damaged file; ends the message.
 
     Raises:
-        DataError: damaged, now or when it is read in the block.
-        FileNotFoundError, StorageError: it is not there, or cannot be read.
+        DataError: the file is damaged; also later, from reads in the block.
+        FileNotFoundError, StorageError: there is no such file, or it cannot be read.
     """
     is_local = storage.is_local(url)
     with _naming(url, remedy), storage.open_native(url) as stream:
@@ -107,7 +106,7 @@ def open_table(url: str, remedy: str) -> Iterator[TableFile]:
 
 @contextmanager
 def open_content(content: bytes, url: str, remedy: str) -> Iterator[TableFile]:
-    """As `open_table`, of a file's content. Raises DataError."""
+    """As `open_table`, for a file's content."""
     with _naming(url, remedy):
         num_bytes, _, is_sealed = _read_footer(pa.BufferReader(content))
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
@@ -117,10 +116,10 @@ def open_content(content: bytes, url: str, remedy: str) -> Iterator[TableFile]:
 def read_table(
     url: str, remedy: str, columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
 ) -> pa.Table:
-    """All rows of a file that is read whole.
+    """Read all rows, verifying the whole file.
 
     Args:
-        schema: the columns that the file must have, of these types; others may be there.
+        schema: columns and types that the file must have; it may have more columns.
 
     Raises:
         DataError, FileNotFoundError, StorageError: as `open_table`.
@@ -131,22 +130,22 @@ def read_table(
 def parse_table(
     content: bytes, url: str, remedy: str, columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
 ) -> pa.Table:
-    """As `read_table`, of a file's content."""
+    """As `read_table`, for a file's content."""
     with open_content(content, url, remedy) as file:
         _check_schema(file.schema, schema)
         return file.read(columns)
 
 
 def read_whole(url: str, sha256: str | None, remedy: str) -> bytes:
-    """The content of a file of any kind. Raises DataError when it is not the one with this SHA-256 (hex; None: any will do)."""
+    """The content of any file. Raises DataError when its SHA-256 is not `sha256` (hex; None: not checked)."""
     content = storage.read_bytes(url)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(_message(url, "it is not the file that was committed: another SHA-256", remedy))
+        raise DataError(damaged(url, "it is not the file that was committed: another SHA-256", remedy))
     return content
 
 
 def to_parquet(table: pa.Table, **layout: Any) -> bytes:
-    """A table as the bytes of a Parquet file with checksums and seal; `layout` as of `pyarrow.parquet.write_table`."""
+    """The bytes of a Parquet file with checksums and seal. `layout`: options of `pyarrow.parquet.write_table`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True, **({"compression": "zstd"} | layout))
     content = sink.getvalue().to_pybytes()
@@ -160,7 +159,7 @@ def write_table(url: str, table: pa.Table) -> None:
 
 
 def _read_footer(stream: Any) -> tuple[int, bytes, bool]:
-    """Bytes of the file; the footer with all that follows; whether it is sealed. Raises ArrowInvalid when it is damaged."""
+    """Bytes of the file; the footer and what follows it; whether it is sealed. Raises ArrowInvalid for a damaged one."""
     stream.seek(0, 2)
     size = int(stream.tell())
     tail = _tail(stream, size, _TAIL)
@@ -191,15 +190,11 @@ def _check_schema(found: pa.Schema, expected: pa.Schema | None) -> None:
 
 @contextmanager
 def _naming(url: str, remedy: str) -> Iterator[None]:
-    """Name the file in errors of pyarrow and of the system."""
+    """Turn errors of pyarrow into DataErrors that name the file; add the file's name to OSErrors."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of names in a footer without a seal
-        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: column names in a footer without seal
+        if isinstance(error, OSError) and error.errno is not None:  # from the operating system
             error.filename = error.filename or url
             raise
-        raise DataError(_message(url, " ".join(str(error).split())[:_REASON_CHARACTERS], remedy)) from error
-
-
-def _message(url: str, problem: str, remedy: str) -> str:
-    return f"{redacted(url)}: damaged or cut short ({problem}); {remedy}"
+        raise DataError(damaged(url, " ".join(str(error).split())[:_REASON_CHARACTERS], remedy)) from error

@@ -1,10 +1,10 @@
-"""The order in which training sees images: a function of (seed, stream, epoch), computed from counts alone.
+"""The order in which training sees images: a function of (seed, stream, epoch), computed from counts.
 
     shards × copies ── permuted per epoch ──► windows of several shards ── permuted inside ──► entry i
 
-Copy c of an image lies in pass c over its shard, and passes are permuted like shards, so that the copies of an image lie apart.
-A position is a number: entry i belongs to epoch i // num_entries, and getting there reads nothing. Ranks and loader workers take
-slices of the same global order, so another world size continues it.
+Copy c of an image is in pass c over its shard; passes are permuted like shards, which keeps copies of an image apart. A position is a
+number: entry i belongs to epoch i // num_entries, and resuming there reads nothing. Ranks and loader workers take slices of the same
+global order, so another world size continues it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ WINDOW_SHARDS = 16
 
 
 @dataclass(frozen=True)
-class Entries:
-    """A slice of a stream: parallel int64 arrays."""
+class OrderSlice:
+    """Consecutive entries of an order: parallel int64 arrays."""
 
     epoch: np.ndarray
-    shard: np.ndarray  # position in the list of shards
+    shard: np.ndarray  # position of the shard in the stream's list
     row: np.ndarray  # row of the shard's table
-    copy: np.ndarray  # 0 for an image's first copy
+    copy: np.ndarray  # 0 for the first copy of an image
 
     def __len__(self) -> int:
         return len(self.row)
@@ -35,13 +35,13 @@ class Order:
     """The endless order of one stream.
 
     Args:
-        copies: per shard, how often each row is seen in an epoch: (num_rows,) int. Rows with 0 are never seen.
+        copies: for each shard, how often an epoch has each row: (num_rows,) int, 0 for never.
         seed: the run's seed.
-        name: the stream's name; streams with other names have other orders.
-        window_shards: shards between which samples are mixed; more mix better and read from more files at once.
+        name: of the stream; another name gives another order.
+        window_shards: passes whose samples are mixed; more mix better and keep more files open.
 
     Raises:
-        ValueError: no row is ever seen.
+        ValueError: all copies are 0.
     """
 
     def __init__(self, copies: Sequence[np.ndarray], seed: int, name: str, window_shards: int = WINDOW_SHARDS) -> None:
@@ -56,7 +56,7 @@ class Order:
         self._epoch_cache: tuple[int, np.ndarray, np.ndarray] | None = None
         self._window_cache: tuple[tuple[int, int], np.ndarray] | None = None
 
-    def take(self, start: int, count: int) -> Entries:
+    def take(self, start: int, count: int) -> OrderSlice:
         """Entries `start` to `start + count` of the endless order."""
         parts = []
         while count > 0:
@@ -69,10 +69,10 @@ class Order:
             parts.append(np.column_stack([np.full(len(part), epoch), part]))
             start, count = start + len(part), count - len(part)
         epoch_of, shard, row, copy = np.concatenate(parts).T if parts else np.empty((4, 0), np.int64)
-        return Entries(epoch_of, shard, row, copy)
+        return OrderSlice(epoch_of, shard, row, copy)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's permuted passes, and the cumulative number of entries at each window's end."""
+        """The epoch's permuted passes (N, 3), and the number of entries up to the end of each window."""
         if self._epoch_cache is None or self._epoch_cache[0] != epoch:
             passes = self._passes[np.random.default_rng([*self._seed, epoch]).permutation(len(self._passes))]
             totals = np.cumsum(passes[:, 2])
@@ -81,7 +81,7 @@ class Order:
         return self._epoch_cache[1], self._epoch_cache[2]
 
     def _permuted(self, epoch: int, window: int, passes: np.ndarray) -> np.ndarray:
-        """(N, 3) shard, row, copy of a window's entries, permuted."""
+        """A window's permuted entries: (N, 3) shard, row, copy."""
         if self._window_cache is None or self._window_cache[0] != (epoch, window):
             chosen = passes[window * self._window : (window + 1) * self._window]
             rows = [(shard, copy, np.flatnonzero(self._copies[shard] > copy)) for shard, copy, _ in chosen]

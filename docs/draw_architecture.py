@@ -43,7 +43,8 @@ def title(box: list[str]) -> str:
 def imports(rows: list[list[list[str]]]) -> tuple[Counter[tuple[str, str]], Counter[str]]:
     """Imports by (title, title), and modules by title."""
     graph = grimp.build_graph(*PACKAGES)
-    for imported in re.findall(r'_later\("([\w.]+):', (ROOT / "pipeline/run.py").read_text()):  # when they are called
+    code = "".join((ROOT / name).read_text() for name in ("pipeline/run.py", "pipeline/stages.py"))
+    for imported in re.findall(r'"((?:pipeline|teacher|student)[\w.]+):\w+"', code):  # when they are called
         graph.add_import(importer="pipeline.run", imported=imported)
     home = {name: title(box) for row in rows for box in row for name in box}
 

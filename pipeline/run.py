@@ -1,131 +1,67 @@
 """Noisy Student training: turn a mountain of unlabeled images into a better, faster image classifier.
 
-    python -m pipeline.run stage=STAGE [config=NAME|FILE] [run_dir=DIR] [key=value …]
-
-Stages, in order (stage=all runs them; stage=teacher,label runs two):
-    teacher    train on the labeled images, or take teacher.weights=FILE
-    label      the teacher labels every unlabeled image (on Ray), then selects
-    select     choose pseudo-labels again, with another threshold or quota; images are looked at once
-    student    train a noised, larger model on labeled and pseudo-labeled images
-    evaluate   teacher and student on the test images
-    report     write RUN/report.html
-    export     pseudo-labels for other projects: WebDataset shards, or labels alone (only when named)
-    serve      the same over HTTP, without a copy: labels are joined to the images as they are sent (only when named)
-    status     what is done, how far the rest is, what stopped it last (watch=true: until all is done)
-    diff       what changed between two generations, selections or exports (before=… after=…; by default the last two)
-    ablate     a study, one change a row, several seeds (ablate.study=resnet_rs|weight_decay: of the teacher's recipe;
-               noisy_student: of teacher, labels and student)
-
-The same command again continues where it stopped. Further words:
-    plan=true     say what would run, and run nothing
-    force=true    start the one stage that is named over, its output moved aside; in one generation: the first that refuses,
-                  else the last
-    verify=true   with stage=label: check a finished run's labels, all digests, nothing lost or twice, and whether shards
-                  have changed since it was made (reads their headers, and all of packed ones)
-    generations=auto   further rounds while the student beats its teacher on the validation images by more than a standard error
-    before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1
+`run` is the story of a command: parse its words, load the configuration, refuse early, run the stages in the order of the table in
+pipeline/stages.py, each from what the ones before it committed.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pkgutil import resolve_name
 from typing import Any
 
 from data import storage
-from data.settings import UsageError, nearest
+from data.settings import UsageError
 from data.shards.split import open_split
 from data.storage.redact import redacted
-from pipeline.core import console as output
-from pipeline.core import interrupt
-from pipeline.core.config import CONFIG_NAME, Loaded, config_names, describe_fields, load
+from pipeline import stages
+from pipeline.core import console, interrupt
+from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, parse_command
+from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
+from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
     StageRefusedError,
     WorkerError,
-    add_effort,
     done_record,
     on_acceptance,
+    record_stopped_run,
     refuse_other_config,
 )
 from pipeline.core.timing import Clock
 from pipeline.evaluation.generations import all_layouts, describe_best, known_layouts, summarize
 from pipeline.evaluation.summary import write_summary
-from pipeline.planning.status import last_begun, note_stop, print_status, watch_status
+from pipeline.planning.status import last_begun, note_stop, watch_status
 from pipeline.upstream.changed_shards import reindex, verify_splits
 from pipeline.upstream.labeled_splits import check_splits, splits_to_check
 from pipeline.upstream.required_files import require_inputs
 from pipeline.upstream.stage_inputs import require_test
-from teacher.diff import diff
-from teacher.selection.stage import select
-
-OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
-
-
-def _later(name: str) -> Callable[..., Any]:
-    """A function that is imported when it is called: torch and Ray take seconds and most of a gigabyte, which selection, status and
-    comparison do without."""
-    return lambda *arguments: resolve_name(name)(*arguments)
-
-
-STAGES: dict[str, Callable[[Config, Layout, bool], Any]] = {
-    "teacher": _later("teacher.train:train_teacher"),
-    "label": _later("teacher.labeling.stage:label"),
-    "select": select,
-    "student": _later("student.train:train_student"),
-    "evaluate": _later("pipeline.evaluation.stage:evaluate"),
-    "export": _later("pipeline.export.stage:export"),
-}
-ASKED_FOR = ("export",)  # by name alone: a second copy of the images
-ABLATE = "ablate"  # of no generation
-FOLLOWED_BY = {"label": ["select"]}  # labels are of no use before something is selected
-READERS: dict[str, Callable[[Config, Sequence[Layout]], None]] = {
-    "report": _later("pipeline.report.build:write_report"),
-    "status": print_status,
-    "serve": _later("pipeline.serving.server:serve"),
-}
-_verify_labels = _later("teacher.labeling.verify:verify_labels")
-_decide = _later("pipeline.evaluation.decide:decide")
-_print_plan = _later("pipeline.planning.plan:print_plan")
-_plan_study = _later("pipeline.studies.stage:plan_study")
-_open_study = _later("pipeline.studies.stage:open_study")
-_ablate = _later("pipeline.studies.stage:ablate")
-_check_unlabeled = _later("teacher.labeling.corpus:check_unlabeled")
-_require_beginning = _later("student.warm_start:require_warm_start")
 
 
 def main(words: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    with output.forgiving():
+    with console.tolerant_output():
         return _main(words)
 
 
 def _main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(
-            __doc__,
-            "Configurations: " + ", ".join(config_names()),
-            "",
-            "Fields and defaults:",
-            *describe_fields(),
-            sep="\n",
-        )
+        print_help()
         return 0
     try:
         with interrupt.handled():
             run(words)
     except interrupt.Interrupted as stop:
-        print(f"\nstopped ({stop}). To continue, the same command again:\n  {_command(words)}", file=sys.stderr)
+        print(f"\nstopped ({stop}). To continue, the same command again:\n  {command_text(words)}", file=sys.stderr)
         return stop.exit_code
-    except WorkerError as error:  # a bug, elsewhere: its traceback says where, this process's does not
+    except WorkerError as error:  # a bug in a worker: the message is the worker's traceback
         print(redacted(str(error)), file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:  # of the user's or the machine's making; others are bugs: traceback
+    except (ValueError, OSError) as error:  # the user's or the machine's fault; a bug keeps its traceback
         advice = "; make room, then the same command continues" if storage.is_out_of_room(error) else ""
         print(f"error: {redacted(str(error))}{advice}", file=sys.stderr)
         return 2
@@ -135,73 +71,101 @@ def _main(words: Sequence[str]) -> int:
     return 0
 
 
+def print_help() -> None:
+    """Print how a command is written, its stages, its options, and all fields of the configuration."""
+    title = (__doc__ or "").partition("\n")[0]
+    print(title, "", f"    {USAGE}", "", *stages.describe_stages(), "", OPTIONS_HELP, "", sep="\n")
+    print("Configurations: " + ", ".join(config_names()), "", "Fields and defaults:", *describe_fields(), sep="\n")
+
+
 def run(words: Sequence[str]) -> None:
     """Run the stages that the command names, each from what the ones before it committed."""
-    options, overrides = _split(words)
-    stages = _parse_stages(options.get("stage"))
-    loaded = load(options.get("config"), overrides)
+    command = parse_command(words)
+    loaded = load(command.config, command.overrides)
     try:
-        _run(loaded, options, overrides, stages, _command(words))
+        _run(loaded, command)
     except StageRefusedError as refusal:
         raise StageRefusedError("\n".join([str(refusal), *map(loaded.origin, refusal.fields)])) from None
 
 
-def _run(loaded: Loaded, options: dict[str, str], overrides: list[str], stages: Sequence[str], command: str) -> None:
+def _run(loaded: Loaded, command: Command) -> None:
     config = loaded.config
-    if not config.run_dir:
-        raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
-    if storage.is_local(config.run_dir) and storage.local_path(config.run_dir).is_file():
-        raise UsageError(f"run_dir={config.run_dir}: a file is there; give a folder")
-    if ("before" in options or "after" in options) and "diff" not in stages:
-        raise UsageError(f"before= and after= go with stage=diff, not with stage={options['stage']}")
-    if _flag(options, "watch") and "status" not in stages:
-        raise UsageError(f"watch=true goes with stage=status, not with stage={options['stage']}")
+    _require_run_dir(config.run_dir)
     layouts = known_layouts(config)
-    forced = _forced_stage(options)
-    if loaded.remembered and any(stage in (*STAGES, ABLATE) for stage in stages):
-        print(_describe_remembered(loaded, options["config"]))
-    if _flag(options, "plan"):
-        _print_plan(config, layouts, stages, forced)
-        if ABLATE in stages:
-            _plan_study(config, layouts[0])
+    of_generation, studies, readers, comparisons = (
+        [stage for stage in command.stages if stages.find(stage).kind == kind]
+        for kind in ("generation", "study", "reader", "comparison")
+    )
+    if loaded.remembered and (of_generation or studies):
+        print(_describe_remembered(loaded, command.config or ""))
+    if command.plan:
+        _plan(config, layouts, command)
         return
-    if _flag(options, "verify"):
-        _verify(config, layouts, options.get("stage"), forced)
+    if command.verify:
+        _verify(config, layouts)
         return
-    if any(stage in STAGES for stage in stages):
-        with run_lock(config.run_dir, command):
-            _refuse_early(loaded, layouts, stages, forced)
-            with on_acceptance(lambda: loaded.write(overrides)):
-                _run_stages(config, layouts, stages, forced)
-    if ABLATE in stages:
-        with run_lock(config.run_dir, command):
-            require_inputs(loaded, [ABLATE])
-            if forced == ABLATE:
-                reindex(config, layouts[0], ABLATE)
-            _open_study(config, layouts[0], forced == ABLATE)  # refuses before config.yaml takes the new values
-            loaded.write(overrides)
-            _ablate(config, layouts[0], forced == ABLATE)
-    for stage in stages:
-        if stage == "status" and _flag(options, "watch"):
+    if of_generation:
+        with run_lock(config.run_dir, command.text):
+            _refuse_early(loaded, layouts, command)
+            with on_acceptance(lambda: loaded.write(command.overrides)):
+                _run_stages(config, layouts, of_generation, command.forced)
+    for study in studies:
+        _run_study(loaded, layouts[0], study, command)
+    for stage in readers:
+        if command.watch and stage == "status":
             watch_status(config)
-        elif stage in READERS:
-            READERS[stage](config, known_layouts(config))
-        elif stage == "diff":
-            diff(config, known_layouts(config), options.get("before"), options.get("after"))
+        else:
+            stages.function_of(stage)(config, known_layouts(config))
+    for stage in comparisons:
+        stages.function_of(stage)(config, known_layouts(config), command.before, command.after)
 
 
-def _verify(config: Config, layouts: Sequence[Layout], stage: str | None, forced: str | None) -> None:
-    if stage != "label" or forced:
-        raise UsageError("verify=true goes with stage=label alone, without force=true")
+def _require_run_dir(run_dir: str) -> None:
+    if not run_dir:
+        raise UsageError("run_dir=DIR is needed: where labels, weights and the report go")
+    if storage.is_local(run_dir) and storage.local_path(run_dir).is_file():
+        raise UsageError(f"run_dir={run_dir}: a file is there; give a folder")
+
+
+def _later(name: str, *arguments: Any) -> Any:
+    """Import a function that needs torch or Ray, and call it."""
+    return resolve_name(name)(*arguments)
+
+
+def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:
+    _later("pipeline.planning.plan:print_plan", config, layouts, command.stages, command.forced)
+    if set(command.stages) & {*stages.names_of("study")}:
+        _later("pipeline.studies.stage:plan_study", config, layouts[0])
+
+
+def _verify(config: Config, layouts: Sequence[Layout]) -> None:
     with run_lock(config.run_dir, "verify"):
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
-                _verify_labels(config, layout)
+                _later("teacher.labeling.verify:verify_labels", config, layout)
         verify_splits(config, layouts)
 
 
-def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
-    """`forced` names a stage to start over, in one of `layouts`, the generations that are certain before anything runs."""
+def _run_study(loaded: Loaded, layout: Layout, study: str, command: Command) -> None:
+    config, force = loaded.config, command.forced == study
+    with run_lock(config.run_dir, command.text):
+        require_inputs(loaded, [study])
+        if force:
+            reindex(config, layout, study)
+        _later(
+            "pipeline.studies.stage:open_study", config, layout, force
+        )  # refuses before config.yaml takes the new values
+        loaded.write(command.overrides)
+        stages.function_of(study)(config, layout, force)
+
+
+def _run_stages(config: Config, layouts: Sequence[Layout], names: Sequence[str], forced: str | None) -> None:
+    """Run the stages `names` of every generation.
+
+    Args:
+        layouts: the generations that are certain before anything runs.
+        forced: a stage to start over, in one of `layouts`.
+    """
     last = last_begun(layouts, forced) if forced else None
     for layout in all_layouts(config):
         if layout.generation > 1 and done_record(layout.teacher) is None:
@@ -209,10 +173,10 @@ def _run_stages(config: Config, layouts: Sequence[Layout], stages: Sequence[str]
                 f"generation {layout.generation} begins when generation {layout.generation - 1} has a student (stage=student)"
             )
             return
-        for stage in stages:
+        for stage in names:
             if stage == forced:
                 forced = None if _run_or_force(config, layout, stage, layout == last) else forced
-            elif stage in STAGES:
+            else:
                 _run_stage(config, layout, stage, False)
         goes_on = config.generations != "auto" or _goes_on(config, layout)
         write_summary(config, layout)
@@ -224,7 +188,7 @@ def _goes_on(config: Config, layout: Layout) -> bool:
     """generations=auto: decide about the next one, and say why; at the end, say which is the best."""
     if done_record(layout.student) is None:
         return True
-    decision = _decide(config, layout)
+    decision = _later("pipeline.evaluation.decide:decide", config, layout)
     print(decision.describe(layout.generation, config.max_generations), flush=True)
     is_last = not decision.goes_on or layout.generation == config.max_generations
     if is_last and (found := summarize(all_layouts(config)[: layout.generation])):
@@ -245,29 +209,28 @@ def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> boo
 
 
 def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
-    """Run a stage; time spent in vain counts too, and what stopped it can be read in the run's status."""
+    """Run a stage; record its time and what stopped it, for stage=status."""
     clock = Clock()
     try:
         if force:
             reindex(config, layout, stage)
-        STAGES[stage](config, layout, force)
+        stages.function_of(stage)(config, layout, force)
         note_stop(layout.run_dir, stage, None)
     except BaseException as error:
         note_stop(layout.run_dir, stage, error)
-        if (folder := _long_stages(layout).get(stage)) is not None:
-            with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
-                add_effort(folder, clock)
+        if stage in _long_stages(layout):
+            with suppress(OSError, storage.StorageError):  # the error that stopped the stage is the one to show
+                record_stopped_run(layout.folder_of(stage), clock)
         raise
 
 
-def _long_stages(layout: Layout) -> dict[str, str]:
-    """Stages with a folder of their own in which work may be half done."""
-    teacher = {"teacher": layout.teacher} if layout.generation == 1 else {}
-    return teacher | {"label": layout.labels, "student": layout.student}
+def _long_stages(layout: Layout) -> list[str]:
+    """Stages of this generation whose folder may hold half-done work."""
+    return [row.name for row in stages.with_folder(layout.generation) if row.is_long]
 
 
 def _describe_remembered(loaded: Loaded, config: str) -> str:
-    """What a run directory remembers and wins with."""
+    """The words that a run directory remembers and that win over the named file."""
     words, url = "\n  ".join(loaded.remembered.values()), storage.join(redacted(loaded.config.run_dir), CONFIG_NAME)
     return (
         f"remembered in {url}, so that it wins over {config}:\n  {words}\n"
@@ -275,74 +238,29 @@ def _describe_remembered(loaded: Loaded, config: str) -> str:
     )
 
 
-def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
+def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -> None:
     """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them, or miss a file?"""
-    config = loaded.config
-    if "evaluate" in stages:
+    config, names = loaded.config, command.stages
+    if "evaluate" in names:
         require_test(config)
-    require_inputs(loaded, stages)
+    require_inputs(loaded, names)
     indexes = layouts[0].indexes
     checked = {
-        name: open_split(getattr(config.data, name), indexes) for name in splits_to_check(config, layouts, stages)
+        name: open_split(getattr(config.data, name), indexes) for name in splits_to_check(config, layouts, names)
     }
     for note in check_splits(config, checked):
         print(note)
-    if {"teacher", "student"} <= set(stages):
-        _require_beginning(config.student, config.teacher.model, config.teacher.model_args)
-    for layout in () if forced else layouts:
-        for stage, folder in _long_stages(layout).items():
-            if stage in stages:
+    if {"teacher", "student"} <= set(names):
+        _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
+    for layout in () if command.forced else layouts:
+        for stage in _long_stages(layout):
+            if stage in names:
+                folder = layout.folder_of(stage)
                 refuse_other_config(folder, stage, config.stage_fields(stage))
                 if done_record(folder) is None:
                     config.require_trainable(stage)
-    if {"teacher", "label"} <= set(stages):
-        _check_unlabeled(config, layouts[0])
-
-
-def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Words of the command itself, and overrides of the configuration."""
-    pairs = [word.partition("=") for word in words]
-    options = {key: value for key, equals, value in pairs if equals and key in OPTIONS}
-    return options, [word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in options]
-
-
-def _flag(options: dict[str, str], name: str) -> bool:
-    value = options.get(name, "false").lower()
-    if value not in ("true", "false"):
-        raise UsageError(f"{name}={options[name]}: expected true or false")
-    return value == "true"
-
-
-def _forced_stage(options: dict[str, str]) -> str | None:
-    """The stage that force=true starts over: one, named, so that a word too many does not move days of work aside."""
-    if not _flag(options, "force"):
-        return None
-    if options["stage"] not in (*STAGES, ABLATE):
-        raise UsageError(
-            f"force=true with stage={options['stage']}: name the one stage to start over, as in stage=teacher force=true; "
-            "the stages after it then say what they need"
-        )
-    return options["stage"]
-
-
-def _parse_stages(text: str | None) -> list[str]:
-    """Stage names in the order in which they run."""
-    known = [*STAGES, *READERS, "diff", ABLATE]
-    if text is None:
-        raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
-    everything = [*(name for name in STAGES if name not in ASKED_FOR), "report"]
-    names = everything if text == "all" else text.split(",")
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"stage={name}: no such stage; expected all, or some of {', '.join(known)}{nearest(name, known)}"
-            )
-    wanted = {step for name in names for step in (name, *FOLLOWED_BY.get(name, ()))}
-    return [name for name in known if name in wanted]
-
-
-def _command(words: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "pipeline.run", *words])
+    if {"teacher", "label"} <= set(names):
+        _later("teacher.labeling.corpus:check_unlabeled", config, layouts[0])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data import storage
 from data.labels.exclusions import read_keys
-from data.labels.label_files import copies_digests, labels_by_name
+from data.labels.label_files import copies_digests, read_labels_manifest
 from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
@@ -35,7 +35,7 @@ def pseudo_labeled_stream(
     config: Config, layout: Layout, corpus: Split, selection_folder: str, images_per_step: int
 ) -> StreamSpec:
     """The stream of the selected pseudo-labels of `corpus`, with the digests of the committed labels and selection."""
-    entries, copies = labels_by_name(layout.labels), copies_digests(require_done(selection_folder, "select"))
+    entries, copies = read_labels_manifest(layout.labels), copies_digests(require_done(selection_folder, "select"))
     names = [shard.name for shard in corpus.shards]
     return StreamSpec(
         name="pseudo_labeled",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from data.labels.exclusions import exclude_inputs
@@ -11,9 +12,9 @@ from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
-from pipeline.inference.publish import publish
-from pipeline.models.device import require_device
-from pipeline.training.job import TrainJob
+from pipeline.inference.commit_weights import TrainedModel, commit_weights
+from pipeline.inference.predictor import require_device
+from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
 from pipeline.upstream.stage_inputs import (
@@ -50,21 +51,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
             if split is not None:
                 check_labeled(split, num_classes)
         streams = mixed_streams(config, layout, labeled, selection_folder)
-        prepared.append(
-            TrainJob(
-                name="student",
-                folder=layout.student,
-                config=config.student,
-                streams=streams,
-                num_classes=num_classes,
-                num_labeled=streams[0].num_images,
-                seed=config.seed,
-                threads=config.threads,
-                device=config.resolved_device(),
-                validation=validation,
-                initial_weights=initial_weights(config, layout),
-            )
-        )
+        job = job_from_config(config, "student", layout.student, streams, num_classes, validation)
+        prepared.append(replace(job, initial_weights=initial_weights(config, layout)))
 
     stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout), check)
     if stage.is_done:
@@ -77,10 +65,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     last = jobs[-1]
     state, _ = load_trained(last)
     metrics = ("metrics.jsonl", f"{FOLDER}/metrics.jsonl")[: len(jobs)]
-    publish(
-        stage, last.config, config, state, tuple(class_names) if class_names else None, num_classes, layout.generation,
-        validation, metrics, {"steps": sum(part.total_steps for part in jobs)},
-    )  # fmt: skip
+    trained = TrainedModel(last.config, state, num_classes, class_names, layout.generation)
+    commit_weights(stage, trained, config, validation, metrics, {"steps": sum(part.total_steps for part in jobs)})
     return require_done(layout.student, "student")
 
 

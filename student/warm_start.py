@@ -11,7 +11,7 @@ from data import storage
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, StudentConfig
 from pipeline.core.stage import StageError
-from pipeline.inference.publish import WEIGHTS_FOLDER, read_info
+from pipeline.inference.stage_weights import WEIGHTS_FOLDER, read_info
 from pipeline.models.registry import build_model, can_warm_start, count_parameters, on_meta
 
 logger = logging.getLogger(__name__)

@@ -10,16 +10,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, require_done
-from teacher.selection.cutoffs import Int64
-from teacher.selection.processes import threads_or_processes
+from teacher.executors import threads_or_processes
 
-_SHOWN = 10  # lines on the screen
+Int64 = npt.NDArray[np.int64]
+_SHOWN = 10  # lines to print per list
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Side:
     """Labels and a selection of them.
 
     Attributes:
-        entries: of the labels' manifest, by shard name.
+        name: `generation/selection digest`.
+        labels, selection: folders.
+        labeled: entries of the labels' manifest, by shard name.
         copies: SHA-256 of the selection's files, by shard name.
     """
 
@@ -36,20 +39,24 @@ class Side:
     selection: str
     num_classes: int
     class_names: tuple[str, ...] | None
-    entries: Mapping[str, LabeledShard]
+    labeled: Mapping[str, LabeledShard]
     copies: Mapping[str, str]
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number if classes have no names."""
+        return self.class_names[index] if self.class_names else str(index)
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Images by class before and after; those that only one side has labels of are `gone` or `new`.
+    """Images by class, before and after.
 
     Attributes:
-        same: int64 (C,), images on both sides with the same label.
-        flips: images on both sides by (label before, label after), where these differ: seldom all C × C pairs.
-        gone, new: int64 (C,).
-        kept: int64 (2, 2, C) kept before, kept after, by the label after (before, for images that are gone).
-        copies: int64 (2,), before and after.
+        same: int64 [num_classes], images on both sides with the same label.
+        flips: images on both sides whose label differs, by (label before, label after); few of all pairs occur.
+        gone, new: int64 [num_classes], images with a label only before, only after.
+        kept: int64 [2, 2, num_classes], images by (selected before, selected after, label after; label before if gone).
+        copies: int64 [2], before and after.
     """
 
     same: Int64
@@ -61,11 +68,9 @@ class Counts:
 
     @staticmethod
     def zeros(num_classes: int) -> Counts:
-        """Of nothing."""
-        same, gone, new, kept, copies = (
-            np.zeros(shape, np.int64) for shape in (*[num_classes] * 3, (2, 2, num_classes), 2)
-        )
-        return Counts(same, Counter(), gone, new, kept, copies)
+        """No images."""
+        same, gone, new = (np.zeros(num_classes, np.int64) for _ in range(3))
+        return Counts(same, Counter(), gone, new, np.zeros((2, 2, num_classes), np.int64), np.zeros(2, np.int64))
 
     def add(self, other: Counts) -> None:
         """Add other images. In place."""
@@ -74,27 +79,26 @@ class Counts:
             getattr(self, name)[:] += getattr(other, name)
 
     def flipped(self) -> tuple[Int64, Int64]:
-        """Images on both sides whose label changed, int64 (C,) each: by the label before, by the label after."""
-        pairs = np.array([*self.flips], np.int64).reshape(-1, 2)
-        images = np.array([*self.flips.values()], np.int64)
-        totals = [np.zeros_like(self.same) for _ in range(2)]
-        for side, total in enumerate(totals):
-            np.add.at(total, pairs[:, side], images)
-        return totals[0], totals[1]
+        """Images whose label changed, by the label before and by the label after, int64 [num_classes] each."""
+        by_before, by_after = np.zeros_like(self.same), np.zeros_like(self.same)
+        for (before, after), images in self.flips.items():
+            by_before[before] += images
+            by_after[after] += images
+        return by_before, by_after
 
 
 def diff(
     config: Config, layouts: Iterable[Layout], before: str | None = None, after: str | None = None
 ) -> dict[str, Any]:
-    """Compare, print, and write `RUN/diff.json`; returns what is in it.
+    """Compare two sides, print the changes, write them to `RUN/diff.json` and return its content.
 
     Args:
-        before, after: a generation (`2`), one of its selections (`1/9f3a…`), or an export (`v1`). By default `after` is the last
-            generation that has a selection, and `before` the generation before it, or in the first one the selection before the
-            current one.
+        before, after: a generation (`2`), one of its selections (`1/9f3a…`), or an export (`v1`). `after` defaults to the last
+            generation that has a selection; `before` to the generation before `after`, or in generation 1 to the selection before
+            the current one.
 
     Raises:
-        StageError: there is no such generation or selection, or nothing to compare.
+        StageError: the generation or selection does not exist, or the two sides cannot be compared.
     """
     by_generation = {str(layout.generation): layout for layout in layouts}
     exports = config.export.out or Layout(config.run_dir).exports
@@ -102,7 +106,7 @@ def diff(
     one, two = _choose_sides(by_generation, before, after)
     if one.num_classes != two.num_classes:
         raise StageError(
-            f"{one.labels} has {one.num_classes} classes, {two.labels} {two.num_classes}: nothing to compare"
+            f"{one.labels} has {one.num_classes} classes, {two.labels} {two.num_classes}: they cannot be compared"
         )
     result = as_json(one, two, compare(one, two))
     url = storage.join(config.run_dir, "diff.json")
@@ -113,8 +117,8 @@ def diff(
 
 
 def compare(before: Side, after: Side) -> Counts:
-    """Count what changed, shard by shard, images joined by shard and ordinal."""
-    names = sorted({*before.entries, *after.entries})
+    """Count what changed, shard by shard; images are joined by shard and ordinal."""
+    names = sorted({*before.labeled, *after.labeled})
     total = Counts.zeros(after.num_classes)
     with threads_or_processes(len(names)) as (executor, number):
         for part in executor(partial(_count, before, after), names, number, "compare"):
@@ -123,7 +127,7 @@ def compare(before: Side, after: Side) -> Counts:
 
 
 def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
-    """What diff.json holds."""
+    """The content of diff.json."""
     flipped, num_classes = counts.flips.total(), after.num_classes
     common = int(counts.same.sum()) + flipped
     pairs = sorted(counts.flips.items(), key=lambda item: (-item[1], item[0]))[: 10 * num_classes]
@@ -138,13 +142,14 @@ def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
         "copies": dict(zip(("before", "after"), counts.copies.tolist(), strict=True)),
         "classes": _classes_json(after, counts),
         "flips": [
-            {"before": _name(after, one), "after": _name(after, two), "images": images} for (one, two), images in pairs
+            {"before": after.class_name(one), "after": after.class_name(two), "images": images}
+            for (one, two), images in pairs
         ],
     }
 
 
 def print_changes(result: dict[str, Any]) -> None:
-    """The changes in a few lines."""
+    """Print the changes (`as_json`) in a few lines."""
     images, kept = result["images"], result["kept"]
     print(f"diff: {result['before']} → {result['after']}")
     if result["flip_rate"] is not None:
@@ -152,7 +157,7 @@ def print_changes(result: dict[str, Any]) -> None:
     if images["gone"] or images["new"]:
         print(f"  images without a label now: {images['gone']:,}; without one before: {images['new']:,}")
     print(
-        f"  kept: {kept['both']:,} still, {kept['only_before']:,} no more, {kept['only_after']:,} newly; "
+        f"  kept: {kept['both']:,} as before, {kept['only_before']:,} no longer, {kept['only_after']:,} newly; "
         f"copies {result['copies']['before']:,} → {result['copies']['after']:,}"
     )
     moved = [entry for entry in result["classes"] if entry["labels_before"] != entry["labels_after"]]
@@ -178,49 +183,68 @@ def _count(before: Side, after: Side, shards: Iterable[str]) -> Counts:
 
 
 def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
-    ordinal_1, label_1 = _read_labels(before, shard)
-    ordinal_2, label_2 = (ordinal_1, label_1) if after.labels == before.labels else _read_labels(after, shard)
-    copies_1, copies_2 = _read_copies(before, shard, len(label_1)), _read_copies(after, shard, len(label_2))
-    part.copies[:] += np.array([copies_1.sum(dtype=np.int64), copies_2.sum(dtype=np.int64)])
-    kept_1, kept_2 = copies_1 > 0, copies_2 > 0
-    if ordinal_1 is not ordinal_2:
-        _, rows_1, rows_2 = np.intersect1d(ordinal_1, ordinal_2, assume_unique=True, return_indices=True)
-        alone_1, alone_2 = (
-            np.delete(np.arange(len(o)), rows) for o, rows in ((ordinal_1, rows_1), (ordinal_2, rows_2))
-        )
-        part.gone[:] += np.bincount(label_1[alone_1], minlength=len(part.gone))
-        part.new[:] += np.bincount(label_2[alone_2], minlength=len(part.new))
-        _add_kept(part, kept_1[alone_1], False, label_1[alone_1])
-        _add_kept(part, False, kept_2[alone_2], label_2[alone_2])
-        label_1, label_2, kept_1, kept_2 = label_1[rows_1], label_2[rows_2], kept_1[rows_1], kept_2[rows_2]
-    part.same[:] += np.bincount(label_2[label_1 == label_2], minlength=after.num_classes)
-    changed = label_1 != label_2
-    part.flips.update(zip(label_1[changed].tolist(), label_2[changed].tolist(), strict=True))
-    _add_kept(part, kept_1, kept_2, label_2)
+    one = _read_rows(before, shard)
+    two = _read_rows(after, shard, labels=one if after.labels == before.labels else None)
+    part.copies[:] += np.array([one.copies.sum(dtype=np.int64), two.copies.sum(dtype=np.int64)])
+    if one.ordinal is not two.ordinal:
+        one, two = _add_unmatched(part, one, two)
+    changed = one.label != two.label
+    part.same[:] += np.bincount(two.label[~changed], minlength=len(part.same))
+    part.flips.update(zip(one.label[changed].tolist(), two.label[changed].tolist(), strict=True))
+    _add_kept(part, one.copies > 0, two.copies > 0, two.label)
+
+
+def _add_unmatched(part: Counts, one: _Rows, two: _Rows) -> tuple[_Rows, _Rows]:
+    """Count the images that only one side has; return the rows of the others, in one order."""
+    _, rows_1, rows_2 = np.intersect1d(one.ordinal, two.ordinal, assume_unique=True, return_indices=True)
+    gone = one.take(np.delete(np.arange(len(one.ordinal)), rows_1))
+    new = two.take(np.delete(np.arange(len(two.ordinal)), rows_2))
+    part.gone[:] += np.bincount(gone.label, minlength=len(part.gone))
+    part.new[:] += np.bincount(new.label, minlength=len(part.new))
+    _add_kept(part, gone.copies > 0, False, gone.label)
+    _add_kept(part, False, new.copies > 0, new.label)
+    return one.take(rows_1), two.take(rows_2)
 
 
 def _add_kept(part: Counts, before: np.ndarray | bool, after: np.ndarray | bool, label: np.ndarray) -> None:
-    """Count rows by what was and is kept and by label, all [n] (or one truth for all rows), into `part.kept`. In place."""
+    """Count rows into `part.kept`. `before` and `after`: selected or not, bool [n] or one value for all rows; label [n]."""
     cell = label + part.kept.shape[2] * (2 * np.asarray(before, np.int64) + np.asarray(after, np.int64))
     part.kept[:] += np.bincount(cell, minlength=part.kept.size).reshape(part.kept.shape)
 
 
-def _read_labels(side: Side, shard: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinal and label of a shard's rows; none where the side does not have the shard."""
-    if (entry := side.entries.get(shard)) is None:
-        return np.empty(0, np.int32), np.empty(0, np.int32)
-    table = read_labels(storage.join(side.labels, f"{shard}.parquet"), ["ordinal", "label"], entry)
-    return table.column("ordinal").to_numpy(), table.column("label").to_numpy()
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Label rows of a shard: ordinal int32, label int32, copies uint16, all [n]."""
+
+    ordinal: np.ndarray
+    label: np.ndarray
+    copies: np.ndarray
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        return _Rows(self.ordinal[rows], self.label[rows], self.copies[rows])
+
+
+def _read_rows(side: Side, shard: str, labels: _Rows | None = None) -> _Rows:
+    """A shard's rows, ordinals and labels from `labels` if given; no rows if the side does not have the shard."""
+    if (entry := side.labeled.get(shard)) is None:
+        return _Rows(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16))
+    if labels is None:
+        table = read_labels(storage.join(side.labels, f"{shard}.parquet"), ["ordinal", "label"], entry)
+        ordinal, label = (table.column(name).to_numpy() for name in ("ordinal", "label"))
+    else:
+        ordinal, label = labels.ordinal, labels.label
+    return _Rows(ordinal, label, _read_copies(side, shard, len(label)))
 
 
 def _read_copies(side: Side, shard: str, num_rows: int) -> np.ndarray:
-    """How often each row is kept, uint16 (num_rows,)."""
     if not num_rows:
         return np.empty(0, np.uint16)
     url = storage.join(side.selection, f"{shard}.parquet")
     copies = read_copies(url, side.copies.get(shard))
     if len(copies) != num_rows:
-        raise StageError(f"{url} is of other labels than {side.labels}/{shard}.parquet; run stage=select again")
+        raise StageError(
+            f"{url}: expected {num_rows} rows, as in {side.labels}/{shard}.parquet, but got {len(copies)}; run stage=select again"
+        )
     return copies
 
 
@@ -234,17 +258,13 @@ def _classes_json(side: Side, counts: Counts) -> list[dict[str, Any]]:
         "kept_after": counts.kept[:, 1].sum(axis=0),
     }
     return [
-        {"class": _name(side, index)} | {name: int(values[index]) for name, values in columns.items()}
+        {"class": side.class_name(index)} | {name: int(values[index]) for name, values in columns.items()}
         for index in range(side.num_classes)
     ]
 
 
-def _name(side: Side, index: int) -> str:
-    return side.class_names[index] if side.class_names else str(index)
-
-
 def _selection_in(exports: str, name: str | None) -> str | None:
-    """The selection that an export was made of; other names as they are. Raises StageError for one that is not there."""
+    """Replace the name of an export by the selection that it was made from. Raises StageError if there is no such export."""
     if name is None or not VERSION.fullmatch(name):
         return name
     summary = require_done(storage.join(exports, name), "export")["summary"]
@@ -269,41 +289,45 @@ def _previous(layout: Layout) -> str:
     pointer = storage.join(layout.selections, PREVIOUS_NAME)
     if not storage.exists(pointer):
         raise StageError(
-            "stage=diff: there is one selection of one generation; try another setting (stage=select select.per_class=…), "
-            "or name two, as in before=1 after=2"
+            "stage=diff: there is only one selection; make another (stage=select select.per_class=…), "
+            "or name two generations, as in before=1 after=2"
         )
     return storage.read_text(pointer).strip()
 
 
 def side(layouts: dict[str, Layout], name: str) -> Side:
-    """The labels and the selection that `1` or `1/9f3a…` names. Raises StageError when they are not there."""
+    """Open the labels and the selection that `1` or `1/9f3a…` names. Raises StageError if they do not exist."""
     number, _, digest = name.partition("/")
     layout = layouts.get(number)
     if layout is None:
         raise StageError(
-            f"stage=diff: {name!r} is none of the generations {', '.join(layouts)}; as in before=1 after=2, or after=1/9f3a…"
+            f"stage=diff: expected a generation ({', '.join(layouts)}) but got {name!r}; as in before=1 after=2, or after=1/9f3a…"
         )
-    current = layout.current_selection()
-    there = [entry for entry in storage.list_names(layout.selections) if ".old-" not in entry]  # those were moved aside
-    found = [entry for entry in there if digest and entry.startswith(digest)]
-    if digest and len(found) != 1:
-        raise StageError(f"stage=diff: {name!r}: {len(found)} selections in {layout.selections} begin so; expected one")
-    folder = storage.join(layout.selections, found[0]) if found else current
+    folder = _selection_folder(layout, digest, name) if digest else layout.current_selection()
     if folder is None:
         raise StageError(f"stage=diff: generation {number} has no selection; run stage=select first")
     labels, selection = require_done(layout.labels, "label"), require_done(folder, "select")
     if selection["fingerprint"]["inputs"]["labels"] != labels["digest"]:
         raise StageError(
-            f"stage=diff: {folder} was selected from other labels than {layout.labels} has now; nothing to compare"
+            f"stage=diff: {folder} was selected from other labels than {layout.labels} has now; they cannot be compared"
         )
-    labels = labels["summary"]
-    names = labels["class_names"]
+    names = labels["summary"]["class_names"]
     return Side(
-        f"{number}/{storage.base_name(folder)}",
-        layout.labels,
-        folder,
-        labels["num_classes"],
-        tuple(names) if names else None,
-        labels_by_name(layout.labels),
-        copies_digests(selection),
+        name=f"{number}/{storage.base_name(folder)}",
+        labels=layout.labels,
+        selection=folder,
+        num_classes=labels["summary"]["num_classes"],
+        class_names=tuple(names) if names else None,
+        labeled=read_labels_manifest(layout.labels),
+        copies=copies_digests(selection),
     )
+
+
+def _selection_folder(layout: Layout, digest: str, name: str) -> str:
+    names = (entry for entry in storage.list_names(layout.selections) if ".old-" not in entry)  # not those moved aside
+    found = [entry for entry in names if entry.startswith(digest)]
+    if len(found) != 1:
+        raise StageError(
+            f"stage=diff: {name!r} must name one selection in {layout.selections} but matches {len(found)}"
+        )
+    return storage.join(layout.selections, found[0])

@@ -14,12 +14,12 @@ from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, TeacherConfig, TrainConfig
 from pipeline.core.stage import Fingerprint, StageError, digest_of, open_stage, require_done
-from pipeline.inference.publish import publish
+from pipeline.inference.commit_weights import TrainedModel, commit_weights
+from pipeline.inference.predictor import require_device
 from pipeline.inputs.streams import labeled_stream
-from pipeline.models.classes import class_order, reorder_classes
-from pipeline.models.device import require_device
-from pipeline.models.weights import load_external, other_preprocessing, weights_digest
-from pipeline.training.job import TrainJob
+from pipeline.models.class_order import class_order, reorder_classes
+from pipeline.models.external_weights import load_external, other_preprocessing, weights_digest
+from pipeline.training.job import job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -54,12 +54,13 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
                 "teacher: without data.validation, nothing checks that classes and preprocessing are those of teacher.weights"
             )
         state = weights
-        published: dict[str, Any] = {"extra": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
+        made: dict[str, Any] = {"summary": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
     else:
         assert labeled is not None, "fingerprint() requires it"
         state, steps = _train(config, layout, labeled, validation, num_classes)
-        published = {"outputs": ("metrics.jsonl",), "extra": {"steps": steps}}
-    publish(stage, config.teacher, config, state, class_names, num_classes, 0, validation, **published)
+        made = {"outputs": ("metrics.jsonl",), "summary": {"steps": steps}}
+    trained = TrainedModel(config.teacher, state, num_classes, class_names, generation=0)
+    commit_weights(stage, trained, config, validation, **made)
     return require_done(layout.teacher, "teacher")
 
 
@@ -126,18 +127,7 @@ def _train(
 ) -> tuple[dict[str, Tensor], int]:
     """Train; return EMA weights and the number of steps."""
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
-    job = TrainJob(
-        name="teacher",
-        folder=layout.teacher,
-        config=config.teacher,
-        streams=(stream,),
-        num_classes=num_classes,
-        num_labeled=stream.num_images,
-        seed=config.seed,
-        threads=config.threads,
-        device=config.resolved_device(),
-        validation=validation,
-    )
+    job = job_from_config(config, "teacher", layout.teacher, (stream,), num_classes, validation)
     run_training(job, config.ray_address)
     return load_trained(job)[0], job.total_steps
 

@@ -1,8 +1,8 @@
-"""Pages as a headless Chromium shows them: screenshots, and what is wrong with them for people.
+"""Open pages in a headless Chromium: take screenshots, and find faults that people would notice.
 
     python -m tests.browser page=PAGE.html out=PICTURE.png [width=1600] [dark=true] [height=PIXELS]
 
-Spoken to by its DevTools protocol; the system's package `chromium` is all that is needed.
+Needs the system's package `chromium`, and speaks its DevTools protocol.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Page:
     """One page in a browser.
 
     Attributes:
-        requests: addresses that it asked for.
-        errors: what it wrote to the console as an error, and exceptions of its scripts.
+        requests: URLs that it requested.
+        errors: errors on its console, and uncaught exceptions of its scripts.
     """
 
     socket: aiohttp.ClientWebSocketResponse
@@ -84,19 +84,19 @@ class Page:
     _loaded: bool = False
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The protocol's answer to a method; events that come before it are noted."""
+        """Call a method of the protocol and return its result; events that arrive before it are recorded."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         await self.socket.send_json(message | ({"sessionId": self.session} if self.session else {}))
         while True:
             answer = await self.socket.receive_json(timeout=_ANSWER_S)
-            self._note(answer)
+            self._record(answer)
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return dict(answer["result"])
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _record(self, event: dict[str, Any]) -> None:
         method, content = event.get("method"), event.get("params", {})
         if method == "Network.requestWillBeSent":
             self.requests.append(content["request"]["url"])
@@ -108,7 +108,7 @@ class Page:
             self._loaded = True
 
     async def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a page, in a tab of its own, and wait until it is loaded with all its images."""
+        """Open a page in a new tab, and wait until it and all its images are loaded."""
         self.session, self._loaded = "", False
         self.requests.clear()
         self.errors.clear()
@@ -121,41 +121,41 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
         await self.call("Page.navigate", url=url)
         while not self._loaded:
-            self._note(await self.socket.receive_json(timeout=_ANSWER_S))
-        await self.resize(width, await self.evaluate("document.documentElement.scrollHeight"))  # shows lazy images
+            self._record(await self.socket.receive_json(timeout=_ANSWER_S))
+        await self.resize(width, await self.evaluate("document.documentElement.scrollHeight"))  # loads lazy images
         await self.evaluate("Promise.all([...document.images].map(image => image.decode().catch(() => 0)))")
 
     async def resize(self, width: int, height: int) -> None:
-        """Give the window this size, in CSS pixels."""
+        """Set the window's size in CSS pixels."""
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
     async def evaluate(self, script: str) -> Any:
-        """A script's value, once it is there."""
+        """Evaluate a script and return its value; a promise is awaited. Raises RuntimeError if the script throws."""
         answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     async def faults(self) -> list[str]:
-        """What people would stumble over: a page wider than its window, images that are not shown or have no alt text, text with
-        less contrast than 4.5 (WCAG 2.2, 1.4.3) or of tiny letters, errors."""
+        """Find faults: a page wider than its window, images that are not shown or have no alt text, text with a contrast below 4.5
+        (WCAG 2.2, 1.4.3) or below 11 px, console errors."""
         return [*(await self.evaluate(_FAULTS)), *self.errors]
 
     async def screenshot(self) -> bytes:
-        """The whole page as PNG."""
+        """Take a screenshot of the whole page, as PNG."""
         answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
         return base64.b64decode(answer["data"])
 
     async def pdf(self) -> bytes:
-        """The page as it is printed."""
+        """Print the page to PDF."""
         return base64.b64decode((await self.call("Page.printToPDF", preferCSSPageSize=True))["data"])
 
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Page]:
-    """A browser of its own with an empty profile."""
+    """Start a browser with an empty profile."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
@@ -175,7 +175,7 @@ async def browser() -> AsyncIterator[Page]:
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
-    """Where the browser listens; it says so on its standard error."""
+    """Read the browser's WebSocket address from its standard error."""
     assert process.stderr is not None
     async for line in process.stderr:
         if line.startswith(b"DevTools listening on "):
@@ -184,7 +184,7 @@ async def _address(process: asyncio.subprocess.Process) -> str:
 
 
 def shoot(page: str, out: str, width: int = 1600, dark: bool = False, height: int = 0) -> None:
-    """Save a page's screenshot; all of it, or its first `height` pixels."""
+    """Save a screenshot of a page: all of it, or its first `height` pixels."""
 
     async def main() -> bytes:
         async with browser() as shown:
@@ -198,7 +198,7 @@ def shoot(page: str, out: str, width: int = 1600, dark: bool = False, height: in
 
 
 def main(arguments: list[str]) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(shoot, arguments, __doc__ or "")
 
 

@@ -19,8 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
 
-from data.images.held_out_hashes import traits, write_hashes
-from data.shards.write import Members, labeled_members, write_shards
+from data.images.held_out_hashes import held_out_row, write_hashes
+from data.shards.split import Split, open_split
+from data.shards.write import Fields, labeled_members, write_shards
 from data.storage import remote, retry
 from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
 
@@ -59,13 +60,13 @@ def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
     def write(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
         images, labels = digits[0][start:stop], digits[1][start:stop]
 
-        def samples() -> Iterator[tuple[str, Members]]:
+        def samples() -> Iterator[tuple[str, Fields]]:
             for number, image in enumerate(images):
                 yield f"{number:05d}", labeled_members("png", png(image), int(labels[number]) if labeled else None)
 
         write_shards(samples(), str(folder), folder.name, per_shard, DIGIT_NAMES if labeled else None)
         if labeled:
-            write_hashes(str(folder), (traits(np.repeat(image[..., None], 3, axis=2)) for image in images))
+            write_hashes(str(folder), (held_out_row(np.repeat(image[..., None], 3, axis=2)) for image in images))
         return [int(label) for label in labels]
 
     return write
@@ -75,6 +76,13 @@ def make_writer(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
 def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> WriteDigits:
     """See make_writer."""
     return make_writer(digits)
+
+
+@pytest.fixture
+def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    """100 labeled digits in four shards."""
+    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
+    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
 
 
 @pytest.fixture(scope="session")

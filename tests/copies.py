@@ -13,11 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data import storage
-from data.images.decode import Pixels, decode, image_hash
-from data.images.held_out_hashes import traits, write_hashes
+from data.images.decode import Pixels, decode
+from data.images.held_out_hashes import held_out_row, write_hashes
+from data.images.similarity import image_hash
 from data.labels.label_files import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
 from data.shards.split import open_split
-from data.shards.write import Members, write_shards
+from data.shards.write import Fields, write_shards
 from pipeline.core.layout import Layout
 from pipeline.core.stage import Fingerprint, open_stage
 
@@ -64,7 +65,7 @@ COPIES: Mapping[str, Callable[[Pixels], bytes]] = {
 
 def write_held_out(folder: Path, images: Sequence[Pixels]) -> str:
     """A hashes.parquet; returns its path."""
-    write_hashes(str(folder), map(traits, images))
+    write_hashes(str(folder), map(held_out_row, images))
     return f"{folder}/hashes.parquet"
 
 
@@ -72,7 +73,7 @@ def write_labeled_shards(
     folder: Path, layout: Layout, images: Sequence[bytes], per_shard: int = 15
 ) -> list[LabeledShard]:
     """Unlabeled shards of encoded images in `folder`, and their labels as a stage that is done: class 0, confidence 0.9."""
-    samples: list[tuple[str, Members]] = [(f"{number:05d}", {"jpg": image}) for number, image in enumerate(images)]
+    samples: list[tuple[str, Fields]] = [(f"{number:05d}", {"jpg": image}) for number, image in enumerate(images)]
     write_shards(samples, str(folder), "unlabeled", per_shard)
     stage = open_stage(layout.labels, "label", Fingerprint({}, {"images": str(len(images))}), force=True)
     corpus, entries, start = open_split(f"{folder}/*.tar", layout.indexes), [], 0

@@ -1,8 +1,8 @@
-"""Exports that are killed at a step and done again, in children of one process, which loads the libraries once.
+"""Kill exports at a step and run them again, in forks of one process, which loads the libraries once.
 
     python -m tests.killed_export STEP CONFIG [STEP CONFIG …]
 
-A file is made in the process itself, not in a Ray task, so that the step is reached there.
+Files are written in the forked process, not in Ray tasks, so that the step is reached there.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from data.storage.failpoint import VARIABLE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export import stage as module
-from pipeline.export.todo import File, Job, make_file
+from pipeline.export.plan import ExportFile
+from pipeline.export.tasks import ExportJob, make_file
 
 
-def make_here(job: Job, files: Iterable[File], there: Mapping[str, ShardRecord], total: int) -> list[ShardRecord]:
-    """As `make_files`, in this process."""
-    records = [there.get(file.name) or make_file(job, file) for file in files]
+def make_here(
+    job: ExportJob, files: Iterable[ExportFile], finished: Mapping[str, ShardRecord], total: int
+) -> list[ShardRecord]:
+    """Do the work of `make_files` in this process."""
+    records = [finished.get(file.name) or make_file(job, file) for file in files]
     assert sum(record.num_samples for record in records) == total
     return records
 
 
 def _status(step: str, config: Config) -> int:
-    """How a child ends that exports and is killed at `step`; never, when that is empty."""
+    """Export in a child that is killed at `step` (empty: not killed); return its exit status."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]

@@ -1,4 +1,4 @@
-"""A server in a thread or in a process of its own, and plain requests to it."""
+"""Helpers for tests of the server: run it in a thread or a process; send it requests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ import numpy as np
 
 from data.shards.write import write_shards
 from pipeline.core.layout import Layout
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, ServeConfig
 from pipeline.serving.catalog import Catalog
-from pipeline.serving.server import ServerSettings, open_catalog, serve_until
+from pipeline.serving.server import open_catalog, serve_until
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.pipeline.export.test_export import with_teacher
@@ -37,19 +37,19 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said."""
+    """A server's answer."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
     def json(self) -> Any:
-        """The content."""
+        """Parse the content as JSON."""
         return json.loads(self.content)
 
 
 def fetch(url: str, headers: Mapping[str, str | bytes] | None = None, method: str = "GET") -> Answer:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
     try:
@@ -62,30 +62,30 @@ def fetch(url: str, headers: Mapping[str, str | bytes] | None = None, method: st
 
 
 def raw(url: str, request: bytes) -> bytes:
-    """What comes back for these bytes until the server ends the connection."""
+    """Send bytes; return everything received until the server closes the connection."""
     with connected(url) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def layout(run: SmallRun) -> Layout:
-    """Of `make_run`'s run."""
+    """Return the layout of `make_run`'s run."""
     return Layout(str(run.folder / "run"))
 
 
 def config(run: SmallRun, source: str = "run") -> Config:
-    """Of a server of the run, or of one of its exports."""
+    """Return the configuration of a server of the run, or of an export of it."""
     return run.config(serve={"source": source})
 
 
 def catalog(run: SmallRun, source: str = "run") -> Any:
-    """What such a server has."""
+    """Open the catalog of such a server."""
     return open_catalog(config(run, source), [layout(run)])
 
 
 @contextmanager
 def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.socket]:
-    """A connection; with a small receive buffer, one that soon holds up its sender."""
+    """Connect to a server; a small `receive_buffer` (bytes) soon blocks the sender."""
     parts = urlsplit(url)
     with socket.socket() as connection:
         connection.settimeout(_TIMEOUT_S)
@@ -96,15 +96,15 @@ def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.so
 
 
 @contextmanager
-def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
-    """A server in this process; its URL."""
-    said: queue.Queue[str] = queue.Queue()
+def server_thread(catalog: Catalog, token: str | None = None, **fields: Any) -> Iterator[str]:
+    """Run a server in a thread; yield its URL. `fields` are of ServeConfig."""
+    reported: queue.Queue[str] = queue.Queue()
     ended = threading.Event()
-    run = serve_until(catalog, ServerSettings(**{"grace_s": 0.0, **settings}), ended.is_set, said.put)
+    run = serve_until(catalog, ServeConfig(**{"port": 0, "grace_s": 0.0, **fields}), token, ended.is_set, reported.put)
     thread = threading.Thread(target=asyncio.run, args=(run,))
     thread.start()
     try:
-        yield said.get(timeout=_TIMEOUT_S)
+        yield reported.get(timeout=_TIMEOUT_S)
     finally:
         ended.set()
         thread.join(_TIMEOUT_S)
@@ -112,22 +112,22 @@ def server_thread(catalog: Catalog, **settings: Any) -> Iterator[str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; fails when it does not come to that."""
+    """Wait until the condition holds; fail after a minute."""
     deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.02)
 
 
 def ask(connection: socket.socket, url: str, headers: str = "") -> None:
-    """Ask for a file; what comes back is the caller's to read."""
+    """Send a GET request; the caller reads the answer."""
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n".encode())
 
 
 def read_body(connection: socket.socket, number: int) -> bytes:
-    """So many bytes behind the headers, or some more."""
+    """Read the headers and at least `number` bytes after them; return those bytes."""
     content = b""
     while b"\r\n\r\n" not in content or len(content) < number:
         piece = connection.recv(1 << 16)
@@ -137,7 +137,7 @@ def read_body(connection: socket.socket, number: int) -> bytes:
 
 
 def read_to_end(connection: socket.socket, wait_s: float = 0) -> tuple[bytes, bool]:
-    """What still comes, beginning after `wait_s` seconds, and whether the server broke the connection off."""
+    """Sleep `wait_s` seconds and read to the end; return the bytes, and whether the server reset the connection."""
     content = b""
     time.sleep(wait_s)
     try:
@@ -149,7 +149,7 @@ def read_to_end(connection: socket.socket, wait_s: float = 0) -> tuple[bytes, bo
 
 
 def metric(url: str, name: str) -> float:
-    """A figure of the server's."""
+    """Return a value from the server's /metrics."""
     lines = fetch(f"{url}/metrics").content.decode().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
@@ -168,14 +168,14 @@ class ServerProcess:
         )
 
     def url(self) -> str:
-        """Where it listens, when it does."""
+        """Wait until it listens; return its URL."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert "http://" in line, f"{line}{self.process.stderr.read() if self.process.stderr else ''}"
         return line[line.index("http://") :].strip()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Its exit code and what it wrote to stderr, after a signal."""
+        """Send a signal; return the exit code and stderr."""
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=_TIMEOUT_S)
         return self.process.returncode, errors
@@ -190,7 +190,7 @@ class ServerProcess:
 
 
 def large_images(write: WriteDigits, num_bytes: int) -> WriteDigits:
-    """As `write`, but unlabeled images have noise behind their last chunk: shards that do not fit into sockets' buffers."""
+    """Return `write` with `num_bytes` of noise after each unlabeled image, so that shards do not fit into socket buffers."""
 
     def write_large(folder: Path, start: int, stop: int, labeled: bool = True, per_shard: int = 100) -> list[int]:
         if labeled:
@@ -204,7 +204,7 @@ def large_images(write: WriteDigits, num_bytes: int) -> WriteDigits:
 
 
 def make_run(folder: Path, write: WriteDigits) -> SmallRun:
-    """A run with labels and a selection."""
+    """Make a run with labels and a selection."""
     run = SmallRun(folder, write)
     run.label(run.config(), with_teacher(run))
     select(run.config(), Layout(str(folder / "run")))

@@ -1,4 +1,4 @@
-"""The clean view of an image that a model sees when it labels, is evaluated or serves: from bytes to pixels in one step."""
+"""The clean view: what a model sees of an image in labeling, evaluation and serving, from bytes to pixels in one step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from data.images.decode import Pixels, decode, eval_transform, image_hash
-from data.images.fast_decode import decode_fast
-from data.images.resize import eval_transform_fast
+from data.images.decode import Pixels, decode, decode_fast
+from data.images.resize import eval_transform, eval_transform_fast
+from data.images.similarity import image_hash
 
-_BUFFER_BYTES = 3 << 21  # two megapixels
+_BUFFER_BYTES = 3 << 21  # two megapixels of RGB
 _thread = threading.local()
 
 Decoder = Literal["fast", "pillow"]
@@ -21,14 +21,14 @@ Decoder = Literal["fast", "pillow"]
 
 @dataclass(frozen=True)
 class EvalView:
-    """How encoded bytes become the pixels that a model is given without noise.
+    """How encoded bytes become pixels without noise.
 
     Attributes:
         image_size: side of the view, pixels.
-        crop_pct: centre crop as a fraction of the resized side; mode `crop` only.
+        crop_pct: centre crop as a fraction of the resized side, for mode `crop`.
         interpolation: `bilinear` or `bicubic`.
-        mode: `crop` resizes and crops, as timm does; `pad` centres small images on black and never resizes.
-        decoder: `pillow` gives timm's pixels exactly; `fast` takes half the time; see `data.images.fast_decode`.
+        mode: `crop` resizes and crops like timm; `pad` centres small images on black without resizing.
+        decoder: `pillow` gives timm's pixels exactly; `fast` takes half the time (see `data.images.decode.decode_fast`).
     """
 
     image_size: int
@@ -38,18 +38,18 @@ class EvalView:
     decoder: Decoder = "pillow"
 
     def __call__(self, content: bytes) -> Pixels:
-        """uint8 (image_size, image_size, 3) of one encoded image; raises DecodeError."""
+        """The view of one encoded image, uint8 (image_size, image_size, 3). Raises DecodeError."""
         return self.fit(self._decode(content))
 
     def with_hash(self, content: bytes) -> tuple[Pixels, int]:
-        """The view, and the image's 64-bit perceptual hash; raises DecodeError."""
+        """The view, and the image's 64-bit perceptual hash. Raises DecodeError."""
         image = self._decode(content)
         return self.fit(image), image_hash(image)
 
     def _decode(self, content: bytes) -> Pixels:
         if self.decoder == "pillow":
             return decode(content)
-        if self.mode == "pad":  # returns the image itself where it fits: not to be put into memory that is used again
+        if self.mode == "pad":  # may return the decoded image itself, so no shared buffer
             return decode_fast(content)
         return decode_fast(content, math.floor(self.image_size / self.crop_pct), _buffer())
 
@@ -61,7 +61,7 @@ class EvalView:
 
 
 def _buffer() -> Pixels:
-    """This thread's, for one image at a time."""
+    """This thread's buffer, for one image at a time."""
     if not hasattr(_thread, "buffer"):
         _thread.buffer = np.empty(_BUFFER_BYTES, np.uint8)
     return _thread.buffer

@@ -1,12 +1,15 @@
-"""From bytes to pixels, by one rule for training, labeling, evaluation and serving.
+"""Decode images from bytes to pixels, by one rule for training, labeling, evaluation and serving.
 
 The rule: JPEG, PNG and WebP only; first frame; EXIF orientation applied (a bad EXIF block is ignored); transparency
 composited on white; CMYK and palettes converted to RGB; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit
-colour; grey is repeated to three channels; colour profiles are ignored. All else raises DecodeError.
+colour; grey is repeated to three channels; colour profiles are ignored. Anything else raises DecodeError.
 
-What is an image, and which way is up, is Pillow's to say (`Image.open`, `ImageOps.exif_transpose`), so that whoever reads the
-images of an export finds the same. Two exceptions: files that would take Pillow minutes or gigabytes are refused, and a PNG with more
-compressed text than Pillow unpacks is read all the same.
+Pillow decides what is an image and which way is up (`Image.open`, `ImageOps.exif_transpose`), so that readers of an export get the same
+pixels. Two exceptions: files that would take Pillow minutes or gigabytes are refused, and a PNG with more compressed text than Pillow
+unpacks is read.
+
+`decode_fast` uses libjpeg-turbo for plain JPEGs (`data.images.jpeg_header`). Without scaling, its pixels are Pillow's, bit for bit. All
+other files (other formats, CMYK and YCCK, images to rotate, unusual headers, damaged files) go to `decode`.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import io
 import math
 from collections import Counter
 from contextlib import nullcontext
-from functools import lru_cache
 from itertools import islice
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -26,23 +29,23 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from data.images.jpeg_header import JPEG, MAX_SCANS, has_many_scans
+from data.images.jpeg_header import JPEG, MAX_SCANS, has_many_scans, plain_shape
 from data.images.orientation import orientation, orientation_in_exif, without_warnings
 from data.images.png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpacked
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Larger images are refused as decompression bombs (192 MiB as RGB); below Pillow's own warning at 89 million."""
+"""Larger images are refused as decompression bombs (192 MiB as RGB). Pillow itself warns from 89 million pixels."""
 
 MAX_SIDE = 65_535
-"""Longer sides are refused: JPEG's own limit. What is made per row or column (a resized strip, the hash's cosines) stays small."""
+"""Longer sides are refused (JPEG's own limit), so that arrays per row or column (a resized strip, the hash's cosines) stay small."""
 
 _WHITE = (255, 255, 255)
 _MAX_HEADER = 32 * 1024 * 1024  # bytes of a JPEG before its pixels
-_READ = 32  # what a read counts for beside its bytes: Pillow takes padding byte by byte, and keeps every segment
+_READ = 32  # bytes that each read counts extra: Pillow reads padding byte by byte and keeps every segment
 _MAX_CHUNKS = 300_000  # of a PNG
-_MAX_COMPRESSED_CHUNKS = 1000  # of a PNG, its pixels aside: each may unpack to a megabyte
+_MAX_COMPRESSED_CHUNKS = 1000  # of a PNG, without its pixels: each may unpack to a megabyte
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,15 +55,15 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_ASPECT = 16  # of the part of an image that is resized
+_KEEP = 2.0  # scale to at least this times the wanted size; with 1.0, a tenth of the labels changed (docs/labeling.md)
 
 
 class DecodeError(ValueError):
-    """Bytes that are not a whole, decodable image; the message is the reason."""
+    """The bytes are no complete, decodable image; the message is the reason."""
 
 
 class _Jpeg(JpegImageFile):
-    """Pillow's JPEG reader, but for its look for a resolution in EXIF where that is in vain."""
+    """Pillow's JPEG reader, without warnings from looking for a resolution in unusual EXIF blocks."""
 
     def _read_dpi_from_exif(self) -> None:
         if (
@@ -71,7 +74,7 @@ class _Jpeg(JpegImageFile):
 
 
 class _JpegHeader(io.BytesIO):
-    """Stops Pillow where a header is so long that reading it takes seconds."""
+    """Stop Pillow when a header is so long that reading it takes seconds."""
 
     room = _MAX_HEADER
 
@@ -90,7 +93,7 @@ def decode(content: bytes) -> Pixels:
         uint8 (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        DecodeError: not such a file, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too laborious otherwise.
+        DecodeError: another format, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too slow to read.
     """
     try:
         try:
@@ -104,7 +107,7 @@ def decode(content: bytes) -> Pixels:
         return _decode(readable)
     except (DecodeError, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise a dozen types on damaged input
+    except Exception as error:  # Pillow's readers raise a dozen types for damaged files
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
@@ -120,7 +123,7 @@ def _decode(content: bytes) -> Pixels:
 
 
 def _open(content: bytes) -> ImageFile:
-    """Read the header by the reader that the first bytes name (half the cost of Image.open)."""
+    """Read the header, with the reader for the first bytes (half the cost of Image.open)."""
     if content.startswith(JPEG):
         return _open_jpeg(content)
     if content.startswith(PNG):
@@ -135,7 +138,7 @@ def _open_jpeg(content: bytes) -> ImageFile:
     image = _Jpeg(header)
     if has_many_scans(content, header.tell()):
         raise DecodeError(f"JPEG of more than {MAX_SCANS} scans")
-    image.fp = io.BytesIO(content)  # which counts nothing
+    image.fp = io.BytesIO(content)  # without the limit on bytes
     return image
 
 
@@ -145,7 +148,7 @@ def _open_png(content: bytes) -> ImageFile:
         raise DecodeError(f"PNG of more than {_MAX_CHUNKS} chunks")
     if sum(kinds[kind] for kind in COMPRESSED) > _MAX_COMPRESSED_CHUNKS:
         raise DecodeError(f"PNG with more than {_MAX_COMPRESSED_CHUNKS} chunks of compressed text or colour profiles")
-    with without_warnings() if kinds[b"acTL"] else nullcontext():  # Pillow warns about a bad animation header
+    with without_warnings() if kinds[b"acTL"] else nullcontext():  # Pillow warns about bad animation headers
         return PngImageFile(io.BytesIO(content))
 
 
@@ -172,89 +175,39 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def eval_transform(
-    image: Pixels,
-    image_size: int,
-    crop_pct: float,
-    interpolation: str = "bicubic",
-    mode: str = "crop",
-) -> Pixels:
-    """The view of an image without noise: labeling, evaluation and serving see this.
-
-    `crop` resizes the shorter side to floor(image_size / crop_pct) and takes the centre: pixel for pixel what timm's
-    evaluation transform gives on a Pillow image. `pad` never resizes: the centre on black, for small images.
+def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = None) -> Pixels:
+    """As `decode`; scales JPEGs that are at least four times too large while decoding.
 
     Args:
-        image: uint8 (H, W, 3).
+        shorter_side: wanted pixels of the shorter side; a scaled image has at least twice as many. 0: never scale.
+        buffer: uint8 (N,), memory for the pixels if they fit: fresh memory for each image costs a fifth of the time.
 
     Returns:
-        uint8 (image_size, image_size, 3).
+        uint8 (H, W, 3) RGB, writable and contiguous.
+
+    Raises:
+        DecodeError: as `decode`.
     """
-    height, width = image.shape[:2]
-    if mode == "pad":
-        return window(image, (height - image_size) // 2, (width - image_size) // 2, image_size)
-    if mode != "crop":
-        raise ValueError(f"mode must be 'crop' or 'pad', but is {mode!r}")
-    image = trim(image)
-    new_height, new_width = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
-    # `resize(box=…)` is faster but is off by one level here and there.
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling[interpolation.upper()])
-    top, left = round((new_height - image_size) / 2), round((new_width - image_size) / 2)
-    return np.array(resized.crop((left, top, left + image_size, top + image_size)))
+    shape = jpeg_shape(content)
+    if shape is None:
+        return decode(content)
+    if buffer is not None and buffer.size < 3 * shape[0] * shape[1]:
+        buffer = None
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **_scale(*shape, shorter_side))
+    except ValueError:
+        return decode(content)
+    return pixels
 
 
-def resized_shape(height: int, width: int, image_size: int, crop_pct: float) -> tuple[int, int]:
-    """Height and width before the centre crop, rounded down as in timm and torchvision."""
-    short, shorter = math.floor(image_size / crop_pct), min(height, width)
-    return short * height // shorter, short * width // shorter
+def jpeg_shape(content: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that the fast decoder takes; None for any other file."""
+    shape = plain_shape(content)
+    return shape if shape and shape[0] * shape[1] <= MAX_PIXELS else None
 
 
-def trim(image: Pixels) -> Pixels:
-    """The middle of a very long image: what the centre crop can see of it and more, so that resizing it costs no memory."""
-    height, width = image.shape[:2]
-    longest = _MAX_ASPECT * min(height, width)
-    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-    return image[top : top + longest, left : left + longest]
-
-
-def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
-    """The size × size window of `image` at (top, left), which may lie outside it; there, `fill`."""
-    result = np.full((size, size, 3), fill, dtype=np.uint8)
-    inside = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
-    y, x = min(max(-top, 0), size), min(max(-left, 0), size)
-    result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-    return result
-
-
-_HASH_SAMPLES = 64
-"""At least this many rows and columns enter the hash, where the picture has them."""
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Parts of red, green and blue in a grey value (ITU-R BT.601)."""
-
-
-def image_hash(image: Pixels) -> int:
-    """64-bit perceptual hash: few bits differ between copies of a picture in other sizes or encodings.
-
-    pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
-    is set where the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform
-    is taken at the picture's own size, on every n-th pixel of large ones, instead of after resizing to 32 × 32.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        0 ≤ hash < 2**64.
-    """
-    step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
-    sampled = image[step // 2 :: step, step // 2 :: step]
-    colors = sampled.transpose(2, 0, 1).astype(np.float32, order="C")  # pixel by pixel it takes twice the time
-    grey = (GREY @ colors.reshape(3, -1)).reshape(*sampled.shape[:2])
-    low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
-    return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
-
-
-@lru_cache(maxsize=1024)
-def _cosines(length: int) -> NDArray[np.float32]:
-    """Rows 1 to 8 of the DCT-II of this length: float32 (8, length)."""
-    angles = np.pi / length * np.outer(np.arange(1, 9), np.arange(length) + 0.5)
-    return np.cos(angles).astype(np.float32)
+def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:
+    factor = _KEEP * shorter_side / min(height, width)
+    if not shorter_side or factor > 0.5:
+        return {}
+    return {"min_height": math.ceil(factor * height), "min_width": math.ceil(factor * width), "min_factor": 2}

@@ -1,4 +1,4 @@
-"""`hashes.parquet`: what selection may know of held-out images, so that it can avoid copies of them without seeing them.
+"""`hashes.parquet`: hashes and thumbnails of held-out images, so that selection can exclude copies without reading the images.
 
 One row per image of a split, in its order: `image_hash`, `image_hash_flipped` (of the mirrored image), `thumbnail`.
 """
@@ -15,9 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images.decode import Pixels, image_hash
-from data.images.similarity import SIDE, thumbnail
-from data.shards.split import HASHES_NAME, DataError
+from data.errors import DataError
+from data.images.decode import Pixels
+from data.images.similarity import SIDE, image_hash, thumbnail
+from data.shards.split import HASHES_NAME
 from data.tables import open_content, parse_table, write_table
 
 _SCHEMA = pa.schema(
@@ -28,12 +29,11 @@ _SCHEMA = pa.schema(
     ]
 )
 
-
 _REMEDY = "copy it again, or pack that split again"
 
 
-class Traits(NamedTuple):
-    """What is known of a held-out image."""
+class HeldOutRow(NamedTuple):
+    """A row of `hashes.parquet`: one held-out image."""
 
     image_hash: int
     image_hash_flipped: int
@@ -41,17 +41,17 @@ class Traits(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """One `hashes.parquet`, or several joined; row i of `files` and `rows` says where image i is from.
+class HeldOutHashes:
+    """The images of one or several `hashes.parquet`; image i is row `rows[i]` of file `urls[files[i]]`.
 
     Attributes:
         hashes: uint64 (N,).
         hashes_flipped: uint64 (N,).
         thumbnails: uint8 (N, SIDE, SIDE).
-        urls: the files.
+        urls: of the files.
         files: int32 (N,), positions in `urls`.
-        rows: int64 (N,), rows of those files.
-        digest: of the files' contents, in their order.
+        rows: int64 (N,), rows in these files.
+        digest: hex, of the files' contents in order.
     """
 
     hashes: NDArray[np.uint64]
@@ -63,13 +63,13 @@ class HeldOut:
     digest: str
 
 
-def traits(image: Pixels) -> Traits:
-    """The traits of an image, uint8 (H, W, 3)."""
+def held_out_row(image: Pixels) -> HeldOutRow:
+    """The row of an image, uint8 (H, W, 3)."""
     flipped = np.ascontiguousarray(image[:, ::-1])
-    return Traits(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
+    return HeldOutRow(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
 
 
-def write_hashes(folder: str, images: Iterable[Traits]) -> None:
+def write_hashes(folder: str, images: Iterable[HeldOutRow]) -> None:
     """Write `hashes.parquet` beside a split's shards; `images` in the split's order."""
     columns = list(zip(*images, strict=True)) or [(), (), ()]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
@@ -77,16 +77,16 @@ def write_hashes(folder: str, images: Iterable[Traits]) -> None:
 
 
 def is_outdated(folder: str) -> bool:
-    """Whether a folder's `hashes.parquet` is of an earlier version, which knew hashes alone."""
+    """Whether a folder's `hashes.parquet` is of an earlier version, which had hashes only."""
     url = storage.join(folder, HASHES_NAME)
     return storage.exists(url) and not _schema(storage.read_bytes(url), url).equals(_SCHEMA)
 
 
-def read_held_out(urls: Sequence[str]) -> HeldOut:
-    """All held-out images of the files.
+def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
+    """Read all held-out images of these files.
 
     Raises:
-        DataError: a file is not there, is none of `hashes.parquet`, or is of an earlier version; the message says what to do.
+        DataError: a file does not exist, has another form, or is of an earlier version; the message says what to do.
     """
     tables, digest = [], hashlib.sha256()
     for url in urls:
@@ -102,7 +102,7 @@ def read_held_out(urls: Sequence[str]) -> HeldOut:
     table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
     sizes = [t.num_rows for t in tables]
     pixels = b"".join(table.column("thumbnail").to_pylist())
-    return HeldOut(
+    return HeldOutHashes(
         hashes=table.column("image_hash").to_numpy(),
         hashes_flipped=table.column("image_hash_flipped").to_numpy(),
         thumbnails=np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE),

@@ -1,4 +1,4 @@
-"""What a JPEG's markers say before anything is decoded: its shape, whether it is as plain and upright as most are, and its scans."""
+"""Read a JPEG's markers without decoding: its shape, whether it is plain and upright, and whether it has too many scans."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from data.images.orientation import EXIF_PREFIX, NO_ORIENTATION, UPRIGHT, orient
 
 JPEG = b"\xff\xd8\xff"
 MAX_SCANS = 100
-"""JPEGs of more scans are refused: encoders write about ten, and each costs a pass over all blocks, even if no byte is in it."""
+"""JPEGs of more scans are refused: encoders write about ten, and even an empty scan costs a pass over all blocks."""
 
 _MAX_SEGMENTS = 1000  # of a plain JPEG, before the image data
-_MAX_MARKERS = 10_000  # in the image data, restarts aside, of a JPEG that may have too many scans
+_MAX_MARKERS = 10_000  # in the image data, without restarts, of a JPEG that may have too many scans
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _PROGRESSIVE, _SCAN, _END, _APP1 = 0xC2, 0xDA, 0xD9, 0xE1
 _APPLICATION = frozenset(range(0xE0, 0xF0))
-_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE))  # DHT, DQT, DRI, COM: libjpeg refuses all that Pillow refuses there
+_TABLES = frozenset(
+    (0xC4, 0xDB, 0xDD, 0xFE)
+)  # DHT, DQT, DRI, COM: libjpeg refuses everything there that Pillow refuses
 _ALONE = frozenset((0x01, 0xD8))  # markers without a length
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_LEAST_BYTES = {0xE0: (b"JFIF", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
+_MIN_BYTES = {0xE0: (b"JFIF", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 _RESOURCES, _RESOURCE = b"Photoshop 3.0\0", b"8BIM"
 _ANY_SCAN = re.compile(rb"\xff\xda")  # regular expressions search in half the time of bytes.find
 _ANY_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -37,10 +39,10 @@ class _Frame(NamedTuple):
 
 
 def plain_shape(content: bytes) -> tuple[int, int] | None:
-    """Height and width of an upright JPEG in which libjpeg and Pillow cannot see different things; None for all else.
+    """Height and width of a plain, upright JPEG, which libjpeg and Pillow read alike; None for any other file.
 
-    Plain is: whole segments one after the other, without padding; application segments as long as they must be; one frame of 8 bits and
-    one or three components; EXIF or XMP that asks for no turn, and not too many scans. Of what is not plain, Pillow says what it is.
+    Plain means: complete segments without padding; application segments of their full length; one frame of 8 bits with one or three
+    components; no EXIF or XMP that asks for a rotation; not too many scans. Pillow decides about all other files.
     """
     frame: _Frame | None = None
     exif, xmp = list[_Slice](), None
@@ -65,7 +67,7 @@ def plain_shape(content: bytes) -> tuple[int, int] | None:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of what follows its length, up to the first scan's header or what is not plain."""
+    """(marker, start, end of content) of each segment, up to the first scan's header or the first segment that is not plain."""
     at, length = 2, len(content)
     for _ in range(_MAX_SEGMENTS if content.startswith(JPEG) else 0):
         if at + 4 > length or content[at] != 0xFF:
@@ -90,11 +92,11 @@ def _frame(content: bytes, marker: int, start: int, end: int) -> _Frame | None:
 
 
 def _is_cut(content: bytes, marker: int, start: int, end: int) -> bool:
-    """Whether Pillow could refuse an application segment as too short, which libjpeg overlooks."""
-    if marker == 0xED:  # Pillow reads on where a resource ends after its number
+    """Whether an application segment is so short that Pillow might refuse it, though libjpeg accepts it."""
+    if marker == 0xED:  # Pillow reads past a resource that ends after its number
         return content.startswith(_RESOURCES, start, end) and content.startswith(_RESOURCE, end - 6, end)
-    beginning, least = _LEAST_BYTES.get(marker, (b"", 0))
-    return end - start < least and content.startswith(beginning, start, end)
+    beginning, minimum = _MIN_BYTES.get(marker, (b"", 0))
+    return end - start < minimum and content.startswith(beginning, start, end)
 
 
 def _is_upright(content: bytes, exif: list[_Slice], xmp: _Slice | None) -> bool:
@@ -107,13 +109,13 @@ def _is_upright(content: bytes, exif: list[_Slice], xmp: _Slice | None) -> bool:
 
 
 def has_many_scans(content: bytes, start: int) -> bool:
-    """Whether more than MAX_SCANS scans follow each other until the image's end.
+    """Whether the image data has more than MAX_SCANS scans.
 
     Args:
-        start: where the first scan's header ends.
+        start: the byte after the first scan's header.
     """
     if not any(True for _ in islice(_ANY_SCAN.finditer(content, start), MAX_SCANS - 1, None)):
-        return False  # what comes after the image's end (a video, other images) may have some, too: look closer
+        return False  # some may come after the image's end (a video, other images): count exactly
     scans, at = 1, start
     for _ in range(_MAX_MARKERS):
         found = _ANY_MARKER.search(content, at)

@@ -1,7 +1,7 @@
-"""How an image is to be turned, by Pillow's rule (`ImageOps.exif_transpose`): EXIF first, then XMP.
+"""Find an image's orientation by Pillow's rule (`ImageOps.exif_transpose`): EXIF first, then XMP.
 
-Pillow decides. Its EXIF reader warns about damaged blocks, though, and Python's warning filters are the process's, not the thread's; so
-blocks in which nothing is unusual are read here, with the same result, and only the others by Pillow, one thread at a time.
+Pillow's EXIF reader warns about damaged blocks, and Python's warning filters are global to the process. So ordinary blocks are read
+here, with the same result, and only unusual ones by Pillow, one thread at a time.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ NO_ORIENTATION = 0
 _ORIENTATION, _X_RESOLUTION, _RESOLUTION_UNIT = 0x0112, 0x011A, 0x0128
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
 _USUAL = {_ORIENTATION: (_SHORT, _LONG), _X_RESOLUTION: (_RATIONAL,), _RESOLUTION_UNIT: (_SHORT,)}
-"""Tags that Pillow looks at, and the types in which their values are read here."""
-_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1))  # of a value of each TIFF type
-_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow looks, by its names
+"""Tags that Pillow reads, and the types of values that are read here."""
+_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), 1))  # bytes of a value of each TIFF type
+_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # Pillow's names of the places where it looks
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _warnings_lock = threading.Lock()
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Drop warnings, in one thread at a time: the filters are global to the process."""
+    """Ignore warnings in the block, one thread at a time: the filters are global to the process."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation (1 to 8) that a loaded image's metadata ask for; 1 where they ask for none, or are too damaged for Pillow."""
+    """The orientation (1 to 8) in a loaded image's metadata; 1 when they have none or Pillow cannot read them."""
     sources = [source for source in _SOURCES if source in image.info]
     if not sources:
         return UPRIGHT
@@ -49,15 +49,15 @@ def orientation(image: Image.Image) -> int:
             value = image.getexif().get(_ORIENTATION, UPRIGHT)
     except MemoryError:
         raise
-    except Exception:  # a damaged block: Pillow raises half a dozen types
+    except Exception:  # Pillow raises half a dozen types for damaged blocks
         return UPRIGHT
-    return next((number for number in range(2, 9) if number == value), UPRIGHT)  # a rational 6/1 is 6, too
+    return next((number for number in range(2, 9) if number == value), UPRIGHT)  # a rational 6/1 equals 6
 
 
 def orientation_in_exif(exif: object) -> int | None:
-    """The orientation (1 to 8) in an EXIF block, NO_ORIENTATION when it has none; None when Pillow must say: the block is unusual.
+    """The orientation (1 to 8) in an EXIF block; NO_ORIENTATION when it has none; None for an unusual block, which Pillow must read.
 
-    A usual block is one whose entries Pillow reads without a warning, and whose tags that matter have the types and counts they should.
+    In an ordinary block Pillow reads all entries without a warning, and the tags that it uses have their usual types and counts.
     """
     if not isinstance(exif, bytes):
         return None
@@ -79,7 +79,7 @@ def _find(entries: Iterator[tuple[int, ...]], num_entries: int, length: int, ord
     for tag, kind, count, value in entries:
         num_entries -= 1
         size = _BYTES.get(kind, 0) * count
-        if size > 4:  # it is elsewhere in the block
+        if size > 4:  # the value is elsewhere in the block
             room -= size
         if not size or room < 0 or (size > 4 and value + size > length):
             return None
@@ -96,6 +96,6 @@ def _find(entries: Iterator[tuple[int, ...]], num_entries: int, length: int, ord
 
 
 def orientation_in_xmp(content: bytes, start: int, end: int) -> int:
-    """The orientation in the XMP packet at `content[start:end]`, as Pillow reads it; 1 when there is none."""
+    """The orientation in the XMP packet `content[start:end]`, as Pillow reads it; 1 when it has none."""
     match = _XMP.search(content, start, end)
     return int(match[1]) if match and match[1] in b"12345678" else UPRIGHT

@@ -1,4 +1,4 @@
-"""A PNG's chunks, and text in them that Pillow refuses to unpack though the pixels are good."""
+"""Read a PNG's chunks, and unpack long compressed text, for which Pillow would refuse the image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import PngImagePlugin
 PNG = b"\x89PNG\r\n\x1a\n"
 COMPRESSED = frozenset((b"iCCP", b"iTXt", b"zTXt"))
 MAX_TEXT = 64 * 1024 * 1024
-"""Bytes of compressed text, unpacked, of one file; Pillow has the same limit for text that is not compressed."""
+"""Bytes of unpacked text in one file. Pillow has the same limit for text that is not compressed."""
 
 
 def chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind of each chunk, and where its data begin and end: up to the end of the image or what is cut off."""
+    """(kind, start, end of data) of each chunk, up to the end of the image or the last complete header."""
     at = len(PNG)
     while at + 8 <= len(content):
         kind, start = content[at + 4 : at + 8], at + 8
@@ -27,9 +27,9 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def with_long_text_unpacked(content: bytes) -> bytes:
-    """The same PNG, with compressed text that Pillow finds too long stored plain, and colour profiles that it finds too long left out.
+    """The PNG with compressed text that is too long for Pillow stored uncompressed, and colour profiles that are too long left out.
 
-    What does not fit into MAX_TEXT stays, so that Pillow refuses it; the same object, where nothing is to be done.
+    Text beyond MAX_TEXT stays compressed, so that Pillow refuses the image. Returns the same object when there is nothing to change.
     """
     pieces, done, room = list[bytes](), 0, MAX_TEXT
     for kind, start, end in chunks(content):
@@ -43,7 +43,7 @@ def with_long_text_unpacked(content: bytes) -> bytes:
 
 
 def _plain(kind: bytes, data: bytes, room: int) -> bytes | None:
-    """What stands for a chunk; None where it may stay as it is."""
+    """The replacement for a chunk; None to keep it."""
     keyword, _, rest = data.partition(b"\0")
     if kind == b"iTXt":
         if rest[:2] != b"\1\0" or rest.count(b"\0", 2) < 2:  # not compressed, or not readable
@@ -58,7 +58,7 @@ def _plain(kind: bytes, data: bytes, room: int) -> bytes | None:
         return b""
     try:
         text = zlib.decompressobj().decompress(rest, room + 1)
-    except zlib.error:  # damaged further on: to Pillow, text that begins like that is none
+    except zlib.error:  # damaged further on; Pillow would drop such text too
         return b""
     if len(text) > room:
         return None

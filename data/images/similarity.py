@@ -1,4 +1,4 @@
-"""Small grey pictures of whole images, and how alike two of them are: copies in other sizes and encodings are nearly equal."""
+"""Perceptual hashes and thumbnails: nearly equal for copies of an image in other sizes and encodings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,46 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images.decode import GREY, Pixels
+from data.images.decode import Pixels
 
 SIDE = 16
+"""Rows and columns of a thumbnail."""
+_HASH_SAMPLES = 64
+"""The hash uses at least this many rows and columns, if the image has them."""
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+def image_hash(image: Pixels) -> int:
+    """64-bit perceptual hash: few bits differ between copies of an image in other sizes or encodings.
+
+    pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
+    is set if the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform is of
+    every n-th pixel of the image at its own size, instead of the image resized to 32 × 32.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        0 ≤ hash < 2**64.
+    """
+    step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
+    sampled = image[step // 2 :: step, step // 2 :: step]
+    colors = sampled.transpose(2, 0, 1).astype(np.float32, order="C")  # half the time of pixel by pixel
+    grey = (GREY @ colors.reshape(3, -1)).reshape(*sampled.shape[:2])
+    low = (_cosines(grey.shape[0]) @ grey @ _cosines(grey.shape[1]).T).ravel()
+    return int.from_bytes(np.packbits(low > np.partition(low, 31)[31]).tobytes(), "big")
+
+
+@lru_cache(maxsize=1024)
+def _cosines(length: int) -> NDArray[np.float32]:
+    """Rows 1 to 8 of the DCT-II of this length: float32 (8, length)."""
+    angles = np.pi / length * np.outer(np.arange(1, 9), np.arange(length) + 0.5)
+    return np.cos(angles).astype(np.float32)
 
 
 def thumbnail(image: Pixels) -> NDArray[np.uint8]:
-    """The whole image in grey, squeezed to a square by averaging areas.
+    """The whole image in grey, squeezed to a square by averaging.
 
     Args:
         image: uint8 (H, W, 3).
@@ -28,9 +61,9 @@ def thumbnail(image: Pixels) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=1024)
 def _areas(length: int) -> NDArray[np.float32]:
-    """What part of each cell every pixel of a side covers: float32 (SIDE, length), rows sum to 1.
+    """Weights of the pixels of a side in each cell: float32 (SIDE, length), rows sum to 1.
 
-    Pixels on a cell's edge count by parts: Pillow's BOX gives them whole, which makes a mirrored image another one.
+    A pixel on a cell's edge counts partly in both cells. Pillow's BOX counts it whole in one, so that mirroring changes the result.
     """
     edges = np.arange(SIDE + 1) * (length / SIDE)
     pixels = np.arange(length)
@@ -39,9 +72,9 @@ def _areas(length: int) -> NDArray[np.float32]:
 
 
 def normalized(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Vectors whose dot product is the correlation of two thumbnails: zero mean, unit length.
+    """Vectors of zero mean and unit length, whose dot product is the correlation of two thumbnails.
 
-    Flat ones have nothing to correlate: they get 1 with each other and 0 with all else.
+    A flat thumbnail has no correlation: it gets 1 with other flat ones and 0 with the rest.
 
     Args:
         thumbnails: uint8 (N, SIDE, SIDE).

@@ -1,6 +1,6 @@
-"""Pseudo-labels: the files of a run, and `PseudoLabels` for the training of others.
+"""Pseudo-labels: the label files of a run, and `PseudoLabels` for other projects' training.
 
-`PseudoLabels` is imported when it is first asked for: it needs torch, which selection and status do without.
+`PseudoLabels` is imported on first use: it needs torch, which selection and status do not import.
 """
 
 from __future__ import annotations

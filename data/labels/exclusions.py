@@ -1,4 +1,4 @@
-"""The user's list of keys that are never to be trained on: `key` in whatever shard it occurs, `shard/key` in that shard."""
+"""The user's list of keys to exclude from training: `key` in every shard, `shard/key` in one shard."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from functools import lru_cache
 import numpy as np
 
 from data import storage
-from data.shards.split import DataError
+from data.errors import DataError
 
 
 def read_keys(url: str | None) -> frozenset[str]:
-    """The lines of a text file of keys; none without a file. `keys_in` says what they mean for a shard.
+    """The lines of a text file of keys; empty without a file. See `keys_in`.
 
     Raises:
-        DataError: no such file, or not a text file.
+        DataError: there is no such file, or it is not a text file.
     """
     if url is None:
         return frozenset()
     try:
-        lines = storage.read_text(url).removeprefix("\ufeff").splitlines()  # editors put the mark there
+        lines = storage.read_text(url).removeprefix("\ufeff").splitlines()  # a byte order mark
         return frozenset(line.strip() for line in lines) - {""}
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude={url}: expected a text file of keys, one a line ({error})") from error
@@ -29,20 +29,20 @@ def read_keys(url: str | None) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def keys_in(lines: frozenset[str], shard: str) -> frozenset[str]:
-    """The keys that lines exclude in the shard of a name (without `.tar`)."""
+    """The keys that `lines` exclude in a shard, by its name (without `.tar`)."""
     own = _by_shard(lines).get(shard)
     return lines | own if own else lines
 
 
 def is_excluded(lines: frozenset[str], shard: str, keys: Sequence[str]) -> np.ndarray:
-    """Which keys of a shard lines exclude, bool [n]; as `keys_in`, without making a set of all keys for every shard."""
+    """Which keys of a shard `lines` exclude, bool [n]. As `keys_in`, without building a set of all keys per shard."""
     own = _by_shard(lines).get(shard, frozenset())
     return np.fromiter((key in lines or key in own for key in keys), bool, len(keys))
 
 
 @lru_cache(maxsize=2)
 def keys_digest(lines: frozenset[str]) -> str:
-    """Hex digest of lines as a set; a second for a million, so it is made once."""
+    """Hex digest of lines as a set, empty for none. Cached: a million lines take a second."""
     return _digest(lines) if lines else ""
 
 
@@ -57,7 +57,7 @@ def _by_shard(lines: frozenset[str]) -> dict[str, frozenset[str]]:
 
 
 def exclude_inputs(url: str | None) -> dict[str, str]:
-    """What a list adds to the inputs of a stage's fingerprint: `exclude`, its digest as a set. Raises as `read_keys`."""
+    """What the list adds to a stage's fingerprint inputs: `exclude`, its digest as a set. Raises as `read_keys`."""
     if url is None:
         return {}
     return {"exclude": _digest(read_keys(url))}

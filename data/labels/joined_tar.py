@@ -1,8 +1,7 @@
-"""Pseudo-labels joined to the images of their shard: a WebDataset archive that need not be stored to be read.
+"""Join pseudo-labels and the images of their shard into a WebDataset archive, any byte range of which can be made by itself.
 
-Of each sample: the image's bytes as the source shard has them, `.cls` and `.json`. The layout follows from the label rows alone, so
-the size is known before any image is read, and a range of bytes reads only the images in it. An export writes these bytes
-to a file; a server streams them.
+A sample has the image's bytes unchanged, `.cls` and `.json`. The layout follows from the label rows, so the size is known before any
+image is read, and a byte range reads only its own images. An export writes the archive to a file; a server streams it.
 """
 
 from __future__ import annotations
@@ -19,29 +18,26 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from data.labels.label_files import top_k_columns
 from data.shards.image_reader import Place
 from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
-LABEL_COLUMNS = ("ordinal", "__key__", "offset", "size", "label", "confidence", "topk_index", "topk_prob", "rest")
-_CHUNK, _CHUNK_BYTES = (
-    64,
-    1 << 20,
-)  # made at once: at most so many samples, and no more bytes unless one sample has them
+_CHUNK, _CHUNK_BYTES = 64, 1 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class ByteSource(Protocol):
-    """Where images come from; `data.shards.image_reader.ImageReader` is one."""
+    """A source of images; `data.shards.image_reader.ImageReader` is one."""
 
     def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
-        """The images at several places, ascending, of the shard at position `shard`."""
+        """The images at several places, in ascending order, of the shard at position `shard`."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is said of every sample alike."""
+    """Metadata shared by all samples: the generation of the labels, and the class names in label order."""
 
     generation: int
     class_names: tuple[str, ...] | None = None
@@ -49,7 +45,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample of the archive: its members but for the image, and where the image lies (in the source at position `shard`)."""
+    """A sample of the archive: the place of its image in the source's shard `shard`, and the content of its other fields."""
 
     key: str
     extension: str
@@ -63,7 +59,7 @@ class Entry:
         return self.place.size
 
     def around_image(self) -> tuple[bytes, bytes]:
-        """The archive's bytes before the image's and after them, members sorted by field."""
+        """The sample's bytes before the image and after it; members are sorted by field."""
         before = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f < self.extension]
         after = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f > self.extension]
         head = member_header(f"{self.key}.{self.extension}", self.size)
@@ -71,7 +67,7 @@ class Entry:
 
 
 class Entries(Protocol):
-    """Samples in the archive's order, made as they are asked for."""
+    """The archive's samples in order, made on demand."""
 
     def __len__(self) -> int: ...
 
@@ -80,7 +76,7 @@ class Entries(Protocol):
 
 
 class JoinedTar:
-    """An archive of `entries`: its layout, and any range of its bytes."""
+    """An archive of `entries`: its size in bytes, and any range of its bytes."""
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
@@ -90,9 +86,9 @@ class JoinedTar:
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
     def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Bytes `start` to `stop` of the archive, in pieces of some samples each; images outside are not read.
+        """Bytes `start` to `stop` of the archive, in pieces. Reads only the images in this range.
 
-        A piece has at most a MiB, or one sample, so that many archives can be read at once.
+        A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once.
 
         Raises:
             DataError: as the source's `images`.
@@ -114,7 +110,7 @@ class JoinedTar:
 
 
 def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Of each entry: the archive's bytes before the image's, the image, and those after. Neighbours in a shard are read together."""
+    """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)
         order = sorted(range(len(run)), key=lambda i: run[i].place.offset)
@@ -127,13 +123,13 @@ def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Label rows that are handed out, of one shard or of several.
+    """Label rows to hand out, from one shard or several.
 
     Attributes:
-        labels: LABEL_COLUMNS.
+        labels: `data.labels.label_files.LABEL_COLUMNS`.
         shard: position of each row's shard in the source, int [n].
         copies: how often the student sees the image, int [n].
-        number: which of these copies the row is, int [n]: 0 but where repeats are written out.
+        number: which copy the row is, int [n]; 0 unless copies are written out.
         extension: of the image, string [n].
     """
 
@@ -147,7 +143,7 @@ class Rows:
         return int(self.labels.num_rows)
 
     def take(self, rows: np.ndarray) -> Rows:
-        """The rows at these positions, in this order, int [m]."""
+        """The rows at these positions (int [m]), in this order."""
         at = pa.array(rows)
         return Rows(
             self.labels.take(at), self.shard[rows], self.copies[rows], self.number[rows], self.extension.take(at)
@@ -158,7 +154,7 @@ class LabelEntries:
     """Label rows as samples of an archive.
 
     Args:
-        names: of the shards, by position in the source.
+        names: of the source's shards, by position.
     """
 
     def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
@@ -174,10 +170,10 @@ class LabelEntries:
         extensions = rows.extension.slice(start, stop - start).to_pylist()
         numbers = (values[part].tolist() for values in (rows.shard, rows.copies, rows.number))
         plain = (labels.column(name).to_pylist() for name in ("__key__", "offset", "size"))
-        for key, offset, size, said, shard, copies, number, extension in zip(
-            *plain, _said(labels), *numbers, extensions, strict=True
+        for key, offset, size, fields, shard, copies, number, extension in zip(
+            *plain, _json_fields(labels), *numbers, extensions, strict=True
         ):
-            ordinal, label, confidence, top_k, rest = said
+            ordinal, label, confidence, top_k, rest = fields
             name = self._names[shard]
             class_name = json.dumps(names[label] if names else None)
             text = (
@@ -185,19 +181,17 @@ class LabelEntries:
                 f'"copies":{copies},"generation":{self._provenance.generation},'
                 f'"source":{{"shard":{json.dumps(name)},"ordinal":{ordinal},"key":{json.dumps(key)}}}}}'
             )
-            fields = {LABEL_FIELD: str(label).encode(), JSON_FIELD: text.encode()}
+            content = {LABEL_FIELD: str(label).encode(), JSON_FIELD: text.encode()}
             place = Place(ordinal, key, offset, size)
-            yield Entry(sample_key(name, ordinal, number), extension, shard, place, fields)
+            yield Entry(sample_key(name, ordinal, number), extension, shard, place, content)
 
 
-def _said(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:
-    """Ordinal, label, confidence, top k as JSON, and rest, row by row. Probabilities keep the digits of their type: 9, or 5 of fp16.
+def _json_fields(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:
+    """Ordinal, label, confidence, top k as JSON, and rest of each row. Float32 is written with 9 digits, fp16 with 5.
 
-    Column by column: pyarrow's rows of lists take four times as long.
+    Reads columns: pyarrow's rows of lists take four times as long.
     """
-    top_k = labels.schema.field("topk_index").type.list_size
-    index = labels.column("topk_index").combine_chunks().flatten().to_numpy().reshape(-1, top_k).tolist()
-    prob = labels.column("topk_prob").combine_chunks().flatten().to_numpy().reshape(-1, top_k).tolist()
+    index, prob = (values.tolist() for values in top_k_columns(labels))
     plain = (labels.column(name).to_numpy().tolist() for name in ("ordinal", "label", "confidence", "rest"))
     for ordinal, label, confidence, rest, classes, probs in zip(*plain, index, prob, strict=True):
         pairs = ",".join([f"[{c},{p:.5g}]" for c, p in zip(classes, probs, strict=True)])
@@ -205,13 +199,13 @@ def _said(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:
 
 
 def sample_key(shard: str, ordinal: int, number: int = 0) -> str:
-    """Key of a sample that is handed out; of a further copy, with its number."""
+    """Key of a sample that is handed out; with the copy's number, if not 0."""
     return f"{key_prefix(shard)}-{ordinal:07d}" + (f"-{number}" if number else "")
 
 
 @cache
 def key_prefix(shard: str) -> str:
-    """What the keys of a shard's samples begin with: its name, or, where that may not be in a key, one made of it and its digest."""
+    """The beginning of a shard's keys: its name, or a cleaned name and a digest when the name may not be in a key."""
     if _SAFE_NAME.fullmatch(shard):
         return shard
     cleaned = re.sub(r"[^A-Za-z0-9_-]", "_", shard)[:64]

@@ -1,7 +1,6 @@
-"""Pseudo-labels as an overlay: one Parquet file per unlabeled shard, rows in the shard's order; images are never copied.
+"""Label files: one Parquet file of pseudo-labels per unlabeled shard, rows in the shard's order, without images.
 
-Samples that could not be used are in the same file's metadata, so that a shard's labels are one commit: samples in the shard =
-rows + quarantined, always.
+Quarantined samples are in the file's metadata, so that one commit has both: samples in the shard = rows + quarantined.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from data.tables import TableFile, open_content, open_table, read_whole, to_parq
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
+VALIDATION_NAME = "validation.parquet"  # validation images as the teacher labels them
 COPIES_COLUMN = "copies"
 MAX_CLASSES = 32_767  # `topk_index` is int16
 _LAST_CLASS = 0xFFFF
@@ -37,13 +37,13 @@ _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
 }  # fmt: skip
-# Hardly smaller compressed, and selection reads them again and again.
+# hardly smaller when compressed, and selection reads them several times
 _UNCOMPRESSED = {"ordinal", "label", "confidence", "image_hash"}
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A sample that could not be labeled."""
+    """A sample that could not be labeled, and why."""
 
     shard: str
     ordinal: int
@@ -58,20 +58,24 @@ def label_schema(top_k: int) -> pa.Schema:
         [
             pa.field("ordinal", pa.int32()),  # position in the shard; (shard, ordinal) is the identity
             pa.field("__key__", pa.string()),
-            pa.field("offset", pa.int64()),  # of the image member's bytes in the tar
+            pa.field("offset", pa.int64()),  # byte of the image in the tar
             pa.field("size", pa.int64()),
             pa.field("label", pa.int32()),
             pa.field("confidence", pa.float32()),
             pa.field("topk_index", pa.list_(pa.int16(), top_k)),
             pa.field("topk_prob", pa.list_(pa.float16(), top_k)),
-            pa.field("rest", pa.float32()),  # probability of all other classes together
+            pa.field("rest", pa.float32()),  # total probability of the other classes
             pa.field("image_hash", pa.uint64()),
         ]
     )
 
 
+LABEL_COLUMNS = tuple(name for name in label_schema(1).names if name != "image_hash")
+"""Columns of a label row that is handed out."""
+
+
 def write_label_table(table: pa.Table, where: BinaryIO) -> None:
-    """Write rows of `label_schema` in a layout of which selection reads its columns in half the time of pyarrow's own."""
+    """Write rows of `label_schema`, encoded so that selection reads its columns in half the time of pyarrow's default."""
     where.write(_as_parquet(table))
 
 
@@ -95,20 +99,20 @@ class TopK:
 
     @staticmethod
     def concatenate(parts: Sequence[TopK], top_k: int) -> TopK:
-        """One after the other; `top_k` tells the shape when there are none."""
+        """Join `parts`; `top_k` is K, for when there are none."""
         none = TopK(np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32), np.empty(0, np.float32))
         parts = [none, *parts]
         return TopK(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "prob", "rest")))
 
 
 def top_k_of(probabilities: np.ndarray, top_k: int) -> TopK:
-    """Of equal probabilities, the lower class comes first.
+    """The `top_k` highest probabilities of each row; of equal ones, the lower class first.
 
     Args:
         probabilities: (N, C) float32, calibrated, non-negative; rows sum to 1.
         top_k: at most C.
     """
-    # One integer per entry, probability bits above class, makes every order the same; argsort takes eight times as long.
+    # Sort one integer per entry, probability bits above the class: the order is unique, and argsort takes eight times as long.
     bits = np.ascontiguousarray(probabilities).view(np.int32).astype(np.int64)
     keys = np.negative((bits << 16) | (_LAST_CLASS - np.arange(bits.shape[1])))
     top = np.sort(np.partition(keys, top_k - 1, axis=1)[:, :top_k], axis=1)
@@ -119,7 +123,7 @@ def top_k_of(probabilities: np.ndarray, top_k: int) -> TopK:
 
 
 def label_table(index: pa.Table, ordinals: np.ndarray, top_k: TopK, image_hashes: np.ndarray) -> pa.Table:
-    """Rows for the samples `ordinals` of a shard.
+    """Label rows for the samples `ordinals` of a shard.
 
     Args:
         index: the shard's index table.
@@ -148,7 +152,7 @@ def _fixed_lists(values: np.ndarray, length: int) -> pa.FixedSizeListArray:
 
 @dataclass(frozen=True)
 class LabeledShard:
-    """A label file and the shard that it belongs to: an entry of the labels' manifest."""
+    """A label file and its shard: an entry of the labels' manifest."""
 
     name: str
     source_bytes: int
@@ -157,17 +161,17 @@ class LabeledShard:
     quarantined: int
     bytes: int
     sha256: str
-    made_by: str  # digest of what the labels depend on besides the shard: teacher and configuration
+    made_by: str  # digest of teacher and configuration
 
     def is_of(self, shard: Shard, made_by: str) -> bool:
-        """True for labels of this shard as it is now, by this teacher and configuration."""
+        """Whether the labels are of this shard as it is now, by this teacher and configuration."""
         return (self.source_bytes, self.index_sha256, self.made_by) == (shard.bytes, shard.index_sha256, made_by)
 
 
 def write_labels(
     url: str, shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined], made_by: str
 ) -> LabeledShard:
-    """Commit a shard's labels and its quarantined samples as one file, which says whose they are."""
+    """Commit a shard's labels and quarantined samples as one file, whose metadata identifies shard and teacher."""
     source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256, "made_by": made_by}
     ledger = [asdict(row) for row in quarantined]
     metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
@@ -177,7 +181,7 @@ def write_labels(
 
 
 def describe_label_file(url: str) -> LabeledShard | None:
-    """What a label file holds; None when any of it is damaged, or it is no label file. Reads all of it."""
+    """The manifest's entry for a label file, from the file itself; None when it is damaged or no label file. Reads all of it."""
     content = storage.read_bytes(url)
     name = storage.base_name(url).removesuffix(".parquet")
     try:
@@ -198,7 +202,7 @@ def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: by
 
 
 class _Source(BaseModel):
-    """What a label file says of its shard, and of what made it; earlier versions did not say that."""
+    """A label file's metadata on its shard and teacher; earlier versions have no `made_by`."""
 
     bytes: int
     index_sha256: str
@@ -206,21 +210,21 @@ class _Source(BaseModel):
 
 
 def _source(metadata: Mapping[bytes, bytes], url: str) -> dict[str, Any] | None:
-    """None in a file that does not say it. Raises DataError for a damaged one."""
+    """The metadata of `_Source`; None for a file without it. Raises DataError when it is damaged."""
     if not {_SOURCE_KEY, _QUARANTINE_KEY} <= metadata.keys():
         return None
     return parse_json(metadata[_SOURCE_KEY], url, LABELS_REMEDY, _Source)
 
 
 def read_labels(url: str, columns: Sequence[str] | None = None, entry: LabeledShard | None = None) -> pa.Table:
-    """Rows of a label file; with `columns`, only these are read (all by default).
+    """Read rows of a label file, all columns or these.
 
     Args:
-        entry: what the labels' manifest says of the file: another one under its name is refused, and, where it is read whole, other
+        entry: the file's entry in the labels' manifest, to refuse another file under its name, and, when reading all columns, other
             bytes.
 
     Raises:
-        DataError: damaged, or not the file that was committed.
+        DataError: the file is damaged, or not the committed one.
         FileNotFoundError, StorageError: as `storage.read_bytes`.
     """
     if columns is None:
@@ -231,15 +235,15 @@ def read_labels(url: str, columns: Sequence[str] | None = None, entry: LabeledSh
 
 
 def has_all_samples(file: TableFile) -> bool:
-    """True where no sample of a label file's shard is quarantined: its ordinals are 0, 1, 2 …, and need not be read."""
+    """Whether a label file has no quarantined samples, so that its ordinals are 0, 1, 2, … and need not be read."""
     return file.metadata.get(_QUARANTINE_KEY) == b"[]"
 
 
 @contextmanager
 def open_label_file(url: str, entry: LabeledShard | None = None) -> Iterator[TableFile]:
-    """A label file of which some columns are read; `entry` and errors as of `read_labels`.
+    """Open a label file to read some of its columns; `entry` and errors as for `read_labels`.
 
-    One of an earlier version has no checksums, and is read whole where its digest is known.
+    A file of an earlier version has no checksums, so it is read whole when its digest is known.
     """
     with open_table(url, LABELS_REMEDY) as file:
         if entry is None or file.is_sealed:
@@ -251,17 +255,19 @@ def open_label_file(url: str, entry: LabeledShard | None = None) -> Iterator[Tab
 
 
 def _committed(url: str, entry: LabeledShard | None) -> bytes:
-    """The content of a label file, with the digest that was recorded."""
+    """The content of a label file. Raises DataError when its digest is not the recorded one."""
     content = storage.read_bytes(url)
     if entry is not None and hashlib.sha256(content).hexdigest() != entry.sha256:
-        with open_content(content, url, LABELS_REMEDY) as file:  # say what it is, if it tells
+        with open_content(
+            content, url, LABELS_REMEDY
+        ) as file:  # raises a more precise error if the file is another one
             _check_origin(file, entry)
         raise DataError(f"{redacted(url)}: not the file that was committed (another SHA-256); {LABELS_REMEDY}")
     return content
 
 
 def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
-    """Raises DataError for labels by another teacher, or of another shard, than the labels' manifest says."""
+    """Raise DataError for labels by another teacher or of another shard than the labels' manifest says."""
     if entry is None:
         return
     found = _source(file.metadata, file.url)
@@ -283,13 +289,13 @@ def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
 
 
 def read_copies(url: str, sha256: str | None = None) -> np.ndarray:
-    """The column of a selection's file: how often each label row is used, uint16 [n]. It is read whole.
+    """Read a selection's column for a shard: how often each label row is used, uint16 [n].
 
     Args:
-        sha256: of the file, in hex, as the selection's done-record has it; None: not known.
+        sha256: of the file, in hex, from the selection's done-record; None: not checked.
 
     Raises:
-        DataError: damaged, or not the file that was committed.
+        DataError: the file is damaged, or not the committed one.
         FileNotFoundError, StorageError: as `storage.read_bytes`.
     """
     with open_content(read_whole(url, sha256, COPIES_REMEDY), url, COPIES_REMEDY) as file:
@@ -316,42 +322,43 @@ def quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
 
 
+def top_k_columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """`topk_index` int16 (N, K) and `topk_prob` float16 (N, K) of label rows."""
+    columns = (table.column(name).combine_chunks() for name in ("topk_index", "topk_prob"))
+    index, prob = (column.flatten().to_numpy().reshape(-1, column.type.list_size) for column in columns)
+    return index, prob
+
+
 def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
-    """(N, C) float32 class probabilities of label rows; what is not in the top k is spread evenly over the other classes."""
-    top_k = table.schema.field("topk_index").type.list_size
-    index = table.column("topk_index").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.int64)
-    top = table.column("topk_prob").combine_chunks().flatten().to_numpy().reshape(-1, top_k).astype(np.float32)
+    """Class probabilities of label rows, (N, C) float32. `rest` is spread evenly over the classes outside the top k."""
+    index, top = top_k_columns(table)
+    top_k = index.shape[1]
     others = max(num_classes - top_k, 1)
     rest = table.column("rest").to_numpy() if num_classes > top_k else np.zeros(len(top), np.float32)
     targets = np.repeat((rest / others)[:, None], num_classes, axis=1).astype(np.float32)
-    np.put_along_axis(targets, index, top, axis=1)
+    np.put_along_axis(targets, index.astype(np.int64), top.astype(np.float32), axis=1)
     return np.asarray(targets / targets.sum(axis=1, keepdims=True), np.float32)
 
 
 def copies_digests(selection: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each shard's column of copies, by shard name, as the selection's done-record has them."""
+    """SHA-256 of each shard's column of copies, by shard name, from the selection's done-record."""
     names = (name for name in selection["outputs"] if name.endswith(".parquet"))
     return {storage.base_name(name).removesuffix(".parquet"): selection["outputs"][name]["sha256"] for name in names}
 
 
 class _Manifest(BaseModel):
-    """`manifest.json` of the labels: what is needed of it."""
+    """The fields of the labels' `manifest.json` that are read."""
 
     shards: list[LabeledShard]
 
 
-def read_manifest(folder: str) -> list[LabeledShard]:
-    """The shards in a labels folder's manifest. Raises DataError for a damaged one."""
+def read_labels_manifest(folder: str) -> dict[str, LabeledShard]:
+    """The label files of a labels folder, by shard name, as its manifest lists them. Raises DataError for a damaged manifest."""
     url = storage.join(folder, LABELS_MANIFEST)
     content = read_json(url, "remove it and run stage=label, which keeps the labels")
     try:
-        return _Manifest.model_validate(content).shards
+        return {entry.name: entry for entry in _Manifest.model_validate(content).shards}
     except ValidationError as error:
         raise DataError(
             f"{redacted(url)}: damaged, or of another version ({first_problem(error)}); run stage=label force=true"
         ) from error
-
-
-def labels_by_name(folder: str) -> dict[str, LabeledShard]:
-    """As `read_manifest`, by shard name."""
-    return {entry.name: entry for entry in read_manifest(folder)}

@@ -1,4 +1,4 @@
-"""A run's pseudo-labels over its unlabeled shards: which rows of a shard are handed out, and as what samples."""
+"""The overlay: a run's labels and selection over its unlabeled shards. Decides which rows are handed out, and as which samples."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
+from data.errors import DataError
 from data.labels.exclusions import is_excluded, keys_digest
-from data.labels.joined_tar import LABEL_COLUMNS, LabelEntries, Provenance, Rows
+from data.labels.joined_tar import LabelEntries, Provenance, Rows
 from data.labels.label_files import (
+    LABEL_COLUMNS,
     LABELS_REMEDY,
     LabeledShard,
     copies_digests,
-    labels_by_name,
     read_copies,
     read_labels,
+    read_labels_manifest,
 )
-from data.shards.split import DataError, Shard
+from data.shards.split import Shard
 from data.tables import parse_table, read_whole
 
 FILTER_COLUMNS = ("label", "confidence")
@@ -31,33 +33,29 @@ _DIGEST_CHARACTERS = 64  # of a SHA-256 in hex
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which label rows are handed out.
+    """Which label rows to hand out.
 
     Attributes:
-        selected: those alone that the student sees (copies > 0), or all.
-        classes: of these labels alone.
+        selected: only rows with copies > 0, which the student sees; False: all.
+        min_confidence: only rows with confidence ≥ this.
+        classes: only rows with these labels; None: all.
     """
 
     selected: bool = True
     min_confidence: float = 0.0
     classes: frozenset[int] | None = None
 
-    def mask(self, labels: pa.Table, copies: np.ndarray) -> np.ndarray:
-        """bool [n], of label rows (columns of FILTER_COLUMNS) and their copies, int [n]."""
-        keep = labels.column("confidence").to_numpy() >= np.float32(self.min_confidence)
+    def matches(self, label: np.ndarray | int, confidence: np.ndarray | float, copies: np.ndarray | int) -> np.ndarray:
+        """Which rows pass: bool [n] for columns [n]; bool [] for the values of one row."""
+        wanted = np.asarray(confidence, np.float32) >= np.float32(self.min_confidence)
         if self.selected:
-            keep &= copies > 0
+            wanted = wanted & (np.asarray(copies) > 0)
         if self.classes is not None:
-            keep &= np.isin(labels.column("label").to_numpy(), sorted(self.classes))
-        return keep
-
-    def lets_through(self, label: int, confidence: float, copies: int) -> bool:
-        """As `mask`, of one row."""
-        is_wanted = (copies > 0 or not self.selected) and (self.classes is None or label in self.classes)
-        return is_wanted and bool(np.float32(confidence) >= np.float32(self.min_confidence))
+            wanted = wanted & np.isin(label, sorted(self.classes))
+        return np.asarray(wanted)
 
     def query(self) -> str:
-        """`?…` as a server of pseudo-labels takes it, the same for equal filters; empty for what is handed out without any."""
+        """The filter as a URL query for `stage=serve`, equal for equal filters; empty for the default filter."""
         values: dict[str, str] = {}
         if self.min_confidence > 0:
             values["min_confidence"] = repr(self.min_confidence)
@@ -68,18 +66,18 @@ class RowFilter:
         return f"?{urlencode(values, safe=',')}" if values else ""
 
     def digest(self) -> str:
-        """The same for equal filters."""
+        """Hex digest; equal for equal filters."""
         classes = sorted(self.classes) if self.classes is not None else None
         return hashlib.sha256(repr((self.selected, float(self.min_confidence), classes)).encode()).hexdigest()[:16]
 
 
 def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, LabeledShard]]:
-    """What `Overlay.digests` and `committed` should be, as the labels' manifest and the done-record of the selection say.
+    """`Overlay.digests` and `Overlay.committed` from the labels' manifest and the selection's done-record.
 
     Raises:
-        DataError: a damaged manifest, or the selection is of other shards.
+        DataError: the manifest is damaged, or the selection lacks a shard.
     """
-    entries, copies = labels_by_name(labels_dir), copies_digests(selection)
+    entries, copies = read_labels_manifest(labels_dir), copies_digests(selection)
     if missing := entries.keys() - copies.keys():
         raise DataError(f"{labels_dir}: the selection does not have shard {min(missing)!r}; run stage=select again")
     return {name: entry.sha256 + copies[name] for name, entry in entries.items()}, entries
@@ -87,13 +85,13 @@ def read_committed(labels_dir: str, selection: Mapping[str, Any]) -> tuple[dict[
 
 @dataclass(frozen=True)
 class Overlay:
-    """Labels and a selection over unlabeled shards; plain data that travels to other processes.
+    """Labels and a selection over unlabeled shards; can be pickled.
 
     Attributes:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
-        digests: SHA-256 of each shard's label file and of its column of copies, one after the other, by shard name.
-        excluded: lines of the user's list of keys; see `data.exclude`.
-        committed: of the labels' manifest, by shard name; other labels under a file's name are refused.
+        digests: by shard name, the SHA-256 of the label file and that of the column of copies, concatenated.
+        excluded: lines of the user's list of keys; see `data.labels.exclusions`.
+        committed: entries of the labels' manifest by shard name, to refuse other files under their names.
     """
 
     shards: tuple[Shard, ...]
@@ -105,12 +103,12 @@ class Overlay:
     committed: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def files(self, position: int) -> tuple[str, str]:
-        """Label file of a shard, and its column of copies."""
+        """URLs of a shard's label file and of its column of copies."""
         name = f"{self.shards[position].name}.parquet"
         return storage.join(self.labels_dir, name), storage.join(self.selection_dir, name)
 
     def is_as_committed(self, position: int) -> bool:
-        """True when a shard's files are there and those of `digests`."""
+        """Whether a shard's files exist and have the recorded digests."""
         try:
             found = [hashlib.sha256(storage.read_bytes(url)).hexdigest() for url in self.files(position)]
         except FileNotFoundError:
@@ -118,34 +116,34 @@ class Overlay:
         return "".join(found) == self.digests[self.shards[position].name]
 
     def copies(self, position: int) -> np.ndarray:
-        """How often the student sees each label row of a shard, uint16 [rows]. Raises DataError: not what was committed."""
+        """How often the student sees each label row of a shard, uint16 [rows]. Raises DataError if the file is another one."""
         digest = self.digests[self.shards[position].name][_DIGEST_CHARACTERS:]
         return read_copies(self.files(position)[1], digest)
 
     def wanted(self, position: int, keep: RowFilter) -> np.ndarray:
-        """Positions of the label rows of a shard that are handed out: those that `keep` lets through and the user doesn't exclude.
+        """Positions of a shard's label rows that pass `keep` and are not excluded by the user, int [n].
 
         Raises:
-            DataError: labels and copies are not of each other.
+            DataError: labels and copies differ in length, or are not the committed files.
         """
         shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
         columns = (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS
         labels = read_labels(url, columns, self.committed.get(shard.name))
         if len(copies) != labels.num_rows:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
-        mask = keep.mask(labels, copies)
+        mask = keep.matches(labels.column("label").to_numpy(), labels.column("confidence").to_numpy(), copies)
         if self.excluded:
             mask &= ~is_excluded(self.excluded, shard.name, labels.column("__key__").to_pylist())
         return np.flatnonzero(mask)
 
     def take(self, position: int, rows: np.ndarray) -> Rows:
-        """Label rows of the shard at `position`, each once.
+        """Label rows of the shard at `position`.
 
         Args:
-            rows: their positions in the label file, int [n].
+            rows: positions in the label file, int [n].
 
         Raises:
-            DataError: labels and index are not of each other, or are not what was committed: the label file is read whole.
+            DataError: the label file does not fit the index, or is not the committed one.
         """
         shard, at, url = self.shards[position], pa.array(rows), self.files(position)[0]
         content = read_whole(url, self.digests[shard.name][:_DIGEST_CHARACTERS], LABELS_REMEDY)
@@ -157,7 +155,7 @@ class Overlay:
         return Rows(labels, zeros + position, self.copies(position)[rows], zeros, extension)
 
     def rows(self, position: int, keep: RowFilter) -> Rows:
-        """The rows of the shard at `position` that are handed out. Raises as `wanted` and `take`."""
+        """The rows of the shard at `position` to hand out. Raises as `wanted` and `take`."""
         return self.take(position, self.wanted(position, keep))
 
     def entries(self, rows: Rows) -> LabelEntries:
@@ -165,7 +163,7 @@ class Overlay:
         return LabelEntries(rows, [shard.name for shard in self.shards], self.provenance)
 
     def identity(self, position: int, keep: RowFilter) -> str:
-        """Hex digest of all that the bytes of a shard's samples depend on; for an ETag."""
+        """Hex digest of everything that a joined shard's bytes depend on, for an ETag."""
         shard = self.shards[position]
         facts: tuple[Any, ...] = (
             shard.name,
@@ -175,6 +173,6 @@ class Overlay:
             self.digests[shard.name],
             self.provenance,
             keep.digest(),
-            keys_digest(self.excluded) or [],  # an empty list: the ETags of before, where nothing is excluded
+            keys_digest(self.excluded) or [],  # an empty list keeps ETags of earlier versions when nothing is excluded
         )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

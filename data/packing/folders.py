@@ -1,4 +1,4 @@
-"""What lies below a folder of images: the files to pack, all else with the reason why not, and the classes."""
+"""Scan a folder of images: the files to pack, the files to leave out with reasons, and the classes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import DataError
 from data.shards.samples import IMAGE_EXTENSIONS, image_extension, printable
-from data.shards.split import DataError
 
 SYSTEM_NAMES = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",
     "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r",
 }  # fmt: skip
-"""What systems and programs put among images, besides names that begin with a dot."""
+"""Names that operating systems and programs put among images, besides hidden files."""
 NOT_AN_IMAGE = f"not an image file ({', '.join(IMAGE_EXTENSIONS)})"
 _SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"))
 _SHOWN = 5
@@ -29,7 +29,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, order=True, slots=True)
 class ImageFile:
-    """A file to pack; `size` in bytes."""
+    """An image file to pack; `size` in bytes."""
 
     path: Path
     size: int
@@ -40,7 +40,7 @@ class ImageFile:
         return image_extension(self.path.suffix)
 
     def read(self, start: int = 0, size: int = -1) -> bytes:
-        """`size` bytes from `start`, all by default. Raises DataError, naming the file, when they cannot be read."""
+        """`size` bytes from `start`; by default all. Raises DataError, naming the file, when reading fails."""
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
@@ -54,7 +54,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file or folder that is not packed."""
+    """A file or folder that is not packed, and why."""
 
     path: Path
     reason: str
@@ -65,14 +65,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder: images, and what is left out, each sorted by path."""
+    """The images below a folder, and what is left out, each sorted by path."""
 
     images: tuple[ImageFile, ...]
     left_out: tuple[LeftOut, ...]
 
 
 def find_images(root: Path) -> Found:
-    """Look through a folder. Links to files are followed, links to folders are not.
+    """Scan a folder and its subfolders. Follows links to files, but not to folders.
 
     Raises:
         OSError: the folder itself cannot be read.
@@ -92,7 +92,7 @@ def find_images(root: Path) -> Found:
             continue
         for entry in entries:
             path = folder / entry.name
-            found = _look_at(entry, path)
+            found = _inspect(entry, path)
             if isinstance(found, str):
                 left_out.append(LeftOut(path, found))
             elif stat.S_ISDIR(found.st_mode):
@@ -102,8 +102,8 @@ def find_images(root: Path) -> Found:
     return Found(tuple(sorted(images)), tuple(sorted(left_out, key=lambda entry: entry.path)))
 
 
-def _look_at(entry: os.DirEntry[str], path: Path) -> os.stat_result | str:
-    """Of an image or a folder to look into, its state; of all else, why it is left out."""
+def _inspect(entry: os.DirEntry[str], path: Path) -> os.stat_result | str:
+    """The file status of an image or a folder to scan; for anything else, the reason to leave it out."""
     kind = "folder" if entry.is_dir(follow_symlinks=False) else "file"
     if is_hidden(entry.name):
         return f"a hidden or system {kind}"
@@ -123,19 +123,19 @@ def _look_at(entry: os.DirEntry[str], path: Path) -> os.stat_result | str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's, or hidden by a dot: no class, and no image."""
+    """Whether a file or folder is hidden by a dot or a system's: neither class nor image."""
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def find_classes(root: Path, found: Found, out: str) -> dict[str, str]:
-    """Name of each class folder → name of the class (Unicode NFC, so that every system sorts them alike), in label order.
+    """Folder name → class name of each class, in label order. Class names are Unicode NFC, so that every system sorts them alike.
 
     Args:
-        out: where packing would write, for the commands in a message.
+        out: the output folder, for the commands in a message.
 
     Raises:
-        DataError: there is no class folder; one without an image, or that is a link, or whose name cannot be a class's; an image
-            in none of them; or they are splits instead of classes.
+        DataError: there is no class folder; one has no images, is a link, or has a name that cannot be a class name; an image is in
+            none; or the folders are splits instead of classes.
     """
     with os.scandir(root) as scan:
         entries = [entry for entry in scan if not is_hidden(entry.name) and entry.is_dir()]
@@ -173,7 +173,7 @@ def _require_different(root: Path, names: dict[str, str]) -> None:
 
 
 def _refuse_splits(root: Path, names: Iterable[str], out: str) -> None:
-    """The parent of `train` and `test` was given: raise with the commands that pack each."""
+    """Raise DataError when the folders are `train`, `test`, …, with the commands that pack each."""
     if not {name.lower() for name in names} <= _SPLITS:
         return
     validation = 0 if any(name.lower().startswith("val") for name in names) else 0.1
@@ -212,7 +212,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def natural_order(names: Sequence[str]) -> list[str]:
-    """Names in the order in which timm's reader of folders numbers classes: numbers by value, letters whatever their case."""
+    """Names in the order of classes in timm's folder reader: numbers by value, case ignored."""
     return sorted(
         names, key=lambda name: [int(part) if part.isdecimal() else part for part in _DIGITS.split(name.lower())]
     )

@@ -1,4 +1,4 @@
-"""Which images must not part: copies of one file, and views of one object; and a split that keeps them together."""
+"""Find images that must be in one split (copies of a file, views of an object), and split without separating them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.errors import DataError
 from data.packing.folders import ImageFile
 from data.shards.samples import printable
-from data.shards.split import DataError
 
-_PIECE = 16 * 1024  # bytes from a file's middle that tell almost all files of one size apart
+_PIECE = 16 * 1024  # bytes from the middle of a file; they differ for almost all files of equal size
 Indices = NDArray[np.int64]
 
 
 def same_bytes(images: Sequence[ImageFile]) -> list[list[int]]:
-    """Positions of byte-identical images, one list of two or more for each content, in order.
+    """Positions of byte-identical images: a list of two or more for each content, in order.
 
-    A file is read if another has its size: a piece of it, and all of it only if another has that piece, too.
+    Reads a piece of a file only if another file has its size, and the whole file only if another has the same piece.
     """
     groups = _refine([list(range(len(images)))], lambda i: images[i].size)
     groups = _refine(
@@ -32,7 +32,7 @@ def same_bytes(images: Sequence[ImageFile]) -> list[list[int]]:
 
 
 def _refine(groups: list[list[int]], key: Callable[[int], Hashable], description: str = "") -> list[list[int]]:
-    """Parts of the groups whose members have the same key; parts of one are dropped."""
+    """Split each group by key; drop parts with one member."""
     found = []
     total = sum(map(len, groups))
     with tqdm(total=total, desc=description, unit="img", delay=5, leave=False, disable=not description) as bar:
@@ -50,10 +50,10 @@ def _digest(content: bytes) -> bytes:
 
 
 def same_name(names: Sequence[str], pattern: str) -> list[list[int]]:
-    """Positions of the names in which the one group of a regular expression has the same text, one list for each text.
+    """Positions of names with the same text in the group of a regular expression: a list for each text.
 
     Raises:
-        DataError: the pattern is no regular expression with one group, or is found in no name.
+        DataError: the pattern is no regular expression with one group, or matches no name.
     """
     try:
         expression = re.compile(pattern)
@@ -73,7 +73,7 @@ def same_name(names: Sequence[str], pattern: str) -> list[list[int]]:
 
 
 def merged(count: int, groups: Iterable[Sequence[int]]) -> Indices:
-    """int64 (count,): for each position the first one that it is in a group with, directly or through others; itself if in none."""
+    """For each position, the first position connected to it by groups, directly or through others: int64 (count,)."""
     parents = list(range(count))
 
     def first(position: int) -> int:
@@ -90,18 +90,18 @@ def merged(count: int, groups: Iterable[Sequence[int]]) -> Indices:
 
 
 def split(labels: Indices, groups: Indices, validation: float, seed: int) -> dict[str, Indices]:
-    """Shuffled positions of `labeled` and, stratified by class, `validation`; an empty one is left out.
+    """Split into `labeled` and `validation`, stratified by class: name → shuffled positions, without an empty split.
 
-    Of each class with two images or more, the share `validation` of its images is held out, at least one, but never all. Groups do
-    not part: those that would go beyond the share are passed over, and if all would, the class's smallest is held out.
+    From each class with two or more images, hold out the share `validation`, at least one image, never all. Groups stay together: skip
+    a group that would exceed the share; if every group would, hold out the class's smallest group.
 
     Args:
         labels: int (N,).
-        groups: int (N,), equal for images that must not part.
-        validation: from 0 to below 1.
+        groups: int (N,), equal for images that must be in one split.
+        validation: share, ≥ 0 and < 1.
 
     Raises:
-        DataError: a share out of range.
+        DataError: the share is out of range.
     """
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation}: expected a fraction from 0 to below 1")
@@ -118,14 +118,14 @@ def _held_out(labels: Indices, groups: Indices, order: Indices, validation: floa
     sizes = np.bincount(labels).tolist()
     wanted = [min(size - 1, max(1, round(validation * size))) for size in sizes]
     members: dict[int, list[int]] = defaultdict(list)
-    groups_of: list[dict[int, None]] = [{} for _ in sizes]  # of each class, in shuffled order
+    groups_of: list[dict[int, None]] = [{} for _ in sizes]  # for each class, in shuffled order
     for position in order.tolist():
         members[int(groups[position])].append(position)
         groups_of[labels[position]][int(groups[position])] = None
     chosen, held = np.zeros(len(labels), bool), [0] * len(sizes)
 
     def take(group: int, limits: Sequence[int]) -> None:
-        """Hold a group out, unless a class would have more than its limit."""
+        """Hold a group out, unless a class would exceed its limit."""
         counts = Counter(labels[members[group]].tolist())
         if not chosen[members[group][0]] and all(
             held[label] + count <= limits[label] for label, count in counts.items()

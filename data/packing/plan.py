@@ -1,4 +1,4 @@
-"""What a packing will write: which images, with which labels, in which split. Decided before anything is written."""
+"""Plan a packing before anything is written: which images, with which labels, in which split."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
+from data import storage
+from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.packing import groups
 from data.packing.folders import Found, ImageFile, find_classes, find_images
 from data.packing.groups import Indices
 from data.shards.samples import IMAGE_EXTENSIONS, printable
-from data.shards.split import DataError
+from data.tables import read_table
+
+SOURCES_NAME = "sources.parquet"  # beside packed shards: key → path
+REJECTED_NAME = "rejected.txt"  # beside packed shards: what was left out, and why
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The images below a folder and where each goes.
+    """The images below a folder, and the split of each.
 
     Attributes:
         classes: names in label order; None for unlabeled images.
-        labels: (N,), of `found.images`; zeros for unlabeled ones.
-        splits: name → shuffled positions in `found.images`.
-        copies: positions of byte-identical images, a list for each content; not looked for among unlabeled ones.
-        groups: (N,), equal for images that are kept in one split.
+        labels: int64 (N,), of `found.images`; zeros for unlabeled images.
+        splits: name → shuffled positions in `found.images`, int64.
+        copies: positions of byte-identical images, a list for each content; empty for unlabeled images.
+        groups: int64 (N,), equal for images that stay in one split.
     """
 
     root: Path
@@ -45,7 +50,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of all of it: path, size, label, split and group of each image."""
+        """Hex digest of path, size, label, split and group of each image."""
         split_of = np.zeros(len(self.images), np.int64)
         for number, positions in enumerate(self.splits.values()):
             split_of[positions] = number
@@ -58,10 +63,10 @@ class Plan:
 
 
 def plan_packing(root: Path, out: str, labeled: bool, validation: float, seed: int, group: str) -> Plan:
-    """Look through a folder and decide; `group` is a regular expression for paths below it, or empty.
+    """Scan a folder and plan its packing. `group`: a regular expression for paths below it, or empty.
 
     Raises:
-        DataError: see `data.packing.folders.find_classes`; no images; or a share or a pattern that is none.
+        DataError: as `data.packing.folders.find_classes`; there are no images; or `validation` or `group` is wrong.
     """
     found = find_images(root)
     classes = find_classes(root, found, out) if labeled else {}
@@ -81,7 +86,7 @@ def plan_packing(root: Path, out: str, labeled: bool, validation: float, seed: i
 
 
 def require_decodable(plan: Plan) -> None:
-    """Raises DataError, naming the class, where none of a class's images for training can be decoded: it would have no image."""
+    """Raise DataError, naming the class, when none of a class's training images can be decoded."""
     assert plan.classes is not None, "unlabeled images have no classes"
     pending, first = set(plan.labels.tolist()), dict[int, str]()
     for position in plan.splits["labeled"].tolist():
@@ -99,3 +104,17 @@ def require_decodable(plan: Plan) -> None:
         f"class {printable(plan.classes[label])!r}: none of its images that are to be trained on can be decoded ({first[label]}); "
         "mend or remove them, or move the folder away"
     )
+
+
+def read_sources(folder: str) -> set[str]:
+    """The paths of the images that were packed into a split.
+
+    Raises:
+        DataError: `sources.parquet` does not exist or is damaged.
+    """
+    url = storage.join(folder, SOURCES_NAME)
+    remedy = "pack into another out="
+    try:
+        return set(read_table(url, remedy, ["path"]).column("path").to_pylist())
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: not there; {remedy}") from error

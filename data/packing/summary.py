@@ -1,4 +1,4 @@
-"""What packing says at the end: classes, splits, what was left out, copies, and the lines for the configuration."""
+"""Print the summary of a packing: classes, splits, what was left out, copies, and lines for the configuration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from data import storage
 from data.packing.folders import natural_order
-from data.packing.plan import Plan
-from data.packing.sources import REJECTED_NAME, read_sources
+from data.packing.plan import REJECTED_NAME, Plan, read_sources
 from data.shards.index import read_index
 from data.shards.samples import printable
 from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest
@@ -21,11 +20,11 @@ _SHOWN = 5
 
 
 def print_summary(plan: Plan, folders: Mapping[str, str], validation: float) -> None:
-    """Print it.
+    """Print the summary.
 
     Args:
-        folders: of each split, where it was packed.
-        validation: the share that was asked for.
+        folders: split → folder of its shards.
+        validation: the requested share.
     """
     manifests = {name: _manifest(folder) for name, folder in folders.items()}
     lines = [
@@ -70,10 +69,10 @@ def _classes(plan: Plan, folders: Mapping[str, str], manifests: Mapping[str, Man
         return
     counts = {name: _per_class(folders[name], manifest, len(plan.classes)) for name, manifest in manifests.items()}
     total = sum(counts.values(), np.zeros(len(plan.classes), np.int64))
-    least, most = (int(position) for position in (total.argmin(), total.argmax()))
+    smallest, largest = int(total.argmin()), int(total.argmax())
     yield (
-        f"{_count(len(plan.classes), 'class')}, {int(total.sum()):,} images: {total[least]:,} ({plan.classes[least]!r}) to "
-        f"{total[most]:,} ({plan.classes[most]!r}) in a class"
+        f"{_count(len(plan.classes), 'class')}, {int(total.sum()):,} images: {total[smallest]:,} ({plan.classes[smallest]!r}) to "
+        f"{total[largest]:,} ({plan.classes[largest]!r}) in a class"
     )
     if len(plan.classes) == 1:
         yield "  one class alone teaches nothing; is images= the folder that holds the class folders?"
@@ -119,7 +118,7 @@ def _name(plan: Plan, position: int) -> str:
 
 
 def _in_two_splits(plan: Plan, folders: Mapping[str, str]) -> Iterator[str]:
-    """Images in both splits: an earlier version parted copies, and went on after a stop though the folder had changed."""
+    """Warn about images in both splits: an earlier version separated copies, and continued although the folder had changed."""
     if len(folders) != 2:
         return
     paths = [[printable(str(plan.images[position].path)) for position in group] for group in plan.copies]
@@ -135,7 +134,7 @@ def _in_two_splits(plan: Plan, folders: Mapping[str, str]) -> Iterator[str]:
 
 
 def _natural_order(classes: Sequence[str]) -> Iterator[str]:
-    """Says where timm would number the classes in another way."""
+    """Warn when timm's folder reader would number the classes differently."""
     natural = natural_order(classes)
     differing = [number for number, name in enumerate(natural) if name != classes[number]]
     if differing:

@@ -1,4 +1,4 @@
-"""What an index says is wrong with its shard, in a few figures: they are kept, so that a run tells before it reads an image."""
+"""Problems of a shard, summed up from its index, so that a run can report them before it reads an image."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pyarrow as pa
 
 from data.shards.samples import INDEX_RULE, Sample, has_odd_key, is_damage
 
-_MAX_IGNORED_FIELDS = 16  # a satellite's bands have that many names; more are parts of file names
-_USUAL = 0.1  # of a shard's samples: what so many have beside their image is a kind of image (depth.png), what fewer have is lost
+_MAX_IGNORED_FIELDS = 16  # as many as a satellite image has bands; more are parts of file names
+_USUAL = 0.1  # share of samples with a field from which on it is a kind of image (depth.png); below, such images count as lost
 _METADATA = b"ignored"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with a shard, as its index tells.
+    """Problems of a shard, by its index.
 
     Attributes:
-        problems: rows that cannot be used.
-        problem: what is wrong with the first of them.
-        damage: where and how the shard is cut short or damaged; empty for a whole one.
-        ignored: image members that are labeled in no row, as they lie beside the image of a sample (`N.depth.png` beside `N.jpg`).
-        stray: those of them that look like images of their own.
-        ignored_fields: some of their fields, `depth.png, v2.jpg`.
+        problems: number of samples that cannot be used.
+        problem: the problem of the first of them.
+        damage: how and at which byte the shard is cut short or damaged; empty for a whole shard.
+        ignored: image members that are in no row because their sample has another image (`N.depth.png` beside `N.jpg`).
+        stray: those of them that are probably samples of their own.
+        ignored_fields: the most frequent of their fields, as in `depth.png, v2.jpg`.
     """
 
     problems: int = 0
@@ -37,7 +37,7 @@ class Findings:
     ignored_fields: str = ""
 
     def as_json(self) -> dict[str, int | str]:
-        """What differs from a shard in which nothing is wrong; the arguments that make these findings again."""
+        """The fields that are not empty, as arguments of `Findings`."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -45,7 +45,7 @@ NO_FINDINGS = Findings()
 
 
 def index_metadata(samples: Sequence[Sample]) -> dict[str, str]:
-    """What an index's metadata keep of the samples beside its rows; see `data.shards.index.build_index`."""
+    """An index's metadata; see `data.shards.index.build_index`."""
     seen: set[str] = set()
     odd = []
     for sample in samples:
@@ -64,7 +64,7 @@ def index_metadata(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def _stray(counts: Counter[str], num_usable: int) -> int:
-    """Ignored images that are no kind of image that usual samples of the shard have."""
+    """Number of ignored images with a field that few samples of the shard have."""
     if len(counts) > _MAX_IGNORED_FIELDS:
         return counts.total()
     return sum(count for count in counts.values() if count < _USUAL * num_usable)
@@ -75,7 +75,7 @@ def _few(counts: Counter[str]) -> str:
 
 
 def findings_of(index: pa.Table) -> Findings:
-    """The findings of an index, also of one that an earlier version made: it counted no ignored images."""
+    """The findings of an index. An index of an earlier version counts no ignored images."""
     rows = zip(*(index.column(name).to_pylist() for name in ("key", "offset", "problem")), strict=True)
     bad = [row for row in rows if row[2]]
     damage = ""

@@ -1,7 +1,7 @@
-"""Shards that this project did not pack.
+"""Index shards that this project did not pack.
 
-The index of each is made once. What the indexes say is kept in one file, `shards.json`, so that thousands of shards are opened without
-reading theirs. That file is a cache: where it is missing, damaged or of another version, the indexes tell the same.
+Each shard is indexed once. `shards.json` caches a summary of all indexes, so that opening thousands of shards reads one file. Where
+it is missing, damaged or of another version, the indexes are read instead.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from data import storage
 from data.errors import DataError
 from data.shards.findings import NO_FINDINGS, Findings, findings_of
 from data.shards.index import INDEX_SCHEMA, build_index, index_digest
-from data.storage import Entry
+from data.storage import FileInfo
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 
 KNOWN_NAME = "shards.json"
-_THREADS = 8
-_reported: set[str] = set()  # folders of indexes of which was said that some tell no version
+_warned: set[str] = set()  # folders of indexes for which the warning about missing versions was given
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +34,7 @@ class Known(NamedTuple):
     """A foreign shard as it was when it was indexed.
 
     Attributes:
-        version: as `storage.Entry` has it; empty where an earlier version of this project, which kept none, indexed the shard.
+        version: as in `storage.FileInfo`; empty where an earlier version of this project, which kept none, indexed the shard.
     """
 
     bytes: int
@@ -48,7 +47,7 @@ class Known(NamedTuple):
 
 
 class _File(BaseModel):
-    """Versions lie apart from the rest, so that earlier versions of this project read the file, too."""
+    """`shards.json`. Versions are apart from the rest, so that earlier versions of this project can read the file."""
 
     shards: dict[str, tuple[int, int, str, int, str]]
     versions: dict[str, str] = {}
@@ -56,10 +55,10 @@ class _File(BaseModel):
 
 
 def read_known(folder: str) -> dict[str, Known]:
-    """URL → shard, without those of which an earlier version kept no findings. Raises StorageError, OSError."""
+    """URL → shard, without shards whose findings an earlier version did not keep. Raises StorageError, OSError."""
     url = storage.join(folder, KNOWN_NAME)
     try:
-        text = storage.read_text_if_there(url)  # an outage raises: it must not read the corpus again
+        text = storage.read_text_if_there(url)  # an outage raises; it must not lead to reading the corpus again
         file = _File.model_validate_json(text or '{"shards": {}}')
     except (ValidationError, UnicodeDecodeError):
         return {}
@@ -71,7 +70,7 @@ def read_known(folder: str) -> dict[str, Known]:
 
 
 def write_known(folder: str, known: Mapping[str, Known]) -> None:
-    """Keep them, if that is possible: a finished run may lie where nothing can be written."""
+    """Write `shards.json`; only warn when that fails, as a finished run may lie in a read-only folder."""
     url = storage.join(folder, KNOWN_NAME)
     shards = {shard: facts[:-2] for shard, facts in known.items()}
     findings = {shard: facts.findings.as_json() for shard, facts in known.items()}
@@ -80,29 +79,26 @@ def write_known(folder: str, known: Mapping[str, Known]) -> None:
         content = {"schema_version": 1, "shards": shards, "versions": versions, "findings": findings}
         storage.write_text(url, json.dumps(content) + "\n")
     except (OSError, storage.StorageError) as error:
-        logger.warning(
-            "%s: cannot be written (%s); what was read of the shards is read again next time", redacted(url), error
-        )
+        logger.warning("%s: cannot be written (%s); the shards' headers are read again next time", redacted(url), error)
 
 
-def open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> dict[str, Known]:
-    """What is known of shards that we did not pack, by URL. Each one's index is made once, and kept in `folder` while the shard is the
-    same.
+def open_foreign(folder: str, files: Mapping[str, FileInfo], reindex: bool) -> dict[str, Known]:
+    """URL → shard, indexing those that are new or changed. Indexes are kept in `folder`.
 
     Args:
-        entries: URL → what a listing tells of the shard.
-        reindex: make all indexes anew.
+        files: URL → size and version of the shard, from a listing.
+        reindex: index all shards again.
     """
-    if not entries:
+    if not files:
         return {}
     known, there = read_known(folder), set(storage.list_names(folder))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        lost = [url for url in entries if url not in known and foreign_index_name(url) in there]
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
+        lost = [url for url in files if url not in known and foreign_index_name(url) in there]
         told = dict(zip(lost, pool.map(lambda url: _read_known_from_index(folder, url), lost), strict=True))
         before = {url: facts for url, facts in (known | told).items() if facts and foreign_index_name(url) in there}
-        todo = [url for url, entry in entries.items() if reindex or not _is_same(before.get(url), entry)]
-        _report_indexing(folder, [url for url in todo if url in before], entries, before, reindex)
-        made = pool.map(lambda url: _index_foreign(folder, url, entries[url]), todo)
+        todo = [url for url, file in files.items() if reindex or not _is_same(before.get(url), file)]
+        _report_indexing(folder, [url for url in todo if url in before], files, before, reindex)
+        made = pool.map(lambda url: _index_foreign(folder, url, files[url]), todo)
         bar = tqdm(made, total=len(todo), desc="index", unit="shard", delay=5, leave=False)
         indexed = dict(zip(todo, bar, strict=True))
     if indexed or told:
@@ -110,52 +106,52 @@ def open_foreign(folder: str, entries: Mapping[str, Entry], reindex: bool) -> di
     return before | indexed
 
 
-def _is_same(known: Known | None, entry: Entry) -> bool:
-    """Whether a shard is the one that was indexed, as far as its listing tells."""
+def _is_same(known: Known | None, file: FileInfo) -> bool:
+    """Whether a shard has the size and version with which it was indexed; a missing version counts as equal."""
     return (
         known is not None
-        and known.bytes == entry.size
-        and ("" in (known.version, entry.version) or known.version == entry.version)
+        and known.bytes == file.size
+        and ("" in (known.version, file.version) or known.version == file.version)
     )
 
 
 def _report_indexing(
-    folder: str, again: Sequence[str], entries: Mapping[str, Entry], before: Mapping[str, Known], reindex: bool
+    folder: str, again: Sequence[str], files: Mapping[str, FileInfo], before: Mapping[str, Known], reindex: bool
 ) -> None:
-    """Say which known shards are read again, and, once per folder of indexes, that of some it can't be told whether they should be."""
+    """Warn about known shards that are indexed again, and, once per folder, about shards whose changes cannot be noticed."""
     if reindex and again:
         logger.warning("index: reading the headers of %d shards again", len(again))
     elif again:
         logger.warning(
             "index: %d of %d shards have another size, modification time or ETag than when they were indexed (the first: %s); "
             "reading their headers again",
-            len(again), len(entries), redacted(again[0]),
+            len(again), len(files), redacted(again[0]),
         )  # fmt: skip
-    untold = [url for url, entry in entries.items() if entry.version and url in before and not before[url].version]
-    if untold and not reindex and folder not in _reported:
-        _reported.add(folder)
+    untold = [url for url, file in files.items() if file.version and url in before and not before[url].version]
+    if untold and not reindex and folder not in _warned:
+        _warned.add(folder)
         logger.warning(
-            "%s: %d shards were indexed by an earlier version, which kept no modification times: one that was replaced by "
-            "another of the same size is not noticed. Once, run stage=label verify=true, which reads the headers of all shards",
+            "%s: %d shards were indexed by an earlier version, which kept no modification times: replacing one by "
+            "another of the same size goes unnoticed. Once, run stage=label verify=true, which reads the headers of all shards",
             redacted(folder), len(untold),
         )  # fmt: skip
 
 
 def foreign_index_name(url: str) -> str:
-    """Name of a foreign shard's index. Splits may have shards of the same name; their indexes lie in one folder."""
+    """Name of a foreign shard's index, with a digest of the URL: shards of several splits may have the same name."""
     return f"{storage.base_name(url).removesuffix('.tar')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.parquet"
 
 
-def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
-    """Index a shard that we did not pack, with its size and version to tell another one."""
+def _index_foreign(folder: str, url: str, file: FileInfo) -> Known:
+    """Index a shard and keep the index, with the shard's size and version in its metadata."""
     table, index_url = build_index(url), storage.join(folder, foreign_index_name(url))
-    identity = {"shard_bytes": str(entry.size), "shard_version": entry.version}
+    identity = {"shard_bytes": str(file.size), "shard_version": file.version}
     table = table.replace_schema_metadata({**table.schema.metadata, **identity})
     found = _known_from(table)
-    assert found is not None, "it has all that is asked for"
+    assert found is not None, "a new index has all metadata"
     try:
         write_table(index_url, table)
-    except (OSError, storage.StorageError):  # where nothing can be written, an index that says the same does
+    except (OSError, storage.StorageError):  # a read-only folder is fine if it has an equal index
         old = _read_known_from_index(folder, url)
         if old is None or old.index_sha256 != found.index_sha256:
             raise
@@ -163,7 +159,7 @@ def _index_foreign(folder: str, url: str, entry: Entry) -> Known:
 
 
 def _read_known_from_index(folder: str, url: str) -> Known | None:
-    """What the index of a foreign shard says of the shard; None for an index that is missing, damaged or too old."""
+    """The shard by its index; None for an index that is missing, damaged or of a too early version."""
     try:
         return _known_from(read_table(storage.join(folder, foreign_index_name(url)), "", schema=INDEX_SCHEMA))
     except (DataError, FileNotFoundError):

@@ -1,7 +1,7 @@
-"""Reading images by their places in shards, seeking to exactly those that are wanted, and checking that they are those.
+"""Read images by their places in shards, and check that each belongs to the expected sample.
 
-What an index says of a shard is true of the shard that was indexed. So the tar header in front of an image is read with it, and must
-name the sample that the image is wanted for.
+A place is from the shard's index, and the shard may have changed since. So the tar header in front of an image is read with it and must
+name the sample.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from data import storage
+from data.errors import DataError
 from data.shards.samples import iterate_samples
-from data.shards.split import DataError, Shard, Split
+from data.shards.split import Shard, Split
 from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 from data.storage.redact import redacted
 
+PLACE_COLUMNS = ("ordinal", "__key__", "offset", "size")  # of label rows; see `places_of`
 _OPEN_FILES = 64
-_MAX_WASTE = 2  # bytes read per byte wanted, rather than seeking
-_MOST_AT_ONCE = 1 << 30  # of a local read; Linux gives at most 2 GiB
+_MAX_WASTE = 2  # read images in one piece up to this many bytes per wanted byte, else one by one
+_MAX_READ = 1 << 30  # bytes of one local read; Linux returns at most 2 GiB
 
 
 class Place(NamedTuple):
-    """Where the index of a shard has an image.
+    """Where an image is in its shard, by the index.
 
     Attributes:
-        ordinal: of the sample in the shard; for messages.
+        ordinal: of the sample in the shard, for messages.
         key: of the sample.
-        offset, size: of the image's bytes in the tar.
+        offset, size: of the image's bytes in the tar, bytes.
     """
 
     ordinal: int
@@ -43,46 +45,46 @@ class Place(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Where to begin to read, so that the image's header is there too."""
+        """The first byte to read, so that the image's tar header is included."""
         return max(0, self.offset - bytes_in_front(self.key))
 
     @property
     def end(self) -> int:
-        """Behind the image's last byte."""
+        """The byte after the image."""
         return self.offset + self.size
 
 
 def places_of(labels: pa.Table) -> list[Place]:
     """Places of the images of label rows: columns `ordinal`, `__key__`, `offset` and `size`."""
-    columns = (labels.column(name).to_pylist() for name in ("ordinal", "__key__", "offset", "size"))
+    columns = (labels.column(name).to_pylist() for name in PLACE_COLUMNS)
     return list(map(Place, *columns))
 
 
 def places_in(index: pa.Table, first: int = 0) -> list[Place]:
-    """Places of all samples of an index, or of a slice of it that begins with the sample `first`; size 0 where there is a problem."""
+    """Places of all samples of an index, or of a slice of it that starts at sample `first`; size 0 for a sample with a problem."""
     columns = (index.column(name).to_pylist() for name in ("key", "offset", "size", "problem"))
     rows = enumerate(zip(*columns, strict=True), first)
     return [Place(ordinal, key, offset, 0 if problem else size) for ordinal, (key, offset, size, problem) in rows]
 
 
 def read_image(url: str, place: Place) -> bytes:
-    """One image of one shard. Raises as `ImageReader.image`."""
+    """Read one image of one shard. Raises as `ImageReader.image`."""
     with ImageReader([url]) as reader:
         return reader.image(0, place)
 
 
 class ImageReader:
-    """Images in shards; keeps recently used files open. For all threads of a process, and for processes that are forked from it."""
+    """Read images from shards; keep recently used files open. Safe for threads and forked processes."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = urls
         self._files = _OpenFiles(urls)
 
     def image(self, shard: int, place: Place) -> bytes:
-        """The image at a place of the shard at position `shard`; a size of 0 reads nothing.
+        """The image at a place in the shard at position `shard`; empty, without reading, for a size of 0.
 
         Raises:
-            DataError: the shard was cut short, or what lies there is not of the sample `place.key`; naming it.
+            DataError: the shard was cut short, or the bytes there belong to another sample than `place.key`; names the shard.
         """
         if not place.size:
             return b""
@@ -90,7 +92,7 @@ class ImageReader:
         return self._checked(shard, place, piece, place.start)
 
     def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
-        """As `image` for several places, ascending: in one piece where they lie close together."""
+        """As `image`, for several places in ascending order; reads them in one piece where they are close together."""
         wanted = [place for place in places if place.size]
         start = min((place.start for place in wanted), default=0)
         stop = max((place.end for place in wanted), default=0)
@@ -100,14 +102,14 @@ class ImageReader:
         return [self._checked(shard, place, piece, start) if place.size else b"" for place in places]
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, whatever they are. Raises DataError, naming the shard, when they are not there."""
+        """`size` bytes at `offset`, unchecked. Raises DataError, naming the shard, when it ends before."""
         content = self._files.read(shard, offset, size)
         if len(content) != size:
             raise DataError(f"{self._urls[shard]}: cut short before byte {offset + size}; restore the shard")
         return content
 
     def _checked(self, shard: int, place: Place, piece: bytes, start: int) -> bytes:
-        """The image out of a piece of the shard that begins at `start`."""
+        """Cut the image out of a piece of the shard that begins at byte `start`, checking its tar header."""
         offset = place.offset - start
         if not is_in_front(piece[place.start - start : offset], place.key, place.size):
             first = max(0, place.offset - MAX_FRONT)
@@ -132,16 +134,17 @@ class ImageReader:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_urls": self._urls}  # open files do not travel to another process
+        return {"_urls": self._urls}  # open files cannot be pickled
 
     def __setstate__(self, state: dict[str, Sequence[str]]) -> None:
         self.__init__(state["_urls"])  # type: ignore[misc]
 
 
 class _OpenFiles:
-    """Recently used files of a process.
+    """Recently used files of one process.
 
-    A forked process opens its own: it would share its parent's positions and connections, and its locks as they were at the fork.
+    A forked process opens its own: otherwise it would share its parent's positions and connections, and have locks in their state
+    at the fork.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
@@ -149,7 +152,7 @@ class _OpenFiles:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all files: each is closed as soon as no thread reads it any more."""
+        """Forget all files; each is closed when no thread reads it any more."""
         self._process, self._lock = os.getpid(), threading.Lock()
         self._files: OrderedDict[int, _File] = OrderedDict()
 
@@ -177,7 +180,7 @@ def _open(url: str) -> _File:
 
 
 class _LocalFile:
-    """Read without a position, which threads and forked processes would share."""
+    """Read with `pread`, without a position that threads and forked processes would share."""
 
     def __init__(self, url: str) -> None:
         self._descriptor = os.open(storage.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
@@ -185,41 +188,45 @@ class _LocalFile:
     def read(self, offset: int, size: int) -> bytes:
         """See `_File`."""
         pieces: list[bytes] = []
-        while size and (piece := os.pread(self._descriptor, min(size, _MOST_AT_ONCE), offset)):
+        while size and (piece := os.pread(self._descriptor, min(size, _MAX_READ), offset)):
             pieces.append(piece)
             offset, size = offset + len(piece), size - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # it could not be opened
+        with suppress(AttributeError):  # opening it failed
             os.close(self._descriptor)
 
 
 class _RemoteFile:
-    """Read by one thread at a time: it reads ahead from its position."""
+    """Read by one thread at a time, as the file reads ahead from its position."""
 
     def __init__(self, url: str) -> None:
-        self._file, self._turn = storage.open_read(url), threading.Lock()
+        self._file, self._read_lock = storage.open_read(url), threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
         """See `_File`."""
-        with self._turn:
+        with self._read_lock:
             self._file.seek(offset)
             return self._file.read(size)
 
 
 def check_labeled(split: Split, num_classes: int) -> None:
-    """Check every row of labeled shards: training data must be right.
+    """Check every sample of labeled shards.
 
     Raises:
-        DataError: the first sample with a problem, without a label, or with one out of range; or images that are in no sample.
+        DataError: a sample has a problem, no label or a label out of range; or images are in no sample. Names the first.
     """
     for shard, table in zip(split.shards, split.indexes(), strict=True):
         columns = [table.column(name).to_pylist() for name in ("key", "label", "problem")]
         rows = [
             (f"{shard.url}, sample {n} (key {key!r})", *row) for n, (key, *row) in enumerate(zip(*columns, strict=True))
         ]
-        for where, _, problem in rows:  # first: a label that is missing may lie in a part of the sample elsewhere
+        for (
+            where,
+            _,
+            problem,
+        ) in rows:  # before labels: a missing label may be in another part of a sample whose members are not adjacent
             if problem:
                 raise DataError(f"{where}: {problem}; repair or remove it")
         if shard.findings.stray:
@@ -235,7 +242,7 @@ def check_labeled(split: Split, num_classes: int) -> None:
 
 
 def _no_label(shard: Shard, ordinal: int) -> str:
-    """What is there instead of a label. The index doesn't say, so the shard is read again."""
+    """Why a sample has no label. The index does not hold the reason, so read the shard again."""
     with storage.open_read(shard.url) as file:
         sample = next(islice(iterate_samples(file), ordinal, None), None)
     if sample is None or sample.label_text is None:

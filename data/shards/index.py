@@ -1,7 +1,7 @@
-"""The index of a shard: a Parquet table with one row per sample in shard order, which tells counts and places without opening the tar.
+"""The index of a shard: a Parquet table with one row per sample in shard order, so that counts and places are known without the tar.
 
-Columns: `key`, `extension`, `offset` and `size` of the image member in the tar (bytes), `label` (null without one), `problem` (empty
-when there is none).
+Columns: `key`, `extension`, `offset` and `size` of the image's bytes in the tar, `label` (null without one), `problem` (empty when
+    there is none).
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ INDEX_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-INDEX_REMEDY = (
-    "if this project packed the shard, pack it again; else delete the index and run again, which makes it anew"
-)
+INDEX_REMEDY = "if this project packed the shard, pack it again; else delete the index and run again, which indexes the shard again"
 
 
 def build_index(url: str) -> pa.Table:
-    """Index a shard in one pass over its headers. Problems become rows, not exceptions.
+    """Index a shard in one pass over its headers. A problem becomes a row, not an exception.
 
-    The table's metadata has the `rule` by which members became samples; counts the usable samples whose key occurs before in this
-    shard or could not be written (see `data.shards.samples.check_key`): `odd_keys`, and `odd_key`, the first of them; and counts image
-    members that are labeled in no row: `ignored` (see `data.shards.findings`).
+    Metadata: `rule` (INDEX_RULE); `odd_keys`, the number of usable samples with a repeated key or one that
+        `data.shards.samples.check_key` refuses, and `odd_key`, the first such key; `ignored`, the image members that are in no row
+        (see `data.shards.findings`).
     """
     with storage.open_read(url) as file:
         samples = list(iterate_samples(file))
@@ -47,7 +45,7 @@ def build_index(url: str) -> pa.Table:
 
 
 def read_index(url: str, digest: str) -> pa.Table:
-    """A shard's index table. Raises DataError when it is damaged, or its digest is not the one recorded."""
+    """A shard's index. Raises DataError when it is damaged or its digest is not `digest`."""
     table = read_table(url, INDEX_REMEDY, schema=INDEX_SCHEMA)
     if index_digest(table) != digest:
         raise DataError(f"{redacted(url)}: damaged index (digest differs); {INDEX_REMEDY}")
@@ -55,7 +53,7 @@ def read_index(url: str, digest: str) -> pa.Table:
 
 
 def index_digest(table: pa.Table) -> str:
-    """Digest of an index's content, independent of how Parquet stores it."""
+    """Hex digest of an index's rows, whatever their Parquet encoding."""
     digest = hashlib.sha256()
     for column in INDEX_SCHEMA.names:
         digest.update("\n".join(map(str, table.column(column).to_pylist())).encode())

@@ -1,11 +1,11 @@
-"""What a sample is inside a tar: member names, keys, image and label members. The only module that knows them.
+"""Samples in a tar: member names, keys, image and label members. The only module that knows them.
 
-WebDataset's convention: consecutive members with the same name up to the first dot of the base name are one sample; what
-follows the dot is the field. Identity is (shard, ordinal); a key is carried along, not trusted to be unique.
+WebDataset's convention: consecutive members with the same name up to the first dot of the base name, the key, are one sample; the rest
+is the field. A sample's identity is (shard, ordinal); its key need not be unique.
 
-A sample's image is the member whose field is an image's extension and nothing more (`N.jpg` beside `N.depth.png`; of several, the
-first in `IMAGE_EXTENSIONS`). Without one, a single other image (`N.v2.jpg`) is it. Several others are none: the dot is part of their
-names (`2024.05.01.jpg`), and each becomes a row with a problem. So every image member is a row, or one of `Sample.ignored`.
+A sample's image is the member whose field is only an image extension (`N.jpg` beside `N.depth.png`; of several, the first in
+`IMAGE_EXTENSIONS`). Without one, a single other image (`N.v2.jpg`) is the sample's. Of several others none is: the dot belongs to their
+names (`2024.05.01.jpg`), and each becomes a row with a problem. So every image member is a row or in `Sample.ignored`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from data.shards.tar_reader import DamagedTarError, Member, read_members
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELD = "cls"
 INDEX_RULE = "2"
-"""Changes with the rule by which members become samples. 1 (not recorded): the first image member of a sample was its image."""
+"""Version of the rule by which members become samples. 1, never recorded: a sample's image was its first image member."""
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
-"""Larger image members are refused unread: the largest image that may be decoded has 192 MiB of pixels."""
+"""Larger image members are refused without reading them: the largest image that may be decoded has 192 MiB of pixels."""
 _OTHER_NAMES = {"jpe": "jpg", "jfif": "jpg"}  # of the same format
-_WRITABLE_KEY = re.compile(r"[A-Za-z0-9_-]{1,96}")  # plus ".jpeg" stays under ustar's 100 bytes
+_WRITABLE_KEY = re.compile(r"[A-Za-z0-9_-]{1,96}")  # with an extension it fits a ustar name
 _COMPRESSED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
-_LABEL_LIMIT = 32  # bytes; a class index is a few digits
+_LABEL_LIMIT = 32  # bytes read of a label member; a class index has a few digits
 _MAX_LABEL = 1 << 31  # labels are int32
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini")
-_SYSTEM_PREFIXES = (
-    "._",
-    ".nfs",
-)  # macOS keeps a file's attributes in `._NAME`; `.nfs…` is one that was deleted while open
+_SYSTEM_PREFIXES = ("._", ".nfs")  # macOS: a file's attributes; NFS: a file that was deleted while open
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 _DAMAGED = "truncated or damaged tar: "
 _COMPRESSED_WITH = "compressed with "
@@ -44,7 +41,7 @@ _NO_IMAGE = f"no image member ({', '.join(IMAGE_EXTENSIONS)})"
 
 @dataclass
 class Sample:
-    """One sample as the tar has it: where its image bytes lie, and what is wrong with it, if anything."""
+    """One sample of a tar: the place of its image, and its problem, if it has one."""
 
     key: str
     extension: str = ""  # of the image, as in IMAGE_EXTENSIONS
@@ -52,18 +49,18 @@ class Sample:
     offset: int = 0
     size: int = 0
     label: int | None = None
-    label_text: str | None = None  # what the label member holds, its beginning; None without one
+    label_text: str | None = None  # beginning of the label member; None without one
     problem: str = ""
     ignored: tuple[str, ...] = ()  # fields of other images of the sample: a depth map, a mask
 
 
 @dataclass
-class _Members:
-    """The members of one key, as far as they are of interest."""
+class _KeyMembers:
+    """The image and label members of one key."""
 
     key: str
     fields: set[str] = field(default_factory=set)
-    images: list[tuple[str, Member]] = field(default_factory=list)  # with their fields
+    images: list[tuple[str, Member]] = field(default_factory=list)  # (field, member)
     label: int | None = None
     label_text: str | None = None
 
@@ -76,46 +73,46 @@ def split_member_name(name: str) -> tuple[str, str]:
 
 
 def is_member_of(name: str, key: str) -> bool:
-    """Whether a member with this name (see `printable`) may be of the sample `key`, wherever the key was split off."""
+    """Whether a member with this name (see `printable`) may belong to the sample `key`, at whichever dot the key ends."""
     return name.startswith(f"{key}.") and "/" not in name[len(key) + 1 :]
 
 
 def image_extension(name: str) -> str:
-    """The extension that an image file or field is stored under: `seg.PNG` → `png`, `jfif` → `jpg`; empty for anything else."""
+    """The image extension of a file name or field: `seg.PNG` → `png`, `jfif` → `jpg`; empty for no image."""
     extension = name.rpartition(".")[2].lower()
     extension = _OTHER_NAMES.get(extension, extension)
     return extension if extension in IMAGE_EXTENSIONS else ""
 
 
 def check_key(key: str) -> str:
-    """`key` if it may be written: letters, digits, `_`, `-`, at most 96. Raises ValueError otherwise."""
+    """Return `key`. Raises ValueError unless it has 1 to 96 letters, digits, `_` or `-`."""
     if not _WRITABLE_KEY.fullmatch(key):
         raise ValueError(f"key {key!r}: expected 1 to 96 letters, digits, '_' or '-' (a dot would split the name)")
     return key
 
 
 def has_odd_key(sample: Sample) -> bool:
-    """Whether a sample's key could not be written again with its image."""
+    """Whether `check_key` refuses a sample's key, or the key does not end at the only dot."""
     return not _WRITABLE_KEY.fullmatch(sample.key) or "." in sample.image_field
 
 
 def printable(name: str) -> str:
-    """A member name that encodes as UTF-8: undecodable bytes appear as \\xNN."""
+    """A name that can be encoded as UTF-8: undecodable bytes appear as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_damage(key: str, problem: str) -> bool:
-    """Whether a row of an index says that its shard is cut short, damaged, or no tar."""
+    """Whether a row of an index means that its shard is cut short, damaged or no tar."""
     return not key and problem.startswith((_DAMAGED, _COMPRESSED_WITH))
 
 
 def iterate_samples(file: BinaryIO) -> Iterator[Sample]:
-    """Samples of a tar, in order, reading only headers and labels.
+    """Samples of a tar, in order; reads only headers and labels.
 
-    Where the tar is cut short or damaged, a last sample without a key says so, with the offset; nothing is raised. Folders and
-    the files of operating systems (`._N.jpg`, `__MACOSX/`, `.DS_Store`, `Thumbs.db`) are no samples and part none.
+    If the tar is cut short or damaged, the last sample has no key, and its problem and offset say where; nothing is raised. Folders and
+    system files (`._N.jpg`, `__MACOSX/`, `.DS_Store`, `Thumbs.db`) are skipped, also between members of one sample.
     """
-    current: _Members | None = None
+    current: _KeyMembers | None = None
     try:
         for member in read_members(file):
             if not member.is_file:
@@ -129,7 +126,7 @@ def iterate_samples(file: BinaryIO) -> Iterator[Sample]:
             if current is None or current.key != key or field_name in current.fields:
                 if current is not None:
                     yield from _samples(current)
-                current = _Members(key)
+                current = _KeyMembers(key)
             _add_member(current, file, member, field_name)
     except DamagedTarError as error:
         if current is not None:
@@ -142,10 +139,10 @@ def iterate_samples(file: BinaryIO) -> Iterator[Sample]:
 
 
 def mark_parted(samples: Sequence[Sample]) -> None:
-    """Where a key comes back because members of a sample lie apart, let the problem say so.
+    """Set the problem of samples whose members are not adjacent, so that their key comes back.
 
-    Such are parts without an image, and parts whose only image is one beside the sample's (`N.depth.png` far from `N.jpg`). A
-    key that comes back with an image of its own is another sample.
+    These are parts without an image, and parts whose only image is an extra one (`N.depth.png` far from `N.jpg`). A key that comes back
+    with an image of its own is another sample.
     """
     by_key: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -168,37 +165,37 @@ def _is_system_file(name: str) -> bool:
 
 
 def _is_image(file: BinaryIO, member: Member) -> bool:
-    """Whether a member begins like an image. AppleDouble files have the names of images and begin otherwise."""
+    """Whether a member begins like an image; AppleDouble files have image names but do not."""
     file.seek(member.offset)
     return member.is_plain and file.read(4).startswith(_IMAGE_STARTS)
 
 
 def _compression(file: BinaryIO) -> str | None:
-    """What is wrong with a file that is no tar, if it is a compressed one."""
+    """The problem of a file that is no tar because it is compressed; None for any other."""
     file.seek(0)
     start = file.read(8)
     names = [name for name, magic in _COMPRESSED.items() if start.startswith(magic)]
     return f"{_COMPRESSED_WITH}{names[0]}; decompress it: images are read by their offset" if names else None
 
 
-def _add_member(members: _Members, file: BinaryIO, member: Member, field_name: str) -> None:
+def _add_member(members: _KeyMembers, file: BinaryIO, member: Member, field_name: str) -> None:
     members.fields.add(field_name)
     if image_extension(field_name):
         members.images.append((field_name, member))
     elif field_name == LABEL_FIELD and member.is_plain:
         file.seek(member.offset)
         text = file.read(min(member.size, _LABEL_LIMIT)).decode("ascii", "replace").strip()
-        if text.isdigit() and int(text) < _MAX_LABEL:  # others are no labels; the image is as good as any unlabeled one
+        if text.isdigit() and int(text) < _MAX_LABEL:  # anything else is no label, and the sample counts as unlabeled
             members.label = int(text)
         members.label_text = text
 
 
 def _is_exact(field_name: str) -> bool:
-    """Whether an image's field is its extension and nothing more."""
+    """Whether an image's field is only an extension."""
     return "." not in field_name
 
 
-def _samples(members: _Members) -> Iterator[Sample]:
+def _samples(members: _KeyMembers) -> Iterator[Sample]:
     """The sample of one key, or a row with a problem for each of its images."""
     images = members.images
     if not images:
@@ -219,7 +216,7 @@ def _samples(members: _Members) -> Iterator[Sample]:
             yield sample
 
 
-def _sample(members: _Members, name: str, member: Member, ignored: tuple[str, ...] = ()) -> Sample:
+def _sample(members: _KeyMembers, name: str, member: Member, ignored: tuple[str, ...] = ()) -> Sample:
     problem = ""
     if not member.is_plain:
         problem = "image member is a link, a sparse or a special file; links are not followed"

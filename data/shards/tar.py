@@ -1,6 +1,6 @@
-"""Tar members as bytes that follow from name and size: what `tarfile` writes (ustar, no owner, no time), in a fraction of the time.
+"""Make tar members as bytes: the same as `tarfile` (ustar, no owner, no time), in a fraction of the time.
 
-So the layout of an archive is known before any of it is written, and any range of it can be made alone.
+The bytes follow from name and size, so an archive's layout is known before it is written, and any range of it can be made by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 
 BLOCK = tarfile.BLOCKSIZE
-_PLAIN_NAME = re.compile(r"[!-~]{1,100}")  # fits a ustar header as it is
+_PLAIN_NAME = re.compile(r"[!-~]{1,100}")  # fits a ustar header unchanged
 _MAX_PLAIN_SIZE = 8**11 - 1
 _CHECKSUM = slice(148, 156)
 _MODE = 0o644
@@ -18,7 +18,7 @@ _MODE = 0o644
 
 def _template() -> bytes:
     header = bytearray(_tar_info("", 0).tobuf(tarfile.USTAR_FORMAT))
-    header[_CHECKSUM] = b" " * 8  # as the checksum is computed
+    header[_CHECKSUM] = b" " * 8  # the checksum is computed with blanks here
     return bytes(header)
 
 
@@ -33,7 +33,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE) - sum(b"%011o" % 0)
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The header blocks of a regular file; names that ustar cannot hold get a pax header before it.
+    """The header blocks of a regular file, with a pax header first for a name that ustar cannot hold.
 
     Args:
         size: bytes of the file.
@@ -47,7 +47,7 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Zeros behind a member of `size` bytes, up to the next block."""
+    """Zeros from the end of a member of `size` bytes to the next block."""
     return bytes(-size % BLOCK)
 
 
@@ -57,12 +57,12 @@ def member(name: str, content: bytes) -> bytes:
 
 
 def end_of_archive(size: int) -> bytes:
-    """What closes an archive whose members have `size` bytes: two blocks of zeros, and more up to a whole record."""
+    """The end of an archive whose members take `size` bytes: two blocks of zeros, and more up to a whole record."""
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 def archive(members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
-    """The bytes of an archive, in pieces, of (name, content)."""
+    """The bytes of an archive of (name, content) members, in pieces."""
     size = 0
     for name, content in members:
         piece = member(name, content)

@@ -1,8 +1,7 @@
-"""The members of a tar, from its headers alone: what Python's `tarfile` reads of a good archive, and an error soon for any other.
+"""Read the members of a tar from its headers, like Python's `tarfile` for a good archive, and fail early for any other.
 
-`tarfile` follows extended headers by recursion, reads each of them whole whatever size it claims, searches them in quadratic time, and
-copies global ones for every member. Here a chain of headers is a loop, everything has a limit, and time and memory grow with the bytes
-of the file alone.
+`tarfile` follows extended headers by recursion, reads each whole whatever size it claims, searches it in quadratic time, and copies
+global ones for every member. Here everything has a limit, and time and memory grow only with the file's bytes.
 
 Formats: POSIX ustar and pax, GNU long names and sparse files (https://www.gnu.org/software/tar/manual/html_node/Standard.html;
 pax: POSIX.1-2017, "pax Interchange Format").
@@ -17,28 +16,24 @@ from typing import BinaryIO, NamedTuple
 
 from data.shards.tar import BLOCK
 
-MAX_EXTENDED_BYTES = 1 << 20  # of one extended header: names have 4 kB at most, extended attributes 64 kB each
-MAX_EXTENDED_HEADERS = 8  # before one member: pax, global pax, long name and long link are four
+MAX_EXTENDED_BYTES = 1 << 20  # of one extended header; names have at most 4 kB, extended attributes 64 kB each
+MAX_EXTENDED_HEADERS = 8  # before one member; pax, global pax, long name and long link make four
 _MAX_SIZE = (1 << 63) - 1
-_MAX_ZEROS = (
-    1 << 20
-) + 2 * BLOCK  # at the end of an archive, which is filled up to a whole record: 10 kB with few exceptions
+_MAX_ZEROS = (1 << 20) + 2 * BLOCK  # bytes at the end of an archive, which is filled to a whole record, mostly of 10 kB
 _ZEROS = bytes(BLOCK)
 _CHECKSUM = slice(148, 156)
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 _PAX, _GLOBAL_PAX, _SOLARIS_PAX = b"x", b"g", b"X"
 _EXTENDED = (_LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX, _SOLARIS_PAX)
 _REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_CONTENT = tuple(
-    b"%d" % kind for kind in range(1, 7)
-)  # links, devices, folders, pipes: no content, whatever their size says
-_NOT_FILES = (b"5", b"D", b"V")  # folders, GNU's lists of them, and the archive's own label
+_WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever their size field
+_NOT_FILES = (b"5", b"D", b"V")  # folders, GNU's lists of files in them, volume labels
 
 _ANOTHER = " (another tar: split the file there with head -c and tail -c, or unpack it with tar --ignore-zeros and pack it again)"
 
 
 class DamagedTarError(Exception):
-    """What is wrong with a tar, and the byte at which: the end of the last good member, or of the file."""
+    """A damaged tar. `position`: the byte after the last good member, or the end of the file."""
 
     def __init__(self, what: str, position: int) -> None:
         super().__init__(what)
@@ -46,18 +41,18 @@ class DamagedTarError(Exception):
 
 
 class Member(NamedTuple):
-    """One member. `offset` and `size` are those of its content, in bytes."""
+    """One member; `offset` and `size` of its content in bytes."""
 
     name: str  # undecodable bytes are lone surrogates
     offset: int
     size: int
     is_file: bool  # a file or a link to one, not a folder
-    is_plain: bool  # its content lies at `offset`: neither a link nor sparse nor a device
+    is_plain: bool  # a regular file whose content is at `offset`: no link, sparse file or device
 
 
 @dataclass
 class _Extension:
-    """What extended headers say of the member behind them; of several the first one counts, as in `tarfile`."""
+    """Facts from extended headers about the next member; of several headers the first counts, as in `tarfile`."""
 
     name: str | None = None
     size: int | None = None
@@ -88,7 +83,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
 
 
 def _read_block(file: BinaryIO, position: int, end: int) -> bytes:
-    """The header at `position`, or zeros: the end of the archive."""
+    """The header block at `position`; zeros at the end of the archive. Raises DamagedTarError."""
     block = _read(file, position, BLOCK)
     if len(block) == BLOCK and (block == _ZEROS or _has_checksum(block)):
         return block
@@ -105,7 +100,7 @@ def _read(file: BinaryIO, position: int, size: int) -> bytes:
 
 
 def _has_checksum(block: bytes) -> bool:
-    """Some old programs summed signed bytes."""
+    """Whether a header's checksum is right, also as a sum of signed bytes (some old programs)."""
     try:
         expected = _number(block[_CHECKSUM])
     except ValueError:
@@ -128,7 +123,7 @@ def _number(field: bytes) -> int:
 
 
 def _read_member(file: BinaryIO, position: int, block: bytes) -> tuple[Member, int]:
-    """The member whose first header is `block`, and where the next one begins. Raises ValueError."""
+    """The member whose first header is `block`, and the position of the next one. Raises ValueError."""
     extension = _Extension()
     headers = 0
     while (kind := block[156:157]) in _EXTENDED:
@@ -177,7 +172,7 @@ def pax_records(content: bytes) -> dict[bytes, bytes]:
     """Key → value of a pax header's records, `LENGTH KEY=VALUE\\n` each. Raises ValueError."""
     records: dict[bytes, bytes] = {}
     position = 0
-    while position < len(content) and content[position]:  # some programs fill up with zeros
+    while position < len(content) and content[position]:  # some programs pad with zeros
         space = content.find(b" ", position, position + len(str(MAX_EXTENDED_BYTES)) + 1)
         digits = content[position : max(space, position)]
         stop = position + int(digits) if digits.isdigit() else -1
@@ -194,7 +189,7 @@ def _text(field: bytes) -> str:
 
 
 def _member(file: BinaryIO, position: int, block: bytes, extension: _Extension) -> tuple[Member, int]:
-    """The member with the header `block` at `position`, and where the next one begins. Raises ValueError."""
+    """The member with the header `block` at `position`, and the position of the next one. Raises ValueError."""
     kind, stored, offset = block[156:157], _number(block[124:136]), position + BLOCK
     name = _text(block[:100])
     is_file = kind not in _NOT_FILES and not (kind == b"\0" and name.endswith("/"))
@@ -203,7 +198,7 @@ def _member(file: BinaryIO, position: int, block: bytes, extension: _Extension) 
     elif prefix := _text(block[345:500]):
         name = f"{prefix}/{name}"
     size = stored if extension.size is None else extension.size
-    if not 0 <= size <= _MAX_SIZE:  # at a negative size a reader goes back, and round for ever
+    if not 0 <= size <= _MAX_SIZE:  # a negative size would make the reader loop forever
         raise ValueError(f"a member of {size} bytes")
     is_plain = kind in _REGULAR and is_file and not extension.is_sparse
     found = Member(name if extension.name is None else extension.name, offset, size, is_file, is_plain)
@@ -212,7 +207,7 @@ def _member(file: BinaryIO, position: int, block: bytes, extension: _Extension) 
 
 
 def _skip_sparse_map(file: BinaryIO, offset: int, is_extended: int) -> int:
-    """Where the content of an old GNU sparse file begins. Raises ValueError."""
+    """The position of an old GNU sparse file's content. Raises ValueError."""
     while is_extended:
         block = _read(file, offset, BLOCK)
         if len(block) < BLOCK:
@@ -223,8 +218,8 @@ def _skip_sparse_map(file: BinaryIO, offset: int, is_extended: int) -> int:
 
 
 def _check_rest(file: BinaryIO, position: int) -> None:
-    """A tar that was joined with others reads without any error, up to the end of the first; and so does one whose file had its full
-    size from the beginning and was not written to the end."""
+    """Raise DamagedTarError when data follows the end of the archive, as in several tars joined, or too many zeros, as in a
+    preallocated file that was not written to its end."""
     file.seek(position)
     while chunk := file.read(1 << 20):
         if rest := chunk.lstrip(b"\0"):

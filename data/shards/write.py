@@ -1,27 +1,29 @@
-"""Writing WebDataset shards: the same samples give the same bytes, and a shard under its final name is whole."""
+"""Write WebDataset shards: equal samples give equal bytes, and a shard under its final name is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import BinaryIO
 
 from data import storage
+from data.errors import DataError
 from data.shards.index import build_index, index_digest
 from data.shards.samples import LABEL_FIELD, check_key
-from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
 from data.shards.tar import archive
 from data.tables import write_table
 
-Members = Mapping[str, bytes]  # field (extension) → content
-MARKER_NAME = ".packing.json"  # in the folder: which shards a packing that may have been killed began to write
+Fields = Mapping[str, bytes]  # field (extension) → content
+MARKER_NAME = ".packing.json"  # in the folder: how many shards a packing, perhaps killed, began to write
 
 
 def labeled_members(extension: str, image: bytes, label: int | None) -> dict[str, bytes]:
-    """The members of a sample: the image's bytes as they are, and its class index if there is one."""
+    """The fields of a sample: the image's bytes unchanged, and its class index if it has one."""
     members = {extension: image}
     if label is not None:
         members[LABEL_FIELD] = str(label).encode()
@@ -29,7 +31,7 @@ def labeled_members(extension: str, image: bytes, label: int | None) -> dict[str
 
 
 def write_shards(
-    samples: Iterable[tuple[str, Members]],
+    samples: Iterable[tuple[str, Fields]],
     folder: str,
     prefix: str,
     samples_per_shard: int,
@@ -38,17 +40,16 @@ def write_shards(
 ) -> Manifest:
     """Write samples to `folder/prefix-000000.tar` …, with an index per shard and, last, the manifest.
 
-    The folder must be new or empty, or hold what an earlier call began: a marker says which shards those are, and only they are
-    removed before the writing begins.
+    The folder must be missing, empty, or hold an unfinished packing of `prefix`: its shards, which a marker lists, are removed first.
 
     Args:
-        samples: (key, members) in the order in which they are to be written; keys are checked and must be unique.
-        samples_per_shard: the last shard may have fewer.
-        before_manifest: called when all shards are written, for files that must be there when the manifest is.
+        samples: (key, fields) in the order to write; keys must be unique.
+        samples_per_shard: at most; the last shard may have fewer.
+        before_manifest: called when all shards are written, to write files that must exist before the manifest.
 
     Raises:
-        DataError: a manifest is there already, the folder holds files that are not of a packing, or a duplicate key.
-        ValueError: a key that may not be written (see `data.shards.samples.check_key`).
+        DataError: the folder has a manifest or files of no packing, or a key is repeated.
+        ValueError: `data.shards.samples.check_key` refuses a key.
     """
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
@@ -70,16 +71,16 @@ def _shard_name(prefix: str, number: int) -> str:
 
 
 def _mark(folder: str, prefix: str, num_shards: int) -> None:
-    """Record, before it is begun, that shards 0 to `num_shards` - 1 are ours to remove."""
+    """Record, before writing the last of them, that shards 0 to `num_shards` - 1 are ours and may be removed."""
     marker = {"schema_version": 1, "prefix": prefix, "shards": num_shards}
     storage.write_text(storage.join(folder, MARKER_NAME), json.dumps(marker) + "\n")
 
 
 def require_ours(folder: str, prefix: str) -> int:
-    """The number of shards that an earlier packing of `prefix` began in a folder, which must be its own; 0 in an empty one.
+    """Check that a folder is empty or holds a packing of `prefix`; return the number of shards that the packing began.
 
     Raises:
-        DataError: the folder holds files and no marker of a packing, or shards that the marker doesn't list.
+        DataError: the folder has files and no marker, another prefix's marker, or shards that the marker does not list.
     """
     names = storage.list_names(folder)
     begun = _read_marker(folder, prefix) if MARKER_NAME in names else None
@@ -113,7 +114,7 @@ def _read_marker(folder: str, prefix: str) -> int:
 
 
 def _remove_begun(folder: str, prefix: str) -> None:
-    """Remove what a killed packing left: its shards, its indexes, and its files under temporary names; nothing else."""
+    """Remove a killed packing's shards, indexes and temporary files, and nothing else."""
     begun = require_ours(folder, prefix)
     for number in range(begun):
         name = _shard_name(prefix, number)
@@ -124,11 +125,11 @@ def _remove_begun(folder: str, prefix: str) -> None:
 
 
 def index_url(folder: str, name: str) -> str:
-    """Where the index of a packed shard is."""
+    """The URL of a packed shard's index."""
     return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
 
 
-def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+def _checked(samples: Iterable[tuple[str, Fields]]) -> Iterator[tuple[str, Fields]]:
     seen: set[str] = set()
     for key, members in samples:
         if check_key(key) in seen:
@@ -137,7 +138,7 @@ def _checked(samples: Iterable[tuple[str, Members]]) -> Iterator[tuple[str, Memb
         yield key, members
 
 
-def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecord:
+def _write_shard(url: str, samples: Sequence[tuple[str, Fields]]) -> ShardRecord:
     with tempfile.TemporaryFile() as local:
         write_tar(local, samples)
         num_bytes = local.tell()
@@ -145,8 +146,7 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecor
         sha256 = hashlib.file_digest(local, "sha256").hexdigest()
         local.seek(0)
         with storage.writing(url) as file:
-            while block := local.read(1 << 20):
-                file.write(block)
+            shutil.copyfileobj(local, file)
     table = build_index(url)
     name = storage.base_name(url)
     write_table(index_url(url.rpartition("/")[0], name), table)
@@ -155,8 +155,8 @@ def _write_shard(url: str, samples: Sequence[tuple[str, Members]]) -> ShardRecor
     )
 
 
-def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Members]]) -> None:
-    """Write samples as a ustar archive: sorted fields, no owner, no time, so that equal samples are equal bytes."""
+def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Fields]]) -> None:
+    """Write samples as a tar with sorted fields, no owner and no time, so that equal samples give equal bytes."""
     members = ((f"{key}.{field}", fields[field]) for key, fields in samples for field in sorted(fields))
     for piece in archive(members):
         file.write(piece)

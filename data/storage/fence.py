@@ -1,7 +1,7 @@
-"""Who may write below a folder: not a process that lost its lease on it, and not the workers of such a process.
+"""Stop writes below a folder by a process that lost its lease on the folder, and by the workers of such a process.
 
-The holder's own process asks its lease before each write. Its workers, on this machine or another, inherit FENCE_VARIABLE, and look
-before each write whether the lease is still that of the process that started them.
+The process that holds the lease checks it before each write. Its workers, on this machine or another, inherit FENCE_VARIABLE and check
+before each write that the lease still has their parent's token.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from typing import Any
 
 FENCE_VARIABLE = "NOISY_STUDENT_FENCE"
 
-_guards: dict[str, Callable[[], str]] = {}  # URL of a folder → why this process must not write there now; empty: it may
+_guards: dict[
+    str, Callable[[], str]
+] = {}  # URL of a folder → function that gives the reason not to write there now, or ""
 
 
 def guard_writes(folder: str, reason: Callable[[], str]) -> None:
-    """From now on, ask `reason` before every write of this process below `folder`: where it returns a text, the write fails with it."""
+    """Call `reason` before every write of this process below `folder`; if it returns a text, the write fails with that text."""
     _guards[folder] = reason
 
 
 def unguard_writes(folder: str) -> None:
-    """Undo `guard_writes`."""
+    """Undo `guard_writes` for this folder."""
     _guards.pop(folder, None)
 
 
 @contextmanager
 def workers_fenced(folder: str, lease: str, token: str) -> Iterator[None]:
-    """Processes that are started inside write below `folder` only as long as the file `lease` (JSON) has this token.
+    """Let processes started in the block write below `folder` only while the JSON file `lease` has this `token`.
 
     They must inherit this process's environment, or be given FENCE_VARIABLE.
     """
@@ -47,13 +49,13 @@ def workers_fenced(folder: str, lease: str, token: str) -> Iterator[None]:
 
 
 def reason_not_to_write(url: str, read: Callable[[str], bytes]) -> str:
-    """Why this process must not write a file; empty when it may. `read` reads a file, and raises FileNotFoundError."""
+    """Why this process must not write a file; empty when it may. `read` returns a file's bytes or raises FileNotFoundError."""
     for folder, reason in _guards.items():
         if _is_below(url, folder) and (why := reason()):
             return why
-    if (said := os.environ.get(FENCE_VARIABLE)) is None:
+    if (variable := os.environ.get(FENCE_VARIABLE)) is None:
         return ""
-    fence: dict[str, Any] = json.loads(said)
+    fence: dict[str, Any] = json.loads(variable)
     if not _is_below(url, fence["folder"]) or url == fence["lease"] or fence["by"] == _this_process():
         return ""
     if _token(fence["lease"], read) == fence["token"]:

@@ -1,6 +1,6 @@
-"""A file on an HTTP server, read range by range; for `data.storage.remote`, which reads ahead and tries again.
+"""Read a file on an HTTP server by ranges; for `data.storage.remote`, which reads ahead and retries.
 
-The version that was opened is the one that is read: each range asks for it by its tag (If-Range), and any other version is an error.
+Every range is of the version that was opened: each request names its tag (If-Range), and another version raises ChangedError.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from data.storage.redact import redacted
 from data.storage.retry import ChangedError, StorageError
 from data.storage.web_tokens import TOKEN_VARIABLE, origin_of, token_for
 
-_MESSAGE_CHARACTERS = 300  # of what a server says about an error
+_MESSAGE_CHARACTERS = 300  # of an error response's body
 
 
 def is_http(url: str) -> bool:
@@ -21,8 +21,13 @@ def is_http(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
+def without_query(url: str) -> str:
+    """An http:// URL without what follows its `?`; any other URL or path as it is."""
+    return url.partition("?")[0] if is_http(url) else url
+
+
 class HttpError(OSError):
-    """An answer that is none; in the form in which `data.storage.retry` reads those of object stores."""
+    """An HTTP error status, shaped like botocore's `response`, so that `data.storage.retry` treats both alike."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -31,12 +36,12 @@ class HttpError(OSError):
 
 
 class HttpFile:
-    """A file as `data.storage.remote.RemoteFile` wants it: `size` in bytes, `details`, `seek`, `read`, `close`."""
+    """A file as `data.storage.remote.RemoteFile` uses it: `size` (bytes), `details`, `seek`, `read`, `close`."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         """Raises FileNotFoundError, HttpError, StorageError."""
         self._url, self._timeout_s, self._position = url, timeout_s, 0
-        with _ask(url, {"Range": "bytes=0-0"}, timeout_s) as answer:  # not HEAD: its errors say nothing
+        with _ask(url, {"Range": "bytes=0-0"}, timeout_s) as answer:  # not HEAD: its errors have no message
             ranged = (answer.headers["Content-Range"] or "").rpartition("/")[2]
             length = ranged if answer.status == 206 else answer.headers["Content-Length"] or ""
             if not length.isdigit():
@@ -44,11 +49,11 @@ class HttpFile:
             self.size, self.details = int(length), {"ETag": _tag(answer), "version": _version(answer)}
 
     def seek(self, position: int) -> None:
-        """Where the next read begins, in bytes."""
+        """Set the byte at which the next read begins."""
         self._position = position
 
     def read(self, length: int) -> bytes:
-        """At most `length` bytes; fewer when the connection breaks. Raises as the constructor; ChangedError for another version."""
+        """`length` bytes; fewer when the connection breaks. Raises as the constructor, and ChangedError for another version."""
         start, tag = self._position, self.details["ETag"]
         headers = {"Range": f"bytes={start}-{start + length - 1}"} | ({"If-Range": tag} if tag else {})
         with _ask(self._url, headers if length < self.size else {}, self._timeout_s) as answer:
@@ -61,23 +66,23 @@ class HttpFile:
             return bytes(answer.read(length))
 
     def close(self) -> None:
-        """Nothing is open between two reads."""
+        """Do nothing: no connection is open between two reads."""
 
 
 def _tag(answer: Any) -> str:
-    """By which If-Range knows the version: a strong ETag, or the date; empty without either."""
+    """The version for If-Range: a strong ETag, or Last-Modified; empty without either."""
     etag = answer.headers["ETag"] or ""
     return str(etag if etag and not etag.startswith("W/") else answer.headers["Last-Modified"] or "")
 
 
 def _version(answer: Any) -> str:
-    """By which another version is told from this one: any ETag, or the date; empty without either."""
+    """The version for comparison: any ETag, or Last-Modified; empty without either."""
     return str(answer.headers["ETag"] or answer.headers["Last-Modified"] or "")
 
 
 def _ask(url: str, headers: dict[str, str], timeout_s: float) -> Any:
     request = Request(url, headers=headers)
-    if token := token_for(url):  # not to the servers that this one redirects to
+    if token := token_for(url):  # not sent along redirects to other servers
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         return urlopen(request, timeout=timeout_s)

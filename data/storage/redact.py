@@ -1,6 +1,6 @@
-"""Blank secrets in text that is shown or kept: passwords and signatures in URLs, and the credentials of this process's environment.
+"""Blank secrets in text: passwords and signatures in URLs, tokens in headers, and the credentials in this process's environment.
 
-Not covered: a secret that stands alone in a text, and that no variable of `_SECRETS` holds.
+Not covered: a secret outside a URL or header that is in no environment variable of `_SECRETS`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SECRETS = (
     "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
     "AZURE_CLIENT_SECRET", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
 )  # fmt: skip
-_SHORTEST = 8  # a shorter value is a placeholder, and would blank ordinary words
+_SHORTEST = 8  # characters; blanking a shorter value, usually a placeholder, would blank ordinary words
 _URL = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>]+)")
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]+):\d{1,5}")
 _PARAMETER = re.compile(
@@ -27,7 +27,7 @@ _HEADER = re.compile(r"(?i)\b(authorization:?\s*basic|bearer)(\s+)[\w.~+/=-]{8,}
 
 
 def redacted(text: str) -> str:
-    """`text` without passwords and signed parts of URLs, tokens of HTTP headers, and the credentials in this process's environment."""
+    """`text` with its secrets replaced by BLANK."""
     text = _URL.sub(lambda match: match[1] + _without_password(match[2]), text)
     text = _PARAMETER.sub(rf"\1{BLANK}", text)
     text = _HEADER.sub(rf"\1\2{BLANK}", text)
@@ -37,11 +37,11 @@ def redacted(text: str) -> str:
 
 
 def _without_password(rest: str) -> str:
-    """What follows `scheme://`. A password may have any sign in it, unencoded by mistake; then too much is blanked rather than too
-    little. An @ after `host/` or `host:port/` is a name's."""
+    """Blank the password in what follows `scheme://`. A password may hold unencoded special characters; then blank too much rather than
+    too little. An @ after `host/` or `host:port/` belongs to a file name."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.partition("@")
-    if at and ":" not in user:  # a user, or a token, alone
+    if at and ":" not in user:  # a user or token without a password
         return BLANK + rest[authority.rindex("@") :]
     if "@" not in rest or ":" not in authority or (not at and _HOST_AND_PORT.fullmatch(authority)):
         return rest
@@ -49,11 +49,10 @@ def _without_password(rest: str) -> str:
 
 
 def _values() -> list[str]:
-    """Values of the environment that are secret, as they are and as URLs write them."""
+    """The secret values in the environment, as they are and URL-encoded."""
     given = [value for value in map(os.environ.get, _SECRETS) if value]
-    tokens = [
-        part.partition("=")[2] for value in given for part in value.split(",")
-    ]  # ORIGIN=TOKEN,…: see `data.storage.web_tokens`
+    # ORIGIN=TOKEN,…: see `data.storage.web_tokens`
+    tokens = [part.partition("=")[2] for value in given for part in value.split(",")]
     plain = [value for value in (*given, *tokens) if len(value) >= _SHORTEST]
     return [
         form

@@ -1,7 +1,7 @@
-"""Object stores and whatever else fsspec reaches by URL; for `data.storage` alone. Operations are tried again (`data.storage.retry`).
+"""Object stores and other fsspec file systems; for `data.storage` alone. Every operation is retried (`data.storage.retry`).
 
-fsspec's conveniences are avoided where they would lie: its listings cache does not see what another process wrote, its glob, find and
-walk take a listing that failed for an empty one, and its bulk delete ignores what it could not delete.
+This module avoids parts of fsspec that give wrong results: its listings cache misses what another process wrote; its glob, find and
+walk treat a failed listing as empty; its bulk delete ignores files that it could not delete.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from data.storage.http import HttpFile, is_http
 from data.storage.redact import redacted
 from data.storage.retry import ChangedError, ConditionError, StorageError, attempt
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte; then the connection counts as broken
-PART_BYTES = 50 << 20  # of an upload; twice as much is sent in one piece
-UPLOAD_BYTES_PER_S = 256 << 10  # slower than this, an upload counts as stalled: no other timeout covers its way there
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte, the connection counts as broken
+PART_BYTES = 50 << 20  # of an upload; up to twice as much is sent in one piece
+UPLOAD_BYTES_PER_S = 256 << 10  # a slower upload counts as stalled; no other timeout covers sending
+PARALLEL_REQUESTS = 8
+"""Files read or copied at once: an object store answers each request after tens of milliseconds."""
 _PIECE_BYTES = 32 << 20  # of a large read
-_FIRST_AHEAD, _MOST_AHEAD, _GAP = 64 << 10, 8 << 20, 256 << 10
+_FIRST_AHEAD, _MAX_AHEAD = 64 << 10, 8 << 20  # bytes read ahead: doubled from read to read
+_MAX_GAP = 256 << 10  # bytes skipped by a read that still counts as going forward
 _S3 = ("s3", "s3a")
-_THREADS = 8
-_VERSION_FIELDS = (  # in what file systems tell of a file; the first that is there: a tag before a time
+_VERSION_FIELDS = (  # names by which file systems give a file's version; the first that is present counts: tags before times
     "ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime", "created",
 )  # fmt: skip
 _memory_lock = threading.Lock()
@@ -37,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system behind a URL, and the path in it. Raises StorageError: a package is missing, or an unknown protocol."""
+    """The fsspec file system of a URL, and the path in it. Raises StorageError for a missing package or an unknown protocol."""
     protocol = _protocol(url)
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(protocol))
@@ -47,7 +49,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise StorageError(f"{redacted(url)}: {redacted(str(error))}") from error
     if protocol in _S3:
-        fs.retries = 1  # ours are the only ones: nested, they would multiply
+        fs.retries = 1  # `attempt` retries; nested retries would multiply
     return fs, path
 
 
@@ -63,12 +65,12 @@ def _options(protocol: str) -> dict[str, Any]:
     return options
 
 
-class Entry(NamedTuple):
-    """A file as a listing has it.
+class FileInfo(NamedTuple):
+    """What a listing tells about a file.
 
     Attributes:
         size: bytes.
-        version: ETag or time of modification, which another version of the file has another one of; empty where a store tells neither.
+        version: ETag or modification time, different for another version of the file; empty where the store gives neither.
     """
 
     size: int
@@ -76,20 +78,20 @@ class Entry(NamedTuple):
 
 
 class RemoteFile(io.RawIOBase):
-    """A file open for reading, in pieces that are checked for their length and tried again one by one.
+    """A file open for reading. Each request is checked for its length and retried by itself.
 
-    It reads ahead while the reads go forward (a shard from end to end), and exactly what is asked for after a jump (one image).
-    A read gives all that it is asked for, or what is left of the file.
+    Reads ahead while reads go forward (a whole shard); after a jump (one image) fetches exactly what is asked for. A read returns all
+    bytes that it is asked for, or the rest of the file.
     """
 
-    def __init__(self, url: str, most_ahead: int | None = None) -> None:
-        """Raises FileNotFoundError or StorageError. `most_ahead`: bytes, some MiB by default; 0 fetches exactly what is asked for."""
+    def __init__(self, url: str, max_ahead: int | None = None) -> None:
+        """Open it. Raises FileNotFoundError or StorageError. `max_ahead`: bytes to read ahead, 8 MiB by default; 0: none."""
         self._file: Any = None  # for `close`, when opening fails
         self._url = url
         self._file = _open(url)
         self._size, self.tag = int(self._file.size), str((getattr(self._file, "details", None) or {}).get("ETag", ""))
         self._position, self._ahead = 0, 0
-        self._most_ahead = _MOST_AHEAD if most_ahead is None else most_ahead
+        self._max_ahead = _MAX_AHEAD if max_ahead is None else max_ahead
         self._block, self._start = b"", 0
 
     def readable(self) -> bool:
@@ -105,7 +107,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position; nothing is read."""
+        """Go to a position; read nothing."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, origin + offset)
         return self._position
@@ -115,11 +117,11 @@ class RemoteFile(io.RawIOBase):
         return self.read(max(0, self._size - self._position)) or b""
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`, or as much of it as is left of the file.
+        """Fill `buffer`, or its beginning with the rest of the file; return the number of bytes.
 
         Raises:
-            ChangedError: the file is not the one that was opened.
-            StorageError: reading failed to the end.
+            ChangedError: the file is another version than the one opened.
+            StorageError: reading failed, retries too.
         """
         view = memoryview(buffer).cast("B")
         wanted, done = min(len(view), max(0, self._size - self._position)), 0
@@ -131,15 +133,15 @@ class RemoteFile(io.RawIOBase):
         return done
 
     def _next(self, wanted: int) -> memoryview:
-        """Bytes at the position, one at least and `wanted` at most."""
+        """1 to `wanted` bytes at the position."""
         if not 0 <= self._position - self._start < len(self._block):
             self._fetch(wanted)
         within = self._position - self._start
         return memoryview(self._block)[within : within + wanted]
 
     def _fetch(self, wanted: int) -> None:
-        forward = 0 <= self._position - (self._start + len(self._block)) <= _GAP
-        self._ahead = min(max(2 * self._ahead, _FIRST_AHEAD), self._most_ahead) if forward else 0
+        forward = 0 <= self._position - (self._start + len(self._block)) <= _MAX_GAP
+        self._ahead = min(max(2 * self._ahead, _FIRST_AHEAD), self._max_ahead) if forward else 0
         length = min(max(wanted, self._ahead), _PIECE_BYTES, self._size - self._position)
         self._block = attempt("read", self._url, self._read_range, self._position, length)
         self._start = self._position
@@ -148,7 +150,7 @@ class RemoteFile(io.RawIOBase):
         self._file.seek(start)
         try:
             content = bytes(self._file.read(length))
-        except IndexError as error:  # s3fs looks at the first argument of any OSError, and a timeout has none
+        except IndexError as error:  # s3fs reads the first argument of every OSError; a timeout has none
             raise TimeoutError(f"no byte came for {READ_TIMEOUT_S:.0f} s, or the connection broke") from error
         if len(content) != length:  # a connection that ended early must not look like the end of the file
             raise ConnectionError(f"{len(content)} bytes came of {length} at byte {start}")
@@ -189,19 +191,19 @@ def read_version(url: str) -> tuple[bytes, str]:
 
 
 def _whole(url: str, use: Callable[[RemoteFile], _Result]) -> _Result:
-    """Open, read and close; from the beginning again when the file was replaced in between."""
+    """Open, read and close; start again when the file was replaced in between."""
     for _ in range(2):
         try:
-            with RemoteFile(url, most_ahead=0) as file:
+            with RemoteFile(url, max_ahead=0) as file:
                 return use(file)
         except ChangedError:
             continue
-    with RemoteFile(url, most_ahead=0) as file:
+    with RemoteFile(url, max_ahead=0) as file:
         return use(file)
 
 
 def info(url: str) -> dict[str, Any] | None:
-    """`type` (file or directory), `size` and what else is told of it, or None when nothing is there."""
+    """fsspec's facts about a file or folder: `type` (file or directory), `size`, …; None when there is no such thing."""
     try:
         if is_http(url):
             file = _open(url)
@@ -213,19 +215,19 @@ def info(url: str) -> dict[str, Any] | None:
 
 
 def upload(local: str, url: str) -> None:
-    """Publish a local file under `url`; a failed upload leaves nothing visible."""
+    """Publish a local file under `url`. A failed upload leaves nothing visible."""
     fs, path = filesystem(url)
     parts = {"chunksize": PART_BYTES} if _protocol(url) in _S3 else {}
     attempt("write", url, fs.put_file, local, path, **parts, **_upload_timeout(fs, Path(local).stat().st_size))
 
 
 def _upload_timeout(fs: Any, size: int) -> dict[str, float]:
-    """fsspec's own time limit, which its asynchronous file systems have."""
+    """The `timeout` option of fsspec's asynchronous file systems; the others have none."""
     return {"timeout": CONNECT_TIMEOUT_S + READ_TIMEOUT_S + size / UPLOAD_BYTES_PER_S} if fs.async_impl else {}
 
 
 def write_if(url: str, content: bytes, tag: str | None) -> None:
-    """As `storage.write_if`. `memory://` is this process's alone: there, a lock makes looking and writing one step."""
+    """As `storage.write_if`. `memory://` belongs to one process: a lock makes comparing and writing one step."""
     fs, path = filesystem(url)
     if _protocol(url) in _S3:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
@@ -236,7 +238,7 @@ def write_if(url: str, content: bytes, tag: str | None) -> None:
         return
     if _protocol(url) != "memory":
         raise ConditionError(
-            f"{redacted(url)}: writing on a condition is known of s3:// alone, so that {_protocol(url)}:// keeps no two writers apart"
+            f"{redacted(url)}: only s3:// has conditional writes; {_protocol(url)}:// cannot keep two writers apart"
         )
     with _memory_lock:
         found = read_version(url)[1] if info(url) is not None else None
@@ -246,30 +248,30 @@ def write_if(url: str, content: bytes, tag: str | None) -> None:
 
 
 def list_names(url: str) -> list[str]:
-    """Names in a folder, without an order; empty when it is not there."""
+    """Names in a folder, unordered; empty when there is no such folder."""
     return [name for name, _ in _list(url)]
 
 
-def list_entries(url: str) -> dict[str, Entry]:
-    """Name → entry of the files in a folder; empty when it is not there."""
-    return {name: entry_of(found) for name, found in _list(url) if found["type"] == "file"}
+def list_files(url: str) -> dict[str, FileInfo]:
+    """Name → size and version of the files in a folder; empty when there is no such folder."""
+    return {name: file_info_of(found) for name, found in _list(url) if found["type"] == "file"}
 
 
-def entry_of(found: Mapping[str, Any]) -> Entry:
-    """What `info` or a listing tells of a file."""
+def file_info_of(found: Mapping[str, Any]) -> FileInfo:
+    """Size and version from `info` or a listing."""
     versions = (found[field] for field in _VERSION_FIELDS if found.get(field))
-    return Entry(int(found["size"]), next(map(_version, versions), ""))
+    return FileInfo(int(found["size"]), next(map(_version, versions), ""))
 
 
 def _version(value: Any) -> str:
-    """The same text for a time in each of the forms in which file systems have it."""
+    """A version as text; the same for a time as datetime and as float."""
     if isinstance(value, datetime):
         value = value.timestamp()
     return f"{value:.6f}" if isinstance(value, float) else str(value).strip('"')
 
 
 def list_kinds(url: str) -> dict[str, bool]:
-    """Name → whether it is a folder, of what is in a folder; empty when it is not there."""
+    """Name → whether it is a folder, of what is in a folder; empty when there is no such folder."""
     return {name: entry["type"] == "directory" for name, entry in _list(url)}
 
 
@@ -284,7 +286,7 @@ def _list(url: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _files_below(fs: Any, url: str, path: str) -> Iterator[str]:
-    """Paths of all files of a folder, or of the one file; S3 lists them all at once."""
+    """Paths of all files below a folder, or of the one file. S3 lists them in one request."""
     if _protocol(url) in _S3:
         yield from attempt("list", url, fs.find, path)
         return
@@ -300,7 +302,7 @@ def _files_below(fs: Any, url: str, path: str) -> Iterator[str]:
 
 
 def remove(url: str) -> None:
-    """Delete a file or a folder with all in it."""
+    """As `storage.remove`."""
     fs, path = filesystem(url)
     attempt("remove", url, _remove, fs, url, path)
 
@@ -315,13 +317,13 @@ def _remove(fs: Any, url: str, path: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Copy all files, then delete; not by fsspec's `mv`, which cannot be tried again once a part of the target is there."""
+    """Copy all files, then delete. fsspec's `mv` cannot be retried once a part of the target exists."""
     (fs, start), (_, end) = filesystem(source), filesystem(target)
     files = list(_files_below(fs, source, start))
 
     def copy(path: str) -> None:
         attempt("copy", source, fs.cp_file, path, end + path.removeprefix(start))
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         list(pool.map(copy, files))
     remove(source)

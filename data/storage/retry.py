@@ -1,4 +1,4 @@
-"""Remote operations fail now and then: which failures are tried again, how often, and how the others are reported."""
+"""Retry remote operations: which failures are retried, how often, and which errors the others become."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from typing import Any, TypeVar
 from data.storage.redact import redacted
 
 TRIES = 6
-FIRST_WAIT_S = 1.0  # doubled each time, less up to a half by chance: about 25 s of waiting in all
+FIRST_WAIT_S = 1.0  # doubled each time, with up to half of it off at random: about 25 s of waiting in all
 
-_AGAIN_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: two conditional writes at the same moment
-_AGAIN_CODES = {"RequestTimeout", "InternalError", "SlowDown", "ServiceUnavailable"}  # the first comes with status 400
-_NOT_AGAIN = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-# by name: the packages that define them come with the store in use
-_AGAIN_NAMES = {
+_RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: two conditional writes at once
+_RETRIED_CODES = {
+    "RequestTimeout",
+    "InternalError",
+    "SlowDown",
+    "ServiceUnavailable",
+}  # the first comes with status 400
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+# by name: their packages are installed only with the store that raises them
+_RETRIED_NAMES = {
     "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError", "ChecksumError",  # botocore
     "FlexibleChecksumError", "ClientConnectionError", "ClientPayloadError",  # botocore, aiohttp
     "IncompleteRead", "BadStatusLine", "LineTooLong", "ProtocolError",  # http.client, urllib3
@@ -36,25 +41,24 @@ class StorageError(ValueError):
 
 
 class MissingError(StorageError):
-    """Nothing matches a pattern, or there is no such bucket: the store has answered. No other StorageError may be taken for "there is
-    nothing"."""
+    """Nothing matches a pattern, or there is no such bucket. The store has answered; any other StorageError may hide existing files."""
 
 
 class ChangedError(StorageError):
-    """Another version of the file is there than the one that was asked for."""
+    """The file is now another version than the one asked for."""
 
 
 class ConditionError(StorageError):
-    """A store that cannot write on the condition that nobody else has."""
+    """The store has no conditional writes."""
 
 
 class FencedError(StorageError):
-    """A write by a process that does not hold the folder any more, or by a worker of such a one."""
+    """A write by a process that lost its lease on the folder, or by a worker of such a process."""
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What an HTTP server said."""
+class _Response:
+    """An HTTP error response."""
 
     status: int
     code: str
@@ -62,13 +66,13 @@ class _Answer:
 
 
 def attempt(verb: str, url: str, call: Callable[..., _Result], *arguments: Any, **options: Any) -> _Result:
-    """`call(*arguments, **options)`, tried again while it fails in a way that may pass.
+    """Call `call(*arguments, **options)`; retry while it fails with a transient error.
 
     Args:
-        verb: what the call does, for the message: "read", "write", "look-up", ….
+        verb: what the call does, for messages: "read", "write", "look-up", ….
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: there is no such file.
         ChangedError: a condition on the file's version does not hold.
         StorageError: no permission, no such bucket, no credentials; or TRIES failures in a row.
     """
@@ -94,24 +98,22 @@ def attempt(verb: str, url: str, call: Callable[..., _Result], *arguments: Any, 
 
 
 def is_transient(error: Exception) -> bool:
-    """True for a failure that may pass: an overloaded server, a broken or stalled connection, a short read."""
+    """Whether a failure may pass: an overloaded server, a broken or stalled connection, a short read."""
     if isinstance(error, StorageError):
         return False
     answer = _answer(error)
     if answer is not None:
-        return answer.status in _AGAIN_STATUS or answer.code in _AGAIN_CODES
+        return answer.status in _RETRIED_STATUS or answer.code in _RETRIED_CODES
     if isinstance(error, OSError):
-        return not isinstance(error, _NOT_AGAIN)
-    return not _AGAIN_NAMES.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+        return not isinstance(error, _FINAL_ERRORS)
+    return not _RETRIED_NAMES.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def describe(error: Exception) -> str:
-    """One line on what went wrong, without secrets."""
+    """An error on one line, without secrets."""
     answer = _answer(error)
     if answer is not None:
-        code = (
-            "" if answer.code == str(answer.status) else f" {answer.code}"
-        )  # an answer to HEAD has no code of its own
+        code = "" if answer.code == str(answer.status) else f" {answer.code}"  # a response to HEAD has no code
         return redacted(f"{answer.status}{code} ({answer.message})")
     text = " ".join(str(error).split())
     return redacted(f"{type(error).__name__}: {text}" if text else f"{type(error).__name__} (no answer in time)")
@@ -123,21 +125,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _answer(error: Exception) -> _Answer | None:
-    """The HTTP answer behind an error: s3fs raises Python's own errors, and botocore's are their cause; aiohttp's have a status."""
+def _answer(error: Exception) -> _Response | None:
+    """The HTTP response that caused an error: s3fs raises Python's errors with botocore's as their cause; aiohttp's have a status."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return _Answer(status, str(response["Error"].get("Code")), str(response["Error"].get("Message")))
+            return _Response(status, str(response["Error"].get("Code")), str(response["Error"].get("Message")))
         if type(link).__name__ == "ClientResponseError":
             status = int(getattr(link, "status", 0))
-            return _Answer(status, str(status), str(getattr(link, "message", "")))
+            return _Response(status, str(status), str(getattr(link, "message", "")))
     return None
 
 
 def _final(verb: str, url: str, error: Exception) -> Exception:
-    """What to raise for a failure that will not pass."""
+    """The exception to raise for a failure that is not transient."""
     where, answer = redacted(url), _answer(error)
     if answer is not None and answer.code == "NoSuchBucket":
         return MissingError(f"{where}: there is no such bucket; check the name, or create it")
@@ -148,14 +150,16 @@ def _final(verb: str, url: str, error: Exception) -> Exception:
     if isinstance(error, PermissionError):
         return StorageError(
             f"{where}: {verb} refused: {describe(error)}. Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE) and what they may do; without the permission to list, S3 says so of a missing file too"
+            "or AWS_PROFILE) and their permissions; without the permission to list, S3 gives this error for a missing file too"
         )
     if answer is not None and answer.status in (401, 403):
-        return StorageError(f"{where}: {verb} refused: {describe(error)}. Check the credentials and what they may do")
+        return StorageError(f"{where}: {verb} refused: {describe(error)}. Check the credentials and their permissions")
     if type(error).__name__ == "InvalidURL" or isinstance(error, UnicodeEncodeError):
-        return StorageError(f"{where}: not a URL ({error}); write a blank as %20, and other signs the same way")
+        return StorageError(
+            f"{where}: not a URL ({error}); write a blank as %20, and other special characters the same way"
+        )
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     if answer is not None or isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-        return StorageError(f"{where}: {verb} failed: {describe(error)}; trying again would not help")
-    return error  # a bug: its own traceback says more
+        return StorageError(f"{where}: {verb} failed: {describe(error)}; retrying would not help")
+    return error  # a bug: keep its own traceback

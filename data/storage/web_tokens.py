@@ -1,4 +1,4 @@
-"""Tokens for web servers. Each is bound to an origin (scheme, host and port), and is sent to no other."""
+"""Tokens for web servers. A token belongs to one origin (scheme, host and port) and is sent to no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def origin_of(url: str) -> str | None:
-    """`scheme://host:port` of a URL, the same for equal origins; None where the host is not plain (`user@host`, `a\\@b`)."""
+    """`scheme://host:port` of a URL, lower case, with the default port; None for an unusual host (`user@host`, `a\\@b`)."""
     match = _ORIGIN.match(url)
     if match is None or url[match.end() : match.end() + 1] not in _AFTER_HOST:
         return None
@@ -29,12 +29,12 @@ def origin_of(url: str) -> str | None:
 
 
 def is_token(text: str) -> bool:
-    """True for what can stand in a header: printable ASCII without spaces."""
+    """Whether a text can be a token in a header: printable ASCII without spaces."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def give_token(url: str, token: str) -> None:
-    """From now on, this process sends `token` to the origin of `url`. Raises StorageError, which does not repeat the token."""
+    """Send `token` to the origin of `url` from now on. Raises StorageError, which does not repeat the token."""
     origin = origin_of(url)
     if origin is None:
         raise StorageError("token: expected with an http:// or https:// address of a plain host and port")
@@ -44,7 +44,7 @@ def give_token(url: str, token: str) -> None:
 
 
 def token_for(url: str) -> str | None:
-    """The token of the URL's origin: one that was given, else that of the environment, else None."""
+    """The token for the URL's origin: from `give_token`, else from the environment, else None."""
     if (origin := origin_of(url)) is None:
         return None
     return _given.get(origin) or parse_tokens(os.environ.get(TOKEN_VARIABLE, "")).get(origin)
@@ -52,14 +52,14 @@ def token_for(url: str) -> str | None:
 
 @lru_cache(maxsize=4)
 def parse_tokens(text: str) -> Mapping[str, str]:
-    """Origin → token of `https://labels.example:8080=TOKEN,…`. What has another form is logged, once, and sent to nobody."""
+    """Origin → token from `https://labels.example:8080=TOKEN,…`. A part of another form is skipped with one warning."""
     found: dict[str, str] = {}
     for number, part in enumerate(_NEXT.split(text.strip()) if text.strip() else [], 1):
         address, _, token = part.partition("=")
         origin = origin_of(address) if _ORIGIN.fullmatch(address.removesuffix("/")) else None
         if origin is None or not is_token(token.strip()):
             logger.warning(
-                "%s: part %d is sent to no server, as it does not say to which; expected %s=https://HOST:PORT=TOKEN, "
+                "%s: part %d names no server and is sent to none; expected %s=https://HOST:PORT=TOKEN, "
                 "or several such parts with commas between them", TOKEN_VARIABLE, number, TOKEN_VARIABLE,
             )  # fmt: skip
             continue

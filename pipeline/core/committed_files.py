@@ -1,4 +1,4 @@
-"""Files that a finished stage committed: read whole, and checked against the digests in its done-record."""
+"""Read files of finished stages, and check them against the digests in the done-record."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from data.tables import parse_table, read_whole
 
 
 def read_output(folder: str, name: str, record: Mapping[str, Any] | None, remedy: str) -> bytes:
-    """The content of a stage's file.
+    """Read a stage's file.
 
     Args:
-        record: the stage's done-record; None, or one that does not list the file (of an earlier version): any content will do.
-        remedy: what to do about another file than was committed; the end of the message.
+        record: the stage's done-record. If it is None, or does not list the file (earlier versions), any content is accepted.
+        remedy: the end of the message: what to do about a file that was not committed.
 
     Raises:
-        DataError: another file is there than was committed.
-        FileNotFoundError, StorageError: it cannot be read.
+        DataError: the file is not the one that was committed.
+        FileNotFoundError, StorageError: the file cannot be read.
     """
     committed = (record or {}).get("outputs", {}).get(name, {}).get("sha256")
     return read_whole(storage.join(folder, name), committed, remedy)
@@ -31,12 +31,12 @@ def read_output(folder: str, name: str, record: Mapping[str, Any] | None, remedy
 def read_output_json(
     folder: str, name: str, record: Mapping[str, Any] | None, remedy: str, shape: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """As `read_output`, of a JSON object. Raises DataError, too, when it is none, or not of the shape."""
+    """Read a stage's file as a JSON object. Raises what `read_output` raises, and DataError when it is not one of the shape."""
     return parse_json(read_output(folder, name, record, remedy), storage.join(folder, name), remedy, shape)
 
 
 def read_output_table(
     folder: str, name: str, record: Mapping[str, Any] | None, remedy: str, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """As `read_output`, of a Parquet file. Raises DataError, too, when it is none, or lacks a column."""
+    """Read a stage's file as Parquet. Raises what `read_output` raises, and DataError when it is not one, or lacks a column."""
     return parse_table(read_output(folder, name, record, remedy), storage.join(folder, name), remedy, columns)

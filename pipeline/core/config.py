@@ -1,13 +1,13 @@
-"""The run's configuration: typed defaults < YAML < what the run was started with < key=value.
+"""The configuration of a command: typed defaults < YAML < the run directory's config.yaml < key=value words.
 
-`fields.py` has the fields of each section, `layers.py` says where a value is from.
+`schema/` has the fields of each section; `config_layers.py` finds where a value is from.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -18,30 +18,30 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from data import storage
+from data.run_names import CONFIG_NAME as CONFIG_NAME
 from data.settings import UsageError, nearest
 from data.storage.redact import redacted
 from pipeline.core.config_layers import Layer, as_container, as_typed, literal, merged, origin_of
-from pipeline.core.schema import Config, Section
+from pipeline.core.schema import Config, fields_of
 
-CONFIG_NAME = "config.yaml"
 _MOVED = {"select.exclude": "data.exclude"}
-_COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides that the run was started with
+_COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides of all commands so far
 _HERE, _REMEMBERED = "is from the command line", "is remembered in"
 
 
 def config_names() -> list[str]:
-    """Names that `config=` knows."""
+    """Names of the shipped configurations."""
     folder = resources.files("pipeline") / "configs"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A command's configuration, and where its values are from.
+    """A command's configuration, and where each value is from.
 
     Attributes:
-        layers: later ones win.
-        remembered: dotted field → word of RUN/config.yaml that wins over the YAML file which the command names.
+        layers: in order; later ones win.
+        remembered: dotted field → word of RUN/config.yaml that wins over the YAML file of this command.
     """
 
     config: Config
@@ -53,22 +53,22 @@ class Loaded:
         return f"{field} {origin_of(self.layers, field)}"
 
     def is_given(self, field: str) -> bool:
-        """Whether a word of this command gives it."""
+        """Whether a word of this command sets the field."""
         return origin_of(self.layers, field) == _HERE
 
     def is_remembered(self, field: str) -> bool:
-        """Whether it is from the run directory."""
+        """Whether the value is from the run directory."""
         return origin_of(self.layers, field).startswith(_REMEMBERED)
 
     def write(self, overrides: Sequence[str]) -> None:
-        """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets are left out: those in URLs are blanked, and
-        variables (`${oc.env:X}`) stay as they were typed."""
+        """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets in URLs are blanked, and variables
+        (`${oc.env:X}`) stay as typed."""
         safe = [Layer(layer.origin, literal_fields(layer.fields, resolvers_only=True)) for layer in self.layers]
         write_config(self.config, overrides, as_container(merged(safe), resolve=True))
 
 
 def literal_fields(fields: DictConfig, resolvers_only: bool = False) -> DictConfig:
-    """See `layers.literal`."""
+    """See `config_layers.literal`."""
     return OmegaConf.create(literal(as_container(fields), resolvers_only))
 
 
@@ -78,10 +78,10 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
 
 
 def load(config: str | None, overrides: Sequence[str]) -> Loaded:
-    """The configuration of a command: defaults < `config` < the run's own < overrides (`key=value`).
+    """The configuration of a command: defaults < `config` < the run directory's config.yaml < overrides (`key=value`).
 
-    A run directory that exists gives its config.yaml; when `config` is named again, that file counts anew, and the key=value
-    words that the run was started with stay in force.
+    If `config` is given for an existing run directory, only the key=value words that the run directory remembers count, not its other
+    fields.
 
     Raises:
         UsageError: one message with every bad field, and where its value is from.
@@ -97,7 +97,7 @@ def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     given, everything = _with_words(layers, overrides)
     try:
         values = as_container(everything, resolve=True)
-    except OmegaConfBaseException as error:  # ${…} of something that is not there
+    except OmegaConfBaseException as error:  # ${…} of a missing field or variable
         where = f"{error.full_key} {origin_of(given, str(error.full_key))}"
         raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg} ({where})") from None
     return Loaded(config_of(values, given), tuple(given), _winning(words, layers, given))
@@ -111,7 +111,7 @@ def _run_dir_of(fields: DictConfig) -> str:
 
 
 def _with_words(layers: Sequence[Layer], words: Sequence[str]) -> tuple[list[Layer], DictConfig]:
-    """The layers with one for each word, and all of them merged. Raises UsageError for the first word that does not fit."""
+    """Add a layer per word; returns all layers, and all merged. Raises UsageError for the first word that does not fit."""
     result, total = list(layers), merged(layers) if layers else OmegaConf.create({})
     for word in words:
         layer = Layer(_HERE, _parse_overrides([word]))
@@ -124,7 +124,7 @@ def _with_words(layers: Sequence[Layer], words: Sequence[str]) -> tuple[list[Lay
 
 
 def _winning(words: Mapping[str, str], layers: Sequence[Layer], given: Sequence[Layer]) -> dict[str, str]:
-    """The remembered words that make a difference: another value than the named file's, and not given anew."""
+    """The remembered words that change a value of the named file and that this command does not override."""
     if not words:
         return {}
     file, run = literal_fields(layers[0].fields), layers[-1]
@@ -137,7 +137,7 @@ def _winning(words: Mapping[str, str], layers: Sequence[Layer], given: Sequence[
 
 
 def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
-    """The configuration with these fields (nested mappings); `layers` tell where they are from.
+    """Validate fields (nested mappings); `layers` tell where they are from.
 
     Raises:
         UsageError: one message with every bad field.
@@ -153,7 +153,7 @@ def write_config(config: Config, overrides: Sequence[str], typed: Any = None) ->
     """Write RUN/config.yaml, without secrets (see `Loaded.write`).
 
     Args:
-        typed: the fields (nested) as they were typed; for those with variables in them.
+        typed: the nested fields as typed, with variables not filled in.
     """
     earlier = _read_run_config(config.run_dir)
     before = _words_of(earlier) if earlier is not None else {}
@@ -165,7 +165,7 @@ def write_config(config: Config, overrides: Sequence[str], typed: Any = None) ->
 
 
 def _readable(fields: dict[str, Any], config: Config) -> dict[str, Any]:
-    """The fields, with the validated value wherever what was typed would not be one: a number, one of a few words. No secret is."""
+    """Replace typed text that would not validate (a variable in a number or a choice; no secret is one) by the validated value."""
     try:
         Config.model_validate(fields)
     except ValidationError as error:
@@ -179,19 +179,9 @@ def _readable(fields: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _words_of(earlier: DictConfig) -> dict[str, str]:
-    """Field → word, of those that a run directory remembers."""
+    """Dotted field → the word that a run directory remembers."""
     words = as_container(earlier).get(_COMMAND_LINE) or []
     return {str(word).partition("=")[0]: str(word) for word in words}
-
-
-def describe_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """`field=default  meaning` for every field, nested ones dotted."""
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from describe_fields(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}={info.get_default()}".ljust(44) + f" {info.description or ''}".rstrip()
 
 
 def _parse_overrides(words: Sequence[str]) -> DictConfig:
@@ -200,7 +190,7 @@ def _parse_overrides(words: Sequence[str]) -> DictConfig:
         raise UsageError(f"{bad[0]!r}: expected key=value, as in teacher.epochs=10")
     try:
         return OmegaConf.from_dotlist(list(words))
-    except Exception as error:  # a YAML error has its own types, none of them exported by omegaconf
+    except Exception as error:  # YAML errors have types that omegaconf does not export
         raise UsageError(
             f"{' '.join(words)}: not readable as a value: {error}\n"
             "Text with braces needs quotes of its own, as in 'data.labeled=[\"x-{0..9}.tar\"]'"
@@ -233,7 +223,7 @@ def _read_yaml(config: str) -> DictConfig:
 def _load_yaml_text(name: str, text: str) -> DictConfig:
     try:
         loaded = OmegaConf.load(io.StringIO(text))
-    except Exception as error:  # a YAML error has its own types, none of them exported by omegaconf
+    except Exception as error:  # YAML errors have types that omegaconf does not export
         raise UsageError(f"{name}: not readable as YAML: {error}") from None
     if not isinstance(loaded, DictConfig):
         raise UsageError(f"{name}: expected fields with values, as in `seed: 0`")
@@ -244,9 +234,9 @@ def _explain(error: ErrorDetails, layers: Sequence[Layer]) -> str:
     path = ".".join(map(str, error["loc"]))
     origin = f" ({path} {origin_of(layers, path)})" if layers and path else ""
     if path in _MOVED:
-        return f"  {path}: is {_MOVED[path]} now; give {_MOVED[path]}={error['input']}{origin}"
+        return f"  {path}: was renamed; give {_MOVED[path]}={error['input']}{origin}"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field{nearest(path, [line.partition('=')[0] for line in describe_fields()])}{origin}"
+        return f"  {path}: no such field{nearest(path, [name for name, _ in fields_of(Config)])}{origin}"
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
     message = error["msg"].removeprefix("Value error, ")

@@ -1,8 +1,8 @@
-"""The layers of a configuration: which one a value is from, and which variables (`${…}`) may be filled in.
+"""The layers of a configuration: which layer a value is from, and which variables (`${…}`) are filled in.
 
-What a person gives with a command (a YAML file, words) is filled in: `${oc.env:X}`, `${other.field}`. What a run directory says is
-not: whoever made it would otherwise read this machine's environment, in URLs that are fetched. It says what was typed, so that no
-secret of an environment variable is written there.
+Variables in a command's YAML file and words are filled in: `${oc.env:X}`, `${other.field}`. Those in a run directory's config.yaml are
+not, or whoever made it could send this machine's environment away in URLs. That file keeps the text as typed, so that no secret of an
+environment variable is written to it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Layer:
     """Some fields of a configuration.
 
     Attributes:
-        origin: a verb and where they are from, as in `is from mine.yaml`.
-        fields: nested; variables are not filled in yet.
+        origin: where they are from, with a verb: `is from mine.yaml`.
+        fields: nested, variables not filled in.
     """
 
     origin: str
@@ -33,8 +33,8 @@ class Layer:
 
 
 def literal(container: Any, resolvers_only: bool = False) -> Any:
-    """Text in nested values so that omegaconf takes its variables for text; with `resolvers_only`, those that ask something outside
-    of the configuration, as the environment."""
+    """Escape variables in nested values, so that omegaconf keeps them as text; with `resolvers_only`, only variables that a resolver
+    fills in, such as `${oc.env:X}`."""
     if isinstance(container, dict):
         return {key: literal(value, resolvers_only) for key, value in container.items()}
     if isinstance(container, list):
@@ -45,28 +45,28 @@ def literal(container: Any, resolvers_only: bool = False) -> Any:
 
 
 def as_container(fields: DictConfig, resolve: bool = False) -> Any:
-    """Plain nested values."""
+    """Convert to nested dicts and lists."""
     return OmegaConf.to_container(fields, resolve=resolve)
 
 
 def merged(layers: Sequence[Layer]) -> DictConfig:
-    """Later ones win. Raises omegaconf's errors and TypeError for one that cannot be laid over what is there."""
+    """Merge layers; later ones win. Raises omegaconf's errors and TypeError for a layer that does not fit."""
     result = OmegaConf.merge(*(layer.fields for layer in layers), {})
     assert isinstance(result, DictConfig)
     return result
 
 
 def origin_of(layers: Sequence[Layer], field: str) -> str:
-    """Of a dotted field's value, as `Layer.origin`; of a list or mapping, of the last layer that changes something in it."""
+    """The `Layer.origin` of a dotted field's value; of a list or mapping, that of the last layer that sets a part of it."""
     path = re.split(r"[.\[]", field.replace("]", ""))
     return next((layer.origin for layer in reversed(layers) if _has(as_container(layer.fields), path)), DEFAULT)
 
 
 def _has(container: Any, path: Sequence[str]) -> bool:
-    """Whether something is said of the field, of a part of it, or of all that it is a part of."""
+    """Whether the nested values set the field, a part of it, or a list that contains it."""
     for part in path:
         if not isinstance(container, dict):
-            return True  # a list: one layer says all of it
+            return True  # a list is set by one layer
         if part not in container:
             return False
         container = container[part]
@@ -74,7 +74,7 @@ def _has(container: Any, path: Sequence[str]) -> bool:
 
 
 def as_typed(values: Any, typed: Any) -> Any:
-    """Validated values, with text as it was typed where that has variables left in it (see `literal`)."""
+    """Validated values, but text as typed where it has resolver variables in it."""
     if isinstance(values, dict) and isinstance(typed, dict):
         return {key: as_typed(value, typed.get(key)) for key, value in values.items()}
     if isinstance(values, list) and isinstance(typed, list) and len(values) == len(typed):

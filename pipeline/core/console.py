@@ -1,7 +1,5 @@
-"""What a command prints is for people: where it cannot be written, the work goes on.
-
-A locale without the sign shows `?` in its place; what is printed into a pipe or terminal that is gone (`| head`, a closed window) is
-dropped.
+"""Printing that never stops the work: a character that the locale lacks becomes `?`, and output to a closed pipe or terminal
+(`| head`, a closed window) is dropped.
 """
 
 from __future__ import annotations
@@ -13,11 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-_GONE = (errno.EPIPE, errno.EIO)  # a pipe's reader, a terminal
-_broken: set[int] = set()  # descriptors that nobody reads any more
+_CLOSED = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a closed terminal
+_closed: set[int] = set()  # descriptors without a reader
 
 
-class _Forgiving(io.RawIOBase):
+class _DroppingStream(io.RawIOBase):
+    """Writes to a descriptor, or nowhere once its reader is gone."""
+
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
@@ -32,41 +32,40 @@ class _Forgiving(io.RawIOBase):
 
     def write(self, content: object) -> int:
         size = len(memoryview(content))  # type: ignore[arg-type]
-        if self._descriptor in _broken:
+        if self._descriptor in _closed:
             return size
         try:
             return os.write(self._descriptor, content)  # type: ignore[arg-type]
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in _CLOSED:
                 raise
-            _broken.add(self._descriptor)
+            _closed.add(self._descriptor)
             return size
 
 
 @contextmanager
-def forgiving() -> Iterator[None]:
-    """Inside, printing raises neither for a sign that the locale does not know nor for a reader that is gone."""
+def tolerant_output() -> Iterator[None]:
+    """Inside, printing raises neither for a character that the locale lacks nor for a reader that is gone."""
     with ExitStack() as stack:
         for name in ("stdout", "stderr"):
             stack.enter_context(_replaced(name))
         yield
 
 
-def is_read() -> bool:
-    """False once the reader of standard output is known to be gone."""
-    return 1 not in _broken
+def has_reader() -> bool:
+    """False once a write has found the reader of standard output gone."""
+    return 1 not in _closed
 
 
 @contextmanager
 def _replaced(name: str) -> Iterator[None]:
     before = getattr(sys, name)
-    if before is not getattr(sys, f"__{name}__") or not isinstance(
-        before, io.TextIOWrapper
-    ):  # of a test, a notebook, closed
+    is_original = before is getattr(sys, f"__{name}__")
+    if not is_original or not isinstance(before, io.TextIOWrapper):  # replaced by a test or a notebook, or closed
         yield
         return
-    raw = _Forgiving(before.fileno())
-    _broken.discard(raw.fileno())
+    raw = _DroppingStream(before.fileno())
+    _closed.discard(raw.fileno())
     before.flush()
     stream = io.TextIOWrapper(
         io.BufferedWriter(raw),

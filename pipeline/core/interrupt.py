@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is closed): a stage saves what it has and the command ends, saying how to continue."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the stage saves its work, and the command ends and says how to continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to stop; like KeyboardInterrupt, no `except Exception` takes it for a failure."""
+    """A signal asked this process to stop. A BaseException like KeyboardInterrupt, so that `except Exception` lets it pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -31,7 +31,7 @@ def _handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (sign
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Inside, SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) raise Interrupted in this process's main thread."""
+    """Inside, SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread. An ignored SIGHUP (nohup) stays ignored."""
     global _pending, _abandoned
     _pending, _abandoned = None, False
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -41,7 +41,7 @@ def handled() -> Iterator[None]:
     try:
         yield
     except SystemError as error:
-        if isinstance(error.__cause__, Interrupted):  # what Ray's compiled calls make of it
+        if isinstance(error.__cause__, Interrupted):  # Ray's compiled calls wrap it
             raise error.__cause__ from None
         raise
     finally:
@@ -51,12 +51,12 @@ def handled() -> Iterator[None]:
 
 
 def pending() -> bool:
-    """True when a signal arrived inside `deferred`."""
+    """Whether a signal arrived inside `deferred`."""
     return _pending is not None
 
 
 def abandon() -> None:
-    """End what the main thread does as Ctrl-C would, but for saving: this process must not write any more."""
+    """Interrupt the main thread like Ctrl-C, but without saving: this process must not write any more."""
     global _abandoned
     _abandoned = True
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -69,7 +69,7 @@ def may_save() -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal is only remembered, for code that must end a step before it stops; it is raised when the block ends."""
+    """Inside, hold signals back, for code that must finish a step first; raise Interrupted when the block ends."""
     global _deferred
     _deferred += 1
     try:

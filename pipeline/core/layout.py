@@ -1,4 +1,4 @@
-"""Where a run keeps what: the folders of DESIGN's run directory."""
+"""The folders of a run directory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 
 from data import storage
+from data.run_names import CURRENT_NAME, INDEXES, generation_folder
+from pipeline.stages import find
 
-CURRENT_NAME = "current"  # a file that names the selection in use
-PREVIOUS_NAME = "previous"  # and the one that was in use before
-VERSION = re.compile(r"v([1-9]\d*)")  # of an export
+PREVIOUS_NAME = "previous"  # file that names the selection in use before
+VERSION = re.compile(r"v([1-9]\d*)")  # name of an export
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,31 @@ class Layout:
     generation: int = 1
 
     def _of(self, generation: int, name: str) -> str:
-        return storage.join(self.run_dir, f"gen-{generation}", name)
+        return storage.join(self.run_dir, generation_folder(generation), name)
+
+    def folder_of(self, stage: str) -> str:
+        """The folder of a stage's output; of `select`, the current selection, or before the first one the folder of all."""
+        row = find(stage)
+        if row.only_first and self.generation > 1:
+            return self._of(self.generation - 1, find("student").folder)
+        if stage == "select":
+            return self.current_selection() or self.selections
+        return self._of(self.generation, row.folder)
+
+    @property
+    def teacher_stage(self) -> str:
+        """The stage that made the teacher: from the second generation on, it is the student of the one before."""
+        return "teacher" if self.generation == 1 else "student"
 
     @property
     def teacher(self) -> str:
-        """The teacher; from the second generation on, the student of the one before."""
-        return self._of(1, "teacher") if self.generation == 1 else self._of(self.generation - 1, "student")
+        """The teacher's weights and records."""
+        return self.folder_of("teacher")
 
     @property
     def labels(self) -> str:
         """The pseudo-labels."""
-        return self._of(self.generation, "labels")
+        return self.folder_of("label")
 
     @property
     def near_duplicates(self) -> str:
@@ -39,18 +54,18 @@ class Layout:
 
     @property
     def selections(self) -> str:
-        """One folder per selection, and `current`, which names one."""
-        return self._of(self.generation, "selections")
+        """One folder per selection, and the file `current`, which names one."""
+        return self._of(self.generation, find("select").folder)
 
     @property
     def student(self) -> str:
-        """The student."""
-        return self._of(self.generation, "student")
+        """The student's weights and records."""
+        return self.folder_of("student")
 
     @property
     def evaluation(self) -> str:
         """Accuracies on the test images."""
-        return self._of(self.generation, "evaluation")
+        return self.folder_of("evaluate")
 
     @property
     def decision(self) -> str:
@@ -59,13 +74,13 @@ class Layout:
 
     @property
     def exports(self) -> str:
-        """Versions of what was exported, of all generations, and `latest`, which names one."""
+        """Exported versions of all generations, and the file `latest`, which names one."""
         return storage.join(self.run_dir, "exports")
 
     @property
     def indexes(self) -> str:
         """Indexes of shards that have none beside them."""
-        return storage.join(self.run_dir, "index")
+        return storage.join(self.run_dir, INDEXES)
 
     def study(self, name: str) -> str:
         """A study's results: a folder for each row and seed."""
@@ -79,12 +94,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Branch(Layout):
-    """A run that begins with what other runs made: what is not its own is looked up there, the nearest first.
+    """A run that reuses folders of other runs: a folder that is not its own is the first one found in `sources`.
 
     Attributes:
         home: the run directory whose indexes of shards it uses.
-        sources: run directories of finished runs.
-        own: (generation, name) of folders that it makes itself, though a source may have them too.
+        sources: run directories of finished runs, nearest first.
+        own: (generation, folder name) that it makes itself even where a source has them.
     """
 
     home: str = ""
@@ -100,5 +115,5 @@ class Branch(Layout):
 
     @property
     def indexes(self) -> str:
-        """Those of the run at home: shards are indexed once."""
+        """Those of `home`, so that shards are indexed once."""
         return Layout(self.home).indexes

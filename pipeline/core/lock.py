@@ -1,9 +1,9 @@
 """One writer per run directory: a file lock locally, a lease with a heartbeat on an object store.
 
-The lease is a file that its holder writes again every BEAT_S, each time on the condition that it is still the version it has read
-(a conditional put): of two starters one succeeds. A store that does not know or keep such conditions is refused. Where the lease could
-not be renewed for LEASE_S, another may take it over, so its holder stops: this process and its workers can no longer write below the
-run directory (`data.storage.fence`), and its main thread is interrupted, without saving.
+The lease is a file. Its holder rewrites it every BEAT_S, each time only if it is still the version last read (a conditional put), so
+of two starters one succeeds. A store that ignores such conditions is refused. After LEASE_S without a renewal another process may take
+the lease over. Its former holder then stops: it and its workers can no longer write below the run directory (`data.storage.fence`),
+and its main thread is interrupted without saving.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ wall_clock, sleep = time.time, time.sleep
 
 
 def clock() -> float:
-    """Seconds that pass while this machine sleeps, too: others go on."""
+    """Monotonic seconds, which also pass while this machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -46,7 +46,7 @@ class LockedError(ValueError):
 
 @contextmanager
 def run_lock(run_dir: str, command: str) -> Iterator[None]:
-    """Hold a run directory for writing.
+    """Lock a run directory for writing.
 
     Raises:
         LockedError: at once, when another process holds it; on an object store also later, when the lease is lost.
@@ -57,21 +57,21 @@ def run_lock(run_dir: str, command: str) -> Iterator[None]:
 
 
 def read_holder(run_dir: str) -> dict[str, Any]:
-    """Who writes to a run directory now, as far as can be seen from here: host, pid, command. Empty when nobody does."""
+    """The process that holds the lock of a run directory (host, pid, command); empty when none does. Needs no lock."""
     url = storage.join(run_dir, _HOLDER)
     if not storage.is_local(run_dir):
         holder = _parse((storage.read_text_if_there(url) or "").encode())
         return holder if wall_clock() - float(holder.get("beat", 0)) < LEASE_S else {}
     holder = _local_holder(url)
-    return holder if holder and (holder.get("host") != socket.gethostname() or _lives(holder.get("pid"))) else {}
+    return holder if holder and (holder.get("host") != socket.gethostname() or _is_alive(holder.get("pid"))) else {}
 
 
-def _lives(pid: object) -> bool:
+def _is_alive(pid: object) -> bool:
     try:
         os.kill(int(str(pid)), 0)
     except (ProcessLookupError, ValueError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # alive, of another user
         return True
     return True
 
@@ -97,7 +97,7 @@ def _file_lock(run_dir: str, me: dict[str, Any]) -> Iterator[None]:
 def _local_holder(url: str) -> dict[str, Any]:
     try:
         return _parse(storage.read_bytes(url))
-    except OSError:  # not written yet, or removed just now
+    except OSError:  # not written yet, or just removed
         return {}
 
 
@@ -114,7 +114,7 @@ def _lease(run_dir: str, me: dict[str, Any]) -> Iterator[None]:
             raise LockedError(lease.lost) from None
         raise
     finally:
-        if not lease.lost:  # else threads that have not ended yet would write now
+        if not lease.lost:  # else threads that still run could write again
             fence.unguard_writes(run_dir)
 
 
@@ -122,22 +122,22 @@ class Lease:
     """This process's claim on a run directory in an object store."""
 
     def __init__(self, run_dir: str, me: dict[str, Any]) -> None:
-        self.lost = ""  # why, once it is
+        self.lost = ""  # the reason, once the lease is lost
         self.url = storage.join(run_dir, _HOLDER)
         self._run_dir, self._me = run_dir, me
         self._stop, self._losing = threading.Event(), threading.Lock()
-        self._renewed_at = 0.0  # by `clock`, when the last renewal that succeeded began
+        self._renewed_at = 0.0  # by `clock`: when the last successful renewal began
         self._problem = "no answer"
 
     def acquire(self) -> None:
-        """Raises LockedError when another holds it, or the store cannot keep two apart."""
+        """Take the lease. Raises LockedError when another process holds it, or the store ignores conditions."""
         fence.unguard_writes(self._run_dir)
         self._renewed_at = clock()
         holder, tag = self._read()
         if tag is not None:
             if wall_clock() - float(holder.get("beat", 0)) < LEASE_S:
                 raise LockedError(_refusal(self._run_dir, holder))
-            # a living holder whose clock differs from ours beats meanwhile; then the version that we have seen is gone
+            # a live holder with another clock renews meanwhile, so that our write on this version fails
             print(f"{self._run_dir}: {_name(holder)} has not renewed its lock; taking it over in {1.5 * BEAT_S:.0f} s")
             sleep(1.5 * BEAT_S)
             self._renewed_at = clock()
@@ -146,7 +146,7 @@ class Lease:
         self._require_conditions()
 
     def _require_conditions(self) -> None:
-        """Raises LockedError for a store that writes whether a condition holds or not: there, two starters would both succeed."""
+        """Raise LockedError when the store writes although a condition does not hold, as then two starters would both succeed."""
         content = storage.read_bytes(self.url)
         for tag in (None, _NO_VERSION):
             try:
@@ -156,13 +156,13 @@ class Lease:
             self._release()
             name = "If-None-Match" if tag is None else "If-Match"
             raise LockedError(
-                f"{self._run_dir}: this store ignores conditions of a write ({name}), so that it cannot keep two drivers apart; "
-                "expected one that knows them, as AWS S3, or a folder that all nodes share. Shards may lie there"
+                f"{self._run_dir}: this store ignores conditional writes ({name}), so two commands could write at once; "
+                "give a run_dir= in a store that honors them (AWS S3), or in a folder that all nodes share. Shards may stay there"
             )
 
     @contextmanager
     def renewed_in_the_background(self) -> Iterator[None]:
-        """Keep the lease while the block runs, then give it up."""
+        """Renew the lease while the block runs, then release it."""
         threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._watch)]
         for thread in threads:
             thread.start()
@@ -171,8 +171,8 @@ class Lease:
         finally:
             self._stop.set()
             for thread in threads:
-                thread.join(BEAT_S)  # a renewal that hangs cannot do harm: the version it would write over will be gone
-            with suppress(storage.StorageError):  # it lapses
+                thread.join(BEAT_S)  # a hanging renewal does no harm: its version will be gone
+            with suppress(storage.StorageError):  # then the lease lapses
                 self._release()
 
     def _release(self) -> None:
@@ -184,7 +184,7 @@ class Lease:
             self.renew()
 
     def renew(self) -> None:
-        """Write the lease again; where another has it, it is lost."""
+        """Rewrite the lease, or lose it when another process has it."""
         began = clock()
         try:
             holder, tag = self._read()
@@ -192,17 +192,17 @@ class Lease:
                 self._renewed_at = began
             else:
                 self._lose(f"{_name(self._read()[0])} has taken it over")
-        except storage.StorageError as error:  # the next beat tries again; `why_lost` says when it is too late
+        except storage.StorageError as error:  # the next beat tries again, until `why_lost` says it is too late
             self._problem = str(error)
 
     def _watch(self) -> None:
-        """A renewal may hang: what ends the lease is the clock alone."""
+        """End the lease by the clock, as a renewal may hang."""
         while not self._stop.wait(LEASE_S / 60) and not self.why_lost():
             pass
 
     def why_lost(self) -> str:
-        """Why this process may not write any more; empty while it may. Asked before every write: the clock tells, whatever the threads
-        do."""
+        """Why this process may not write any more; empty while it may. Called before every write, so that the clock decides, not the
+        threads."""
         if not self.lost and clock() - self._renewed_at > LEASE_S:
             self._lose(f"it could not be renewed for {LEASE_S:.0f} s ({self._problem})")
         return self.lost
@@ -215,7 +215,7 @@ class Lease:
         interrupt.abandon()
 
     def _read(self) -> tuple[dict[str, Any], str | None]:
-        """The holder and its file's version; nobody and None when there is no file."""
+        """The holder and the version of the lease; ({}, None) when there is no lease."""
         try:
             content, tag = storage.read_version(self.url)
         except FileNotFoundError:
@@ -223,11 +223,11 @@ class Lease:
         return _parse(content), tag
 
     def _write(self, tag: str | None) -> bool:
-        """Write our name over the version `tag`. False when another version is there."""
+        """Replace the version `tag` of the lease by ours. Returns False when another version is there."""
         content = json.dumps(self._me | {"beat": wall_clock()}) + "\n"
         try:
             storage.write_if(self.url, content.encode(), tag)
-        except storage.ChangedError:  # by our own write, if its answer was lost
+        except storage.ChangedError:  # perhaps by our own write, whose answer was lost
             return self._read()[0].get("token") == self._me["token"]
         except storage.ConditionError as error:
             raise LockedError(
@@ -239,12 +239,12 @@ class Lease:
 def _parse(content: bytes) -> dict[str, Any]:
     try:
         return parse_json(content, _HOLDER, "", _Holder)
-    except DataError:  # nobody's
+    except DataError:  # damaged: held by nobody
         return {}
 
 
 class _Holder(BaseModel):
-    """What is read of the file, where it says so."""
+    """The fields of the lock file; each may be missing."""
 
     pid: int | None = None
     host: str | None = None

@@ -1,4 +1,4 @@
-"""Starting Ray, once per command."""
+"""Start Ray, once per command, and translate its errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ray.exceptions import RayError, RayTaskError
 from data.settings import UsageError
 from data.storage.fence import FENCE_VARIABLE
 
-_STARTING_S, _HEALTH_S = 8.0, 60.0  # for the port of a cluster that is just starting, and for Ray's answer
+_CONNECT_TIMEOUT_S, _HEALTH_TIMEOUT_S = 8.0, 60.0  # until the port of a starting cluster opens; for Ray's health check
 _show = getattr(ray_worker, "print_to_stdstream", None)
 
 
 def start_ray(address: str | None) -> None:
-    """Connect to the cluster at `address`, or start Ray on this machine, whatever RAY_ADDRESS says. Nothing happens when it runs.
+    """Connect to the cluster at `address`; with None, start Ray on this machine and ignore RAY_ADDRESS. Do nothing when Ray runs.
 
     Raises:
         UsageError: no cluster answers at `address`.
@@ -39,9 +39,7 @@ def start_ray(address: str | None) -> None:
         print(f"ray_address=null starts Ray here; RAY_ADDRESS={elsewhere} is not used (ray_address={elsewhere} would)")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in Ray Train's workers
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # the behaviour to come; else ray warns at every start
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; it warns without
     if _show is not None:
         ray_worker.print_to_stdstream = _show_in_short
     with _own_sigterm():
@@ -54,7 +52,7 @@ def start_ray(address: str | None) -> None:
 
 
 def _connect(address: str) -> Any:
-    """Workers on other nodes get what fences them from this process's lease; those on this one inherit it."""
+    """Pass the lease's fence to workers on other nodes, too; workers on this one inherit it."""
     fence = {name: os.environ[name] for name in (FENCE_VARIABLE,) if name in os.environ}
     options: dict[str, Any] = {"runtime_env": {"env_vars": fence}} if fence else {}
     try:
@@ -64,13 +62,13 @@ def _connect(address: str) -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Ask before Ray does, which tries for minutes and logs each time: the port, and then whether that is Ray's."""
+    """Check the port and then Ray's health, because `ray.init` would try for minutes and log each attempt."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return  # `auto`, or a name of Ray's own
+        return  # `auto`, or another name that only Ray understands
     started = time.monotonic()
     while (reason := _connection_error(host.strip("[]"), int(port))) is not None:
-        if time.monotonic() - started > _STARTING_S:
+        if time.monotonic() - started > _CONNECT_TIMEOUT_S:
             raise _no_cluster(address, reason)
         time.sleep(0.5)
     if not address.startswith("ray://"):
@@ -79,38 +77,42 @@ def _require_answer(address: str) -> None:
 
 def _connection_error(host: str, port: int) -> str | None:
     try:
-        socket.create_connection((host, port), timeout=_STARTING_S).close()
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
         return str(error)
     return None
 
 
 def _require_health(address: str) -> None:
-    """In a process of its own: where something else listens, Ray's client waits without end."""
+    """Run Ray's health check in another process: if the port is not Ray's, its client waits forever."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_HEALTH_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_HEALTH_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise _no_cluster(address, f"what listens there did not answer as Ray does for {_HEALTH_S:.0f} s") from None
-    if done.returncode and "No such command" not in done.stderr:  # the command is none of Ray's public ones
+        raise _no_cluster(
+            address, f"what listens there did not answer as Ray does for {_HEALTH_TIMEOUT_S:.0f} s"
+        ) from None
+    if done.returncode and "No such command" not in done.stderr:  # a private command, which Ray may drop
         raise _no_cluster(address, (done.stderr.strip() or "its health check failed").splitlines()[-1])
 
 
 def _no_cluster(address: str, reason: str) -> UsageError:
     return UsageError(
-        f"ray_address={address}: no Ray cluster answers there ({reason}); start one (ray start --head), mend the address, or give "
+        f"ray_address={address}: no Ray cluster answers there ({reason}); start one (ray start --head), correct the address, or give "
         "ray_address=null, which starts Ray here"
     )
 
 
 def num_cpus() -> int:
-    """CPUs that Ray knows of, on all nodes; at least 1."""
+    """Number of CPUs in Ray's cluster, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 def user_error(error: RayError) -> Exception:
-    """What to raise for a task that failed: a user's or the machine's error as it was, whose message is a sentence; of a bug, all
-    that Ray tells; of a worker that Ray lost again and again (no memory, its node gone), a sentence."""
+    """The error to raise for a failed task: a ValueError or OSError as the task raised it; of a bug, Ray's error with the traceback; of
+    a worker that died repeatedly (no memory, node gone), an OSError that says so."""
     if not isinstance(error, RayTaskError):
         return OSError(
             f"a Ray task was lost ({first_line(error)}); with more memory or fewer tasks at once, the same command continues"
@@ -119,28 +121,27 @@ def user_error(error: RayError) -> Exception:
 
 
 def first_line(error: object) -> str:
-    """Of what Ray says of an error, which goes on for paragraphs."""
+    """The first line of an error, as Ray's messages go on for paragraphs."""
     return str(error).strip().partition("\n")[0]
 
 
 def _show_in_short(data: dict[str, Any], *args: Any, **options: Any) -> None:
-    """Of a node that died Ray prints the last twenty lines of a log, of a worker a long paragraph, among which our one line would
-    be lost; their beginning says it."""
+    """Print only the first line of each of Ray's messages: for a dead node or worker it prints paragraphs that would bury our line."""
     lines = [textwrap.shorten(first_line(line), 160) for line in data.get("lines", ())]
-    assert _show is not None, "only called in its place"
+    assert _show is not None, "_show_in_short replaces it"
     _show({**data, "lines": lines}, *args, **options)
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's handler: `ray.init` puts one in its place that exits without a word, and for a moment one that prints a
-    stack and has the process aborted by an alarm three seconds later."""
+    """Keep this process's SIGTERM handler. `ray.init` installs one that exits silently, and for a moment one that prints a stack and
+    aborts the process by an alarm three seconds later."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except BaseException as error:
         signal.alarm(0)
-        if isinstance(error, SystemExit):  # Ray's handler has had the signal already
+        if isinstance(error, SystemExit):  # Ray's handler took the signal
             signal.signal(signal.SIGTERM, handler)
             signal.raise_signal(signal.SIGTERM)
         raise

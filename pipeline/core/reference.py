@@ -1,4 +1,4 @@
-"""The reference of all fields, from their schema: `python -m pipeline.core.reference > docs/fields.md`."""
+"""The fields of the configuration as text: for --help, and for docs (`python -m pipeline.core.reference > docs/fields.md`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -17,74 +17,78 @@ from pipeline.core.schema import (
     RUNTIME,
     Config,
     Section,
-    StudentConfig,
-    TeacherConfig,
     TrainConfig,
+    fields_of,
 )
 
 _INTRODUCTION = """# Fields of the configuration
 
-Made from `pipeline/core/schema.py` by `python -m pipeline.core.reference > docs/fields.md`; `python -m pipeline.run --help` prints
-the same. Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the later
-one wins.
-A run directory remembers the configuration of each command whose inputs were found, so that later ones need `run_dir=` alone; with
-`config=` named again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`, `${other.field}`)
-are filled in where a command gives them and are remembered as they were typed; what a run directory itself says is never filled in.
+`python -m pipeline.core.reference > docs/fields.md` writes this page from `pipeline/core/schema/`; `python -m pipeline.run --help`
+prints the same. Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the
+later one wins.
+A run directory remembers the configuration of each command whose inputs were found, so that later commands need only `run_dir=`. When
+`config=` is given again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`,
+`${other.field}`) are filled in where a command gives them, and remembered as typed; those in a run directory's own config.yaml are
+never filled in.
 
-Fields marked ○ change how fast something runs, never what comes out, and may change at any time; those marked ◐ may change while their
-stage is not done. Of those marked ● and of `data`, what they name counts, not the name: shards may move. Any other belongs to what a
-stage's output is made from: another value is refused, with both values, until `force=true` or another `run_dir=`.
+Fields marked ○ change how fast a stage runs, never its output, and may change at any time. Those marked ◐ may change while their
+stage is not done. Fields marked ● and those of `data` count by the content they name: shards may move. Another value of any other field
+makes a stage refuse, with both values, until `force=true` or another `run_dir=` is given.
 """
 _MARKS = (("○", RUNTIME), ("◐", RESUMABLE), ("●", BY_DIGEST))
 
 
 def reference() -> str:
     """All of docs/fields.md."""
-    sections = {name: kind for name, info in Config.model_fields.items() if (kind := _section(info)) is not None}
-    parts = [_INTRODUCTION, _part("The run", Config, "", skip=set(sections))]
-    shared = set(TrainConfig.model_fields)
+    sections = {name: type(value) for name, value in Config() if isinstance(value, Section)}
+    parts = [
+        _INTRODUCTION,
+        _part("The run", Config, "", [name for name in Config.model_fields if name not in sections]),
+    ]
     for name, section in sections.items():
-        if section in (TeacherConfig, StudentConfig):
-            parts.append(_part(f"`{name}` alone", section, f"{name}.", skip=shared))
+        if issubclass(section, TrainConfig):
+            parts.append(
+                _part(f"`{name}` alone", section, f"{name}.", section.model_fields.keys() - TrainConfig.model_fields)
+            )
         else:
             parts.append(_part(f"`{name}`", section, f"{name}."))
     parts.append(_part("`teacher` and `student`: each has all of these", TrainConfig, "teacher."))
     return "\n".join(parts)
 
 
-def _part(title: str, section: type[Section], prefix: str, skip: set[str] | frozenset[str] = frozenset()) -> str:
-    rows = [f"| {row}" for row in _rows(section, prefix, skip)]
+def describe_fields() -> Iterator[str]:
+    """Yield `field=default  meaning` for every field, nested ones dotted."""
+    for name, info in fields_of(Config):
+        line = f"{name}={_plain(info.get_default())}".ljust(44) + f" {info.description or ''}"
+        yield line.rstrip()
+
+
+def _part(title: str, section: type[Section], prefix: str, only: Collection[str] | None = None) -> str:
+    """A heading, the section's docstring, and a table of its fields (of those in `only`)."""
+    rows = [
+        _row(name, info)
+        for name, info in fields_of(section, prefix)
+        if only is None or name.removeprefix(prefix) in only
+    ]
     words = inspect.cleandoc(section.__doc__ or "")
     return "\n".join([f"## {title}", "", words, "", "| field | default | values | |", "|---|---|---|---|", *rows, ""])
 
 
-def _rows(section: type[Section], prefix: str, skip: set[str] | frozenset[str] = frozenset()) -> Iterator[str]:
-    for name, info in section.model_fields.items():
-        inner = _section(info)
-        if name in skip:
-            continue
-        if inner is not None:
-            yield from _rows(inner, f"{prefix}{name}.")
-        else:
-            mark = "".join(f" {sign}" for sign, extra in _MARKS if info.json_schema_extra == extra)
-            default = f"`{_plain(info.get_default())}`"
-            cells = (f"`{prefix}{name}`{mark}", default, _values(info), info.description or "")
-            yield " | ".join(cells).strip() + " |"
-
-
-def _section(info: FieldInfo) -> type[Section] | None:
-    kind = info.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+def _row(name: str, info: FieldInfo) -> str:
+    mark = "".join(f" {sign}" for sign, extra in _MARKS if info.json_schema_extra == extra)
+    cells = (f"`{name}`{mark}", f"`{_plain(info.get_default())}`", _values(info), info.description or "")
+    return "| " + " | ".join(cells).strip() + " |"
 
 
 def _plain(value: Any) -> str:
+    """A default as a user types it."""
     if isinstance(value, tuple):
         return _plain(list(value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
 
 def _values(info: FieldInfo) -> str:
-    """What is allowed, in a few signs."""
+    """The allowed values: `integer ≥ 1`."""
     bounds = {sign: getattr(entry, name) for entry in info.metadata for name, sign in _SIGNS if hasattr(entry, name)}
     limits = " ".join(f"{sign} {_number(value)}" for sign, value in bounds.items())
     return f"{_kind(info.annotation)} {limits}".strip()
@@ -101,6 +105,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join(_kind(part) for part in arguments)
     if origin is typing.Annotated:
         return _kind(arguments[0])
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "mapping"
     if origin is list:
         return f"list of {_kind(arguments[0])}"
     if origin is tuple:

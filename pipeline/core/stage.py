@@ -1,7 +1,7 @@
-"""The stage contract: done, continue or refuse, and the commit of what a stage made. The only module that writes done-markers.
+"""The stage contract: done, continue or refuse, and the commit of a stage's outputs. Only this module writes done-markers.
 
-A stage's fingerprint is what its output depends on: its own config fields and the digests of its inputs. The fingerprint is
-written before the work starts (`started.json`) and again with the outputs' digests when it is done (`done.json`).
+A stage's fingerprint is all that its output depends on: its own config fields and the digests of its inputs. It is written before
+the work starts (`started.json`), and again with the outputs' digests when the stage is done (`done.json`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from pydantic import BaseModel
 
 from data import storage
 from data.json_files import read_json
+from data.run_names import DONE_NAME
 from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
-from pipeline.core.timing import EFFORT_NAME, Clock, read_effort
+from pipeline.core.timing import TIMING_NAME, Clock
 
 SCHEMA_VERSION = 1
-_STARTED, _DONE = "started.json", "done.json"
-_READERS = 8  # files read at once: an object store answers each after a while
+_STARTED = "started.json"
+_READERS = 8  # files read at once, because an object store answers each with a delay
 State = Literal["new", "continue", "done"]
 Explain = Callable[
     [str, str | None, str | None], Iterable[str]
-]  # input, its digest there and now → lines for a refusal
+]  # (input, recorded digest, present digest) → lines for a refusal
 
 
 class StageError(ValueError):
-    """A stage that cannot run; the message says why and what to do."""
+    """A stage cannot run; the message says why and what to do."""
 
 
 class _Fingerprint(BaseModel):
@@ -42,7 +43,7 @@ class _Fingerprint(BaseModel):
 
 
 class _Started(BaseModel):
-    """What must be in `started.json`."""
+    """Required content of `started.json`."""
 
     fingerprint: _Fingerprint
 
@@ -53,7 +54,7 @@ class _Output(BaseModel):
 
 
 class _Done(_Started):
-    """What must be in `done.json`."""
+    """Required content of `done.json`."""
 
     outputs: dict[str, _Output]
     summary: dict[str, Any]
@@ -61,10 +62,10 @@ class _Done(_Started):
 
 
 class StageRefusedError(StageError):
-    """The directory holds output of another configuration or other inputs; the message names each field that differs.
+    """The folder holds output of another configuration or of other inputs; the message names each difference.
 
     Attributes:
-        fields: of the configuration, those that differ.
+        fields: the configuration fields that differ.
     """
 
     def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
@@ -73,35 +74,35 @@ class StageRefusedError(StageError):
 
 
 class WorkerError(Exception):
-    """An error in the code that a worker ran; the message is its traceback."""
+    """A bug in code that a worker ran; the message is the worker's traceback."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a stage's output is a function of."""
+    """All that a stage's output depends on."""
 
     config: Mapping[str, Any]  # dotted field → value
     inputs: Mapping[str, str]  # name of an upstream output → its digest
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written and compared."""
+        """The JSON object that is written and compared."""
         fields = {"schema_version": SCHEMA_VERSION, "config": dict(self.config), "inputs": dict(self.inputs)}
         return dict(json.loads(json.dumps(fields, sort_keys=True, default=str)))
 
     def digest(self) -> str:
-        """Short name of all of it; fields at their defaults are left out, so that a version with more fields names it alike."""
+        """16 hex digits of the fingerprint. Fields at their defaults are left out, so that a new field changes no digest."""
         fields, defaults = self.as_json(), json.loads(json.dumps(default_fields()))
         given = {field: value for field, value in fields["config"].items() if value != defaults.get(field)}
         return digest_of(fields | {"config": given})
 
 
 def digest_of(value: Any) -> str:
-    """Short digest of a JSON-able value."""
+    """First 16 hex digits of the SHA-256 of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class Stage:
-    """One stage's directory. Made by `open_stage`; `commit` ends it."""
+    """An open stage: `open_stage` makes it, `commit` ends it."""
 
     def __init__(self, folder: str, name: str, fingerprint: Fingerprint, state: State) -> None:
         self.folder = folder
@@ -112,42 +113,43 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """True when the output is there and whole."""
+        """True when the output is complete."""
         return self.state == "done"
 
     def path(self, *parts: str) -> str:
-        """A file of this stage."""
+        """The URL of a file of this stage."""
         return storage.join(self.folder, *parts)
 
     def reopen(self, reason: str) -> None:
-        """Go on with a stage that was done (a grown corpus, a lost file): the marker goes first, so that a crash is seen."""
+        """Continue a stage that was done (a grown corpus, a lost file): remove its marker first, in case of a crash."""
         print(f"{self.name}: not done any more: {reason}")
-        storage.remove(self.path(_DONE))
+        storage.remove(self.path(DONE_NAME))
         self.state = "continue"
 
     def commit(self, outputs: Iterable[str], summary: Mapping[str, Any]) -> None:
-        """Write the done-marker over `outputs` (names below the folder), which must be there under their final names.
+        """Write the done-marker.
 
         Args:
-            summary: what later stages and the report need to know; a function of config and inputs alone.
+            outputs: names below the folder, all written under their final names.
+            summary: facts for later stages and the report; a function of config and inputs alone.
         """
         files = _describe_all(self.folder, sorted(outputs))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")
         self._clock.add_to(self.folder)
-        storage.write_text(self.path(_DONE), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        storage.write_text(self.path(DONE_NAME), json.dumps(record, indent=1, sort_keys=True) + "\n")
         failpoint(f"after-done/{self.name}")
         self.state = "done"
 
 
-_on_acceptance: list[Callable[[], None]] = []  # for the block of `on_acceptance`
+_on_acceptance: list[Callable[[], None]] = []  # the action of the running `on_acceptance` block
 
 
 @contextmanager
 def on_acceptance(action: Callable[[], None]) -> Iterator[None]:
-    """Inside, call `action` when the first stage is opened: its inputs are there, its checks passed, it does not refuse, and nothing
-    of it has been changed yet. Without any, at the end of the block, and not when it raises."""
+    """Inside, call `action` once, when the first stage has accepted its inputs and settings and before it changes anything. If no stage
+    is opened, call it at the end of the block, unless the block raises."""
     _on_acceptance.append(action)
     try:
         yield
@@ -169,24 +171,20 @@ def open_stage(
     explain: Explain | None = None,
     check: Callable[[], object] | None = None,
 ) -> Stage:
-    """Decide what to do with a stage's directory.
-
-    Same fingerprint, up to fields that may change on the way: `done` or `continue`. An output that is missing or has another size
-    than recorded: `continue`.
-    Another fingerprint, but nothing was made yet: `new`.
+    """Open a stage's folder in the state that `inspect_stage` finds.
 
     Args:
-        force: move output of another configuration aside and start over.
-        explain: lines for the refusal that say how an input differs.
-        check: called unless the stage is done, before anything is changed: what it raises leaves a finished output as it is.
+        force: move the output there aside and start over.
+        explain: makes the lines of a refusal that say how an input differs.
+        check: called unless the stage is done, before anything changes, so that its error leaves a finished output as it is.
 
     Raises:
-        StageRefusedError: the directory belongs to another configuration or other inputs.
+        StageRefusedError: the folder holds output of another configuration or of other inputs.
     """
     state: State = "new"
     reason, starts_over = "", force and is_begun(folder)
     if not starts_over:
-        state, reason = look(folder, name, fingerprint, explain)
+        state, reason = inspect_stage(folder, name, fingerprint, explain)
     if state != "done" and check is not None:
         check()
     _accept()
@@ -194,25 +192,34 @@ def open_stage(
         _move_aside(folder, name)
     elif reason:
         print(f"{name}: {reason}; it is made again")
-        storage.remove(storage.join(folder, _DONE))
+        storage.remove(storage.join(folder, DONE_NAME))
     if state == "done":
         print(f"{name}: done ({folder})")
     if state != "done":
-        _tell_changes(folder, name, fingerprint)
+        _report_changes(folder, name, fingerprint)
         storage.remove_temporary(folder)
         marker = {"fingerprint": fingerprint.as_json()}
         storage.write_text(storage.join(folder, _STARTED), json.dumps(marker, indent=1, sort_keys=True) + "\n")
     return Stage(folder, name, fingerprint, state)
 
 
-def look(folder: str, name: str, fingerprint: Fingerprint, explain: Explain | None = None) -> tuple[State, str]:
-    """What `open_stage` would decide, and why a stage that was done is not; changes nothing. Raises as `open_stage`."""
+def inspect_stage(
+    folder: str, name: str, fingerprint: Fingerprint, explain: Explain | None = None
+) -> tuple[State, str]:
+    """Find a stage's state, and why a stage with a done-marker is not done. Changes nothing.
+
+    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has another
+    size than recorded. `new`: nothing was made yet, whatever the fingerprint.
+
+    Raises:
+        StageRefusedError: the folder holds output of another configuration or of other inputs.
+    """
     recorded = _recorded(folder)
     if recorded is None:
         return "new", ""
     refusal = _difference(folder, name, recorded["fingerprint"], fingerprint.as_json(), explain)
     if refusal and not _has_output(folder):
-        return "new", ""  # a typing mistake that was found before anything was made
+        return "new", ""  # a mistyped field, noticed before anything was made
     if refusal:
         changed = differences(recorded["fingerprint"]["config"], fingerprint.as_json()["config"])
         raise StageRefusedError(refusal, sorted(changed.keys() & fingerprint.config.keys()))
@@ -220,50 +227,45 @@ def look(folder: str, name: str, fingerprint: Fingerprint, explain: Explain | No
 
 
 def refuse_other_config(folder: str, name: str, config: Mapping[str, Any]) -> None:
-    """Refuse early, before any stage of a command runs: as `open_stage`, for the config fields alone."""
+    """Raise StageRefusedError when only the config fields already differ, before any stage of a command runs."""
     recorded = _recorded(folder)
     if recorded is not None:
-        look(folder, name, Fingerprint(config, recorded["fingerprint"]["inputs"]))
+        inspect_stage(folder, name, Fingerprint(config, recorded["fingerprint"]["inputs"]))
 
 
 def is_begun(folder: str) -> bool:
-    """True when a stage was opened there, done or not."""
+    """Whether a stage was opened there, done or not."""
     return _recorded(folder) is not None
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`{field: (before, after)}` of the fields whose values differ as JSON (there a tuple is a list); None where there is none."""
+    """`{field: (before, after)}` of the fields whose JSON values differ (a tuple equals a list); None stands for a missing field."""
     before, after = (json.loads(json.dumps(dict(fields), default=str)) for fields in (before, after))
     fields = sorted({*before, *after})
     return {f: (before.get(f), after.get(f)) for f in fields if before.get(f) != after.get(f)}
 
 
 def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """As `differences`, of config fields: one that was not recorded was added since and had its default."""
+    """`differences` of config fields. A field that was not recorded is newer than the record, and had its default."""
     added = {field: default for field, default in default_fields().items() if field in now}
     return differences({**added, **recorded}, now)
 
 
 def done_record(folder: str) -> dict[str, Any] | None:
-    """What `commit` wrote, or None when the stage is not done."""
-    return _read_json(storage.join(folder, _DONE), _Done)
+    """The content of `done.json`, or None when the stage is not done. Raises StageError when it is damaged."""
+    return _read_json(storage.join(folder, DONE_NAME), _Done)
 
 
 def require_done(folder: str, name: str) -> dict[str, Any]:
-    """As `done_record`; raises StageError, naming the stage to run, when it is not done."""
+    """The content of `done.json`. Raises StageError, which names the stage to run, when the stage is not done."""
     record = done_record(folder)
     if record is None:
         raise StageError(f"{folder}: stage {name} is not done; run stage={name} first")
     return record
 
 
-def recorded_seconds(folder: str) -> float:
-    """Wall-clock seconds spent in a stage so far, over all its runs."""
-    return read_effort(folder).seconds
-
-
-def add_effort(folder: str, clock: Clock) -> None:
-    """Account for a run that stopped before its stage was done; nothing happens when the stage was not begun or is done."""
+def record_stopped_run(folder: str, clock: Clock) -> None:
+    """Add the time of a run that stopped to its stage, if the stage is begun and not done."""
     if storage.exists(storage.join(folder, _STARTED)) and done_record(folder) is None:
         clock.add_to(folder)
 
@@ -293,14 +295,14 @@ def _recorded(folder: str) -> dict[str, Any] | None:
 
 
 def _has_output(folder: str) -> bool:
-    return any(name not in (_STARTED, EFFORT_NAME) for name in storage.list_names(folder))
+    return any(name not in (_STARTED, TIMING_NAME) for name in storage.list_names(folder))
 
 
 def _check_outputs(folder: str) -> tuple[State, str]:
     record = done_record(folder)
     if record is None:
         return "continue", ""
-    list_sizes = cache(storage.list_sizes)  # one listing, not thousands of questions to an object store
+    list_sizes = cache(storage.list_sizes)  # one listing per folder, not one request per file
     for output, expected in record["outputs"].items():
         url = storage.join(folder, output)
         if list_sizes(url.rpartition("/")[0]).get(storage.base_name(url)) != expected["bytes"]:
@@ -312,11 +314,8 @@ def _difference(
     folder: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], explain: Explain | None
 ) -> str | None:
     """The refusal, or None when the fingerprints are equal."""
-    added = {
-        field: default for field, default in default_fields().items() if field in new["config"]
-    }  # since it was made
-    config = differences(added | old.get("config", {}), new["config"])
-    config = {field: values for field, values in config.items() if field not in resumable_fields()}
+    changed = config_differences(old.get("config", {}), new["config"])
+    config = {field: values for field, values in changed.items() if field not in resumable_fields()}
     inputs = differences(old.get("inputs", {}), new["inputs"])
     lines = [f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in config.items()]
     if old.get("schema_version") != new["schema_version"]:
@@ -340,8 +339,8 @@ def _difference(
     return "\n".join([head, *lines, advice])
 
 
-def _tell_changes(folder: str, name: str, fingerprint: Fingerprint) -> None:
-    """Say which fields a stage that is continued has other values of; unless nothing was made with the old ones yet."""
+def _report_changes(folder: str, name: str, fingerprint: Fingerprint) -> None:
+    """Print the RESUMABLE fields whose values differ from those that the stage's output so far was made with."""
     recorded = _recorded(folder)
     if recorded is None or not _has_output(folder):
         return

@@ -1,4 +1,4 @@
-"""What a stage has cost so far, over all its runs: `seconds.json` beside its output. For people; nothing is made from it."""
+"""The time and memory that a stage has taken over all its runs: `seconds.json` beside its output. No output depends on it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pydantic import BaseModel
 from data import storage
 from data.json_files import read_json
 
-EFFORT_NAME = "seconds.json"
-_MAX_RUNS = 1000  # that are remembered one by one
+TIMING_NAME = "seconds.json"
+_MAX_RUNS = 1000  # newest runs whose times are kept
 
 
 @dataclass(frozen=True)
-class Effort:
-    """
+class Timing:
+    """The cost of a stage.
+
     Attributes:
         seconds: wall-clock time of all runs.
-        runs: Unix times at which each began and ended, oldest first.
-        peak_memory: most bytes resident in the process that led the stage; None where the system does not tell.
+        runs: (start, end) of each run as Unix times, oldest first.
+        peak_memory: peak resident bytes of the process that leads the stage; None where the system does not tell.
     """
 
     seconds: float = 0.0
@@ -32,22 +33,22 @@ class Effort:
     peak_memory: int | None = None
 
 
-def read_effort(folder: str) -> Effort:
-    """What is known of a stage's runs; nothing is where none has ended, or the file is damaged."""
+def read_timing(folder: str) -> Timing:
+    """Read `seconds.json`; all zero when it is missing or damaged. Raises StorageError when it cannot be read."""
     try:
-        values = read_json(storage.join(folder, EFFORT_NAME), "", _Values)
+        values = read_json(storage.join(folder, TIMING_NAME), "", _Values)
         runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
     except FileNotFoundError:
-        return Effort()
-    except ValueError as error:  # of another shape; an outage is no answer
+        return Timing()
+    except ValueError as error:  # damaged; an outage of the store (a ValueError too) is raised
         if isinstance(error, storage.StorageError):
             raise
-        return Effort()
-    return Effort(float(values["seconds"]), runs, values.get("peak_memory"))
+        return Timing()
+    return Timing(float(values["seconds"]), runs, values.get("peak_memory"))
 
 
 class _Values(BaseModel):
-    """`seconds.json`."""
+    """The content of `seconds.json`."""
 
     seconds: float
     runs: list[list[float]] = []
@@ -55,23 +56,23 @@ class _Values(BaseModel):
 
 
 class Clock:
-    """Measures one run of a stage, from now on."""
+    """Measures one run of a stage, from its construction on."""
 
     def __init__(self) -> None:
         self._at, self._started = time.time(), time.monotonic()
-        _forget_peak_memory()
+        _reset_peak_memory()
 
     def add_to(self, folder: str) -> None:
-        """Add the run, up to now, to what is known of the stage."""
-        before, seconds = read_effort(folder), time.monotonic() - self._started
+        """Add the run so far to the stage's `seconds.json`."""
+        before, seconds = read_timing(folder), time.monotonic() - self._started
         runs = [*before.runs, (round(self._at, 1), round(self._at + seconds, 1))]
         peak = max((value for value in (before.peak_memory, peak_memory()) if value is not None), default=None)
         values = {"seconds": round(before.seconds + seconds, 1), "runs": runs[-_MAX_RUNS:], "peak_memory": peak}
-        storage.write_text(storage.join(folder, EFFORT_NAME), json.dumps(values) + "\n")
+        storage.write_text(storage.join(folder, TIMING_NAME), json.dumps(values) + "\n")
 
 
 def duration(seconds: float) -> str:
-    """`39.9 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Format seconds: `39.9 s`, `12 min 5 s`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -80,15 +81,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _forget_peak_memory() -> None:
-    """Linux counts from here on; elsewhere a later stage's peak includes that of those before it in the process."""
+def _reset_peak_memory() -> None:
+    """Reset the peak (Linux); elsewhere a stage's peak includes the earlier stages of the process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int | None:
-    """Most bytes that were resident, of this process alone; None where the system does not tell. (`ru_maxrss` begins with what the
-    parent had when it forked.)"""
+    """Peak resident bytes of this process; None where the system does not tell. Not `ru_maxrss`, which starts at the parent's size."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:

@@ -1,4 +1,7 @@
-"""generations=auto: a generation's student and its teacher on the validation images; the rule is in generations.py."""
+"""generations=auto: compare a generation's student with its teacher on the validation images; generations.py has the rule.
+
+A module of its own, because it needs torch, and status reads decisions without.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,26 @@ from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
-from pipeline.evaluation.generations import Decision, decided
-from pipeline.inference.comparison import paired
-from pipeline.inference.predictor import predict_split
-from pipeline.inference.publish import load_predictor
-from pipeline.models.device import require_device
+from pipeline.evaluation.generations import Decision, read_decision
+from pipeline.inference.accuracy import paired_comparison
+from pipeline.inference.predictor import predict_split, require_device
+from pipeline.inference.stage_weights import load_predictor
 
 
 def decide(config: Config, layout: Layout) -> Decision | None:
-    """Compare this generation's student with its teacher, or take what was found before; None while there is no student."""
+    """Compare this generation's student with its teacher, or read the earlier comparison; None while there is no student."""
     if done_record(layout.student) is None:
         return None
     validation = open_split(config.data.validation, layout.indexes)
     expected = _fingerprint(config, layout, validation)
     before = done_record(layout.decision)
-    is_older = before is not None and before["fingerprint"] != expected.as_json()  # of other models or images
+    is_outdated = before is not None and before["fingerprint"] != expected.as_json()
     device = config.resolved_device()
-    stage = open_stage(layout.decision, "decision", expected, force=is_older, check=lambda: require_device(device))
+    stage = open_stage(layout.decision, "decision", expected, force=is_outdated, check=lambda: require_device(device))
     if not stage.is_done:
         torch.set_num_threads(config.threads)
         stage.commit([], _compare(config, layout, validation))
-    return decided(layout)
+    return read_decision(layout)
 
 
 def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
@@ -43,23 +45,22 @@ def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerpri
 
 
 def _models(layout: Layout) -> list[tuple[str, str, str]]:
-    """Role, stage and folder of both."""
-    teaching = "teacher" if layout.generation == 1 else "student"
-    return [("teacher", teaching, layout.teacher), ("student", "student", layout.student)]
+    """(role, stage, folder) of teacher and student."""
+    return [("teacher", layout.teacher_stage, layout.teacher), ("student", "student", layout.student)]
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
     teacher, student = (
-        _right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
+        _is_right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
     )
     return {
         "teacher_top1": float(teacher.mean()),
         "student_top1": float(student.mean()),
-        "comparison": asdict(paired(teacher, student)),
+        "comparison": asdict(paired_comparison(teacher, student)),
     }
 
 
-def _right(validation: Split, folder: str, device: str) -> np.ndarray:
-    """(N,) bool."""
+def _is_right(validation: Split, folder: str, device: str) -> np.ndarray:
+    """Whether a model's top-1 is right, per image: (N,) bool."""
     logits, labels = predict_split(validation, load_predictor(folder, device))
     return np.asarray(logits.argmax(axis=1) == labels)

@@ -1,7 +1,7 @@
-"""generations=auto: another round as long as the student beats its teacher on the validation images, by more than chance.
+"""generations=auto: add generations while the student beats its teacher on the validation images by more than chance.
 
-The rule: the student's gain in top-1 is more than `ERRORS` standard errors of the paired difference, and there are fewer than
-`max_generations` rounds. Test images are never looked at: what is chosen by them is not measured by them.
+The rule: the student's gain in top-1 exceeds `MIN_STANDARD_ERRORS` standard errors of the paired difference, and there are fewer than
+`max_generations`. Test images take no part: a choice made by them would bias what they measure.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from data import storage
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 
-ERRORS = 1.0  # standard errors that a gain must exceed
-RULE = (
-    f"another generation when the student's gain on the validation images is more than {ERRORS:g} standard error of it"
-)
+MIN_STANDARD_ERRORS = 1.0  # that a gain must exceed
+RULE = f"another generation when the student's gain on the validation images is more than {MIN_STANDARD_ERRORS:g} standard error of it"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A student against its teacher on the validation images, which both see without noise."""
+    """A student compared with its teacher on the validation images, without noise. Accuracies are fractions."""
 
     teacher_top1: float
     student_top1: float
@@ -33,40 +31,40 @@ class Decision:
     @property
     def goes_on(self) -> bool:
         """Whether the rule asks for another generation."""
-        return self.comparison.difference > ERRORS * self.comparison.error
+        return self.comparison.difference > MIN_STANDARD_ERRORS * self.comparison.error
 
-    def describe(self, generation: int, most: int) -> str:
+    def describe(self, generation: int, max_generations: int) -> str:
         """`generation 1: student 84.20 %, teacher 81.60 % on 500 validation images, +2.60 ± 0.90 points: …`."""
         found = self.comparison
         head = f"generation {generation}: student {self.student_top1:.2%}, teacher {self.teacher_top1:.2%} on {found.images:,}"
         gain = f"validation images, {100 * found.difference:+.2f} ± {100 * found.error:.2f} points"
-        return f"{head} {gain}: {self._verdict(generation, most)}"
+        return f"{head} {gain}: {self._describe_outcome(generation, max_generations)}"
 
-    def _verdict(self, generation: int, most: int) -> str:
+    def _describe_outcome(self, generation: int, max_generations: int) -> str:
         if not self.goes_on:
-            return f"not more than {ERRORS:g} standard error, so this is the last"
-        if generation >= most:
-            return f"more than {ERRORS:g} standard error, but max_generations={most}"
-        return f"more than {ERRORS:g} standard error, so generation {generation + 1} follows"
+            return f"not more than {MIN_STANDARD_ERRORS:g} standard error, so this is the last"
+        if generation >= max_generations:
+            return f"more than {MIN_STANDARD_ERRORS:g} standard error, but max_generations={max_generations}"
+        return f"more than {MIN_STANDARD_ERRORS:g} standard error, so generation {generation + 1} follows"
 
 
 def all_layouts(config: Config) -> list[Layout]:
-    """The generations that there may be."""
+    """Layouts of all generations that there may be."""
     return [Layout(config.run_dir, number + 1) for number in range(config.most_generations())]
 
 
 def known_layouts(config: Config) -> list[Layout]:
-    """The generations that are certain: with `auto`, the first and those that a decision asks for."""
+    """Layouts of the generations that are certain; with `auto`, the first and each that a decision asks for."""
     layouts = all_layouts(config)
     if config.generations != "auto":
         return layouts
-    decisions = [decided(layout) for layout in layouts]
+    decisions = [read_decision(layout) for layout in layouts]
     number = next((n for n, found in enumerate(decisions) if found is None or not found.goes_on), len(layouts))
     return layouts[: number + 1]
 
 
-def decided(layout: Layout) -> Decision | None:
-    """What `decide` (decide.py) found, if it is of the models that are there now."""
+def read_decision(layout: Layout) -> Decision | None:
+    """The decision that `decide` (decide.py) committed; None without one, or if it is of other models than there are now."""
     record = done_record(layout.decision)
     models = {role: done_record(folder) for role, folder in (("teacher", layout.teacher), ("student", layout.student))}
     if record is None or any(
@@ -78,9 +76,9 @@ def decided(layout: Layout) -> Decision | None:
 
 
 def summarize(layouts: Sequence[Layout]) -> dict[str, Any]:
-    """Of generations with a student: their validation top-1 (0: the first teacher), the best one, its weights, and the decisions.
+    """Validation top-1 per generation (0: the first teacher), the best one and its folder, and the decisions.
 
-    Empty before there is a student, or without validation images. Of equal ones, the earliest is the best.
+    Empty before there is a student, or without validation images. Of equally good generations the earliest is the best.
     """
     folders = {0: layouts[0].teacher} | {layout.generation: layout.student for layout in layouts}
     records = {number: record for number, folder in folders.items() if (record := done_record(folder)) is not None}
@@ -92,7 +90,7 @@ def summarize(layouts: Sequence[Layout]) -> dict[str, Any]:
     if len(top1) < 2:
         return {}
     best = max(top1, key=lambda number: (top1[number], -number))
-    decisions = {layout.generation: found for layout in layouts if (found := decided(layout)) is not None}
+    decisions = {layout.generation: found for layout in layouts if (found := read_decision(layout)) is not None}
     return {
         "best": best,
         "best_folder": folders[best].removeprefix(storage.join(layouts[0].run_dir, "")),
@@ -102,8 +100,8 @@ def summarize(layouts: Sequence[Layout]) -> dict[str, Any]:
 
 
 def describe_decision(config: Config, layout: Layout) -> str:
-    """With generations=auto, whether another generation follows this one, or the rule by which that will be decided."""
-    if (found := decided(layout)) is not None:
+    """With generations=auto: the decision after this generation, or before there is one, the rule."""
+    if (found := read_decision(layout)) is not None:
         return found.describe(layout.generation, config.max_generations)
     return f"generation {layout.generation}: then {RULE}; at most max_generations={config.max_generations}"
 

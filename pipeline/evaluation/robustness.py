@@ -1,6 +1,6 @@
-"""Errors of models on test images under common corruptions (arXiv 1903.12261), which Noisy Student reports too (its section 3.3).
+"""Errors of models on test images under common corruptions (arXiv 1903.12261), as in Noisy Student's section 3.3.
 
-A part of the images is a file of counts, written when it is done: an interrupted measurement goes on with the next part.
+Images are measured in parts. Each finished part is a file of counts, so that an interrupted measurement continues with the next part.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ IMAGES_PER_PART = 100  # also per forward pass
 _CLEAN = ("clean", 0)
 _CONDITIONS = (_CLEAN, *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES))
 _THREADS = 2
-Counts = dict[str, list[int]]  # `model` → wrong answers, one per condition
+Counts = dict[str, list[int]]  # role → number of wrong answers per condition
 
 
 def measure_robustness(
     test: Split, models: Mapping[str, Predictor], folder: str, num_images: int, seed: int
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Evaluate on a seeded choice of `num_images` test images (at most all), or continue to.
+    """Measure on `num_images` test images (at most all), chosen by the seed; continue an interrupted measurement.
 
     Args:
-        folder: for the files of counts.
+        folder: of the files of counts.
 
     Returns:
-        The names of those files, and per model its figures; see `figures_of`.
+        The names of those files, and the figures per role; see `figures_of`.
     """
     rows = chosen_rows(test.num_samples, num_images, seed)
     parts = [rows[start : start + IMAGES_PER_PART] for start in range(0, len(rows), IMAGES_PER_PART)]
@@ -61,16 +61,16 @@ def measure_robustness(
 
 
 def chosen_rows(total: int, number: int, seed: int) -> np.ndarray:
-    """Ascending positions in the split, in shard order: int64 (min(number, total),)."""
+    """Choose positions in the split: ascending, (min(number, total),) int64."""
     return np.sort(np.random.default_rng([seed, total]).permutation(total)[:number])
 
 
 def figures_of(parts: Sequence[Counts], num_images: int) -> dict[str, dict[str, Any]]:
-    """Per model: `images`, `clean_error`, `errors` (per corruption, one fraction per severity) and `mean_corruption_error`, their mean.
+    """Per role: `images`, `clean_error`, `errors` (per corruption, one fraction per severity) and their mean, `mean_corruption_error`.
 
-    The paper divides a corruption's error, summed over severities, by AlexNet's before it takes the mean over corruptions (section
-    4). The student's `error_against_teacher` is that, with the teacher in AlexNet's place: below 1, the student is more robust; None
-    where the teacher makes no errors under a corruption.
+    The paper (section 4) divides a corruption's error, summed over severities, by AlexNet's, and averages over corruptions. The
+    student's `error_against_teacher` does so with the teacher in AlexNet's place: below 1, the student is more robust. It is None when
+    the teacher makes no error under some corruption.
     """
     totals = {role: np.sum([part[role] for part in parts], axis=0) for role in parts[0]}
     by_corruption = {role: wrong[1:].reshape(len(CORRUPTIONS), len(SEVERITIES)) for role, wrong in totals.items()}
@@ -90,7 +90,7 @@ def figures_of(parts: Sequence[Counts], num_images: int) -> dict[str, dict[str, 
 
 
 def _read(test: Split, reader: ImageReader, rows: np.ndarray) -> list[tuple[bytes, int]]:
-    """Bytes and label of each of the rows."""
+    """(image bytes, label) per row."""
     ends = np.cumsum([shard.num_samples for shard in test.shards])
     found = []
     for position in np.unique(shards := np.searchsorted(ends, rows, side="right")):
@@ -107,7 +107,7 @@ def _count_wrong(
     items: Sequence[tuple[bytes, int]], rows: np.ndarray, models: Mapping[str, Predictor], seed: int,
     pool: ThreadPoolExecutor, bar: tqdm[Any],
 ) -> Counts:  # fmt: skip
-    """Each model's wrong answers under every condition. What models see alike is made once."""
+    """Count each model's wrong answers per condition. Models with the same view share its images."""
     labels = np.array([label for _, label in items])
     wrong: Counts = {role: [] for role in models}
     views = {predictor.view: predictor for predictor in models.values()}
@@ -124,7 +124,7 @@ def _count_wrong(
 def _batches(
     images: Mapping[EvalView, list[Pixels]], rows: np.ndarray, name: str, severity: int, seed: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[EvalView, torch.Tensor]]:  # fmt: skip
-    """Per view, (N, 3, S, S) uint8."""
+    """Yield (view, images (N, 3, S, S) uint8) under one corruption."""
     for view, bases in images.items():
 
         def prepare(base: Pixels, row: int, view: EvalView = view) -> torch.Tensor:
@@ -135,6 +135,6 @@ def _batches(
 
 
 def _base(view: EvalView, content: bytes) -> Pixels:
-    """What is corrupted: the view, as in ImageNet-C; of small images the image itself, as what surrounds it is no part of it."""
+    """The pixels to corrupt: the evaluation view, as in ImageNet-C; with padding the image alone, as padding is no part of it."""
     image = decode(content)
     return image if view.mode == "pad" else view.fit(image)

@@ -1,4 +1,4 @@
-"""What a model costs to use: the time of one image alone, and images per second. Clocks: never part of a committed output."""
+"""Measure a model's latency for one image and its images per second. Clocks are never part of a committed output."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.stage_weights import load_predictor
 
-_MEASURED_S = 0.5
-_LEAST = 5  # measurements
-_MOST_IMAGES = 64  # in a batch; fewer when they would take longer than a second
+_MIN_SECONDS = 0.5
+_MIN_MEASUREMENTS = 5
+_MAX_BATCH_SIZE = 64  # fewer images when the batch would take longer than a second
 
 
 def measure_speed(folders: Mapping[str, str], device: str, threads: int) -> dict[str, Any]:
-    """By role: `latency_ms` of one image and `images_per_s` in batches of `batch_size`: medians, from pixels to logits.
+    """Per role, median `latency_ms` of one image and `images_per_s` in batches of `batch_size`, from pixels to logits.
 
-    The models are as they label: batch norms folded. A second or two each.
+    Batch norms are folded, as for labeling. Takes a second or two per model.
     """
     torch.set_num_threads(threads)
     found = {role: _measure(load_predictor(folder, device, 1, fast=True)) for role, folder in folders.items()}
@@ -30,7 +30,7 @@ def measure_speed(folders: Mapping[str, str], device: str, threads: int) -> dict
 
 def _measure(predictor: Predictor) -> dict[str, float]:
     latency_s = _seconds(predictor, 1)
-    images = max(1, min(_MOST_IMAGES, int(1 / latency_s)))
+    images = max(1, min(_MAX_BATCH_SIZE, int(1 / latency_s)))
     batch_s = _seconds(predictor, images)
     return {
         "latency_ms": round(1000 * latency_s, 3),
@@ -40,13 +40,13 @@ def _measure(predictor: Predictor) -> dict[str, float]:
 
 
 def _seconds(predictor: Predictor, batch_size: int) -> float:
-    """Median time of a batch, after one to warm up; `logits` comes back to the CPU, so a GPU has ended by then."""
+    """Median seconds of a batch after a warm-up. `logits` returns CPU values, which waits for a GPU."""
     predictor.batch_size = batch_size
-    size = predictor.config.image_size
+    size = predictor.preprocessing.image_size
     images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     predictor.logits(images)
     taken: list[float] = []
-    while len(taken) < _LEAST or sum(taken) < _MEASURED_S:
+    while len(taken) < _MIN_MEASUREMENTS or sum(taken) < _MIN_SECONDS:
         started = time.perf_counter()
         predictor.logits(images)
         taken.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""`speed.json`, what teacher and student cost to use: measured by speed.py, read without torch."""
+"""Read and write `speed.json`, the speed of teacher and student. Apart from speed.py, so that status and summary need no torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 
 
 def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
-    """What the models cost to use (`pipeline.evaluation.speed`), beside the figures of stage=evaluate in its folder."""
+    """Write the result of `measure_speed` into the folder of stage=evaluate."""
     storage.write_text(storage.join(evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
 
 
 def read_speed(evaluation: str) -> dict[str, Any] | None:
-    """What `write_speed` wrote; None for an evaluation of an earlier version."""
+    """Read what `write_speed` wrote; None for an evaluation of an earlier version."""
     url = storage.join(evaluation, SPEED_NAME)
     return read_json(url, "delete it: the report does without", _Speed) if storage.exists(url) else None
 

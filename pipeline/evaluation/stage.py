@@ -1,4 +1,4 @@
-"""stage=evaluate: teacher and student on the test images, which nothing else reads."""
+"""stage=evaluate: measure teacher and student on the test images, which no other stage reads."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pipeline.core.stage import (
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
 from pipeline.evaluation.speed_file import write_speed
+from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
-from pipeline.inference.publish import load_predictor, read_info
-from pipeline.models.device import require_device
+from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
@@ -76,7 +76,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
 def _robustness(
     config: Config, stage: Stage, test: Split, folders: Mapping[str, str]
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Files and figures, per role, of the measurement under corruptions; nothing when it is not asked for."""
+    """Names of files, and figures per role, of the measurement under corruptions; empty with evaluate.robustness_images=0."""
     if not config.evaluate.robustness_images:
         return [], {}
     models = {
@@ -90,7 +90,7 @@ def _robustness(
 
 
 def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
-    """What the figures depend on: the test images and the models that are done. Raises StageError when none is."""
+    """All that the figures depend on: the settings, the test images and the finished models. Raises StageError when none is done."""
     folders = {"teacher": layout.teacher, "student": layout.student}
     digests = {role: record["digest"] for role, folder in folders.items() if (record := done_record(folder))}
     if not digests:
@@ -99,9 +99,9 @@ def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
 
 
 def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
-    """Whether the old figures are of other models or images, or of another number of corrupted ones.
+    """Whether the figures there are of other models or images, or of another number of corrupted images.
 
-    Evaluating again is then no change of mind: the old figures are moved aside.
+    These are then moved aside without force=true.
     """
     record = done_record(layout.evaluation)
     if record is None:
@@ -119,7 +119,7 @@ def _open(layout: Layout, expected: Fingerprint, force: bool) -> Stage:
 
 
 def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Figures of one model, and its prediction and confidence for each image."""
+    """One model's figures, and its (N,) predicted labels and confidences."""
     logits, labels = predict_split(test, predictor)
     probabilities = softmax(logits, predictor.temperature)
     top1, top5 = top_k_accuracy(logits, labels)
@@ -136,6 +136,6 @@ def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[st
         "temperature": predictor.temperature,
         "per_class_top1": per_class,
         "parameters": count_parameters(predictor.model),
-        "flops": count_flops(predictor.model, predictor.config.image_size),
+        "flops": count_flops(predictor.model, predictor.preprocessing.image_size),
     }
     return figures, {"label": predicted, "confidence": probabilities.max(axis=1)}

@@ -1,4 +1,4 @@
-"""RUN/summary.json: what is done so far, in figures."""
+"""RUN/summary.json: the figures of all finished stages."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data import storage
-from data.labels.label_files import copies_digests, labels_by_name, read_copies, read_labels
+from data.labels.label_files import copies_digests, read_copies, read_labels, read_labels_manifest
 from data.tables import read_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import done_record, recorded_seconds
+from pipeline.core.stage import done_record
+from pipeline.core.timing import read_timing
 from pipeline.evaluation.generations import summarize
 from pipeline.evaluation.speed_file import read_speed
+from pipeline.stages import with_folder
 
 SUMMARY_NAME = "summary.json"
 
 
 def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
-    """Write RUN/summary.json from what is done so far, and return it."""
+    """Write RUN/summary.json from the finished stages, and return it."""
     summary: dict[str, Any] = {}
     if (evaluation := done_record(layout.evaluation)) is not None:
         summary |= _figures(layout, evaluation)
@@ -39,7 +41,7 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
 
 
 def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the models that were evaluated and are still there, and what their speed was: others' would be taken for theirs."""
+    """Accuracies and speed of the evaluated models, without those that were made again since."""
     folders = {"teacher": layout.teacher, "student": layout.student}
     figures = {
         role: evaluation["summary"][role]
@@ -55,20 +57,13 @@ def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds_by_stage(layout: Layout) -> dict[str, float]:
-    """Wall-clock seconds of the generation's stages, over all their runs."""
-    selection = layout.current_selection()
-    folders = {
-        "teacher": layout.teacher if layout.generation == 1 else None,  # a later teacher is counted as a student
-        "label": layout.labels,
-        "select": selection,
-        "student": layout.student,
-        "evaluate": layout.evaluation,
-    }
-    return {name: recorded_seconds(folder) for name, folder in folders.items() if folder and done_record(folder)}
+    """Wall-clock seconds of the generation's stages, over all their runs; a later teacher counts as a student."""
+    folders = {row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)}
+    return {stage: read_timing(folder).seconds for stage, folder in folders.items() if done_record(folder)}
 
 
 def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:
-    """How many pseudo-labels were kept and, where the truth is known, what part of them is right; nothing of older labels."""
+    """`kept`: the number of selected pseudo-labels; with data.truth also their precision. Empty for a selection of older labels."""
     folder = layout.current_selection()
     record = done_record(folder) if folder else None
     if folder is None or record is None or record["fingerprint"]["inputs"]["labels"] != labels_digest:
@@ -82,12 +77,12 @@ def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, A
 def _precision(
     truth_url: str, labels_folder: str, selection_folder: str, copies_of: Mapping[str, str]
 ) -> dict[str, float]:
-    """`labels_right` and `kept_right`: fractions, among images whose truth is known, of all and of the kept pseudo-labels."""
+    """`labels_right` and `kept_right`: precision, in 0 to 1, of all and of the selected pseudo-labels whose truth is known."""
     remedy = "data.truth must be Parquet of (shard, ordinal, label), or null"
     truth = read_table(truth_url, remedy, ["shard", "ordinal", "label"])
     shard_of, ordinals, answers = (truth.column(name) for name in ("shard", "ordinal", "label"))
     counts = np.zeros(4, np.int64)
-    for name, entry in labels_by_name(labels_folder).items():
+    for name, entry in read_labels_manifest(labels_folder).items():
         here = pc.equal(shard_of, name)
         known = dict(zip(ordinals.filter(here).to_pylist(), answers.filter(here).to_pylist(), strict=True))
         labels = read_labels(storage.join(labels_folder, f"{name}.parquet"), ["ordinal", "label"], entry)

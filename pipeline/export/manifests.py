@@ -1,4 +1,4 @@
-"""What stands beside the files of an export, for those who read them: manifests in the forms that other projects know."""
+"""Write the manifests of an export, in the formats of this pipeline, timm, wids and open_clip."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WIDS_NAME = "wids.json"
 def write_manifests(
     folder: str, records: Sequence[ShardRecord], class_names: Sequence[str] | None, has_images: bool
 ) -> list[str]:
-    """Write them; returns their names.
+    """Write the manifests; return their names.
 
     Args:
         records: of all files, in order.
-        has_images: False for labels alone, of which only checksums, counts and class names are told.
+        has_images: False for labels without images, which have checksums, counts and class names only.
     """
     counts = {record.name: record.num_samples for record in records}
     texts = {
@@ -42,13 +42,13 @@ def write_manifests(
 
 
 def read_manifest(folder: str) -> Manifest:
-    """What `write_manifests` wrote. Raises DataError for a damaged one."""
+    """Read manifest.json. Raises DataError if it is damaged."""
     url, remedy = storage.join(folder, MANIFEST_NAME), "delete it and run stage=export, which makes it again"
     return Manifest.model_validate(read_json(url, remedy, Manifest))
 
 
 def _manifest(records: Sequence[ShardRecord], class_names: Sequence[str] | None) -> str:
-    """This pipeline's own: the export can be its labeled images."""
+    """Return this pipeline's own manifest: an export can be used as data.labeled."""
     names = list(class_names) if class_names else None
     return Manifest(class_names=names, shards=list(records)).model_dump_json(indent=1) + "\n"
 

@@ -1,8 +1,10 @@
-"""One shard of an export: original image bytes with their labels, its index, and its labels as a table."""
+"""Write one shard of an export: original image bytes with their labels, its index, and its label table."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +18,36 @@ from data.shards.index import INDEX_SCHEMA, index_digest
 from data.shards.split import INDEX_FOLDER, DataError, ShardRecord
 from data.shards.tar import end_of_archive
 from data.tables import read_table, write_table
-from pipeline.export.plan import Part
-from pipeline.export.record import Hashing, write_record
+from pipeline.export.plan import RowRefs
 
-_CHUNK = 64  # samples made at once
+_CHUNK = 64  # samples built at once
+
+
+class HashingWriter:
+    """A file being written, with its size in bytes and SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> None:
+        """Append bytes."""
+        self._file.write(content)
+        self._digest.update(content)
+        self.size += len(content)
+
+    def sha256(self) -> str:
+        """Return the digest of what was written, in hex."""
+        return self._digest.hexdigest()
 
 
 def tables_of(record: ShardRecord) -> list[str]:
-    """The tables beside a file of an export, with a row for each of its samples; none beside labels alone, which have no index."""
+    """Return the paths of a shard's index and label table; empty for a file of labels without images, which has neither."""
     stem = record.name.removesuffix(".tar")
     return [f"{folder}/{stem}.parquet" for folder in (INDEX_FOLDER, LABELS_FOLDER)] if record.index_sha256 else []
 
 
 def has_tables(folder: str, record: ShardRecord) -> bool:
-    """Whether they are there and whole."""
+    """Whether the tables of a shard exist and have a row per sample."""
     try:
         tables = [read_table(storage.join(folder, name), "") for name in tables_of(record)]
     except (DataError, FileNotFoundError):
@@ -37,19 +55,19 @@ def has_tables(folder: str, record: ShardRecord) -> bool:
     return all(table.num_rows == record.num_samples for table in tables)
 
 
-def write_images(overlay: Overlay, part: Part, folder: str, name: str) -> ShardRecord:
-    """Write `<folder>/<name>.tar`, its index and its labels; the same bytes for the same rows.
+def write_image_shard(overlay: Overlay, row_refs: RowRefs, folder: str, name: str) -> ShardRecord:
+    """Write `<folder>/<name>.tar`, its index and its label table; the same rows give the same bytes.
 
     Raises:
-        DataError: an unlabeled shard that was cut short, or labels that are not of it.
+        DataError: an unlabeled shard was cut short, or has other labels.
     """
-    rows = rows_of(overlay, part)
+    rows = _read_rows(overlay, row_refs)
     tar, index = f"{name}.tar", list[dict[str, object]]()
     with (
         storage.writing(storage.join(folder, tar)) as raw,
         ImageReader([shard.url for shard in overlay.shards]) as reader,
     ):
-        file = Hashing(raw)
+        file = HashingWriter(raw)
         for entry, before, image, after in _samples(overlay.entries(rows), reader):
             file.write(before)
             index.append(_index_row(entry, file.size))
@@ -58,27 +76,25 @@ def write_images(overlay: Overlay, part: Part, folder: str, name: str) -> ShardR
         file.write(end_of_archive(file.size))
     table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
     write_table(storage.join(folder, INDEX_FOLDER, f"{name}.parquet"), table)
-    write_table(storage.join(folder, LABELS_FOLDER, f"{name}.parquet"), _labels(overlay, rows, table))
+    write_table(storage.join(folder, LABELS_FOLDER, f"{name}.parquet"), _label_table(overlay, rows, table))
     digest = index_digest(table)
-    return write_record(
-        folder, ShardRecord(name=tar, bytes=file.size, num_samples=len(rows), index_sha256=digest, sha256=file.sha256())
-    )
+    return ShardRecord(name=tar, bytes=file.size, num_samples=len(rows), index_sha256=digest, sha256=file.sha256())
 
 
-def rows_of(overlay: Overlay, part: Part) -> Rows:
-    """The label rows of a part, in its order."""
-    shards, place = np.unique(part.shard, return_inverse=True)
+def _read_rows(overlay: Overlay, row_refs: RowRefs) -> Rows:
+    """Read label rows, in the order of `row_refs`; each label file once."""
+    shards, shard_number = np.unique(row_refs.shard, return_inverse=True)
     found: list[Rows] = []
-    at = np.empty(len(part), np.int64)
+    position = np.empty(len(row_refs), np.int64)  # of each row in the concatenation of `found`
     for number, shard in enumerate(shards):
-        wanted, where = np.unique(part.row[place == number], return_inverse=True)
-        at[place == number] = where + sum(len(rows) for rows in found)
+        wanted, within = np.unique(row_refs.row[shard_number == number], return_inverse=True)
+        position[shard_number == number] = within + sum(len(rows) for rows in found)
         found.append(overlay.take(int(shard), wanted))
-    chosen = _together(found).take(at)
-    return Rows(chosen.labels, chosen.shard, chosen.copies, part.number, chosen.extension)
+    rows = _concatenate(found).take(position)
+    return Rows(rows.labels, rows.shard, rows.copies, row_refs.copy, rows.extension)
 
 
-def _together(found: Sequence[Rows]) -> Rows:
+def _concatenate(found: Sequence[Rows]) -> Rows:
     shard, copies, number = (
         np.concatenate([getattr(rows, name) for rows in found]) for name in ("shard", "copies", "number")
     )
@@ -100,8 +116,8 @@ def _index_row(entry: Entry, offset: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _labels(overlay: Overlay, rows: Rows, index: pa.Table) -> pa.Table:
-    """What is known of each sample: its key, place and label here, and where it comes from."""
+def _label_table(overlay: Overlay, rows: Rows, index: pa.Table) -> pa.Table:
+    """Return one row per sample: key, position and label in this shard, and its source."""
     names = pa.array([shard.name for shard in overlay.shards])
     labels = rows.labels
     columns = {

@@ -1,4 +1,4 @@
-"""Labels without images, one file for each unlabeled shard: Parquet, CSV, or a tar of `.cls` and `.json` beside the shard."""
+"""Write labels without images, one file per unlabeled shard: Parquet, CSV, or a tar of `.cls` and `.json`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from data.shards.samples import LABEL_FIELD
 from data.shards.split import ShardRecord
 from data.shards.tar import archive
 from data.tables import to_parquet
-from pipeline.export.record import Hashing, write_record
+from pipeline.export.plan import EXTENSIONS
+from pipeline.export.shards import HashingWriter
 
-EXTENSIONS = {"parquet": "parquet", "columns": "tar", "csv": "csv"}
 
-
-def write_labels_alone(overlay: Overlay, position: int, keep: RowFilter, form: str, folder: str) -> ShardRecord:
-    """Write the labels of the shard at `position` as `<folder>/<shard name>.<extension>`.
+def write_label_file(
+    overlay: Overlay, position: int, row_filter: RowFilter, file_format: str, folder: str
+) -> ShardRecord:
+    """Write the labels of the unlabeled shard at `position` as `<folder>/<shard name>.<extension>`.
 
     Args:
-        form: a key of EXTENSIONS.
+        file_format: a key of EXTENSIONS.
 
     Raises:
-        DataError: labels that are not of the shard.
+        DataError: labels and shard do not match.
     """
-    name = f"{overlay.shards[position].name}.{EXTENSIONS[form]}"
-    if form == "columns":
-        num_samples, pieces = _columns(overlay, position, keep)
+    name = f"{overlay.shards[position].name}.{EXTENSIONS[file_format]}"
+    if file_format == "columns":
+        num_samples, pieces = _label_tar(overlay, position, row_filter)
     else:
-        table = _table(overlay, position, keep)
-        num_samples, pieces = table.num_rows, iter([_as_parquet(table) if form == "parquet" else _as_csv(table)])
+        table = _table(overlay, position, row_filter)
+        num_samples, pieces = table.num_rows, iter([to_parquet(table) if file_format == "parquet" else _as_csv(table)])
     with storage.writing(storage.join(folder, name)) as raw:
-        file = Hashing(raw)
+        file = HashingWriter(raw)
         for piece in pieces:
             file.write(piece)
-    record = ShardRecord(name=name, bytes=file.size, num_samples=num_samples, index_sha256="", sha256=file.sha256())
-    return write_record(folder, record)
+    return ShardRecord(name=name, bytes=file.size, num_samples=num_samples, index_sha256="", sha256=file.sha256())
 
 
-def _table(overlay: Overlay, position: int, keep: RowFilter) -> pa.Table:
-    """Label rows with the names of shard and class, and copies."""
-    rows, names = overlay.rows(position, keep), overlay.provenance.class_names
+def _table(overlay: Overlay, position: int, row_filter: RowFilter) -> pa.Table:
+    """Return the label rows with shard name, class name and copies."""
+    rows, names = overlay.rows(position, row_filter), overlay.provenance.class_names
     labels = rows.labels
     shard = pa.array(np.zeros(len(rows), np.int32))
     columns = {"shard": pa.DictionaryArray.from_arrays(shard, [overlay.shards[position].name])}
@@ -58,40 +58,35 @@ def _table(overlay: Overlay, position: int, keep: RowFilter) -> pa.Table:
     return pa.table(columns | {"copies": pa.array(rows.copies.astype(np.uint16))})
 
 
-def _as_parquet(table: pa.Table) -> bytes:
-    return to_parquet(table)
-
-
 def _as_csv(table: pa.Table) -> bytes:
-    """Without the lists, which CSV has no form for."""
+    """Return the table as CSV, without its list columns."""
     lists = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
     plain = table.drop_columns(lists)
-    for place, field in enumerate(plain.schema):
+    for number, field in enumerate(plain.schema):
         if pa.types.is_dictionary(field.type):
-            plain = plain.set_column(place, field.name, plain.column(place).cast(pa.string()))
+            plain = plain.set_column(number, field.name, plain.column(number).cast(pa.string()))
     buffer = io.BytesIO()
     csv.write_csv(plain, buffer)
     return buffer.getvalue()
 
 
-def _columns(overlay: Overlay, position: int, keep: RowFilter) -> tuple[int, Iterator[bytes]]:
-    """A tar with the keys of the shard in its order, to read beside it: of every sample a `.json`, of those with a label a `.cls`.
+def _label_tar(overlay: Overlay, position: int, row_filter: RowFilter) -> tuple[int, Iterator[bytes]]:
+    """Return number of samples and bytes of a tar with the shard's keys in its order: `.json` each, `.cls` if labeled.
 
-    Samples that are left out say so (`{"label": null}` and why), as readers of two tars expect the same samples in both.
+    Left-out samples have `{"label": null, "reason": …}`: readers that zip two tars need the same samples in both.
     """
-    rows, index = overlay.rows(position, keep), overlay.shards[position].index()
+    rows, index = overlay.rows(position, row_filter), overlay.shards[position].index()
     shard = overlay.shards[position].name
-    url = storage.join(overlay.labels_dir, f"{shard}.parquet")
-    quarantined = read_quarantined(read_labels(url, ["ordinal"], overlay.committed.get(shard)))
+    labels = read_labels(overlay.files(position)[0], ["ordinal"], overlay.committed.get(shard))
+    quarantined = read_quarantined(labels)
     reasons = {row.ordinal: row.reason for row in quarantined}
-    fields = {entry_ordinal: entry.fields for entry_ordinal, entry in zip(
-        rows.labels.column("ordinal").to_pylist(), overlay.entries(rows).part(0, len(rows)), strict=True
-    )}  # fmt: skip
+    ordinals, entries = rows.labels.column("ordinal").to_pylist(), overlay.entries(rows).part(0, len(rows))
+    fields = {ordinal: entry.fields for ordinal, entry in zip(ordinals, entries, strict=True)}
 
     def members() -> Iterator[tuple[str, bytes]]:
         for ordinal, key in enumerate(index.column("key").to_pylist()):
             left_out = {"label": None, "reason": reasons.get(ordinal, "not selected")}
-            said = fields.get(ordinal, {JSON_FIELD: json.dumps(left_out).encode()})
-            yield from ((f"{key}.{field}", said[field]) for field in (LABEL_FIELD, JSON_FIELD) if field in said)
+            found = fields.get(ordinal, {JSON_FIELD: json.dumps(left_out).encode()})
+            yield from ((f"{key}.{field}", found[field]) for field in (LABEL_FIELD, JSON_FIELD) if field in found)
 
     return index.num_rows, archive(members())

@@ -1,4 +1,4 @@
-"""Names and values of others in the text files of an export: one line stays one line, and one cell one cell."""
+"""Escape names and values from the data in the text files of an export: a line stays one line, a table cell one cell."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 _MARKED = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # `_` within a word is plain
 _TICKS = re.compile("`+")
-_ESCAPED_NAMES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # as sha256sum has them
+_ESCAPED_NAMES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # as sha256sum escapes them
 
 
 def class_lines(names: Iterable[str]) -> str:
-    """A line for each class. A name that is no plain line (line breaks, control characters, spaces around it) or begins with a
-    quotation mark is written as a JSON string.
+    """Write a line per class. A name with line breaks, control characters, spaces around it or a leading quotation mark becomes a
+    JSON string.
     """
     return "".join(f"{name if _is_plain(name) else json.dumps(name)}\n" for name in names)
 
@@ -23,19 +23,19 @@ def _is_plain(name: str) -> bool:
 
 
 def markdown(text: str) -> str:
-    """Text that a Markdown document shows as it is, within a line or a table's cell; control characters as `\\n`, `\\x1b`, …."""
+    """Escape text so that Markdown shows it as it is, within a line or a table's cell; control characters as `\\n`, `\\x1b`, …."""
     visible = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
     return _MARKED.sub(lambda match: f"\\{match[0]}", visible)
 
 
 def code_span(text: str) -> str:
-    """A line of text as code in Markdown."""
+    """Quote a line of text as code in Markdown."""
     ticks = "`" * (max((len(run) for run in _TICKS.findall(text)), default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{ticks}{space}{text}{space}{ticks}"
 
 
 def checksum_line(digest: str, name: str) -> str:
-    """A line that `sha256sum --check` reads; a name with a line break is marked and escaped."""
+    """Write a line for `sha256sum --check`; it marks and escapes a name with a line break or backslash."""
     escaped = "".join(_ESCAPED_NAMES.get(sign, sign) for sign in name)
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"

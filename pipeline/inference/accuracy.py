@@ -1,85 +1,118 @@
-"""How right a model is on the validation images, by class, and whether that is more than chance."""
+"""Top-1 and top-k accuracy: of one model against chance, and of two models on the same images. Imports no torch: `status` needs it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_ERROR = 0.05  # how often answers that have nothing to do with the images pass for better than chance
+_SIGNIFICANCE = 0.05  # level of the one-sided tests
 _NAMED = 3  # classes in a message
 
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
-    """Answers for validation images against their labels: integers (N,), N at least 1."""
+    """True and predicted labels of the same images: integers (N,), N ≥ 1."""
 
     labels: np.ndarray
     predicted: np.ndarray
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return len(self.labels)
 
     @property
     def right(self) -> int:
-        """For how many the answer is the label."""
+        """Number of right predictions."""
         return int((self.labels == self.predicted).sum())
 
     @property
     def top1(self) -> float:
-        """As a fraction."""
+        """A fraction."""
         return self.right / self.images
 
     @property
     def chance(self) -> float:
-        """Top-1 to be expected of the same answers dealt out to the images at random; of always the same answer: that class's share."""
+        """Expected top-1 of the same predictions in random order. For a model that always predicts one class: that class's share."""
         return _agreement(self.labels, self.predicted)
 
     @property
     def at_chance(self) -> bool:
-        """True when no more answers are right than dealing them out at random would have, up to its error: a one-sided binomial
-        test at 5 %. False where so few images could not tell even if all answers were right.
+        """True when top-1 is not significantly above chance (one-sided binomial test at 5 %).
+
+        False where even all predictions right would not be significant, as there are so few images.
         """
-        best = _tail(self.images, self.images, _agreement(self.labels, self.labels))
-        return best <= _ERROR < _tail(self.right, self.images, self.chance)
+        all_right = _tail(self.images, self.images, _agreement(self.labels, self.labels))
+        return all_right <= _SIGNIFICANCE < _tail(self.right, self.images, self.chance)
 
     def better_than(self, other: Accuracy) -> bool:
-        """True when these answers are right for more of the same images than the other's, beyond error (McNemar's test, one-sided)."""
+        """True when top-1 is significantly above `other`'s on the same images (McNemar's test, one-sided, at 5 %)."""
         ours, theirs = self.labels == self.predicted, other.labels == other.predicted
         gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-        return gained > lost and _tail(gained, gained + lost, 0.5) <= _ERROR
+        return gained > lost and _tail(gained, gained + lost, 0.5) <= _SIGNIFICANCE
 
     def describe(self, class_names: Sequence[str] | None = None) -> str:
-        """Top-1, and the classes whose images are least often right."""
+        """Top-1, and the classes with the lowest accuracy."""
         text = f"top-1 {self.top1:.1%} ({self.right:,} of {self.images:,} validation images)"
         return f"{text}; least right: {', '.join(self._worst(class_names))}" if self.right < self.images else text
 
     def _worst(self, class_names: Sequence[str] | None) -> list[str]:
         count = np.bincount(self.labels)
         right = np.bincount(self.labels[self.labels == self.predicted], minlength=len(count))
-        there = np.flatnonzero(count)
-        worst = there[np.argsort(right[there] / count[there], kind="stable")][:_NAMED]
+        present = np.flatnonzero(count)
+        worst = present[np.argsort(right[present] / count[present], kind="stable")][:_NAMED]
         names = [repr(class_names[label]) if class_names else f"class {label}" for label in worst]
         return [f"{name} {right[label]} of {count[label]}" for name, label in zip(names, worst, strict=True)]
 
 
 def _agreement(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Probability that a random label is a random answer."""
+    """Probability that a randomly drawn label equals a randomly drawn prediction."""
     size = int(max(labels.max(), predicted.max())) + 1
     shares = [np.bincount(values, minlength=size) / len(values) for values in (labels, predicted)]
     return float(shares[0] @ shares[1])
 
 
-def _tail(least: int, trials: int, probability: float) -> float:
-    """Probability of `least` or more successes in so many trials, each with `probability`."""
-    if least <= 0 or probability >= 1:
+def _tail(minimum: int, trials: int, probability: float) -> float:
+    """Probability of `minimum` or more successes in `trials` binomial trials."""
+    if minimum <= 0 or probability >= 1:
         return 1.0
     if probability <= 0:
         return 0.0
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
-    hits = np.arange(least, trials + 1)
-    ways = log_factorial[trials] - log_factorial[hits] - log_factorial[trials - hits]
-    return float(np.exp(ways + hits * np.log(probability) + (trials - hits) * np.log1p(-probability)).sum())
+    successes = np.arange(minimum, trials + 1)
+    ways = log_factorial[trials] - log_factorial[successes] - log_factorial[trials - successes]
+    log_probabilities = ways + successes * np.log(probability) + (trials - successes) * np.log1p(-probability)
+    return float(np.exp(log_probabilities).sum())
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> list[float]:
+    """Fraction of rows of `scores` (N, C) whose label is among the k highest, for each k."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [float((order[:, :k] == labels[:, None]).any(axis=1).mean()) for k in ks]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same images."""
+
+    difference: float  # second top-1 − first top-1, a fraction
+    error: float  # standard error of the difference
+    gained: int  # images that only the second model has right
+    lost: int  # images that only the first model has right
+    images: int
+
+
+def paired_comparison(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compare two models by whether each has each image right: bool (N,).
+
+    The standard error is that of the mean of paired differences (−1, 0 or 1 per image), as in McNemar's test: images that both
+    models have right, or both wrong, add no uncertainty.
+    """
+    number = len(first)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    difference = (gained - lost) / number
+    error = math.sqrt(max((gained + lost) / number - difference**2, 0.0) / number)
+    return Comparison(difference, error, gained, lost, number)

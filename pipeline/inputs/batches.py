@@ -28,7 +28,7 @@ from pipeline.inputs.train_transform import make_transform, sample_seed
 class TrainBatch:
     """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image, for messages.
 
-    `noise` has what is still to be added to each image; None: it has been added.
+    `noise` is still to be added to each image; None: it has been added.
     """
 
     images: torch.Tensor

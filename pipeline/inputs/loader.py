@@ -1,7 +1,7 @@
 """Batches from loading processes; what happens when such a process is lost, hangs, or finds no shared memory.
 
-A batch shared in shared memory (/dev/shm), of which containers have 64 MB by default. When that is full, torch loses the batch and the
-trainer waits forever. So such a batch is sent through a pipe, as bytes: the same pixels, more copies.
+A batch is sent in shared memory (/dev/shm), of which containers have 64 MB by default. When that is full, torch loses the batch and
+the trainer waits forever. So such a batch is sent through a pipe, as bytes: the same pixels, more copies.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _megabytes(count: int) -> str:
 
 
 def _next(items: Iterator[TrainBatch | _PipedBatch | Exception]) -> TrainBatch | _PipedBatch | Exception | None:
-    """The next item; None at the end. A lost process is raised, and one that hangs returned, as a RuntimeError like torch's."""
+    """The next item; None at the end. Raise the loss of a process; return that one hangs, to be raised after all are killed."""
     try:
         return next(items, None)
     except (EOFError, ConnectionError, FileNotFoundError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from data.images.clean_view import EvalView
-from data.images.decode import Pixels, image_hash
-from pipeline.core.schema import AugmentConfig, TrainConfig
+from data.images.decode import Pixels
+from data.images.similarity import image_hash
+from pipeline.core.schema import AugmentConfig
 from pipeline.inputs.train_transform import TrainTransform
 
 
@@ -29,7 +31,12 @@ class NoisedView(EvalView):
         return np.ascontiguousarray(self.transform(image, number).permute(1, 2, 0).numpy()), number
 
 
-def noised(view: EvalView, augment: AugmentConfig, config: TrainConfig) -> NoisedView:
-    """The same view with noise; `config` is the preprocessing that the model was trained with."""
-    transform = TrainTransform(augment, view.image_size, config.interpolation, config.mean)
+def noised(
+    view: EvalView,
+    augment: AugmentConfig,
+    interpolation: Literal["bilinear", "bicubic"],
+    mean: tuple[float, float, float],
+) -> NoisedView:
+    """The same view with noise; for `interpolation` and `mean` see `TrainTransform`."""
+    transform = TrainTransform(augment, view.image_size, interpolation, mean)
     return NoisedView(view.image_size, view.crop_pct, view.interpolation, view.mode, view.decoder, transform=transform)

@@ -22,7 +22,7 @@ from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
 from data.shards.split import DataError, Shard, Split
 from data.tables import parse_table, read_table, read_whole
-from data.training_order import Entries, Order
+from data.training_order import Order, OrderSlice
 from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
 
 _READERS = 16  # selection files read at once: there are thousands, and an object store answers each with a delay
@@ -79,13 +79,10 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
         excluded=excluded,
         table_digests=tuple(shard.index_sha256 for shard in split.shards),
     )
+    if not split.num_samples:
+        raise DataError("the labeled shards have no images; nothing is left to train on")
     if not spec.num_images:
-        why = (
-            "data.exclude has the keys of all labeled images"
-            if split.num_samples
-            else "the labeled shards have no images"
-        )
-        raise DataError(f"{why}; nothing is left to train on")
+        raise DataError("data.exclude has the keys of all labeled images; nothing is left to train on")
     return spec
 
 
@@ -122,7 +119,7 @@ class Stream:
         self.reader = ImageReader(spec.shard_urls)
         self._tables: OrderedDict[int, _Rows] = OrderedDict()
 
-    def entries(self, step: int) -> Entries:
+    def entries(self, step: int) -> OrderSlice:
         """The entries of a step, over all ranks."""
         count = self.spec.images_per_step
         return self.order.take(step * count, count)

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from data.images.clean_view import Decoder
-from data.images.decode import Pixels, window
-from data.images.fast_decode import decode_fast, jpeg_shape
+from data.images.decode import Pixels, decode_fast, jpeg_shape
+from data.images.resize import window
 from pipeline.core.schema import AugmentConfig, TrainConfig
 from pipeline.inputs.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
 from pipeline.inputs.noise import Noise, add_noise, draw_noise

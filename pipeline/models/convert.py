@@ -1,12 +1,12 @@
-"""Weights of this pipeline → a file for other runtimes, compared with torch before it is written.
+"""Convert weights of this pipeline for other runtimes, and compare the result with torch before writing it.
 
     python -m pipeline.models.convert weights=RUN/gen-1/student/weights out=student.onnx [images='shards/validation/*.tar']
 
 out=….onnx is for ONNX runtimes (needs `noisy-student-pipeline[onnx]`), out=….pt2 for `torch.export.load`. Input: `images`, float32
-(batch, 3, size, size), any batch, normalized; output: `logits`, float32 (batch, classes). The folder's config.json is inside, as
-metadata `config.json`: class names (`label_names`), size, crop, mean and std (`pretrained_cfg`), and the temperature that divides
-calibrated logits (`noisy_student`). The comparison is on the first images of the shards, or on noise without any; a difference above
-1e-4 of the largest logit (or of 1) is an error, and nothing is written.
+(batch, 3, size, size), any batch size, normalized. Output: `logits`, float32 (batch, classes). The file's metadata `config.json` is the
+folder's: class names (`label_names`), size, crop, mean and std (`pretrained_cfg`), and the temperature to divide logits by
+(`noisy_student`). The comparison runs the first 16 images of the first shard, or noise without `images`. If logits differ by more than
+1e-4 of the largest (or of 1), nothing is written.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ Run = Callable[[Tensor], Tensor]  # images → logits
 
 
 def convert(weights: str, out: str, images: str = "") -> None:
-    """See the module's text.
+    """Convert, compare and write; see the module's text.
 
     Raises:
-        UsageError: another kind of file than .onnx or .pt2.
-        ModelError: no weights, a model that cannot be converted, or one that then says something else.
-        StorageError: no such shards.
+        UsageError: `out` does not end in .onnx or .pt2.
+        ModelError: there are no weights, the model cannot be converted, or the converted model's logits differ.
+        StorageError: there are no such shards.
     """
-    forms = {".onnx": (_to_onnx, _run_onnx), ".pt2": (_to_pt2, _run_pt2)}
-    form = next((forms[ending] for ending in forms if out.endswith(ending)), None)
-    if form is None:
-        raise UsageError(f"out={out}: expected a name that ends in {' or '.join(forms)}")
+    formats = {".onnx": (_to_onnx, _load_onnx), ".pt2": (_to_pt2, _load_pt2)}
+    chosen = next((formats[ending] for ending in formats if out.endswith(ending)), None)
+    if chosen is None:
+        raise UsageError(f"out={out}: expected a name that ends in {' or '.join(formats)}")
     info, state = load_weights(weights)
     model = build_model(info.model, info.num_classes, info.model_args).eval()
     model.load_state_dict(state)
     batch = _real_images(images, info) if images else _noise(info)
-    to_bytes, to_run = form
-    content = to_bytes(_exported(model, batch), storage.read_text(storage.join(weights, CONFIG_NAME)))
-    difference = _compare(model, to_run(content), batch, out)
+    to_bytes, load = chosen
+    content = to_bytes(_export(model, batch), storage.read_text(storage.join(weights, CONFIG_NAME)))
+    difference = _require_same_logits(model, load(content), batch, out)
     storage.write_bytes(out, content)
-    seen = "images" if images else "images of noise"
+    kind = "images" if images else "images of noise"
     print(
-        f"{out}: {len(content) / 1e6:.3g} MB; logits differ by at most {difference:.1e} from torch's on {len(batch)} {seen}"
+        f"{out}: {len(content) / 1e6:.3g} MB; logits differ by at most {difference:.1e} from torch's on {len(batch)} {kind}"
     )
 
 
-def _exported(model: nn.Module, batch: Tensor) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, batch: Tensor) -> torch.export.ExportedProgram:
     """The model as a graph for any batch size."""
-    example = batch[:1].repeat(2, 1, 1, 1)  # of one image, torch would take it that it is always one
+    example = batch[:1].repeat(2, 1, 1, 1)  # from a batch of 1, torch would infer a constant 1
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    except Exception as error:  # a model that is not made for it can fail in any way
+    except Exception as error:  # tracing an arbitrary model can raise any type
         raise ModelError(
             f"{type(model).__name__}: torch.export cannot convert it ({str(error).splitlines()[0]})"
         ) from error
@@ -79,15 +79,15 @@ def _to_onnx(program: torch.export.ExportedProgram, config: str) -> bytes:
         raise ModelError(
             f"a package for ONNX is missing ({error}): pip install 'noisy-student-pipeline[onnx]'"
         ) from error
-    assert converted is not None, "it is, without a file to write to"
+    assert converted is not None, "torch.onnx.export returns the model when given no file"
     model = converted.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = CONFIG_NAME, config
     return bytes(model.SerializeToString())
 
 
-def _run_onnx(content: bytes) -> Run:
-    import onnxruntime  # in an extra
+def _load_onnx(content: bytes) -> Run:
+    import onnxruntime  # an optional dependency
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
@@ -99,26 +99,26 @@ def _to_pt2(program: torch.export.ExportedProgram, config: str) -> bytes:
     return buffer.getvalue()
 
 
-def _run_pt2(content: bytes) -> Run:
+def _load_pt2(content: bytes) -> Run:
     return torch.export.load(io.BytesIO(content)).module()
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, run: Run, batch: Tensor, out: str) -> float:
-    """The largest difference of logits, one image at a time and all together. Raises ModelError when it is too large."""
+def _require_same_logits(model: nn.Module, run: Run, batch: Tensor, out: str) -> float:
+    """The largest difference from torch's logits, for single images and for the whole batch. Raise ModelError above the tolerance."""
     expected = model(batch)
     together, alone = run(batch), torch.cat([run(image[None]) for image in batch])
     difference = max(float((found - expected).abs().max()) for found in (together, alone))
-    most = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= most:  # not a number is neither
+    maximum = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= maximum:  # NaN too
         raise ModelError(
-            f"{out}: its logits differ by {difference:.2e} from torch's, more than {most:.2e}; it is not written"
+            f"{out}: its logits differ by {difference:.2e} from torch's, more than {maximum:.2e}; it is not written"
         )
     return difference
 
 
 def _real_images(pattern: str, info: WeightsInfo) -> Tensor:
-    """The first images of some shards as the model takes them, float32 (N, 3, size, size)."""
+    """The first images of the first shard, preprocessed: float32 (N, 3, size, size)."""
     view = EvalView(info.image_size, info.crop_pct, info.interpolation, info.resize)
     with storage.open_read(storage.expand(pattern)[0]) as file:
         places = [(s.offset, s.size) for s in islice(iterate_samples(file), _COMPARED) if not s.problem]
@@ -134,11 +134,13 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _noise(info: WeightsInfo) -> Tensor:
+    """float32 (N, 3, size, size)."""
     shape = (_COMPARED, info.image_size, info.image_size, 3)
     return _normalized(np.random.default_rng(0).integers(0, 256, shape, np.uint8), info)
 
 
 def _normalized(pixels: np.ndarray, info: WeightsInfo) -> Tensor:
+    """uint8 (N, size, size, 3) → float32 (N, 3, size, size)."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
     return ((images - mean) / std).contiguous()

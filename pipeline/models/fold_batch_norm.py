@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: the same function with fewer passes over memory, for inference alone."""
+"""Fold each batch norm into the convolution before it: the same function with fewer passes over memory, for inference only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-_TOLERANCE = 1e-3  # of the outputs' largest value; folding itself rounds at about 1e-6
+_TOLERANCE = 1e-3  # of the largest output; folding itself rounds by about 1e-6
 
 
 def fold_batch_norm(model: nn.Module, image_size: int) -> nn.Module:
-    """A copy of `model` in eval mode, in which every batch norm that follows a convolution is part of it.
+    """A copy of `model` in eval mode with every batch norm that directly follows a convolution folded into it.
 
-    What follows what is seen in one forward pass of noise, (1, 3, image_size, image_size). A copy that then gives another
-    output is thrown away and `model` itself returned: it uses a convolution's output in two places, say.
+    One forward pass of noise, (1, 3, image_size, image_size), finds the pairs. If the folded copy's output differs, as it does where
+    a convolution's output has a second user, return `model` itself.
     """
     model = model.eval()
     folded = copy.deepcopy(model)
@@ -32,8 +32,8 @@ def fold_batch_norm(model: nn.Module, image_size: int) -> nn.Module:
 
 
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Each batch norm whose input is a convolution's output; modules that are used more than once are left alone."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors, so that no id comes twice
+    """Each batch norm whose input is a convolution's output; modules used more than once are left out."""
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds the tensors, so that no id is reused
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     uses: Counter[nn.Module] = Counter()
 
@@ -66,7 +66,7 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _replace(model: nn.Module, norm: nn.BatchNorm2d) -> None:
-    """By what remains of it: timm's batch norms have an activation inside."""
+    """Replace a folded batch norm by its rest: timm's batch norms contain dropout and an activation."""
     name = next(name for name, module in model.named_modules() if module is norm)
     parent, _, leaf = name.rpartition(".")
     rest = [module for part in ("drop", "act") if isinstance(module := getattr(norm, part, None), nn.Module)]

@@ -1,4 +1,4 @@
-"""Models by name: the ResNet-RS family, or anything that timm has."""
+"""Models by name: this project's ResNet-RS family, or any timm model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import nearest
 from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, ResNetRS, resnet_rs, timm_args
-
-_FAMILY = re.compile(r"resnetrs(\d+)")
+from pipeline.models.timm_models import build_timm_model
 
 
 def build_model(
@@ -28,61 +26,40 @@ def build_model(
         name: `resnetrs26` … `resnetrs420` (this project's own), or a timm model.
         args: for ResNet-RS, fields of `Architecture` (width, blocks, …); for timm, arguments of its `create_model`.
         dropout: before the classifier.
-        stochastic_depth: drop rate of the last blocks: constant in a stage for ResNet-RS, as published; timm's own rule otherwise.
+        stochastic_depth: drop rate of the last blocks. Earlier blocks: by `stage_drop_rates` for ResNet-RS, by timm's rule otherwise.
 
     Raises:
-        ModelError: no such model, or an argument that it does not take.
+        ModelError: an unknown model, or an argument or rate that it does not take.
     """
-    if (family := _FAMILY.fullmatch(name)) is not None and int(family[1]) in BLOCKS:
-        try:
-            return resnet_rs(int(family[1]), num_classes, dropout=dropout, stochastic_depth=stochastic_depth, **args)
-        except TypeError as error:
-            raise ModelError(
-                f"model_args of {name}: {error}; expected some of width, blocks, in_chans, se_ratio, resnet_d, stem"
-            ) from error
-    if not timm.is_model(name):
-        known = [*(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]
-        raise ModelError(f"model {name!r}: neither ResNet-RS nor a timm model{nearest(name, known)}")
-    noise = {"drop_rate": dropout, "drop_path_rate": stochastic_depth}
-    # a rate of 0 is left out: not every timm model takes each
-    model = _create_timm(name, num_classes, dict(args) | {key: rate for key, rate in noise.items() if rate})
-    _check_noise(model, name, dropout, stochastic_depth)
-    return model
-
-
-def _create_timm(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Module:
+    depth = _resnet_rs_depth(name)
+    if depth is None:
+        if not timm.is_model(name):
+            known = [*(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]
+            raise ModelError(f"model {name!r}: neither ResNet-RS nor a timm model{nearest(name, known)}")
+        return build_timm_model(name, num_classes, args, dropout, stochastic_depth)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **args)
+        return resnet_rs(depth, num_classes, dropout=dropout, stochastic_depth=stochastic_depth, **args)
     except TypeError as error:
         raise ModelError(
-            f"{name} does not take one of {', '.join(args)} ({error}); set it to 0 or leave it out of model_args"
+            f"model_args of {name}: {error}; expected some of width, blocks, in_chans, se_ratio, resnet_d, stem"
         ) from error
-    return model
-
-
-def _check_noise(model: nn.Module, name: str, dropout: float, stochastic_depth: float) -> None:
-    """A model that takes a rate and never applies it would train without noise, and no one would notice."""
-    modules = list(model.modules())
-    drops_paths = any(isinstance(module, DropPath) and module.drop_prob for module in modules)
-    if stochastic_depth and not drops_paths:
-        raise ModelError(f"stochastic_depth={stochastic_depth}: timm's {name} has no place for it; set it to 0")
-    drops = any(isinstance(module, nn.Dropout) and module.p == dropout for module in modules)
-    if dropout and not drops and not any(getattr(module, "drop_rate", None) == dropout for module in modules):
-        raise ModelError(f"dropout={dropout}: timm's {name} has no place for it; set it to 0")
 
 
 def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """timm's name and `create_model` arguments (JSON values) of the network that `build_model(name, …, args)` makes."""
-    family = _FAMILY.fullmatch(name)
-    if family is not None and int(family[1]) in BLOCKS:
-        return timm_args(Architecture(int(family[1]), **args))
-    return name, dict(args)
+    """timm's name and `create_model` arguments (JSON values) for the network that `build_model(name, …, args)` builds."""
+    depth = _resnet_rs_depth(name)
+    return (name, dict(args)) if depth is None else timm_args(Architecture(depth, **args))
+
+
+def _resnet_rs_depth(name: str) -> int | None:
+    """The depth in the name of a ResNet-RS; None for other models."""
+    match = re.fullmatch(r"resnetrs(\d+)", name)
+    return int(match[1]) if match is not None and int(match[1]) in BLOCKS else None
 
 
 def can_warm_start(teacher: nn.Module, student: nn.Module) -> bool:
-    """True for ResNet-RS models of which a fresh `student` with all of `teacher`'s weights computes what `teacher` does.
-
-    It may have further blocks in its stages: those begin as their shortcuts. Nothing else may differ.
+    """True where a fresh `student` with all of `teacher`'s weights computes the same function: equal ResNet-RS models, or a student
+    with more blocks per stage (fresh blocks begin as their shortcuts) and otherwise equal.
     """
     if not (isinstance(teacher, ResNetRS) and isinstance(student, ResNetRS)):
         return False
@@ -92,7 +69,7 @@ def can_warm_start(teacher: nn.Module, student: nn.Module) -> bool:
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, without memory or values: for counting."""
+    """The model that `build` returns, on the meta device: shapes without memory, for counting."""
     with torch.device("meta"):
         return build()
 
@@ -103,12 +80,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: nn.Module, image_size: int) -> int:
-    """FLOPs (2 × multiply-adds, convolutions and matrix products) of one image_size × image_size image in eval mode."""
+    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one image_size × image_size image in eval mode."""
     parameter = next(model.parameters())
-    image = torch.zeros(
-        1, getattr(model, "in_chans", 3), image_size, image_size, device=parameter.device, dtype=parameter.dtype
-    )
-    was_training = {module: module.training for module in model.modules()}  # frozen batch norms stay frozen
+    shape = (1, getattr(model, "in_chans", 3), image_size, image_size)
+    image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    was_training = {module: module.training for module in model.modules()}  # frozen batch norms stay in eval mode
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)
     for module, training in was_training.items():

@@ -1,6 +1,6 @@
-"""ResNet-RS (arXiv 2103.07579): the family, at any width, with the names and shapes of timm's `resnetrs50 … resnetrs420`.
+"""ResNet-RS (arXiv 2103.07579) at any width, with the tensor names and shapes of timm's `resnetrs50 … resnetrs420`.
 
-A state dict of this module loads into timm's model of the same architecture, and the other way round.
+State dicts load both ways between this module and timm's model of the same architecture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-# Released code; 300 and 400 are in the paper's scaling study only. 26 is from secondary notes.
+# bottlenecks per stage: from the released code; 300 and 400 from the paper's scaling study; 26 from secondary notes
 BLOCKS: Mapping[int, tuple[int, ...]] = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
@@ -27,7 +27,7 @@ BLOCKS: Mapping[int, tuple[int, ...]] = {
     420: (4, 44, 87, 4),
 }
 EXPANSION = 4
-# Squeeze-excitation ratios that timm can rebuild from a JSON file, and how: the family's own needs no word.
+# squeeze-excitation ratio → `create_model` arguments, JSON values, with which timm rebuilds it; 0.25 is timm's default
 _TIMM_BLOCK_ARGS: Mapping[float, dict[str, Any]] = {
     0.0: {"block_args": {"attn_layer": None}},
     0.0625: {"block_args": {"attn_layer": "se"}},
@@ -38,22 +38,22 @@ _PLAIN_STEM = 64
 
 
 class ModelError(ValueError):
-    """A model that cannot be built; the message names the field, what was expected and what to do."""
+    """A model cannot be built, read or converted. The message names the field or file, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides the names and shapes of the state dict, apart from the number of classes.
+    """Everything but the number of classes that decides names and shapes of the state dict.
 
     Attributes:
         depth: a key of `BLOCKS`.
         width: multiplies all channels, the deep stem's included; 32 × width is rounded to a whole number.
-        blocks: bottlenecks in each of the four stages, in place of the depth's own.
+        blocks: bottlenecks in each of the four stages; None: the depth's own.
         in_chans: channels of the input images.
         se_ratio: squeeze-excitation bottleneck: 0.25 (the paper's), 0.0625, or 0 for none.
-        resnet_d: False gives the plain ResNet's stem (one 7×7 convolution, 64 channels at any width, and a max-pool)
-            and projection (1×1 with stride), for the paper's additive study.
-        stem: channels of the deep stem's first convolution, in place of 32 × width; 32 makes it as wide as the plain one.
+        resnet_d: False, for the paper's additive study, gives the plain ResNet's stem (one 7×7 convolution with 64 channels at any
+            width, and a max-pool) and projection (1×1 with stride).
+        stem: channels of the deep stem's first convolution; None: 32 × width. With 32 the deep stem is as wide as the plain one.
 
     Raises:
         ModelError: a field is out of range.
@@ -81,7 +81,7 @@ class Architecture:
         if self.blocks is not None:
             valid = isinstance(self.blocks, list | tuple) and len(self.blocks) == 4 and all(map(_is_count, self.blocks))
             _check("blocks", self.blocks, valid, "four whole numbers above 0, such as [3, 4, 6, 3]")
-            object.__setattr__(self, "blocks", tuple(self.blocks))  # a list, as YAML gives, must not stay mutable
+            object.__setattr__(self, "blocks", tuple(self.blocks))  # YAML gives a list
 
     @property
     def stage_blocks(self) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride), 1×1; then squeeze-excitation, stochastic depth, add, ReLU."""
+    """1×1, 3×3 (with the stride) and 1×1 convolutions; then squeeze-excitation, stochastic depth, add, ReLU."""
 
     def __init__(self, inputs: int, inner: int, stride: int, drop_rate: float, architecture: Architecture) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Bottleneck(nn.Module):
 
 
 def _projection(inputs: int, outputs: int, stride: int, resnet_d: bool) -> nn.Sequential:
-    """The shortcut where the shape changes; ResNet-D averages before it strides (arXiv 1812.01187)."""
+    """The shortcut where the shape changes. ResNet-D strides by average pooling (arXiv 1812.01187)."""
     norm = nn.BatchNorm2d(outputs)
     if not resnet_d:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm)
@@ -165,7 +165,7 @@ def _projection(inputs: int, outputs: int, stride: int, resnet_d: bool) -> nn.Se
 
 
 def _deep_stem(in_chans: int, width: int) -> nn.Sequential:
-    """Three 3×3 convolutions, the first with stride 2; the last one's norm and ReLU follow outside, as in timm."""
+    """Three 3×3 convolutions, the first with stride 2. The last one's norm and ReLU are outside, as in timm."""
     return nn.Sequential(
         nn.Conv2d(in_chans, width, 3, 2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -178,7 +178,7 @@ def _deep_stem(in_chans: int, width: int) -> nn.Sequential:
 
 
 def _strided_convolution(channels: int) -> nn.Sequential:
-    """What ResNet-RS has in the max-pool's place."""
+    """ResNet-RS's replacement for the max-pool."""
     convolution = nn.Conv2d(channels, channels, 3, 2, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
@@ -269,9 +269,9 @@ def resnet_rs(
 
 
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:
-    """Weight of the last batch in the running statistics of all batch norms, in torch's sense.
+    """Set the last batch's weight in the running statistics of all batch norms (torch's `momentum`).
 
-    ResNet-RS trains with 1.0 (the last batch's alone, averaged by the EMA of the weights); torch's default is 0.1.
+    ResNet-RS trains with 1.0: each step's statistics are its batch's, and the EMA of the weights averages them. torch's default is 0.1.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

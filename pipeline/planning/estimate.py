@@ -1,4 +1,4 @@
-"""How long the stages of a plan would take: on this machine, by a short calibration, and on GPUs, by published figures."""
+"""Estimate the time of a plan's stages: on this machine by a short measurement, on GPUs from published figures."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import DataError, Split
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
-from pipeline.inference.predictor import view_of
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 
 GPUS = (8, 64)
 _REFERENCE = ("resnetrs152", 256)
-# images/s of it: timm's published figures, mixed precision, RTX 3090 and RTX 4090
+# images/s of that model: timm's published figures, mixed precision; training on an RTX 3090, inference on an RTX 4090
 _GPU_TRAINS, _GPU_LABELS = 282.0, 2029.0
-_STAND_IN = ("resnetrs50", 160)  # is timed in the place of models too large to be tried in a moment
-_MOST_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # of one image, to be tried itself
-_BATCH_FLOPS = {"cpu": 2e10, "cuda": 2e12}
+_STAND_IN = ("resnetrs50", 160)  # timed in place of models that are too large to time in a moment
+_MAX_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # per image, of a model that is timed itself
+_BATCH_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # per timed batch
 _MEASURE_S, _DAY_S = 0.6, 86_400
-_DECODED = 32  # images that are decoded for the figure per core
+_DECODED = 32  # images, to time decoding on one core
 
 
 @dataclass(frozen=True)
-class Work:
-    """Images through a model.
+class Workload:
+    """A number of images through a model.
 
     Attributes:
-        images: passes, over all epochs, views and teachers.
-        trains: forward and backward, or forward alone.
+        images: over all epochs, views and teachers.
+        trains: forward and backward passes; False: forward alone.
         section: model and image size.
     """
 
@@ -46,56 +46,56 @@ class Work:
     num_classes: int
 
 
-def print_estimate(config: Config, works: Sequence[Work], unlabeled: Split | None) -> None:
-    """A table of times, and what they assume."""
+def print_estimate(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> None:
+    """Print a table of times, and what they assume."""
     device = config.resolved_device()
     here = "this GPU" if device == "cuda" else f"{config.threads} threads here"
     rows = [["", here, *(f"{number} GPUs" for number in GPUS)]]
-    for work in works:
+    for work in workloads:
         seconds = [work.images / speed for speed in (_measured(work, config), *(n * _on_gpu(work) for n in GPUS))]
-        rows.append([work.name, *(_lasting(value) for value in seconds)])
+        rows.append([work.name, *(_format_time(value) for value in seconds)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print("\ntime of the models, if they never wait for images:")
     for row in rows:
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\n".join(f"  {line}" for line in _assumptions(config, works, unlabeled)))
+    print("\n".join(f"  {line}" for line in _assumptions(config, workloads, unlabeled)))
 
 
-def _assumptions(config: Config, works: Sequence[Work], unlabeled: Split | None) -> list[str]:
+def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> list[str]:
     model, size = _REFERENCE
-    most = _MOST_FLOPS[config.resolved_device()] / 1e9
+    most = _MAX_FLOPS[config.resolved_device()] / 1e9
     lines = [
-        f"here: timed now, for a second or two; from {most:,.0f} B FLOPs an image on by FLOPs from a smaller model",
+        f"here: timed now, for a second or two; models above {most:,.0f} B FLOPs per image are scaled by FLOPs from a smaller one",
         f"GPUs: by FLOPs from timm's published {_GPU_TRAINS:,.0f} images/s of training (RTX 3090) and {_GPU_LABELS:,.0f} of inference",
-        f"      (RTX 4090) of {model} at {size} px, mixed precision; GPUs that are twice as fast take half the time",
+        f"      (RTX 4090) of {model} at {size} px, mixed precision; a GPU twice as fast takes half the time",
     ]
     decoded = _decoded_per_s(config, unlabeled)
     if decoded is None:
-        return [*lines, "decoding: not timed, no image of the unlabeled shards could be read"]
-    labeling = next((work for work in works if not work.trains), None)
+        return [*lines, "decoding: not timed, because no image of the unlabeled shards could be read"]
+    labeling = next((work for work in workloads if not work.trains), None)
     need = [f"{number} GPUs need {number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
-    feed = f"; to be fed for labeling, {' and '.join(need)} cores" if need else ""
-    return [*lines, f"decoding: {decoded:,.0f} images/s a core (the first of the unlabeled shards){feed}"]
+    feed = f"; to keep labeling fed, {' and '.join(need)} cores" if need else ""
+    return [*lines, f"decoding: {decoded:,.0f} images/s per core (on the first unlabeled shard){feed}"]
 
 
-def _lasting(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 2 * _DAY_S:
         return duration(seconds)
     return f"{seconds / _DAY_S:,.1f} days" if seconds < 1000 * _DAY_S else f"{seconds / 365 / _DAY_S:,.0f} years"
 
 
-def _on_gpu(work: Work) -> float:
-    """Images per second of one GPU."""
+def _on_gpu(work: Workload) -> float:
+    """Estimated images per second of one GPU."""
     model, size = _REFERENCE
     speed = _GPU_TRAINS if work.trains else _GPU_LABELS
     return speed * _size(model, "{}", size, 1000)[1] / size_of(work.section, work.num_classes)[1]
 
 
-def _measured(work: Work, config: Config) -> float:
-    """Images per second here."""
+def _measured(work: Workload, config: Config) -> float:
+    """Images per second on this machine, measured, or scaled from the stand-in."""
     device = config.resolved_device()
     flops = size_of(work.section, work.num_classes)[1]
-    if flops <= _MOST_FLOPS[device]:
+    if flops <= _MAX_FLOPS[device]:
         return _timed(work.section, work.num_classes, flops, work.trains, device, config.threads)
     model, size = _STAND_IN
     stand_in = TrainConfig(model=model, image_size=size)
@@ -104,7 +104,7 @@ def _measured(work: Work, config: Config) -> float:
 
 
 def size_of(section: TrainConfig, num_classes: int) -> tuple[int, int]:
-    """Parameters of a model, and FLOPs of one image."""
+    """The number of parameters of a model, and its FLOPs per image."""
     return _size(section.model, json.dumps(section.model_args, sort_keys=True), section.image_size, num_classes)
 
 
@@ -115,7 +115,7 @@ def _size(model: str, model_args: str, image_size: int, num_classes: int) -> tup
 
 
 def _timed(section: TrainConfig, num_classes: int, flops: int, trains: bool, device: str, threads: int) -> float:
-    """Images per second of a model with made-up images."""
+    """Measure a model's images per second on images of zeros."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     batch = int(max(1, min(section.batch_size, _BATCH_FLOPS[device] // flops)))
@@ -140,7 +140,7 @@ def _timed(section: TrainConfig, num_classes: int, flops: int, trains: bool, dev
 
 
 def _per_second(run: Callable[[], object]) -> float:
-    """Calls per second, after one that doesn't count."""
+    """Measure calls per second, after a warm-up call."""
     run()
     calls, started = 0, time.perf_counter()
     while not calls or time.perf_counter() - started < _MEASURE_S:
@@ -150,11 +150,11 @@ def _per_second(run: Callable[[], object]) -> float:
 
 
 def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
-    """Images per second that one core reads, decodes and resizes for labeling; None where none can be read."""
+    """Measure the images per second that one core reads, decodes and resizes for labeling; None when none can be read."""
     if unlabeled is None:
         return None
     shard = unlabeled.shards[0]
-    view = view_of(config.teacher, config.label.decoder)
+    view = Preprocessing.of_training(config.teacher).view(config.label.decoder)
     try:
         places = [place for place in places_in(shard.index().slice(0, _DECODED)) if place.size]
         with ImageReader([shard.url]) as reader:

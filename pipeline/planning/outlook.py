@@ -1,4 +1,4 @@
-"""What each stage of a command would do (done, run, continue, start over, refuse) and why, found out without doing it."""
+"""Find what each stage of a command would do (nothing, run, continue, start over, refuse) and why, without running it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from data.settings import UsageError
 from data.shards.split import DataError, Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, is_begun, look, refuse_other_config, require_done
+from pipeline.core.stage import StageError, done_record, inspect_stage, is_begun, refuse_other_config, require_done
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
+from pipeline.stages import find
 from pipeline.upstream.labeled_splits import classes_of
 from pipeline.upstream.stage_inputs import (
     explain_inputs,
+    fingerprint_of,
     require_labeled_corpus,
     require_labels,
     require_selection,
@@ -36,7 +38,11 @@ REFUSES = "would refuse"
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a stage would do. `changes`: the stages after it will find another output than is there now, or the first one."""
+    """What a stage would do.
+
+    Attributes:
+        changes: its output will be new or another one, which later stages depend on.
+    """
 
     state: str
     reason: str = ""
@@ -48,17 +54,17 @@ class Outlook:
         return self.state not in ("done", REFUSES)
 
 
-class Command:
-    """A command's view of one generation: its stages in order, and what is known of those before."""
+class Forecast:
+    """Forecasts the stages of a command in one generation, in order; a forecast depends on those of earlier stages."""
 
     def __init__(self, config: Config, layout: Layout, splits: Mapping[str, Split], teacher: Outlook | None) -> None:
-        """`teacher`: of a later generation, the outlook of the student that will be its teacher, if that is in the command."""
+        """`teacher`: in a later generation, the outlook of the student that will be its teacher, if the command runs that."""
         self._config, self._layout, self._splits = config, layout, splits
         self.seen: dict[str, Outlook] = {"teacher": teacher} if teacher else {}
 
     def outlook(self, stage: str, forced: bool = False) -> Outlook:
-        """Of the next stage; `forced` when force=true would start it over."""
-        find = {
+        """The outlook of the next stage; `forced` when force=true would start it over."""
+        finders = {
             "teacher": self._teacher,
             "label": self._label,
             "select": self._select,
@@ -66,7 +72,7 @@ class Command:
             "evaluate": self._evaluate,
         }
         try:
-            found = find[stage]()
+            found = finders[stage]() if stage in finders else self._by_row(stage)
             if found.works:
                 self._config.require_trainable(stage)
         except (StageError, DataError, UsageError) as refusal:
@@ -88,7 +94,7 @@ class Command:
         labeled, validation = self._splits.get("labeled"), self._splits.get("validation")
         expected = teacher_fingerprint(self._config, labeled, validation)
         classes_of(self._config, labeled or validation)
-        return _of(look(self._layout.teacher, "teacher", expected), self._layout.teacher)
+        return _of(inspect_stage(self._layout.teacher, "teacher", expected), self._layout.teacher)
 
     def _label(self) -> Outlook:
         found = self._label_by_inputs()
@@ -100,16 +106,16 @@ class Command:
         folder = self._layout.labels
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)
-        teacher = require_done(self._layout.teacher, "teacher" if self._layout.generation == 1 else "student")
+        teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
         expected = label_fingerprint(self._config, teacher["digest"])
-        found = _of(look(folder, "label", expected, explain_inputs(self._layout)), folder)
+        found = _of(inspect_stage(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)
         if found.state != "done":
             reason = found.reason or f"{todo:,} of {len(corpus.shards):,} shards are without labels"
             return replace(found, reason=reason)
         grown = require_done(folder, "label")["summary"]["corpus"] != corpus.digest()
-        if todo or grown:  # lost labels are made again as they were
+        if todo or grown:  # relabeling lost labels changes nothing
             reason = f"{todo:,} of {len(corpus.shards):,} shards are new, changed or without labels"
             return Outlook("would continue", reason, changes=grown)
         return found
@@ -124,7 +130,7 @@ class Command:
             return Outlook("would run", changes=True)
         folder = self._selection_folder()
         expected = select_fingerprint(self._config, self._layout, require_labels(self._config, self._layout))
-        state, reason = look(folder, "select", expected)
+        state, reason = inspect_stage(folder, "select", expected)
         if state == "done" and folder != self._layout.current_selection():
             reason = "made before; it becomes the current one"
         return Outlook(_STATES[state], reason, changes=state == "new")
@@ -143,13 +149,13 @@ class Command:
         expected = student_fingerprint(
             self._config, self._splits["labeled"], self._splits.get("validation"), labels, self._selection(labels)
         )
-        found = _of(look(folder, "student", expected, explain_inputs(self._layout)), folder)
+        found = _of(inspect_stage(folder, "student", expected, explain_inputs(self._layout)), folder)
         if found.works and self._config.student.unlabeled_ratio:
             require_labeled_corpus(self._corpus(), labels)
         return found
 
     def _selection(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        """The selection that will be current when the student's turn comes."""
+        """The done-record of the selection that will be current when the student starts."""
         if "select" in self.seen and (record := done_record(self._selection_folder())) is not None:
             return record
         return require_selection(self._config, self._layout, labels)[1]
@@ -161,18 +167,26 @@ class Command:
         expected = evaluate_fingerprint(self._config, self._layout, self._splits["test"])
         if is_outdated(self._layout, expected):
             return Outlook(
-                "would run", "the figures there are of other models, test images or corruptions, and are moved aside"
+                "would run", "the figures there are of other models, test images or corruptions; they are moved aside"
             )
-        return _of(look(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
+        return _of(inspect_stage(self._layout.evaluation, "evaluate", expected), self._layout.evaluation)
+
+    def _by_row(self, stage: str) -> Outlook:
+        """The outlook of a stage whose fingerprint is given by its row of the table."""
+        row, folder = find(stage), self._layout.folder_of(stage)
+        if changing := self._changing(*row.upstream.values()):
+            return self._after(changing[0], stage, folder)
+        expected = fingerprint_of(self._config, self._layout, stage)
+        return _of(inspect_stage(folder, stage, expected, explain_inputs(self._layout)), folder)
 
     def _after(self, earlier: str, stage: str, folder: str) -> Outlook:
-        """Of a stage whose inputs are not known before an earlier one of the command has run."""
+        """The outlook of a stage whose inputs an earlier stage of the command will make."""
         refuse_other_config(folder, stage, self._config.stage_fields(stage))
         if not is_begun(folder):
             return Outlook("would run", changes=True)
         return Outlook(
             REFUSES,
-            f"{folder} was made from what is there before stage={earlier} makes another; stage={stage} force=true then",
+            f"{folder} was made from inputs that stage={earlier} will replace; then run stage={stage} force=true",
         )
 
 

@@ -1,4 +1,4 @@
-"""stage=status: what is done, how far the rest is, who works on it, and what stopped it last. Reads only, but for `note_stop`."""
+"""stage=status: which stages are done, the progress of the others, which process works, and what stopped the last. Needs no lock."""
 
 from __future__ import annotations
 
@@ -14,72 +14,68 @@ from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_json
+from data.labels.label_files import VALIDATION_NAME
 from data.settings import UsageError
 from data.shards.split import DataError
 from data.storage.redact import redacted
 from data.tables import read_table
-from pipeline.core import console as output
+from pipeline.core import console
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.lock import read_holder
 from pipeline.core.schema import Config
-from pipeline.core.stage import done_record, is_begun, recorded_seconds
-from pipeline.core.timing import duration
+from pipeline.core.stage import done_record, is_begun
+from pipeline.core.timing import duration, read_timing
 from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
+from pipeline.stages import find, with_folder
 from pipeline.training.progress import read_training_progress
 from teacher.labeling.progress import read_progress
-from teacher.selection.precision import VALIDATION_NAME
 
 WATCH_S = 5.0
-_FRESH_S = 60.0
+_FRESH_S = 60.0  # older progress is shown with its age
 _STOP_NAME = "last_stop.json"
-_MAX_REASON = 500  # characters of an error that are shown
-
-
-def stage_folders(layout: Layout) -> dict[str, str]:
-    """Stage → folder, in order."""
-    folders = {
-        "teacher": layout.teacher,
-        "label": layout.labels,
-        "select": layout.current_selection() or layout.selections,
-    }
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
+_MAX_REASON = 500  # shown characters of an error
 
 
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
-    """The last generation in which a stage was begun, or for an export, something was selected; the first when it was in none."""
-    own = layouts[:1] if stage == "teacher" else layouts  # later teachers are students
-    source = "select" if stage == "export" else stage
-    return next((layout for layout in reversed(own) if is_begun(stage_folders(layout)[source])), layouts[0])
+    """The last generation in which a stage, or for one without a folder its first upstream stage, was begun; else the first."""
+    row = find(stage)
+    own = layouts[:1] if row.only_first else layouts
+    source = stage if row.folder else next(iter(row.upstream.values()))
+    return next((layout for layout in reversed(own) if is_begun(layout.folder_of(source))), layouts[0])
 
 
 def print_status(config: Config, layouts: Sequence[Layout]) -> None:
-    """A line per stage, and who works and what stopped last. Raises UsageError when there is no such run."""
+    """Print a line per stage, and the process that works or the last stop. Raises UsageError when there is no such run."""
     if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):
         raise UsageError(f"run_dir={config.run_dir}: no run there ({CONFIG_NAME} is missing); check the path")
     print("\n".join(_lines(config, layouts)))
 
 
 def watch_status(config: Config) -> None:
-    """`print_status` again and again, until every stage is done. Raises UsageError when there is no such run."""
+    """Print the status every WATCH_S seconds until every stage is done. Raises UsageError when there is no such run."""
     while True:
         layouts = known_layouts(config)
         if sys.stdout.isatty():
-            print("\033[H\033[2J", end="")  # to the top of an empty screen
+            print("\033[H\033[2J", end="")  # clear the screen
         print_status(config, layouts)
         print(time.strftime("%H:%M:%S"), "Ctrl-C ends watching; the run goes on without it.", flush=True)
-        if all(done_record(folder) is not None for layout in layouts for folder in stage_folders(layout).values()):
+        if all(done_record(folder) is not None for folder in _folders(layouts)):
             return
-        if not output.is_read():
+        if not console.has_reader():
             return
         time.sleep(WATCH_S)
 
 
+def _folders(layouts: Sequence[Layout]) -> list[str]:
+    return [layout.folder_of(row.name) for layout in layouts for row in with_folder()]
+
+
 def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
-    """Remember what stopped a stage; `error` None: nothing did, and what did before is forgotten."""
+    """Record the error that stopped a stage; None removes the record."""
     url = storage.join(run_dir, _STOP_NAME)
-    with suppress(OSError, storage.StorageError):  # what stopped the stage is what matters
+    with suppress(OSError, storage.StorageError):  # must not hide the error that stopped the stage
         if error is not None:
             reason = redacted(f"{type(error).__name__}: {error}")
             storage.write_text(url, json.dumps({"stage": stage, "reason": reason, "at": round(time.time())}) + "\n")
@@ -90,10 +86,11 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
 def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     lines = []
     for layout in layouts:
-        for stage, folder in stage_folders(layout).items():
+        for row in with_folder():
+            stage, folder = row.name, layout.folder_of(row.name)
             words = f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}"
             lines.append(words.rstrip())
-            lines += _trust(folder) if stage == "label" else []
+            lines += _label_accuracy(folder) if stage == "label" else []
         if config.generations == "auto":
             lines.append(describe_decision(config, layout))
     holder = read_holder(config.run_dir)
@@ -106,8 +103,8 @@ def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     return lines
 
 
-def _trust(labels: str) -> list[str]:
-    """How right the teacher's labels of the validation images are, where there are any."""
+def _label_accuracy(labels: str) -> list[str]:
+    """Lines about the teacher's accuracy on the validation images, where it was measured."""
     url = storage.join(labels, VALIDATION_NAME)
     if not storage.exists(url):
         return []
@@ -122,7 +119,7 @@ def _trust(labels: str) -> list[str]:
     lines = [f"    as the teacher labels: {found.describe(names)}"]
     if found.at_chance:
         lines.append(
-            f"    NO BETTER THAN CHANCE, which has {found.chance:.1%}: these labels, and what is made of them, are of no use"
+            f"    NO BETTER THAN CHANCE, which has {found.chance:.1%}: these labels, and all that is trained on them, are useless"
         )
     return lines
 
@@ -135,7 +132,7 @@ def _state(folder: str) -> str:
 
 def _details(stage: str, folder: str) -> str:
     if done_record(folder) is not None:
-        return f"{duration(recorded_seconds(folder)):>14}  {folder}"
+        return f"{duration(read_timing(folder).seconds):>14}  {folder}"
     if stage == "label" and (labeling := read_progress(folder)) is not None:
         shards = f"{labeling.shards_done:,} of {labeling.shards_total:,} shards"
         images = f"{labeling.images_done:,} of {labeling.images_total:,} images"
@@ -158,7 +155,7 @@ def _read_stop(run_dir: str) -> dict[str, Any] | None:
 
 
 class _Stop(BaseModel):
-    """`last_stop.json`."""
+    """The content of `last_stop.json`."""
 
     stage: str
     reason: str

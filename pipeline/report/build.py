@@ -15,7 +15,7 @@ from data import storage
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.timing import duration
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 from pipeline.pages.render import Section, environment
 from pipeline.report.facts import Facts, Model, compare, num_parameters, read_facts
 from pipeline.report.numbers import millions, percent, points, signed

@@ -16,14 +16,15 @@ from pipeline.core.committed_files import read_output, read_output_table
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, recorded_seconds
-from pipeline.core.timing import Effort, read_effort
+from pipeline.core.stage import StageError, done_record
+from pipeline.core.timing import Timing, read_timing
 from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.stage import PREDICTIONS_NAME
-from pipeline.inference.comparison import Comparison, paired
-from pipeline.inference.publish import read_info
+from pipeline.inference.accuracy import Comparison, paired_comparison
+from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.stages import StageRow, find, with_folder
 
 Record = dict[str, Any]
 METRICS_NAME = "metrics.jsonl"
@@ -125,7 +126,7 @@ def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
 def compare(first: Model, second: Model) -> Comparison | None:
     """Compare top-1 of the second model with that of the first; None if they were not tested on the same images."""
     one, two = first.predictions, second.predictions
-    return None if one is None or two is None or one.test != two.test else paired(one.right, two.right)
+    return None if one is None or two is None or one.test != two.test else paired_comparison(one.right, two.right)
 
 
 def read_metrics(model: Model) -> list[dict[str, float]]:
@@ -149,14 +150,14 @@ def num_parameters(model: Model) -> int | None:
     return count_parameters(on_meta(lambda: build_model(info.model, info.num_classes, info.model_args)))
 
 
-def stage_efforts(facts: Facts) -> dict[tuple[int, str], Effort]:
+def stage_efforts(facts: Facts) -> dict[tuple[int, str], Timing]:
     """Read each stage's time and memory by (generation, stage); a student that became a teacher counts once."""
-    efforts: dict[tuple[int, str], Effort] = {}
+    efforts: dict[tuple[int, str], Timing] = {}
     for generation in facts.generations:
         number = generation.layout.generation
         for stage in generation.records:
-            if not (stage == "teacher" and number > 1):
-                effort = read_effort(_folders(generation)[stage])
+            if not (find(stage).only_first and number > 1):
+                effort = read_timing(generation.layout.folder_of(stage))
                 efforts[number, stage] = replace(effort, seconds=effort.seconds + _searching(generation, stage))
     return efforts
 
@@ -166,41 +167,28 @@ def _searching(generation: Generation, stage: str) -> float:
     found = generation.records[stage]["summary"].get("near_duplicates") if stage == "select" else None
     if found is None:
         return 0.0
-    return recorded_seconds(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0]))
-
-
-def _folders(generation: Generation) -> dict[str, str]:
-    layout = generation.layout
-    folders = {"teacher": layout.teacher, "label": layout.labels, "select": generation.selection_folder or ""}
-    return folders | {"student": layout.student, "evaluate": layout.evaluation}
+    return read_timing(storage.join(generation.layout.run_dir, found["listing"].rpartition("/")[0])).seconds
 
 
 def _read_generation(layout: Layout) -> Generation:
     selection = layout.current_selection()
     generation = Generation(layout, {}, selection)
-    for stage, folder in _folders(generation).items():
-        record = done_record(folder) if folder else None
-        if record is not None and not _is_of_older(stage, record, generation):
-            generation.records[stage] = record
+    for row in with_folder():
+        record = done_record(layout.folder_of(row.name))
+        if record is not None and not _is_of_older(row, record, generation):
+            generation.records[row.name] = record
     return generation
 
 
-def _is_of_older(stage: str, record: Record, generation: Generation) -> bool:
+def _is_of_older(row: StageRow, record: Record, generation: Generation) -> bool:
     """Whether to leave out an output that was made from other inputs than the present ones; adds a note if it was.
 
     A student of an earlier selection is still the run's student, so it stays; figures of other labels or models would mislead.
     """
-    sources = {
-        "label": {"teacher": "teacher"},
-        "select": {"labels": "label"},
-        "student": {"selection": "select", "labels": "label"},
-    }
-    inputs = record["fingerprint"]["inputs"]
+    stage, inputs = row.name, record["fingerprint"]["inputs"]
     older = [
         source
-        for name, source in (sources | {"evaluate": {"teacher": "teacher", "student": "student"}})
-        .get(stage, {})
-        .items()
+        for name, source in row.upstream.items()
         if name in inputs and source in generation.records and inputs[name] != generation.records[source]["digest"]
     ]
     if older:
@@ -224,7 +212,7 @@ def _read_models(generations: Sequence[Generation]) -> list[Model]:
 
 
 def _read_model(name: str, role: str, generation: Generation) -> Model:
-    folder, record = _folders(generation)[role], generation.records[role]
+    folder, record = getattr(generation.layout, role), generation.records[role]
     evaluation = generation.records.get("evaluate")
     figures = evaluation["summary"].get(role) if evaluation else None
     if evaluation is None or figures is None:

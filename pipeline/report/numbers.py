@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.inference.comparison import Comparison
+from pipeline.inference.accuracy import Comparison
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""Images on the report: small copies, inside the page."""
+"""Small copies of images, inside the page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 
 from data import storage
 from data.images.decode import DecodeError, decode
-from data.labels.label_files import LabeledShard, labels_by_name, read_labels
-from data.shards.image_reader import Place, places_of, read_image
+from data.labels.label_files import LabeledShard, read_labels, read_labels_manifest
+from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
 from data.shards.split import DataError
 from pipeline.report.survey import ShownLabel
 
@@ -66,12 +66,11 @@ def load_pictures(
         urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
     except storage.MissingError:
         urls = {}
-    entries = labels_by_name(labels_folder)
+    entries = read_labels_manifest(labels_folder)
     return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item.row) for item in shown]
 
 
 def _load_picture(labels_folder: str, entry: LabeledShard, url: str | None, row: int) -> tuple[str, str | None]:
-    columns = ["ordinal", "__key__", "offset", "size"]
-    table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
+    table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), PLACE_COLUMNS, entry)
     (place,) = places_of(table.slice(row, 1))
     return place.key, url and thumbnail_at(url, place)

@@ -16,9 +16,9 @@ from data.labels.label_files import (
     COPIES_REMEDY,
     LabeledShard,
     copies_digests,
-    labels_by_name,
     read_copies,
     read_labels,
+    read_labels_manifest,
 )
 from data.tables import read_table
 from pipeline.core.committed_files import read_output_json
@@ -141,7 +141,7 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
         StageError: a label or selection file is missing.
         DataError: one is damaged, or not the one that was committed.
     """
-    entries = labels_by_name(generation.layout.labels)
+    entries = read_labels_manifest(generation.layout.labels)
     record = generation.records.get("select")
     selection = generation.selection_folder if record is not None else None
     copies = copies_digests(record) if record is not None else {}

@@ -15,7 +15,7 @@ from data import storage
 from data.labels.exclusions import keys_digest
 from data.labels.joined_tar import JoinedTar, Rows, sample_key
 from data.labels.overlay import Overlay, RowFilter
-from data.labels.source import as_table
+from data.labels.sources import as_table
 from data.shards.image_reader import ImageReader, Place, places_of, read_image
 from data.tables import to_parquet
 from pipeline.serving.catalog import (
@@ -55,9 +55,8 @@ class JoinedRun:
     files: Mapping[str, ServedFile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        keys_digest(
-            self.overlay.excluded
-        )  # cached here: for a million keys it takes a second, and ETags are made in the event loop
+        # Fills the cache: for a million keys it takes a second, and ETags are made in the event loop.
+        keys_digest(self.overlay.excluded)
 
     @property
     def generation(self) -> int:
@@ -123,7 +122,7 @@ class JoinedRun:
     def _check(self, position: int) -> None:
         shard = self.overlay.shards[position]
         try:
-            size, version = storage.entry(shard.url)
+            size, version = storage.file_info(shard.url)
         except FileNotFoundError:
             size, version = 0, ""
         if size != shard.bytes or not is_regular(shard.url):

@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +19,7 @@ from data.names import check_base_name, read_pointer
 from pipeline.core import interrupt
 from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import Layout
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, ServeConfig
 from pipeline.core.stage import StageError, done_record, require_done
 from pipeline.serving.access import AccessMiddleware, add_security_headers
 from pipeline.serving.blocking_pool import Pools
@@ -46,18 +45,6 @@ _SPARE_CONNECTIONS = 64  # beyond one per answer: idle ones, refused requests, h
 _POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """Address, access and limits; the fields of `pipeline.core.schema.ServeConfig`."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    token: str | None = None
-    open_to_all: bool = False
-    max_connections: int = 256
-    grace_s: float = 30.0
-
-
 def serve(config: Config, layouts: Sequence[Layout]) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
@@ -71,15 +58,12 @@ def serve(config: Config, layouts: Sequence[Layout]) -> None:
     token = read_token(fields.token_file, os.environ)
     check_host(fields.host, token, fields.open_to_all)
     catalog = open_catalog(config, layouts)
-    settings = ServerSettings(
-        fields.host, fields.port, token, fields.open_to_all, fields.max_connections, fields.grace_s
-    )
 
     def report(message: str) -> None:
         print(f"serve: {catalog.title}: {message}" if message.startswith("http") else f"serve: {message}", flush=True)
 
     with interrupt.deferred():  # `pending` sees a signal; it is raised when the block ends
-        asyncio.run(serve_until(catalog, settings, interrupt.pending, report))
+        asyncio.run(serve_until(catalog, fields, token, interrupt.pending, report))
 
 
 def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
@@ -130,48 +114,51 @@ class _Selection(BaseModel):
 
 
 async def serve_until(
-    catalog: Catalog, settings: ServerSettings, stop: Callable[[], bool], report: Callable[[str], None]
+    catalog: Catalog, config: ServeConfig, token: str | None, stop: Callable[[], bool], report: Callable[[str], None]
 ) -> None:
-    """Serve until `stop()` is true, then give answers in progress `settings.grace_s` more seconds.
+    """Serve until `stop()` is true, then give answers in progress `config.grace_s` more seconds.
 
     Args:
+        token: what clients must send, or None.
         report: receives the URL, then a message when the server stops.
 
     Raises:
         OSError: the server cannot listen on the address.
     """
-    async with _listening(catalog, settings) as (url, access):
+    async with _listening(catalog, config, token) as (url, access):
         report(url)
         while not stop():
             await asyncio.sleep(_POLL_S)
         access.is_closing = True
         if access.num_answering:
-            report(f"stopping; {access.num_answering} answers have {settings.grace_s:g} seconds to end")
+            report(f"stopping; {access.num_answering} answers have {config.grace_s:g} seconds to end")
 
 
 @asynccontextmanager
-async def _listening(catalog: Catalog, settings: ServerSettings) -> AsyncIterator[tuple[str, AccessMiddleware]]:
+async def _listening(
+    catalog: Catalog, config: ServeConfig, token: str | None
+) -> AsyncIterator[tuple[str, AccessMiddleware]]:
     """Answer requests inside the block; yield the URL."""
     pools, metrics = Pools(), Metrics()
-    any_host = settings.token is not None or settings.open_to_all or not is_loopback(settings.host)
-    access = AccessMiddleware(settings.token, settings.max_connections, metrics, any_host)
+    any_host = token is not None or config.open_to_all or not is_loopback(config.host)
+    access = AccessMiddleware(token, config.max_connections, metrics, any_host)
     runner = web.AppRunner(
-        _app(Handlers(catalog, pools, metrics, settings.token is not None), access),
+        _app(Handlers(catalog, pools, metrics, token is not None), access),
         handler_cancellation=True,  # a client that leaves cancels its handler
         shutdown_timeout=0.1,  # `_drain` has waited
     )
     await runner.setup()
     assert runner.server is not None, "the runner is set up"
-    maximum = settings.max_connections + _SPARE_CONNECTIONS
+    maximum = config.max_connections + _SPARE_CONNECTIONS
     connections = Connections(runner.server, maximum, access.is_busy, _CONNECTION)
     try:
-        server = await asyncio.get_running_loop().create_server(connections, settings.host, settings.port)
+        server = await asyncio.get_running_loop().create_server(connections, config.host, config.port)
         metrics.watch(lambda: access.num_answering, lambda: len(connections))
         try:
-            yield _url(settings.host, server.sockets[0]), access
+            yield _url(config.host, server.sockets[0]), access
         finally:
             server.close()
-        await _drain(connections, access, settings.grace_s)
+        await _drain(connections, access, config.grace_s)
     finally:
         await _shut_down(runner, connections)
         pools.close()

@@ -1,15 +1,24 @@
-"""The studies of ResNet-RS (arXiv 2103.07579) as rows, for `stage=ablate`: the recipe of the run's teacher, taken apart.
+"""ResNet-RS's studies (arXiv 2103.07579) for `stage=ablate`: the run's teacher recipe, one component per row.
 
-What a row brings in has the value that the run's configuration gives it.
+A component has the value that the run's configuration gives it. A trial is one training of the teacher on the labeled
+images, measured on the validation images.
 """
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
-from pipeline.studies.rows import Own, Row, Study, additive
+from data.labels.exclusions import exclude_inputs
+from pipeline.core.schema import Config
+from pipeline.core.stage import Fingerprint
+from pipeline.studies.rows import FromRun, Row, Study, additive
+from pipeline.studies.trainings import labeled_job, open_splits, training_seconds
+from pipeline.studies.trials import Experiment
+from pipeline.training.loop import fit
+from pipeline.training.state import load_trained
 
-# Input noise that ResNet-RS does not have: crop and flip remain.
+# Turns off all input noise but crop and flip, as in ResNet-RS's baseline.
 _CROP_AND_FLIP: dict[str, Any] = {"teacher.weights": None, "teacher.mixup": 0.0, "teacher.augment.num_ops": 0} | {
     f"teacher.augment.{name}": 0
     for name in ("rotation", "zoom", "translate", "shear", "brightness", "contrast", "cutout")
@@ -18,12 +27,12 @@ _UNREGULARIZED = _CROP_AND_FLIP | {
     "teacher.label_smoothing": 0.0,
     "teacher.stochastic_depth": 0.0,
     "teacher.dropout": 0.0,
-    "teacher.weight_decay": Own(2.5),  # 1e-4 where the recipe has 4e-5
+    "teacher.weight_decay": FromRun(2.5),  # 1e-4 where the recipe has 4e-5
 }
-_RAND_AUGMENT = {"teacher.augment.num_ops": Own(), "teacher.augment.magnitude": Own()}
-_SMOOTHING = {"teacher.label_smoothing": Own()}
-_DROPOUT = {"teacher.dropout": Own()}
-_LOWER_DECAY = {"teacher.weight_decay": Own()}
+_RAND_AUGMENT = {"teacher.augment.num_ops": FromRun(), "teacher.augment.magnitude": FromRun()}
+_SMOOTHING = {"teacher.label_smoothing": FromRun()}
+_DROPOUT = {"teacher.dropout": FromRun()}
+_LOWER_DECAY = {"teacher.weight_decay": FromRun()}
 
 RESNET_RS = Study(
     name="resnet_rs",
@@ -31,19 +40,19 @@ RESNET_RS = Study(
     base=_UNREGULARIZED
     | {
         "teacher.lr_schedule": "step",
-        "teacher.epochs": Own(90 / 350),  # as long as ResNets were trained, to the recipe's own length
+        "teacher.epochs": FromRun(90 / 350),  # 90 epochs of the original ResNets, scaled to the run's length
         "teacher.ema_decay": 0.0,
-        "teacher.bn_momentum": 0.1,  # the average's 1.0 without an average: evaluated with the statistics of one batch
+        "teacher.bn_momentum": 0.1,  # without EMA, 1.0 would evaluate with one batch's statistics
         "teacher.model_args.se_ratio": 0.0,
         "teacher.model_args.resnet_d": False,
     },
     rows=additive(
         Row("baseline", {}, 79.0),
         Row("+ cosine", {"teacher.lr_schedule": "cosine"}, 79.3),
-        Row("+ longer", {"teacher.epochs": Own()}, 78.8),
-        Row("+ EMA", {"teacher.ema_decay": Own(), "teacher.bn_momentum": Own()}, 79.1),
+        Row("+ longer", {"teacher.epochs": FromRun()}, 78.8),
+        Row("+ EMA", {"teacher.ema_decay": FromRun(), "teacher.bn_momentum": FromRun()}, 79.1),
         Row("+ label smoothing", _SMOOTHING, 80.4),
-        Row("+ stochastic depth", {"teacher.stochastic_depth": Own()}, 80.6),
+        Row("+ stochastic depth", {"teacher.stochastic_depth": FromRun()}, 80.6),
         Row("+ RandAugment", _RAND_AUGMENT, 81.0),
         Row("+ dropout", _DROPOUT, 80.7),
         Row("+ lower weight decay", _LOWER_DECAY, 82.2),
@@ -65,3 +74,30 @@ WEIGHT_DECAY = Study(
         Row("RA + LS + DO, lower decay", _LOWER_DECAY, 82.7, of="RA + LS + DO"),
     ),
 )
+
+
+def _fingerprint(config: Config) -> Fingerprint:
+    config.teacher.require_averaged_statistics("teacher")  # whatever teacher.weights says
+    labeled, validation = open_splits(config)
+    inputs = {"labeled": labeled.digest(), "validation": validation.digest()}
+    return Fingerprint(config.stage_fields("teacher"), inputs | exclude_inputs(config.data.exclude))
+
+
+def _train(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
+    """Train; return the EMA weights' top-1 on the validation images, a fraction. No row needs another: `sources` is empty."""
+    assert not sources, "no row of these studies has `needs`"
+    job = labeled_job(config, "teacher", folder)
+    fit(job)
+    _, metrics = load_trained(job)
+    top1 = [line["validation_top1"] for line in metrics if "validation_top1" in line][-1]
+    loss = [line["loss"] for line in metrics if "loss" in line][-1]
+    assert job.validation is not None, "see labeled_job"
+    return {"top1": top1, "loss": loss, "steps": job.total_steps, "images": job.validation.num_samples}
+
+
+def _expected_seconds(config: Config, sources: tuple[str, ...]) -> float:  # noqa: ARG001 (see _train)
+    with tempfile.TemporaryDirectory() as folder:
+        return training_seconds(labeled_job(config, "teacher", folder))[0]
+
+
+TEACHER_RECIPE = Experiment(_fingerprint, _train, _expected_seconds, scratch=("checkpoints",))

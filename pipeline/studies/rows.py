@@ -1,4 +1,4 @@
-"""A study as plain data: rows that each change one thing of another row's configuration, and what was published of them."""
+"""A study as plain data: rows that each change another row's configuration, with the published results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.core.schema import Config
 
 
 @dataclass(frozen=True)
-class Own:
-    """In place of a value: the one that the run's configuration has in this field, times a factor."""
+class FromRun:
+    """A placeholder for the value of the run's configuration in the same field, times `factor`."""
 
-    times: float = 1.0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Row:
     """One configuration of a study.
 
     Attributes:
-        changes: dotted field → value, `Own`, or a function of the run's own fields (nested mappings) that gives the value.
-        published: top-1 of the row in the paper, in per cent.
-        of: the earlier row that it changes and is compared with; None changes the study's base.
-        needs: the earlier row whose outputs it builds on, with the same seed; None begins from nothing.
-        finding: what the paper says of it, where it gives no figure.
+        changes: dotted field → value, `FromRun`, or a function: the run's fields (nested mappings) → value.
+        published: top-1 in the paper, in per cent.
+        of: the earlier row that this one changes and is compared with; None: the study's base.
+        needs: the earlier row whose outputs this one uses, with the same seed; None: it starts from scratch.
+        finding: the paper's result in words, where it gives no figure.
     """
 
     name: str
@@ -42,36 +42,36 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows over a base, which is the run's configuration with a few changes.
+    """Rows over a base: the run's configuration with a few changes.
 
     Attributes:
-        source: where the published figures are from.
-        leaves_out: rows that change nothing, as the configuration is like that already, are left out; else they are refused.
+        source: of the published figures.
+        skip_unchanged: skip a row that changes nothing in the run's configuration; else refuse the study.
     """
 
     name: str
     source: str
     base: Mapping[str, Any]
     rows: tuple[Row, ...]
-    leaves_out: bool = False
+    skip_unchanged: bool = False
 
 
 def additive(*rows: Row) -> tuple[Row, ...]:
-    """Each row changes the one before it."""
+    """Return the rows, each changing the one before it."""
     return (rows[0], *(replace(row, of=before.name) for before, row in pairwise(rows)))
 
 
 def row_configs(study: Study, config: Config) -> dict[str, Config]:
-    """The configuration of every row of `rows_for`, by name. Raises as that."""
+    """Return the configuration of every row of `rows_for`, by name. Raises UsageError as `rows_for`."""
     fields, _ = _fields(study, config)
     return {name: _validated(study, name, values) for name, values in fields.items()}
 
 
 def rows_for(study: Study, config: Config) -> tuple[Row, ...]:
-    """The rows that this configuration has: without those that are left out, in whose place others are compared.
+    """Return the rows without skipped ones; a row compared with a skipped row is compared with that row's equal instead.
 
     Raises:
-        UsageError: a row that changes nothing in this configuration, or a value that does not fit.
+        UsageError: a row changes nothing in this configuration, or a value is invalid.
     """
     fields, instead = _fields(study, config)
     rows = [row for row in study.rows if row.name in fields]
@@ -79,17 +79,17 @@ def rows_for(study: Study, config: Config) -> tuple[Row, ...]:
 
 
 def _fields(study: Study, config: Config) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Every row's fields, and for each row that is left out, the one that it is like."""
-    own = config.model_dump()
-    base = _changed(own, study.base, own)
+    """Return fields by row, and for each skipped row the row that it equals."""
+    run = config.model_dump()
+    base = _changed(run, study.base, run)
     fields: dict[str, dict[str, Any]] = {}
     instead: dict[str, str] = {}
     for row in study.rows:
         of = instead.get(row.of, row.of) if row.of is not None else None
         before = base if of is None else fields[of]
-        after = _changed(before, row.changes, own)
+        after = _changed(before, row.changes, run)
         if of is not None and row.changes and after == before:
-            if not study.leaves_out:
+            if not study.skip_unchanged:
                 raise UsageError(_no_change(study, row, before))
             instead[row.name] = of
         else:
@@ -100,26 +100,26 @@ def _fields(study: Study, config: Config) -> tuple[dict[str, dict[str, Any]], di
 def _no_change(study: Study, row: Row, before: Mapping[str, Any]) -> str:
     values = ", ".join(f"{field}={_get(before, field)!r}" for field in row.changes)
     return (
-        f"study {study.name}, row {row.name!r}: it changes nothing, as the configuration has {values} too; "
-        "give the value that the row is to bring in"
+        f"study {study.name}, row {row.name!r}: it changes nothing, because the configuration already has {values}; "
+        "set the value that the row should add"
     )
 
 
-def _changed(before: Mapping[str, Any], changes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(before: Mapping[str, Any], changes: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     after = copy.deepcopy(dict(before))
     for field, value in changes.items():
         *sections, name = field.split(".")
         section = after
         for part in sections:
             section = section[part]
-        section[name] = _value(own, field, value)
+        section[name] = _value(run, field, value)
     return after
 
 
-def _value(own: Mapping[str, Any], field: str, value: Any) -> Any:
-    if isinstance(value, Own):
-        return _get(own, field) * value.times
-    return copy.deepcopy(value(own)) if callable(value) else value
+def _value(run: Mapping[str, Any], field: str, value: Any) -> Any:
+    if isinstance(value, FromRun):
+        return _get(run, field) * value.factor
+    return copy.deepcopy(value(run)) if callable(value) else value
 
 
 def _get(fields: Mapping[str, Any], field: str) -> Any:
@@ -137,5 +137,5 @@ def _validated(study: Study, row: str, fields: Mapping[str, Any]) -> Config:
 
 
 def seeds_of(config: Config) -> Iterable[int]:
-    """The seeds that every row is made with."""
+    """Return the seeds that every row is trained with."""
     return range(config.seed, config.seed + config.ablate.seeds)

@@ -1,6 +1,6 @@
-"""stage=ablate: a study of a recipe, one change a row, several seeds, compared on the validation images.
+"""stage=ablate: a study of a recipe, one change per row, several seeds, compared on the validation images.
 
-Test images are never opened: what a study finds is there to choose by.
+Test images are never opened: a study's results are used to choose a recipe.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from data.shards.image_reader import check_labeled
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
-from pipeline.studies.noisy_student import NOISY_STUDENT
-from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
-from pipeline.studies.recipe_trial import TEACHER_RECIPE
-from pipeline.studies.resnet_rs import RESNET_RS, WEIGHT_DECAY
+from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
+from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
 from pipeline.studies.table import PLOT_NAME, RESULTS_NAME, describe, row_results, write_results
 from pipeline.studies.tasks import resources_of
@@ -27,18 +25,18 @@ from pipeline.studies.trials import Experiment, Trial, refuse_others, run_trials
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
-_EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the others train the teacher's recipe alone
+_EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the other studies train only the teacher
 
 
 def ablate(config: Config, layout: Layout, force: bool = False) -> None:
-    """Make or continue the study `ablate.study`, then print its table and write its files.
+    """Run or continue the study `ablate.study`, then print its table and write its files.
 
     Args:
-        force: move all its earlier results aside first.
+        force: first move all earlier results aside.
 
     Raises:
-        What `open_study` raises.
-        TrainingError: a loss that is not finite.
+        StageError, StageRefusedError, ModelError, UsageError, DataError: as `open_study`.
+        TrainingError: a loss is not finite.
     """
     study, trials = open_study(config, layout, force)
     folder = layout.study(study.name)
@@ -53,22 +51,22 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
 
 
 def experiment_of(study: Study) -> Experiment:
-    """What is made and measured for each of its rows."""
+    """Return what to run for each row of a study."""
     return _EXPERIMENTS.get(study.name, TEACHER_RECIPE)
 
 
 def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Study, list[Trial]]:
-    """The study that is asked for and its trials; changes nothing.
+    """Return the study `ablate.study` and its trials; write nothing.
 
     Args:
-        force: earlier results of another configuration are no reason to refuse.
+        force: accept earlier results of another configuration.
 
     Raises:
-        StageRefusedError: results of another configuration are there.
-        StageError: there are no labeled or no validation images, or training is to run in several processes.
-        ModelError: a row whose network cannot be built.
-        UsageError: a row that changes nothing in this configuration.
-        DataError: labeled shards that are not right.
+        StageRefusedError: there are results of another configuration.
+        StageError: there are no labeled or no validation images, or training uses several processes.
+        ModelError: a row's network cannot be built.
+        UsageError: a row changes nothing in this configuration.
+        DataError: labeled shards are damaged or have no labels.
     """
     _check_data(config, layout)
     study = STUDIES[config.ablate.study]
@@ -79,14 +77,14 @@ def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Stu
 
 
 def _check_data(config: Config, layout: Layout) -> None:
-    """Before anything starts: what every row needs. Raises StageError, DataError."""
+    """Check what every row needs, before anything starts. Raises StageError, DataError."""
     labeled, validation = open_labeled(config, layout)
     if labeled is None or validation is None:
-        raise StageError("stage=ablate trains on data.labeled and compares on data.validation; give shards for both")
+        raise StageError("stage=ablate trains on data.labeled and compares on data.validation; set both")
     for role, section in (("teacher", config.teacher), ("student", config.student)):
         if section.workers > 1:
             raise StageError(
-                f"{role}.workers={section.workers}: stage=ablate runs several trainings at once, of one process each; give 1"
+                f"{role}.workers={section.workers}: stage=ablate runs several trainings at once, each in one process; set it to 1"
             )
     num_classes, _ = classes_of(config, labeled)
     for split in (labeled, validation):
@@ -94,25 +92,25 @@ def _check_data(config: Config, layout: Layout) -> None:
 
 
 def plan_study(config: Config, layout: Layout) -> None:
-    """Print every row with its changes, how many of its trainings are done, and how long the others take. Raises as `open_study`."""
+    """Print every row with its changes and finished trainings, and the expected time of the others. Raises as `open_study`."""
     study, trials = open_study(config, layout)
     for row in rows_for(study, config):
         done = sum(trial.result() is not None for trial in trials if trial.row == row.name)
         values = row_configs(study, config)[row.name].fingerprint("")
         changes = ", ".join(f"{field}={_value(values, field)}" for field in row.changes)
         print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
-    _print_left_out(study, config)
+    _print_skipped(study, config)
     print(f"study {study.name}: {_duration(study, trials)}")
 
 
-def _print_left_out(study: Study, config: Config) -> None:
-    there = {row.name for row in rows_for(study, config)}
-    if left_out := [row.name for row in study.rows if row.name not in there]:
-        print(f"left out, as the configuration is like that already: {', '.join(left_out)}")
+def _print_skipped(study: Study, config: Config) -> None:
+    names = {row.name for row in rows_for(study, config)}
+    if skipped := [row.name for row in study.rows if row.name not in names]:
+        print(f"left out, as the configuration is like that already: {', '.join(skipped)}")
 
 
 def _duration(study: Study, trials: Sequence[Trial]) -> str:
-    """How long what is missing takes on this machine: rows with a training that is done tell; of the others a few steps are timed."""
+    """Describe how long the missing trainings take on this machine: from finished ones of the row, else by timing a few steps."""
     todo = [trial for trial in trials if trial.result() is None]
     if not todo:
         return "all trainings are done"
@@ -134,5 +132,5 @@ def _value(values: Mapping[str, Any], field: str) -> Any:
     section, _, name = field.rpartition(".")
     if field in values:
         return values[field]
-    parts = {key: value for key, value in values.items() if key.startswith(f"{field}.")}  # a section of its own
-    return "(as the student's)" if parts else values[section][name]
+    is_section = any(key.startswith(f"{field}.") for key in values)
+    return "(as the student's)" if is_section else values[section][name]

@@ -1,4 +1,4 @@
-"""What a study found: a table on screen, `results.json`, and `plot.svg`, beside what was published."""
+"""A study's results beside the published ones: a table on screen, `results.json`, `plot.svg`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ RESULTS_NAME, PLOT_NAME = "results.json", "plot.svg"
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row's figures, in per cent and points.
+    """A row's results, in per cent and percentage points.
 
     Attributes:
+        of: the row it is compared with.
         top1: by seed.
         spread: standard deviation over seeds; None with one seed.
-        change: mean difference to the row that it changes, seed by seed; None for a row of its own.
+        change: mean over seeds of the difference to row `of`; None without one.
         change_error: standard error of that mean.
-        details: by seed, all that the experiment returned.
+        finding: the paper's result in words.
+        details: by seed, the experiment's result.
     """
 
     name: str
@@ -37,12 +39,12 @@ class RowResult:
     change_error: float | None
     published: float | None
     published_change: float | None
-    finding: str  # of the paper, in words
+    finding: str
     details: tuple[Mapping[str, Any], ...]
 
 
 def row_results(rows: Sequence[Row], trials: Sequence[Trial]) -> list[RowResult]:
-    """The figures of all rows; every trial must be done."""
+    """Return the results of all rows; every trial must be done."""
     found = _by_row(trials)
     top1 = {row: tuple(100 * result["top1"] for result in results) for row, results in found.items()}
     published = {row.name: row.published for row in rows}
@@ -88,7 +90,7 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 
 def describe(study: Study, results: Sequence[RowResult]) -> str:
-    """The table. "±" is the standard deviation over seeds for a top-1, the standard error for a change."""
+    """Format the table. "±" is the standard deviation over seeds for a top-1, the standard error for a change."""
     head = ("", "top-1 %", "change", "published", "change", "compared with")
     cells = [head, *map(_cells, results)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""Long tasks on Ray, one item each: what they reserve, how many fit at once, and their results as they end."""
+"""Run trainings as Ray tasks: the resources to reserve, how many fit at once, results as they finish."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from pipeline.core.ray_runtime import user_error
 from pipeline.core.schema import Config
 
 _TICK_S = 5.0
-GPU_SHARE = (
-    0.6  # more than half: one training per GPU; what a training starts itself, as a labeling actor, has the rest
-)
+GPU_SHARE = 0.6  # over half: one training per GPU; the rest is for what a training starts, as a labeling actor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def ray_nodes() -> list[float]:
-    """CPUs of each node that Ray has."""
+    """Return the number of CPUs of each of Ray's nodes."""
     return [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
 
 
 def resources_of(config: Config, nodes: Sequence[float]) -> dict[str, float]:
-    """What Ray reserves for one training: its threads and loading processes, or a whole node when that has fewer CPUs.
+    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node.
 
     Args:
-        nodes: CPUs of each.
+        nodes: CPUs of each node.
     """
     cpus = config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
     return {"num_cpus": min(cpus, max(nodes)), "num_gpus": GPU_SHARE if config.resolved_device() == "cuda" else 0}
 
 
-def room_for(resources: Mapping[str, float]) -> int:
-    """Trainings that fit at once."""
-    there = ray.cluster_resources()
-    room = there.get("CPU", 1) // resources["num_cpus"]
+def max_concurrent(resources: Mapping[str, float]) -> int:
+    """Return how many trainings fit at once, at least 1."""
+    available = ray.cluster_resources()
+    number = available.get("CPU", 1) // resources["num_cpus"]
     if resources["num_gpus"]:
-        room = min(room, there.get("GPU", 0))
-    return max(1, int(room))
+        number = min(number, available.get("GPU", 0))
+    return max(1, int(number))
 
 
 def in_tasks(
@@ -50,19 +48,21 @@ def in_tasks(
     tick: Callable[[], object] = lambda: None,
     needs: Sequence[int | None] = (),
 ) -> Iterator[tuple[Item, Result]]:
-    """Items with what `function` returns of them in Ray tasks, as they end. A worker that dies is replaced, three times a task.
-
-    An error is raised as the task raised it; the other tasks end with this process (why they are not cancelled:
-    `teacher.selection.ray_tasks`).
+    """Yield (item, `function(item)`) as Ray tasks finish. Ray retries a task whose worker dies, three times.
 
     Args:
-        needs: for each item, the place of an earlier one that must have ended before it starts; empty: none needs another.
+        tick: called after each finished task, and every five seconds.
+        needs: per item, the index of an earlier item that must finish first, or None; empty: no item needs another.
+
+    Raises:
+        Whatever `function` raises. The other tasks end with this process (why they are not cancelled:
+            `teacher.executors.in_ray_tasks`).
     """
     task = ray.remote(lambda item, *_: function(item)).options(**resources)
     references: list[ray.ObjectRef] = []
-    for place, item in enumerate(items):
-        before = needs[place] if needs else None
-        references.append(task.remote(item, *([] if before is None else [references[before]])))
+    for index, item in enumerate(items):
+        needed = needs[index] if needs else None
+        references.append(task.remote(item, *([] if needed is None else [references[needed]])))
     pending = dict(zip(references, items, strict=True))
     try:
         while pending:

@@ -33,7 +33,7 @@ class CheckpointError(ValueError):
 
 
 class _DamagedError(Exception):
-    """A file is not what was written; the message says which check failed."""
+    """A file is damaged; the message says which check failed."""
 
 
 def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int = 2, best: int | None = None) -> None:

@@ -39,14 +39,8 @@ class EMA:
         self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for `load_state_dict`: {"module": tensors, "num_updates": int}."""
+        """The state for `load_state_dict`: {"module": state dict of the averaged model, "num_updates": int}."""
         return {"module": self.module.state_dict(), "num_updates": self.num_updates}
-
-    @staticmethod
-    def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The averaged weights in a `state_dict` of this class, as a state dict of the plain model."""
-        weights: dict[str, torch.Tensor] = state["module"]
-        return weights
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""

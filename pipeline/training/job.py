@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from data import storage
 from data.shards.split import Split
-from pipeline.core.schema import TrainConfig
+from pipeline.core.schema import Config, TrainConfig
 from pipeline.inputs.streams import StreamSpec
 from pipeline.training.optimizer import learning_rate
 
@@ -27,7 +28,7 @@ class TrainJob:
         num_labeled: images in an epoch.
         threads: of torch, per process.
         validation: images to evaluate on; None: no evaluation.
-        initial_weights: a folder of weights to begin with; what the model has beyond them is fresh (`can_warm_start`).
+        initial_weights: a folder of weights to begin with; layers that they lack start fresh (`can_warm_start`).
         starts_from: a finished training; begin with its EMA weights and train only the last layers (`student.fix_resolution`).
     """
 
@@ -70,3 +71,26 @@ class TrainJob:
         peak = config.lr * config.batch_size / 256
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         return learning_rate(step, self.total_steps, warmup_steps, peak, config.lr_schedule)
+
+
+def job_from_config(
+    config: Config,
+    section: Literal["teacher", "student"],
+    folder: str,
+    streams: tuple[StreamSpec, ...],
+    num_classes: int,
+    validation: Split | None,
+) -> TrainJob:
+    """The training that a section of the configuration describes."""
+    return TrainJob(
+        name=section,
+        folder=folder,
+        config=config.teacher if section == "teacher" else config.student,
+        streams=streams,
+        num_classes=num_classes,
+        num_labeled=streams[0].num_images,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.resolved_device(),
+        validation=validation,
+    )

@@ -18,10 +18,11 @@ import torch
 from data import storage
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
-from pipeline.inference.predictor import Predictor, predict_split, top_k_accuracy
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
-from pipeline.models.device import require_device
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.distributed import gather, rank_and_world, sum_over_ranks
 from pipeline.training.job import TrainingError, TrainJob
@@ -133,7 +134,9 @@ def _evaluate(job: TrainJob, state: TrainState) -> bool:
     every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
     if job.validation is None or (state.step % every and state.step != job.total_steps):
         return False
-    logits, labels = predict_split(job.validation, Predictor(state.ema.module, job.config, job.device))
+    preprocessing = Preprocessing.of_training(job.config)
+    predictor = Predictor(state.ema.module, preprocessing, job.device, channels_last=job.config.channels_last)
+    logits, labels = predict_split(job.validation, predictor)
     failpoint(f"evaluation-{state.step}/{job.name}")
     state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
     return state.best_step == state.step

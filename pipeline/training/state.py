@@ -101,7 +101,7 @@ def load_trained(job: TrainJob) -> tuple[dict[str, torch.Tensor], list[dict[str,
         raise TrainingError(
             f"{job.folder}: training has not reached step {job.total_steps}; run the stage again to continue"
         )
-    return EMA.weights(checkpoint["ema"]), checkpoint["metrics"]
+    return checkpoint["ema"]["module"], checkpoint["metrics"]
 
 
 def freeze_early_layers(model: nn.Module) -> None:

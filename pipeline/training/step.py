@@ -25,7 +25,7 @@ def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: Trai
     Args:
         network: `training_network` of the state's model.
     """
-    torch.manual_seed(_step_seed(job.seed, state.step, rank))
+    torch.manual_seed((job.seed * 1_000_003 + state.step) * 1_009 + rank)
     images, targets = _on_device(job, batch)
     if job.config.mixup:
         images, targets = mix_images(images, targets, job.config.mixup)
@@ -51,10 +51,6 @@ def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Te
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return images, batch.targets.to(job.device, non_blocking=True)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank
 
 
 def _autocast(job: TrainJob) -> torch.autocast:

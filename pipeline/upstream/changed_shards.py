@@ -1,8 +1,9 @@
-"""Are the shards still those that a run was made from? For force=true, which starts from what is there, and for verify=true."""
+"""Check that shards are those that a run was made from: for force=true, which reads all headers again, and for verify=true."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from data.shards.split import DataError, Split, check_packed, has_recorded_bytes, open_split
@@ -10,46 +11,26 @@ from data.storage import StorageError
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
-
-_READ_BY = {
-    "teacher": ("labeled", "validation"),
-    "label": ("unlabeled", "validation"),
-    "student": ("labeled", "validation", "unlabeled"),
-    "evaluate": ("test",),
-    "export": ("unlabeled",),
-    "ablate": ("labeled", "validation", "unlabeled"),
-}  # stage → fields of `data`
-
-
-def splits_read_by(config: Config, stage: str) -> tuple[str, ...]:
-    """The fields of `data` that name shards which a stage reads, with this configuration."""
-    names = _READ_BY.get(stage, ())
-    return names if _reads_unlabeled(config, stage) else tuple(name for name in names if name != "unlabeled")
-
-
-def _reads_unlabeled(config: Config, stage: str) -> bool:
-    if stage == "student":
-        return config.student.unlabeled_ratio > 0
-    return stage != "ablate" or config.ablate.study == "noisy_student"
+from pipeline.stages import SPLIT_FIELDS, fields_in_force, find
 
 
 def reindex(config: Config, layout: Layout, stage: str) -> None:
-    """Read the headers of all shards that a stage reads, whatever is known of them.
+    """Read the headers of all shards that a stage reads, indexed or not.
 
     Raises:
-        DataError: a packed shard that has changed; shards that are missing.
-        StorageError: a pattern that matches nothing.
+        DataError: a packed shard has changed, or shards are missing.
+        StorageError: a pattern matches nothing.
     """
-    for name in splits_read_by(config, stage):
-        if patterns := getattr(config.data, name):
+    for field in fields_in_force(find(stage).reads, config):
+        if field in SPLIT_FIELDS and (patterns := attrgetter(field)(config)):
             check_packed(open_split(patterns, layout.indexes, reindex=True))
 
 
 def verify_splits(config: Config, layouts: Sequence[Layout]) -> None:
-    """Check that data.labeled, data.validation and data.test are what models and figures of a run were made from.
+    """Check that data.labeled, data.validation and data.test are the shards that a run's models and figures were made from.
 
     Raises:
-        StageError: what has changed.
+        StageError: shards have changed; names each.
     """
     problems: list[str] = []
     for name in ("labeled", "validation", "test"):
@@ -58,7 +39,7 @@ def verify_splits(config: Config, layouts: Sequence[Layout]) -> None:
             continue
         try:
             split = open_split(patterns, layouts[0].indexes, reindex=True)
-        except (DataError, StorageError) as error:  # a run may be verified where these shards are not
+        except (DataError, StorageError) as error:  # a run may be verified where it has no access to these shards
             print(f"data.{name}: not checked: {error}")
             continue
         found = [f"data.{name}: {problem}" for problem in _problems(split, users)]
@@ -69,19 +50,19 @@ def verify_splits(config: Config, layouts: Sequence[Layout]) -> None:
 
 
 def describe_recorded_bytes(split: Split) -> str:
-    """Of how many shards all bytes are checked, and what is not noticed of the others."""
+    """Say of how many shards all bytes were checked, and what goes unnoticed in the others."""
     packed = sum(bool(shard.sha256) for shard in split.shards)
-    words = [f"{packed:,} packed shards compared with the SHA-256 that is recorded of each"] if packed else []
+    words = [f"{packed:,} packed shards compared with their recorded SHA-256"] if packed else []
     if foreign := len(split.shards) - packed:
         words.append(
-            f"no SHA-256 is recorded of {foreign:,} shards that were not packed here: their names, sizes and labels were read again, "
-            "but an image that was replaced by another of the same name and size is not noticed"
+            f"{foreign:,} shards were not packed here and have no recorded SHA-256: their names, sizes and labels were read again, "
+            "but an image replaced by another of the same name and size goes unnoticed"
         )
     return "; ".join(words)
 
 
 def _users(layouts: Sequence[Layout], name: str) -> Iterator[tuple[str, str]]:
-    """Folder of each finished output that was made from `data.<name>`, and the digest of the shards that it was made from."""
+    """Yield (folder, digest of the shards) of each finished output that was made from `data.<name>`."""
     folders = [layouts[0].teacher] + [f for layout in layouts for f in (layout.student, layout.evaluation)]
     for folder in folders:
         record: dict[str, Any] = done_record(folder) or {"fingerprint": {"inputs": {}}}
@@ -92,7 +73,7 @@ def _users(layouts: Sequence[Layout], name: str) -> Iterator[tuple[str, str]]:
 def _problems(split: Split, users: dict[str, str]) -> Iterator[str]:
     for folder, digest in users.items():
         if digest != split.digest():
-            yield f"the shards are not those that {folder} was made from; restore them, or make it again with force=true"
+            yield f"{folder} was made from other shards; restore them, or make it again with force=true"
     for shard in split.shards:
         if shard.sha256 and not has_recorded_bytes(shard):
-            yield f"{shard.url}: its bytes are not those that were packed (other SHA-256); restore it, or pack it again"
+            yield f"{shard.url}: its bytes have changed since it was packed (SHA-256); restore it, or pack it again"

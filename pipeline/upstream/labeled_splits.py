@@ -1,4 +1,4 @@
-"""The labeled images of a run, for every stage that trains on them alone or is measured on them: their splits and their classes."""
+"""The labeled splits of a run and their classes, for every stage that trains on them or measures with them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data.shards.split import DataError, Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
+from pipeline.stages import StageRow, fields_in_force, with_folder
 from pipeline.upstream.stage_inputs import require_same_classes
 
 Counts = NDArray[np.int64]  # (num_classes,)
@@ -19,7 +20,7 @@ _SHOWN = 5  # class names in a message
 
 
 def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:
-    """The labeled and the validation split, as far as they are configured. Raises StageError when their classes differ."""
+    """Open data.labeled and data.validation; None for one that is not configured. Raises StageError when their classes differ."""
     labeled = open_split(config.data.labeled, layout.indexes) if config.data.labeled else None
     validation = open_split(config.data.validation, layout.indexes) if config.data.validation else None
     if labeled and validation:
@@ -28,10 +29,10 @@ def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | 
 
 
 def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...] | None]:
-    """Number of classes, and their names where a manifest has them.
+    """The number of classes, and their names or None when no manifest has them.
 
     Raises:
-        StageError: neither a manifest nor data.num_classes tells.
+        StageError: neither a manifest nor data.num_classes gives the number.
     """
     names = split.class_names if split else None
     number = config.data.num_classes or (len(names) if names else None)
@@ -43,29 +44,36 @@ def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...
 
 
 def splits_to_check(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> list[str]:
-    """Names of the labeled splits that a command is going to use in a stage that is not done, as far as they are configured."""
-    first = layouts[0]
-    trains = any(
-        stage in stages and done_record(folder) is None
-        for stage, folder in [("teacher", first.teacher), *(("student", layout.student) for layout in layouts)]
-    )
-    measures = "evaluate" in stages and (trains or any(done_record(layout.evaluation) is None for layout in layouts))
-    wanted = ["labeled", "validation"] * trains + ["test"] * measures
-    return [name for name in wanted if getattr(config.data, name)]
+    """Labeled splits that are configured and that a command will train or measure on in a stage that is not done."""
+    wanted: set[str] = set()
+    running: set[str] = set()
+    for row in with_folder():
+        own = layouts[:1] if row.only_first else layouts
+        is_done = all(done_record(layout.folder_of(row.name)) is not None for layout in own)
+        if row.name in stages and (not is_done or running & {*row.upstream.values()}):
+            running.add(row.name)
+            wanted.update(_splits_for_learning(config, row))
+    return [name for name in ("labeled", "validation", "test") if name in wanted and getattr(config.data, name)]
+
+
+def _splits_for_learning(config: Config, row: StageRow) -> set[str]:
+    """Labeled splits of a stage that trains on data.labeled or measures on data.test."""
+    read = set(fields_in_force(row.reads, config))
+    return {field.removeprefix("data.") for field in read} if read & {"data.labeled", "data.test"} else set()
 
 
 def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
-    """Before anything is computed: have labeled, validation and test images the same classes, and has each image a right label?
+    """Check, before anything is computed, that the splits have the same classes and every image has a valid label.
 
     Args:
         splits: any of `labeled`, `validation`, `test`.
 
     Returns:
-        Sentences about classes without images.
+        Sentences that name classes without images.
 
     Raises:
-        StageError: the classes differ, or there is one only.
-        DataError: a sample with a problem, without a label, or with one that is out of range.
+        StageError: the classes differ.
+        DataError: all labeled images are of one class, or a sample has a problem, no label, or a label out of range.
     """
     names = list(splits)
     for other in names[1:]:
@@ -74,7 +82,7 @@ def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
         )
     known = next((split for split in splits.values() if split.class_names), None)
     if known is None and config.data.num_classes is None:
-        return []  # the stages ask for it
+        return []  # the stages raise for want of data.num_classes
     num_classes, class_names = classes_of(config, known)
     notes: list[str] = []
     for name, split in splits.items():
@@ -83,13 +91,13 @@ def check_splits(config: Config, splits: Mapping[str, Split]) -> list[str]:
 
 
 def _count(split: Split, num_classes: int) -> Counts:
-    """Images of each class. Raises DataError as `check_labeled`, which names the sample but takes longer."""
+    """Count the images per class. On a bad sample call `check_labeled`, which is slower and raises a DataError that names it."""
     counts = np.zeros(num_classes, np.int64)
     for shard, table in zip(split.shards, split.indexes(), strict=True):
         labels = table.column("label").drop_null().to_numpy()
-        is_right = len(labels) == table.num_rows and not any(table.column("problem").to_pylist())
-        is_right = is_right and not shard.findings.stray
-        if not is_right or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):
+        is_valid = len(labels) == table.num_rows and not any(table.column("problem").to_pylist())
+        is_valid = is_valid and not shard.findings.stray
+        if not is_valid or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):
             check_labeled(split, num_classes)
         counts += np.bincount(labels, minlength=num_classes)
     return counts

@@ -1,4 +1,4 @@
-"""What a run hands out: the labels and the selection of a generation, over the shards that were labeled."""
+"""Open the overlay of a generation (labels and selection over the unlabeled shards), for export and server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.upstream.stage_inputs import require_labeled_corpus, require_label
 
 
 def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any], dict[str, Any]]:
-    """The overlay, and the done-records of labels and selection.
+    """Returns the overlay, and the done-records of labels and selection.
 
     Raises:
-        StageError: labels or selection are not done or not of each other, or the unlabeled shards have changed since.
-        DataError: unlabeled shards that are missing or cut short.
+        StageError: labels or selection are not done, do not belong together, or are of other unlabeled shards.
+        DataError: unlabeled shards are missing or cut short.
     """
     labels = require_labels(config, layout)
     folder, selection = require_selection(config, layout, labels)

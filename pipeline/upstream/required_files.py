@@ -1,10 +1,11 @@
-"""What a command reads from outside of the run directory: looked for before anything runs, and before the run directory remembers
-where it was said to be."""
+"""Look for the files and shards outside the run directory that a command reads, before anything runs and before config.yaml remembers
+their paths."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from data import storage
@@ -13,45 +14,36 @@ from data.settings import UsageError
 from data.shards.split import find_shards
 from data.storage.redact import BLANK, redacted
 from pipeline.core.config import Loaded
-from pipeline.upstream.changed_shards import splits_read_by
+from pipeline.stages import SPLIT_FIELDS, fields_in_force, find
 
-_FILES_READ_BY: dict[str, tuple[str, ...]] = {  # besides shards
-    "teacher": ("teacher.weights", "data.exclude"),
-    "label": ("teacher.ensemble",),
-    "select": ("data.held_out_hashes", "data.exclude"),
-    "student": ("data.exclude",),
-    "export": ("data.exclude",),
-    "ablate": ("data.exclude",),
-}
-_SPLITS = ("data.labeled", "data.validation", "data.test", "data.unlabeled")
-_FILES = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
-_ALWAYS = "data.truth"  # of all summaries
+_FILE_FIELDS = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
+_ALWAYS = "data.truth"  # every stage writes the summary
 
 
 def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
-    """Look for every file and shard that the stages read, or that the command's own words name; what they hold is the stages' matter.
+    """Look for every file and shard that the stages read or that this command's words name. Their content is checked by the stages.
 
     Raises:
-        UsageError: one that is not there, or cannot be looked for; names the field and where its value is from.
+        UsageError: one does not exist, or cannot be looked up; names the field and where its value is from.
     """
     needed = {_ALWAYS}
     for stage in stages:
-        needed.update(_FILES_READ_BY.get(stage, ()))
-        needed.update(f"data.{name}" for name in splits_read_by(loaded.config, stage))
-    wanted = [field for field in (*_FILES, *_SPLITS) if field in needed or loaded.is_given(field)]
+        needed.update(fields_in_force(find(stage).reads, loaded.config))
+    known = dict.fromkeys([*_FILE_FIELDS, *SPLIT_FIELDS, *sorted(needed)])
+    wanted = [field for field in known if field in needed or loaded.is_given(field)]
     _require_filled_in(loaded, wanted)
     for field in wanted:
         if not (urls := _urls(loaded, field)):
             continue
         try:
-            _look(field, urls)
+            _require_existing(field, urls)
         except (ValueError, OSError) as error:
-            said = str(error) if field in str(error) else f"{field}: {error}"
-            raise UsageError(f"{said} ({loaded.origin(field)})") from error
+            message = str(error) if field in str(error) else f"{field}: {error}"
+            raise UsageError(f"{message} ({loaded.origin(field)})") from error
 
 
-def _look(field: str, urls: Sequence[str]) -> None:
-    if field in _SPLITS:
+def _require_existing(field: str, urls: Sequence[str]) -> None:
+    if field in SPLIT_FIELDS:
         find_shards(urls)
         return
     for url in storage.expand(urls):
@@ -62,27 +54,25 @@ def _look(field: str, urls: Sequence[str]) -> None:
 
 
 def _urls(loaded: Loaded, field: str) -> list[str]:
-    value: Any = loaded.config
-    for part in field.split("."):
-        value = getattr(value, part)
+    value: Any = attrgetter(field)(loaded.config)
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def _require_filled_in(loaded: Loaded, wanted: Sequence[str]) -> None:
-    """Raises UsageError for what a run directory remembers without its variables or its secrets, unless it is data that nobody asks
-    for."""
+    """Raise UsageError for a value that the run directory remembers with variables or without its secrets, unless it names data that
+    no stage needs."""
     for field, value in _texts(loaded.config.model_dump(mode="json"), ""):
-        is_needed = field in wanted or field not in (*_FILES, *_SPLITS)
-        left_out = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
-        if left_out and is_needed and loaded.is_remembered(field):
+        is_needed = field in wanted or field not in (*_FILE_FIELDS, *SPLIT_FIELDS)
+        missing = "variables are filled in" if "${" in value else "secrets are known" if BLANK in value else ""
+        if missing and is_needed and loaded.is_remembered(field):
             raise UsageError(
-                f"{field}={value}: {left_out} only where they are given with the command, and {loaded.origin(field)}; "
+                f"{field}={value}: {missing} only where they are given with the command, but {loaded.origin(field)}; "
                 f"name config=FILE again, or give {field}=…"
             )
 
 
 def _texts(values: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """(dotted field, text in it)."""
+    """Yield (dotted field, its text)."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _texts(value, f"{prefix}.{key}" if prefix else str(key))

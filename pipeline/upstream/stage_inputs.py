@@ -1,4 +1,4 @@
-"""What a stage takes from earlier ones: done, and made of each other. A mixture of old and new outputs is refused here."""
+"""Check that a stage's upstream outputs are done and belong together; a mixture of old and new outputs is refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
     Explain,
+    Fingerprint,
     StageError,
     config_differences,
     differences,
@@ -22,20 +23,21 @@ from pipeline.core.stage import (
     is_begun,
     require_done,
 )
+from pipeline.stages import find, maker_of
 
 _SHOWN = 5  # class names in a message
 
 
 def require_test(config: Config) -> None:
-    """Raises StageError without test shards."""
+    """Raise StageError when data.test is empty."""
     if not config.data.test:
         raise StageError("data.test is empty; give labeled test shards to evaluate on")
 
 
 def require_same_classes(names: Sequence[str] | None, whose: str, other: Sequence[str] | None, field: str) -> None:
-    """Raises StageError, naming the first difference, when two lists of class names are not the same; None agrees with all.
+    """Raise StageError, which names the first difference, when two lists of class names differ; None matches any list.
 
-    Names are compared in Unicode NFC: macOS and Linux may write the accents of one name in two ways.
+    Names are compared in Unicode NFC, because macOS and Linux may encode an accent in two ways.
     """
     if not names or not other:
         return
@@ -63,8 +65,8 @@ def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
     """The done-record of the labels.
 
     Raises:
-        StageError: they are not done, or of another teacher than the run's, or of another number of classes than configured.
-            No teacher at all is fine: labels can travel alone.
+        StageError: the labels are not done, are of another teacher than the run's, or have another number of classes than configured.
+            A run without a teacher is fine: labels may be copied alone.
     """
     labels = require_done(layout.labels, "label")
     if config.data.num_classes not in (None, labels["summary"]["num_classes"]):
@@ -72,25 +74,24 @@ def require_labels(config: Config, layout: Layout) -> dict[str, Any]:
             f"data.num_classes={config.data.num_classes}, but {layout.labels} has {labels['summary']['num_classes']} classes; "
             "give that number, or train a teacher for yours in another run_dir="
         )
-    name = "teacher" if layout.generation == 1 else "student"
     if is_begun(layout.teacher):
-        teacher = require_done(layout.teacher, name)["digest"]
+        teacher = require_done(layout.teacher, layout.teacher_stage)["digest"]
         if labels["fingerprint"]["inputs"]["teacher"] != teacher:
             raise StageError(
-                f"{layout.labels}: the labels are of another teacher than {layout.teacher}, which was made anew; "
+                f"{layout.labels}: the labels are of another teacher than the one in {layout.teacher} now; "
                 "run stage=label force=true (the old labels are moved aside)"
             )
     return labels
 
 
 def require_labeled_corpus(corpus: Split, labels: Mapping[str, Any]) -> None:
-    """Raises StageError when the labels (their done-record) are not those of the unlabeled shards."""
+    """Raise StageError when the labels (given their done-record) are of other unlabeled shards."""
     if corpus.digest() != labels["summary"]["corpus"]:
         raise StageError("data.unlabeled has changed since it was labeled; run stage=label first")
 
 
 def keeps_images(config: Config, layout: Layout) -> bool:
-    """Whether this generation's selection is that of the generation before."""
+    """Whether this generation reuses the selection of the generation before."""
     return config.select.keep_images and layout.generation > 1
 
 
@@ -98,7 +99,7 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     """Folder and done-record of the current selection.
 
     Raises:
-        StageError: there is none, or it is of other labels, settings or excluded keys than the configuration's.
+        StageError: there is none, or it was made from other labels, settings or excluded keys.
         DataError: data.exclude cannot be read.
     """
     folder = layout.current_selection()
@@ -124,8 +125,22 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     return folder, selection
 
 
+def fingerprint_of(config: Config, layout: Layout, stage: str) -> Fingerprint:
+    """The fingerprint of a stage that depends on nothing but its row's `fingerprint` and `upstream`.
+
+    Raises:
+        StageError: an upstream stage is not done.
+    """
+    upstream = find(stage).upstream
+    inputs = {name: require_done(layout.folder_of(maker), maker)["digest"] for name, maker in upstream.items()}
+    return Fingerprint(config.stage_fields(stage), inputs)
+
+
 def explain_inputs(layout: Layout) -> Explain:
-    """For a refusal: in which fields and inputs the old and the new output of an earlier stage differ, where both are still there."""
+    """A function for `open_stage` that says in which fields and inputs the old and the new output of an upstream stage differ.
+
+    It says nothing when one of the two is gone.
+    """
 
     def explain(name: str, before: str | None, after: str | None) -> Iterator[str]:
         records = list(_records(layout, name))
@@ -145,12 +160,12 @@ def explain_inputs(layout: Layout) -> Explain:
 
 
 def _records(layout: Layout, name: str) -> Iterator[dict[str, Any]]:
-    """Done-records of an input's present output and of those that force=true moved aside."""
+    """Yield the done-records of an input's present output and of those that force=true moved aside."""
     if name == "selection":
         folders = [storage.join(layout.selections, entry) for entry in storage.list_names(layout.selections)]
     else:
-        folder = {"teacher": layout.teacher, "labels": layout.labels}.get(name)
-        parent, _, base = (folder or "").rpartition("/")
-        names = storage.list_names(parent) if folder else []
+        maker = maker_of(name)
+        parent, _, base = (layout.folder_of(maker) if maker else "").rpartition("/")
+        names = storage.list_names(parent) if maker else []
         folders = [storage.join(parent, entry) for entry in names if entry == base or entry.startswith(f"{base}.old-")]
     yield from (record for folder in folders if (record := done_record(folder)) is not None)

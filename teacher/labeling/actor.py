@@ -1,4 +1,4 @@
-"""The labeling actor: a model, loaded once, that labels shards."""
+"""The labeling actor: loads the model once and labels shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import ray
 from data.labels.label_files import LabeledShard
 from data.shards.split import Shard
 from pipeline.core.schema import LabelConfig
-from pipeline.inference.publish import load_labeling_predictor, read_info
+from pipeline.inference.ensemble import load_labeling_predictor
+from pipeline.inference.stage_weights import read_info
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.pool import here
@@ -17,14 +18,14 @@ from teacher.labeling.pool import here
 
 @ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Labeler:
-    """See `teacher.labeling.pool`. The model is loaded by `prepare`, whose errors reach the driver as they are."""
+    """What `teacher.labeling.pool` calls. `prepare` loads the model, not `__init__`: its errors reach the driver unchanged."""
 
     def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
         self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by
 
     @ray.method(concurrency_group="asking")
     def place(self) -> tuple[str, int]:
-        """The node and the process, at once."""
+        """Node id and process id, without waiting for other calls."""
         return here()
 
     @ray.method(concurrency_group="labeling")
@@ -44,7 +45,7 @@ class Labeler:
 
     @ray.method(concurrency_group="labeling")
     def label(self, shard: Shard, url: str, careful: bool) -> LabeledShard:
-        """Label a shard and commit its file; `careful`: without the images that end or hang a process."""
+        """Label a shard and commit its file; `careful`: first find the images that crash or hang a process, and quarantine them."""
         problems = {}
         if careful:
             problems = crashing_images(
@@ -54,5 +55,5 @@ class Labeler:
 
     @ray.method(concurrency_group="asking")
     def progress(self) -> tuple[int, dict[str, float]]:
-        """Images so far, and seconds by part of the work."""
+        """Images so far, and seconds by part of the work (see `Meter`)."""
         return self._labeler.meter.read()

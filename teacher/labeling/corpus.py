@@ -1,28 +1,30 @@
-"""The unlabeled shards as their indexes tell, before an image is read: what stops a run, and what is said in a line."""
+"""Check the unlabeled shards by their indexes, before an image is read: refuse damaged ones, report oddities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data.labels.label_files import QUARANTINE_NAME, Quarantined
+from data.labels.label_files import QUARANTINE_NAME, VALIDATION_NAME, Quarantined
 from data.shards.split import Shard, Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import StageError, done_record
-from teacher.selection.precision import VALIDATION_NAME
 
 _EXAMPLES = 3  # in a message
 
 
 def check_unlabeled(config: Config, layout: Layout) -> None:
-    """As `check_corpus` of `data.unlabeled`, for a command in which hours of training come before labeling; not of finished labels."""
+    """Run `check_corpus` on data.unlabeled unless its labels are finished; for commands that train for hours before labeling."""
     if config.data.unlabeled and done_record(layout.labels) is None:
         check_corpus(open_split(config.data.unlabeled, layout.indexes), config.label)
 
 
 def check_corpus(corpus: Split, config: LabelConfig) -> None:
-    """Refuse shards that should not be labeled, before anything is computed. Raises as `check_shards`, and when more images are
-    known to be of no use than `label.max_quarantined`."""
+    """Refuse shards that should not be labeled.
+
+    Raises:
+        StageError: as `check_shards`; or the indexes list more unusable images than `label.max_quarantined` allows.
+    """
     check_shards(corpus, config)
     bad = count_unusable(corpus, {})
     if bad > config.max_quarantined * corpus.num_samples:
@@ -30,14 +32,14 @@ def check_corpus(corpus: Split, config: LabelConfig) -> None:
 
 
 def check_shards(corpus: Split, config: LabelConfig) -> None:
-    """Refuse damaged shards and those whose name is taken.
+    """Refuse damaged shards, and names that the labels folder uses otherwise.
 
     Raises:
-        StageError: more shards are damaged than `label.max_damaged_shards`, or one has the name of another file of the labels.
+        StageError: more shards are damaged than `label.max_damaged_shards`, or a shard has the name of another file of the labels.
     """
     for shard in corpus.shards:
         if f"{shard.name}.parquet" in (QUARANTINE_NAME, VALIDATION_NAME):
-            raise StageError(f"{shard.url}: a file of the labels has this name; rename the shard")
+            raise StageError(f"{shard.url}: the labels folder has another file of this name; rename the shard")
     damaged = [shard for shard in corpus.flawed if shard.findings.damage]
     if len(damaged) > config.max_damaged_shards:
         raise StageError(
@@ -54,7 +56,7 @@ def _list_damaged(damaged: Sequence[Shard]) -> str:
 
 
 def known_problems(shard: Shard) -> list[Quarantined]:
-    """What of a shard will be quarantined unread."""
+    """Samples that the index already marks as unusable; they are quarantined without being read."""
     if not shard.findings.problems:
         return []
     columns = [shard.index().column(name).to_pylist() for name in ("key", "offset", "problem")]
@@ -63,13 +65,17 @@ def known_problems(shard: Shard) -> list[Quarantined]:
 
 
 def count_unusable(corpus: Split, quarantined: Mapping[str, int]) -> int:
-    """Images that get no label: the quarantined of finished shards (by name), what the indexes know of the others, and strays."""
+    """Count the images without a label: quarantined in finished shards, marked unusable in the indexes of the others, and strays.
+
+    Args:
+        quarantined: number of quarantined images of each finished shard, by name.
+    """
     known = sum(shard.findings.problems for shard in corpus.flawed if shard.name not in quarantined)
     return sum(quarantined.values()) + known + sum(shard.findings.stray for shard in corpus.flawed)
 
 
 def too_many_unusable(bad: int, corpus: Split, config: LabelConfig, where: str) -> str:
-    """The error: how many, what names them, and the first of what the indexes know."""
+    """The error message: the number, where they are listed, and a few examples from the indexes."""
     rows = [s for s in corpus.flawed if s.findings.problems][:_EXAMPLES]
     strays = [s for s in corpus.flawed if s.findings.stray][:_EXAMPLES]
     lines = [f"\n  {s.url}: {s.findings.problems:,} samples, the first: {s.findings.problem}" for s in rows]
@@ -85,8 +91,7 @@ def too_many_unusable(bad: int, corpus: Split, config: LabelConfig, where: str) 
 
 
 def report_oddities(corpus: Split) -> None:
-    """Print a line each about keys that do not tell images apart or could not be written, about damaged shards, and about images that
-    are not labeled as they lie beside others; nothing where all is well."""
+    """Print a line each about duplicate or unwritable keys, damaged shards, and images ignored beside another of their sample."""
     odd = [shard for shard in corpus.shards if shard.odd_keys]
     if odd:
         examples = ", ".join(f"{shard.odd_key!r} in {shard.name}.tar" for shard in odd[:_EXAMPLES])

@@ -1,6 +1,6 @@
-"""Which images of a shard kill or hang the process that decodes them: found in processes of their own, one image after the other.
+"""Find the images of a shard that crash or hang the decoder, by decoding them one by one in a child process.
 
-For shards that workers were lost at. An image that makes a decoder crash is a bug in the decoder, but no reason to stop.
+For shards at which workers were lost. An image that crashes a decoder is a bug of the decoder, but no reason to stop labeling.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import Shard
 from teacher.labeling.batches import Meter
 
-_START_S = 120  # for a process to load its libraries
+_START_S = 120  # limit for a child process to load its libraries
 
 
 def crashing_images(shard: Shard, view: EvalView, patience_s: float, meter: Meter) -> dict[int, str]:
-    """Decode a shard in a child process, and in a new one after each that ends.
+    """Decode a shard in a child process; start a new one after each crash.
 
     Args:
-        patience_s: to decode one image; reading it does not count.
-        meter: accounts the time to `read` and `decode`, which shows that this goes on.
+        patience_s: seconds to decode one image, without reading it.
+        meter: counts the time as `read` and `decode`, so that the pool sees progress.
 
     Returns:
-        What happened, by ordinal.
+        The reason by ordinal.
 
     Raises:
-        RuntimeError: a child process could not be started, or ended while it decoded nothing: that is no image's fault.
-        What reading or decoding raises, as when the shard is labeled without such care.
+        RuntimeError: a child process did not start, or ended between two images.
+        DataError, OSError, StorageError: the shard cannot be read, as when it is labeled in the actor.
     """
     found: dict[int, str] = {}
     start = 0
     while start < shard.num_samples:
-        start, what = _try(shard, view, start, patience_s, meter)
-        if what:
-            found[start] = what
+        start, reason = _first_crash(shard, view, start, patience_s, meter)
+        if reason:
+            found[start] = reason
             start += 1
     return found
 
 
-def _try(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Meter) -> tuple[int, str]:
-    """The first image from `start` on that cannot be got over, and why; or the end of the shard, and nothing."""
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+def _first_crash(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Meter) -> tuple[int, str]:
+    """(ordinal, reason) of the first image from `start` on that crashes or hangs; (num_samples, "") if none does."""
+    context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_decode, args=(shard, view, start, sender), daemon=True)
     child.start()
@@ -76,31 +76,31 @@ def _try(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Met
 
 
 class _EndedError(Exception):
-    """A child process is gone; the message is the signal's name or the exit code."""
+    """A child process ended; the message is the signal's name or the exit code."""
 
 
 def _wait_for_start(shard: Shard, receiver: Connection, meter: Meter) -> None:
     for _ in range(_START_S):
-        with meter.timing("read"):  # a second at a time: whoever looks for progress sees some
+        with meter.timing("read"):  # one second at a time: the pool must see progress
             if receiver.poll(1.0):
                 return
     raise RuntimeError(f"{shard.url}: a process that decodes it alone did not start within {_START_S} s")
 
 
 def _receive(receiver: Connection, child: BaseProcess) -> None:
-    """Wait for the child's next word; raises the error that is one."""
+    """Wait for the child's next message; raise it if it is an error."""
     try:
-        word = receiver.recv()
+        message = receiver.recv()
     except EOFError as error:
         child.join()
         code = child.exitcode or 0
         raise _EndedError(signal.Signals(-code).name if code < 0 else f"exit code {code}") from error
-    if isinstance(word, Exception):
-        raise word
+    if isinstance(message, Exception):
+        raise message
 
 
 def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> None:
-    """Runs in the child: says that it is there, and of each image when it is read and when it is over; or what went wrong."""
+    """Runs in the child. Sends None when it has started, and after reading and after decoding each image; or the error."""
     with suppress(BrokenPipeError):
         try:
             places = places_in(shard.index().slice(start), start)
@@ -113,5 +113,5 @@ def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> Non
                         with suppress(DecodeError):
                             view.with_hash(content)
                     sender.send(None)
-        except Exception as error:  # no image's fault: labeling without such care would raise it, too
+        except Exception as error:  # not a crash: labeling in the actor would raise it too
             sender.send(error)

@@ -1,7 +1,7 @@
-"""Which shards have labels: what a label stage knows when it continues, without opening a label file.
+"""Which shards have labels, so that a label stage can continue without opening every label file.
 
-`journal.json` in the labels folder is a cache. It is written now and then; files that it does not know, or knows with another
-size, are opened and describe themselves.
+`journal.json` in the labels folder is a cache, written every half minute. A label file that it does not list, or lists with another
+size, is opened: label files describe themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from data import storage
 from data.json_files import read_json
-from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_manifest
+from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
 from data.shards.split import DataError, Shard, Split
 
 JOURNAL_NAME = "journal.json"
@@ -25,7 +25,7 @@ _EVERY_S = 30.0
 
 
 class Journal:
-    """The finished shards of a labels folder, by name, and what the check of the teacher found."""
+    """The finished shards of a labels folder, by name, and the result of the teacher's check."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._written_at = folder, time.monotonic()
@@ -34,17 +34,17 @@ class Journal:
 
     @staticmethod
     def open(folder: str, corpus: Split, made_by: str) -> Journal:
-        """What of `corpus` is finished: label files that are there, whole, and theirs (see `LabeledShard.is_of`)."""
+        """Find the finished shards of `corpus`: the label file is whole and of this shard (see `LabeledShard.is_of`)."""
         journal, known = Journal(folder), {}
         if storage.exists(storage.join(folder, LABELS_MANIFEST)):
-            known = {entry.name: entry for entry in read_manifest(folder)}
+            known = read_labels_manifest(folder)
         journal.teacher_check, cached = _read(folder)
         known |= cached
         journal.shards = _finished(folder, corpus, made_by, known)
         return journal
 
     def add(self, entry: LabeledShard) -> None:
-        """Note a shard whose file has been committed; the journal itself is written every half minute."""
+        """Add a shard whose file is committed; write the journal every half minute."""
         self.shards[entry.name] = entry
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()
@@ -57,8 +57,7 @@ class Journal:
 
 
 def _read(folder: str) -> tuple[dict[str, Any] | None, dict[str, LabeledShard]]:
-    """The check of the teacher and the shards; nothing where the journal is missing, damaged or of another version: it is a cache,
-    and the label files tell the same."""
+    """The teacher's check and the shards; (None, {}) if the journal is missing, damaged or of another version (it is a cache)."""
     url = storage.join(folder, JOURNAL_NAME)
     try:
         content = _Content.model_validate(read_json(url, ""))

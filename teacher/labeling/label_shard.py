@@ -1,12 +1,12 @@
-"""One shard: every sample becomes a label or a quarantined row, in order, committed as one file."""
+"""Label one shard: every sample becomes a label or a quarantined row, in order, committed as one file."""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,14 @@ import torch
 from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
 from data.shards.split import Shard
 from pipeline.core.stage import StageError
-from pipeline.inference.predictor import Ensemble, Predictor
-from teacher.labeling.batches import Batch, ImageMemory, Meter, ahead, submitted_batches
+from pipeline.inference.ensemble import Ensemble
+from pipeline.inference.predictor import Predictor
+from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead
 
 
 @dataclass
 class _Rows:
-    """What is known of the shard so far; a few dozen bytes an image."""
+    """The shard's results so far; a few dozen bytes per image."""
 
     ordinals: list[np.ndarray] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)
@@ -30,14 +31,17 @@ class _Rows:
 
 
 class ShardLabeler:
-    """Labels shards, up to two at a time from two threads: the second is read and decoded while the first one's last batches
-    are labeled and its file is written, so that the model never waits for the end of a shard.
+    """Label shards, up to two at a time from two threads.
+
+    The second shard is read and decoded while the last batches of the first are labeled and its file is written: the model never
+    waits for the end of a shard.
 
     Args:
         num_classes: of the predictor's model.
-        top_k: probabilities to keep; at most num_classes are.
-        threads: of the model on a CPU. Two batches share them, each with half: threads that wait for each other within a batch
-            lose a quarter of the time where decoding takes their cores away.
+        top_k: number of probabilities to keep; at most num_classes.
+        threads: CPU threads of the model. Two batches run at once with half of them each: threads that wait for each other within a
+            batch lose a quarter of the time when decoding takes their cores.
+        decode_threads: number of decoding threads.
         made_by: see `LabeledShard`.
     """
 
@@ -50,42 +54,41 @@ class ShardLabeler:
         decode_threads: int,
         made_by: str,
     ) -> None:
-        self.meter, self._made_by = Meter(), made_by
-        self._predictor, self._top_k = predictor, min(top_k, num_classes)
-        self._decoding = ThreadPoolExecutor(decode_threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._at_once = 2 if predictor.device == "cpu" and threads > 1 else 1
-        self._model = ThreadPoolExecutor(
-            self._at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // self._at_once),)
-        )
-        self._reading = threading.Lock()
-        self._memory = ImageMemory(predictor.batch_size, predictor.view.image_size)
+        self._predictor, self._top_k, self._made_by = predictor, min(top_k, num_classes), made_by
+        one_thread = partial(torch.set_num_threads, 1)
+        self._reader = BatchReader(predictor.view, predictor.batch_size, decode_threads, one_thread)
+        self._num_batches = 2 if predictor.device == "cpu" and threads > 1 else 1
+        model_threads = partial(torch.set_num_threads, max(1, threads // self._num_batches))
+        self._model = ThreadPoolExecutor(self._num_batches, initializer=model_threads)
+
+    @property
+    def meter(self) -> Meter:
+        """Images and seconds so far, of all shards."""
+        return self._reader.meter
 
     def label(self, shard: Shard, url: str, problems: Mapping[int, str] | None = None) -> LabeledShard:
         """Label a shard and commit its label file `url`.
 
         Args:
-            problems: ordinals that are not to be decoded, and why; they are quarantined.
+            problems: reasons by ordinal of samples to quarantine without decoding them.
 
         Raises:
-            DataError: the shard or its index is not what it was.
+            DataError: the shard or its index has changed.
             StageError: the model's output is not finite.
         """
-        index, rows, predictor = _with_problems(shard.index(), problems or {}), _Rows(), self._predictor
-        submitted = submitted_batches(
-            shard, index, predictor.view, predictor.batch_size, self._decoding, self._reading, self.meter, self._memory
-        )
-        asked: deque[tuple[Batch, Future[np.ndarray]]] = deque()
-        for batch in ahead(submitted):
-            asked.append((batch, self._model.submit(self._predict, batch)))
-            if len(asked) > self._at_once:
-                self._take_answer(shard, index, *asked.popleft(), rows)
-        while asked:
-            self._take_answer(shard, index, *asked.popleft(), rows)
+        index, rows = _with_problems(shard.index(), problems or {}), _Rows()
+        running: deque[tuple[ImageBatch, Future[np.ndarray]]] = deque()
+        for batch in ahead(self._reader.batches(shard, index)):
+            running.append((batch, self._model.submit(self._predict, batch)))
+            if len(running) > self._num_batches:
+                self._collect(shard, index, *running.popleft(), rows)
+        while running:
+            self._collect(shard, index, *running.popleft(), rows)
         with self.meter.timing("write"):
             return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
-    def _predict(self, batch: Batch) -> np.ndarray:
-        """Probabilities of the batch's good images, float32 (N, C)."""
+    def _predict(self, batch: ImageBatch) -> np.ndarray:
+        """Probabilities of the batch's decoded images, float32 [n, num_classes]."""
         batch.wait()
         good = batch.is_good
         if not good.any():
@@ -94,10 +97,11 @@ class ShardLabeler:
         with self.meter.timing("model"):
             return self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
 
-    def _take_answer(
-        self, shard: Shard, index: pa.Table, batch: Batch, answer: Future[np.ndarray], rows: _Rows
+    def _collect(
+        self, shard: Shard, index: pa.Table, batch: ImageBatch, prediction: Future[np.ndarray], rows: _Rows
     ) -> None:
-        probabilities, good = answer.result(), batch.is_good
+        """Add a batch's labels and quarantined samples to `rows`."""
+        probabilities, good = prediction.result(), batch.is_good
         if not np.isfinite(probabilities).all():
             raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
         for position in np.flatnonzero(~good).tolist():
@@ -108,11 +112,11 @@ class ShardLabeler:
             rows.top_k.append(top_k_of(probabilities, self._top_k))
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
-        self._memory.give_back(batch.images)
-        self.meter.add_images(len(good))
+        self._reader.release(batch)
 
 
 def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:
+    """The index with further problems in its column `problem`."""
     if not problems:
         return index
     column = index.column("problem").to_pylist()

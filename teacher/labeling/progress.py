@@ -1,4 +1,4 @@
-"""What people see of a label stage while it runs: a bar, `progress.json` for stage=status, `timing.jsonl` for later."""
+"""Show the progress of labeling: a bar on the screen, `progress.json` for stage=status, `timing.jsonl` for later."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from data.shards.split import DataError
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
-_MAX_LINES = 500  # of timing.jsonl; beyond, every second one goes
+_MAX_LINES = 500  # of timing.jsonl; beyond, drop every second one
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a label stage is; `seconds` are spent in read, decode, model and write, summed over threads."""
+class LabelProgress:
+    """Progress of a label stage; `seconds` in read, decode, model and write, summed over threads."""
 
     images_done: int
     images_total: int
@@ -32,28 +32,28 @@ class Progress:
     quarantined: int
     workers: int
     images_per_s: float
-    eta_s: float | None  # None: nothing is known of the rate
+    eta_s: float | None  # None: the rate is not known yet
     seconds: dict[str, float] = field(default_factory=dict)
     written_at: float = 0.0  # Unix time
 
     def describe(self) -> str:
-        """Rate, time left, workers and quarantined images in a few words."""
+        """Describe rate, time left, workers and quarantined images in a few words."""
         if not self.workers and not self.images_per_s:
             return f"waiting for workers, {self.quarantined} quarantined"
         eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
         return f"{self.images_per_s:,.0f} img/s, {eta} left, {self.workers} workers, {self.quarantined} quarantined"
 
 
-def read_progress(folder: str) -> Progress | None:
-    """The last figures of a label stage that runs or was stopped; None when there are none."""
+def read_progress(folder: str) -> LabelProgress | None:
+    """Read the last progress of a label stage that runs or was stopped; None if there is none."""
     try:
-        return TypeAdapter(Progress).validate_python(read_json(storage.join(folder, PROGRESS_NAME), ""))
+        return TypeAdapter(LabelProgress).validate_python(read_json(storage.join(folder, PROGRESS_NAME), ""))
     except (FileNotFoundError, DataError, ValidationError):
-        return None  # written by others, read at any moment
+        return None  # another process writes it at any moment
 
 
 class ProgressDisplay:
-    """Draws and writes progress; use as a context manager."""
+    """Draw and write progress; use as a context manager."""
 
     def __init__(self, folder: str, images_total: int, images_done: int) -> None:
         self._folder = folder
@@ -68,15 +68,15 @@ class ProgressDisplay:
         self._lines = text.splitlines()
         self._every_s = self._write_s = write_every_s(folder)
         self._line_at = self._written_at = 0.0
-        self.last: Progress | None = None
+        self.last: LabelProgress | None = None
 
     def rate(self, images_done: int, workers: int) -> float:
-        """Images per second of the last two minutes; 0 until there are workers."""
+        """Images per second over the last two minutes; 0 until a worker is ready."""
         self._has_begun = self._has_begun or workers > 0
         return self._rate(images_done) if self._has_begun else 0.0
 
-    def show(self, progress: Progress) -> None:
-        """Draw, and write when it is time to."""
+    def show(self, progress: LabelProgress) -> None:
+        """Draw the progress; write it every few seconds."""
         self.last = progress
         self._bar.n = progress.images_done
         self._bar.set_postfix_str(progress.describe(), refresh=False)
@@ -86,11 +86,11 @@ class ProgressDisplay:
             self._written_at = now
             self._write(progress)
 
-    def _write(self, progress: Progress) -> None:
-        with suppress(OSError, storage.StorageError):  # figures for people must not stop the work
+    def _write(self, progress: LabelProgress) -> None:
+        with suppress(OSError, storage.StorageError):  # a failed write must not stop labeling
             self._write_files(progress)
 
-    def _write_files(self, progress: Progress) -> None:
+    def _write_files(self, progress: LabelProgress) -> None:
         now = time.monotonic()
         text = json.dumps(asdict(progress) | {"written_at": time.time()})
         storage.write_text(storage.join(self._folder, PROGRESS_NAME), text + "\n")

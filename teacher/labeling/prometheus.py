@@ -1,4 +1,4 @@
-"""The progress of labeling as Prometheus metrics, at the addresses where Ray exposes its own (docs/scale.md)."""
+"""Export the progress of labeling as Prometheus metrics, where Ray exposes its own (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
-from teacher.labeling.progress import Progress
+from teacher.labeling.progress import LabelProgress
 
 _MEANINGS = {
     "images_done": "images that are labeled or quarantined, or in work",
@@ -21,11 +21,10 @@ _MEANINGS = {
 
 
 class Gauges:
-    """`ray_noisy_student_label_<name>{run="<folder of the labels>"}`; Ray must run. Figures for people: what fails here stops no run,
-    and is said once.
+    """Metrics `ray_noisy_student_label_<name>{run="<folder of the labels>"}`. Ray must run. An error is printed once and stops no run.
 
     Args:
-        folder: signs that Ray's metrics do not take (it wants ASCII) are shown as URLs write them.
+        folder: the labels folder; percent-encoded, as Ray's tags are ASCII.
     """
 
     def __init__(self, folder: str) -> None:
@@ -38,11 +37,11 @@ class Gauges:
             gauge.set_default_tags({"run": tag})
             self._gauges[name] = gauge
 
-    def set(self, progress: Progress) -> None:
-        """Show these figures from now on."""
+    def set(self, progress: LabelProgress) -> None:
+        """Set the metrics."""
         self._try(lambda: self._set(progress))
 
-    def _set(self, progress: Progress) -> None:
+    def _set(self, progress: LabelProgress) -> None:
         for name, gauge in self._gauges.items():
             gauge.set(float(getattr(progress, name)))
 

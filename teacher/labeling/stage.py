@@ -1,6 +1,6 @@
-"""stage=label: the teacher labels every unlabeled image once. Ray places shards on labeling actors.
+"""stage=label: the teacher labels every unlabeled image once; Ray places shards on labeling actors.
 
-A shard's labels are one file and one commit. Whatever happens, running the stage again makes the files that are not there.
+A shard's labels are one file and one commit. After any failure, running the stage again makes the missing files.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from data.labels.label_files import (
     LABELS_REMEDY,
     MAX_CLASSES,
     QUARANTINE_NAME,
+    VALIDATION_NAME,
     LabeledShard,
     quarantine_table,
     read_labels,
@@ -34,50 +35,52 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
-from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, look, open_stage, require_done
-from pipeline.inference.publish import ensemble_digest, read_info
-from pipeline.models.device import require_device
+from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
+from pipeline.inference.ensemble import ensemble_digest
+from pipeline.inference.predictor import require_device
+from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.actor import Labeler
 from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
 from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
 from teacher.labeling.pool import PoolOptions, ShardPool
-from teacher.labeling.progress import Progress, ProgressDisplay
+from teacher.labeling.progress import LabelProgress, ProgressDisplay
 from teacher.labeling.prometheus import Gauges
 from teacher.labeling.teacher_check import check_teacher
-from teacher.selection.precision import VALIDATION_NAME
 
 _SKIPPED = {"skipped": "no validation images"}
-
-_DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # of a reason: what differs from image to image
+_DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # the parts of a reason that differ from image to image
 
 
 def label(config: Config, layout: Layout, force: bool = False, accept_chance: bool | None = None) -> dict[str, Any]:
-    """Run or continue the stage; returns its done-record.
+    """Run or continue the stage; return its done-record.
 
     Args:
-        accept_chance: label with a teacher that is no better than chance, too; by default with `force`.
+        accept_chance: accept a teacher whose labels are no better than chance; defaults to `force`.
 
     Raises:
-        StageError: the teacher is missing, no better than chance or not as good as its weights say, its classes are not the
-            labeled set's, too many images cannot be used, or workers cannot be started or are lost at one shard again and again.
+        StageError: the teacher is missing, no better than chance or worse than its weights state; its classes are not the
+            labeled set's; too many images cannot be used; workers cannot be started or are lost at one shard repeatedly.
+        StageRefusedError: as `open_stage`.
+        UsageError: the device does not exist.
+        DataError: shards are missing or damaged.
         WorkerError: an error in the code that a worker ran.
     """
-    teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    teacher = require_done(layout.teacher, layout.teacher_stage)
     if not config.data.unlabeled:
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
         )
     expected = fingerprint(config, teacher["digest"])
     corpus = open_split(config.data.unlabeled, layout.indexes)
-    is_done, journal = _look(layout.labels, expected, corpus, force)
+    is_done, journal = _inspect(layout.labels, expected, corpus, force)
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
     if is_done and not todo and require_done(layout.labels, "label")["summary"]["corpus"] == corpus.digest():
         open_stage(layout.labels, "label", expected)
         return require_done(layout.labels, "label")
     accept_chance = force if accept_chance is None else accept_chance
-    # a finished output is as it was when this refuses
-    info, validation = _check(config, layout, corpus, journal, accept_chance)
+    # before `open_stage`: a refusal must leave a finished output as it is
+    info, validation = _check_before_changes(config, layout, corpus, journal, accept_chance)
     stage = open_stage(layout.labels, "label", expected, force)
     if stage.is_done:
         new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
@@ -87,7 +90,7 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
     if validation is not None:
         storage.write_bytes(stage.path(VALIDATION_NAME), validation)
     if "accepted" in (journal.teacher_check or {}):
-        journal.write()  # what continues after a kill is not asked again
+        journal.write()  # so that after a kill the run continues without asking again
     _check_quarantined(config.label, stage, journal, corpus)
     report_oddities(corpus)
     if todo:
@@ -95,24 +98,24 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
     return _commit(stage, info, corpus, journal)
 
 
-def _look(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tuple[bool, Journal]:
-    """Whether the stage is done, and which shards have labels; changes nothing. Raises StageRefusedError as `open_stage`."""
+def _inspect(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> tuple[bool, Journal]:
+    """Whether the stage is done, and which shards have labels. Changes nothing. Raises StageRefusedError as `open_stage`."""
     if force:
-        return False, Journal(folder)  # what is there is going to be moved aside
-    state, _ = look(folder, "label", expected)
+        return False, Journal(folder)  # the old output is moved aside
+    state, _ = inspect_stage(folder, "label", expected)
     return state == "done", Journal.open(folder, corpus, expected.digest())
 
 
-def _check(
+def _check_before_changes(
     config: Config, layout: Layout, corpus: Split, journal: Journal, accept_chance: bool
 ) -> tuple[WeightsInfo, bytes | None]:
-    """Everything that can refuse, before anything is changed.
+    """Make all checks that can refuse the run, before anything is changed.
 
     Returns:
-        What the teacher says of itself, and the content of VALIDATION_NAME, if it is to be written.
+        The teacher's info, and the content of VALIDATION_NAME if it has to be written.
 
     Raises:
-        StageError, UsageError: no such device, or what `label` raises of the teacher.
+        StageError, UsageError: as `label`.
     """
     require_device(config.resolved_device())
     check_shards(corpus, config.label)
@@ -133,7 +136,7 @@ def _check(
 
 
 def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
-    """What labels depend on. The corpus may grow: each shard's identity is in the manifest."""
+    """The fingerprint of labels. It does not cover the corpus, which may grow: the manifest identifies each shard."""
     inputs = {"teacher": teacher_digest}
     if config.teacher.ensemble:
         inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
@@ -141,13 +144,13 @@ def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
 
 
 def _asks_for_more(config: Config, known: Mapping[str, Any]) -> bool:
-    """Whether an earlier check left out what this configuration has: an earlier version's did without an expected accuracy."""
+    """Whether the configuration asks for a check that `known` lacks: the expected accuracy, or validation images."""
     expects = config.teacher.expected_top1 is not None and "expected_top1" not in known
     return expects or ("skipped" in known and bool(config.data.validation))
 
 
 def _committed_check(folder: str) -> dict[str, Any] | None:
-    """Of labels that were done before their corpus grew."""
+    """The teacher's check of finished labels; None if there are none, or of an earlier version."""
     if not storage.exists(url := storage.join(folder, LABELS_MANIFEST)):
         return None
     check: dict[str, Any] | None = read_json(url, LABELS_REMEDY).get("teacher_check")
@@ -157,20 +160,9 @@ def _committed_check(folder: str) -> dict[str, Any] | None:
 def _label_shards(
     config: Config, layout: Layout, stage: Stage, corpus: Split, todo: Sequence[Shard], journal: Journal
 ) -> None:
-    """Label what is to do; the journal knows each shard as soon as it is committed."""
+    """Label the shards `todo`; add each to the journal once it is committed."""
     start_ray(config.ray_address)
-    device = config.resolved_device()
-    options = _pool_options(config.label, device)
-    make = Labeler.options(  # type: ignore[attr-defined]
-        num_cpus=options.resources["CPU"], num_gpus=options.resources.get("GPU", 0)
-    ).remote
-    urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
-    pool = ShardPool(
-        lambda: make([layout.teacher, *config.teacher.ensemble], config.label, device, stage.fingerprint.digest()),
-        options,
-        todo,
-        urls,
-    )
+    pool = _make_pool(config, layout, stage, todo)
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
     gauges = Gauges(redacted(stage.folder))
     try:
@@ -184,21 +176,33 @@ def _label_shards(
                 display.show(progress)
                 gauges.set(progress)
     finally:
-        with suppress(OSError, storage.StorageError):  # a cache; what stopped the stage is what matters
+        with suppress(OSError, storage.StorageError):  # a cache: a failed write must not hide what stopped the stage
             journal.write()
     _print_times(pool)
 
 
+def _make_pool(config: Config, layout: Layout, stage: Stage, todo: Sequence[Shard]) -> ShardPool:
+    device = config.resolved_device()
+    options = _pool_options(config.label, device)
+    num_cpus, num_gpus = options.resources["CPU"], options.resources.get("GPU", 0)
+    make = Labeler.options(num_cpus=num_cpus, num_gpus=num_gpus).remote  # type: ignore[attr-defined]
+    teachers, made_by = [layout.teacher, *config.teacher.ensemble], stage.fingerprint.digest()
+    urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
+    return ShardPool(lambda: make(teachers, config.label, device, made_by), options, todo, urls)
+
+
 def _pool_options(config: LabelConfig, device: str) -> PoolOptions:
-    least, most = config.worker_range()
+    min_workers, max_workers = config.worker_range()
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if device == "cuda" else {})
-    return PoolOptions(least, most, resources, config.stall_timeout_s, config.start_timeout_s)
+    return PoolOptions(min_workers, max_workers, resources, config.stall_timeout_s, config.start_timeout_s)
 
 
-def _progress(pool: ShardPool, display: ProgressDisplay, corpus: Split, journal: Journal, committed: int) -> Progress:
+def _progress(
+    pool: ShardPool, display: ProgressDisplay, corpus: Split, journal: Journal, committed: int
+) -> LabelProgress:
     images = committed + pool.images_in_flight
     rate = display.rate(images, pool.num_ready)
-    return Progress(
+    return LabelProgress(
         images_done=images,
         images_total=corpus.num_samples,
         shards_done=len(journal.shards),
@@ -219,7 +223,7 @@ def _print_times(pool: ShardPool) -> None:
 
 
 def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corpus: Split) -> None:
-    """Stop a run that is mostly bad: as soon as it is certain, not at the first bad shard; the table of them is there then."""
+    """Stop once more images are quarantined than label.max_quarantined allows for the corpus; write the quarantine table first."""
     if too_many := _too_many_unusable(config, stage.folder, journal, corpus):
         known = [row for shard in corpus.flawed if shard.name not in journal.shards for row in known_problems(shard)]
         table = pa.concat_tables([_quarantine(stage, list(journal.shards.values())), quarantine_table(known)])
@@ -228,7 +232,7 @@ def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corp
 
 
 def _too_many_unusable(config: LabelConfig, folder: str, journal: Journal, corpus: Split) -> str:
-    """What to say when the limit is passed; empty when it is not."""
+    """The error message if the limit is exceeded; else empty."""
     bad = count_unusable(corpus, {entry.name: entry.quarantined for entry in journal.shards.values()})
     if bad <= config.max_quarantined * corpus.num_samples:
         return ""
@@ -236,12 +240,35 @@ def _too_many_unusable(config: LabelConfig, folder: str, journal: Journal, corpu
 
 
 def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
-    storage.remove_temporary(stage.folder)  # of workers that died while others went on
+    storage.remove_temporary(stage.folder)  # left by workers that died while others went on
     shards = [journal.shards[shard.name] for shard in corpus.shards]
     quarantined = _quarantine(stage, shards)
-    odd_keys = {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys}
-    ignored = {shard.name: shard.findings.ignored for shard in corpus.flawed if shard.findings.ignored}
-    manifest = {
+    manifest = _manifest(stage, info, corpus, journal)
+    write_table(stage.path(QUARANTINE_NAME), quarantined)
+    storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
+    summary: dict[str, Any] = {
+        "corpus": corpus.digest(),
+        "images": corpus.num_samples,
+        "labels": sum(entry.rows for entry in shards),
+        "quarantined": dict(Counter(_DETAILS.sub("…", reason) for reason in quarantined.column("reason").to_pylist())),
+        "odd_keys": sum(manifest["odd_keys"].values()),
+        "ignored_images": sum(manifest["ignored_images"].values()),
+        "class_names": info.class_names,
+        "num_classes": info.num_classes,
+    }
+    if summary["images"] != summary["labels"] + quarantined.num_rows:
+        raise StageError(
+            f"{stage.folder}: expected {summary['images']} images but got {summary['labels']} labels and {quarantined.num_rows} "
+            "quarantined"
+        )
+    storage.remove(stage.path(JOURNAL_NAME))  # before the done-marker: nobody would remove it later
+    stage.commit([LABELS_MANIFEST, QUARANTINE_NAME, VALIDATION_NAME], summary)
+    _print_summary(summary)
+    return require_done(stage.folder, "label")
+
+
+def _manifest(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
+    return {
         "schema_version": 1,
         "generation": info.generation + 1,
         "class_names": info.class_names,
@@ -254,30 +281,10 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
             "ema": True,
         },
         "teacher_check": journal.teacher_check,
-        "shards": [asdict(entry) for entry in shards],
-        "odd_keys": odd_keys,
-        "ignored_images": ignored,
+        "shards": [asdict(journal.shards[shard.name]) for shard in corpus.shards],
+        "odd_keys": {shard.name: shard.odd_keys for shard in corpus.shards if shard.odd_keys},
+        "ignored_images": {shard.name: shard.findings.ignored for shard in corpus.flawed if shard.findings.ignored},
     }
-    write_table(stage.path(QUARANTINE_NAME), quarantined)
-    storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
-    summary: dict[str, Any] = {
-        "corpus": corpus.digest(),
-        "images": corpus.num_samples,
-        "labels": sum(entry.rows for entry in shards),
-        "quarantined": dict(Counter(_DETAILS.sub("…", reason) for reason in quarantined.column("reason").to_pylist())),
-        "odd_keys": sum(odd_keys.values()),
-        "ignored_images": sum(ignored.values()),
-        "class_names": info.class_names,
-        "num_classes": info.num_classes,
-    }
-    if summary["images"] != summary["labels"] + quarantined.num_rows:
-        raise StageError(
-            f"{stage.folder}: {summary['images']} images, but {summary['labels']} labels and {quarantined.num_rows} quarantined"
-        )
-    storage.remove(stage.path(JOURNAL_NAME))  # the manifest knows it all now; after the marker nobody would remove it
-    stage.commit([LABELS_MANIFEST, QUARANTINE_NAME, VALIDATION_NAME], summary)
-    _print_summary(summary)
-    return require_done(stage.folder, "label")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -290,7 +297,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:
-    """The quarantined samples of all shards as one table."""
+    """The quarantined samples of all shards, read from their label files."""
     tables = (
         read_labels(stage.path(f"{entry.name}.parquet"), ["ordinal"], entry) for entry in shards if entry.quarantined
     )

@@ -1,4 +1,4 @@
-"""Is the teacher what its weights say, and how right are its labels? Asked of the validation images, before it labels for days."""
+"""Check the teacher on the validation images before it labels for days: its accuracy, and the accuracy of its labels."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
-from pipeline.inference.accuracy import Accuracy
-from pipeline.inference.predictor import predict_all, predict_split, top_k_accuracy
-from pipeline.inference.publish import load_labeling_predictor, load_predictor
+from pipeline.inference.accuracy import Accuracy, top_k_accuracy
+from pipeline.inference.ensemble import load_labeling_predictor
+from pipeline.inference.predictor import predict_all, predict_split
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.weights import WeightsInfo
 from pipeline.upstream.stage_inputs import require_same_classes
 
 _SCHEMA = pa.schema(
-    [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # the truth, and the teacher's
+    [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # label: the true one
 )
-_NAMED = 3  # classes in a message
+_MAX_NAMED = 3  # classes in a message
 
 
 def check_teacher(
     config: Config, layout: Layout, info: WeightsInfo, url: str, accept_chance: bool = False
 ) -> dict[str, Any] | None:
-    """Compare the teacher's accuracy on the validation images with what its weights say of themselves: a pass that runs with the
-    wrong weights or preprocessing is found before it costs days. Then label these images just as the unlabeled ones will be,
-    write what came out to `url` (no rows without validation images), and refuse a teacher whose labels are no better than chance.
+    """Find wrong weights, preprocessing or class order.
+
+    1. Compare the teacher's accuracy on the validation images with the accuracy that its weights state.
+    2. Label these images as the unlabeled ones will be (views, ensemble) and write the labels to `url`; no rows without validation
+       images.
+    3. Refuse a teacher whose labels are no better than chance.
 
     Args:
-        accept_chance: go on with such a teacher, as asked for.
+        accept_chance: accept such a teacher.
 
     Returns:
-        `labels_top1`: as it labels; `expected_top1` and `found_top1`: of the teacher alone, where something is expected;
-        `accepted`: why it would have been refused. None without validation images.
+        `labels_top1`: accuracy of the labels; `expected_top1`, `found_top1`: of the teacher alone, if an accuracy is expected;
+        `accepted`: why the teacher would have been refused. None without validation images.
 
     Raises:
         StageError: the accuracy is lower than expected or no better than chance, or the classes are not the labeled set's.
-        DataError: validation shards that are not right.
+        DataError: validation shards are missing, damaged or unlabeled.
     """
     if not config.data.validation:
         write_table(url, _SCHEMA.empty_table())
@@ -61,15 +65,15 @@ def check_teacher(
     result: dict[str, Any] = {"labels_top1": found.top1} | (alone or {})
     if problem := _problem(config, layout, found, split.class_names):
         if not accept_chance:
-            raise StageError(f"{layout.teacher}: {problem}; or to label all the same, stage=label force=true")
-        print(f"label: {problem}; it labels all the same, as that was asked for")
+            raise StageError(f"{layout.teacher}: {problem}; or to label with it anyway, run stage=label force=true")
+        print(f"label: {problem}; accepted, as asked for")
         result["accepted"] = problem
     write_table(url, table)
     return result
 
 
 def _problem(config: Config, layout: Layout, found: Accuracy, class_names: Sequence[str] | None) -> str:
-    """Why these labels would be wrong; empty where nothing tells."""
+    """Why these labels are probably wrong; empty if they are not. Part of the labels' manifest if accepted."""
     elsewhere = layout.generation == 1 and config.teacher.weights is not None
     if elsewhere and class_names and (order := _better_order(found, class_names)):
         return order
@@ -89,7 +93,7 @@ def _problem(config: Config, layout: Layout, found: Accuracy, class_names: Seque
 
 
 def _better_order(found: Accuracy, class_names: Sequence[str]) -> str:
-    """Whether the same answers are right more often when they count in another order of the classes that training tools use."""
+    """Whether the predictions are right more often in another order of the classes that training tools use; empty if not."""
     position = {name: place for place, name in enumerate(class_names)}
     for whose, order in _other_orders(class_names):
         other = Accuracy(found.labels, np.array([position[name] for name in order])[found.predicted])
@@ -98,24 +102,24 @@ def _better_order(found: Accuracy, class_names: Sequence[str]) -> str:
             return (
                 f"the classes of teacher.weights seem to be in another order than the data's: top-1 {found.top1:.1%} as they are, "
                 f"{other.top1:.1%} when sorted {whose} (from class {some} on: "
-                f"{', '.join(map(repr, order[some : some + _NAMED]))}, …); give their names in their order as "
+                f"{', '.join(map(repr, order[some : some + _MAX_NAMED]))}, …); give their names in their order as "
                 "teacher.class_names=FILE, one a line, and run stage=teacher force=true"
             )
     return ""
 
 
 def _other_orders(class_names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """How timm and torchvision sort class folders, where that is not the data's order."""
+    """(description, class names) of timm's and torchvision's order of class folders, if it is not the data's order."""
     orders = [("as text, as torchvision does", sorted(class_names))]
-    with suppress(ValueError):  # of characters that are digits and no numbers, as ²: timm cannot sort them either
+    with suppress(ValueError):  # digits that are no numbers, as ²: timm cannot sort them either
         orders.insert(0, ("naturally and without case, as timm does", sorted(class_names, key=natural_key)))
     yield from ((whose, order) for whose, order in orders if order != list(class_names))
 
 
 def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) -> dict[str, float] | None:
-    """Expected and found top-1 of the teacher alone, on one view."""
+    """Expected and found top-1 of the teacher alone, on one view; None if none is expected. Raises StageError if it is too low."""
     elsewhere = layout.generation == 1 and config.teacher.weights is not None
-    # what we measured of weights from elsewhere came through the same preprocessing and would always agree
+    # not `validation_top1` of external weights: it was measured here, with the same preprocessing, and always agrees
     expected = config.teacher.expected_top1 if elsewhere else info.validation_top1
     if expected is None:
         return None
@@ -125,14 +129,14 @@ def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) ->
     found = top_k_accuracy(logits, labels)[0]
     if found < expected - config.teacher.accuracy_tolerance:
         raise StageError(
-            f"{layout.teacher}: top-1 {found:.3f} on data.validation, but {expected:.3f} was expected: wrong weights, classes or "
-            "preprocessing (teacher.image_size, crop_pct, mean, std). Mend that, or set teacher.expected_top1"
+            f"{layout.teacher}: expected top-1 {expected:.3f} on data.validation but got {found:.3f}: wrong weights, classes or "
+            "preprocessing (teacher.image_size, crop_pct, mean, std). Correct these, or set teacher.expected_top1"
         )
     return {"expected_top1": expected, "found_top1": found}
 
 
 def _label(config: Config, layout: Layout, split: Split, alone: dict[str, float] | None) -> pa.Table:
-    """The rows of `validation.parquet`. Says so when views or an ensemble make the labels worse."""
+    """The rows of `validation.parquet`. Print a warning if views or an ensemble make the labels worse."""
     folders = [layout.teacher, *config.teacher.ensemble]
     predictor = load_labeling_predictor(folders, config.label, config.resolved_device())
     probabilities, labels = predict_all(split, predictor.view, predictor.batch_size, predictor.probabilities)
@@ -140,8 +144,8 @@ def _label(config: Config, layout: Layout, split: Split, alone: dict[str, float]
     right = float((predicted == labels).mean())
     if alone is not None and right < alone["found_top1"] - config.teacher.accuracy_tolerance:
         print(
-            f"label: as it labels (label.views={config.label.views}, {len(folders)} teachers), top-1 on data.validation is "
-            f"{right:.3f}, but {alone['found_top1']:.3f} on one view by the teacher alone: fewer views or teachers may be better"
+            f"label: the labels (label.views={config.label.views}, {len(folders)} teachers) have top-1 {right:.3f} on data.validation, "
+            f"the teacher alone on one view {alone['found_top1']:.3f}: fewer views or teachers may be better"
         )
     columns = [labels.astype(np.int32), predicted.astype(np.int32), probabilities.max(axis=1).astype(np.float32)]
     return pa.table(columns, schema=_SCHEMA)

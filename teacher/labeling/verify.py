@@ -1,4 +1,4 @@
-"""stage=label verify=true: is what the labels folder holds what was committed, and all of it?"""
+"""stage=label verify=true: check that the labels folder holds what was committed, completely and unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, label_schema, read_manifest, read_quarantined
+from data.labels.label_files import LabeledShard, label_schema, read_labels_manifest, read_quarantined
 from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
 from pipeline.core.layout import Layout
@@ -25,25 +25,30 @@ _MAX_SHOWN = 50
 
 
 def verify_labels(config: Config, layout: Layout) -> None:
-    """Check a finished label stage: its fingerprint; per shard the label file's digest, its schema, and that its rows and
-    quarantined samples are the shard's samples, each once and in order; and that the shards are those that were labeled.
+    """Check a finished label stage.
 
-    The headers of all foreign shards are read anew, and every byte of packed ones, whose SHA-256 is recorded. A label file that is
-    wrong itself is moved to the folder `damaged`, so that stage=label makes just that shard again.
+    - Its fingerprint matches the configuration and the teacher.
+    - Each label file has the recorded digest and schema; its rows and quarantined samples are the shard's samples, each once, in order.
+    - The shards are the ones that were labeled. Packed shards are read completely (their SHA-256 is recorded); of foreign shards, the
+      headers.
+
+    A wrong label file is moved to the folder `damaged`, so that stage=label makes that one again.
 
     Raises:
-        StageError: what is wrong, per shard; or the stage is not done, was made with another configuration, or of another corpus.
+        StageError: lists the problems by shard; or the stage is not done, or was made with another configuration, teacher or corpus.
     """
     record = require_done(layout.labels, "label")
     refuse_other_config(layout.labels, "label", config.stage_fields("label"))
-    teacher = require_done(layout.teacher, "teacher" if layout.generation == 1 else "student")
+    teacher = require_done(layout.teacher, layout.teacher_stage)
     if teacher["digest"] != record["fingerprint"]["inputs"]["teacher"]:
-        raise StageError(f"{layout.labels}: these are another teacher's labels than {layout.teacher}'s")
+        raise StageError(
+            f"{layout.labels}: the labels are not by the teacher in {layout.teacher}; run stage=label force=true"
+        )
     made_by = fingerprint(config, teacher["digest"])
     if made_by.as_json()["inputs"] != record["fingerprint"]["inputs"]:
-        raise StageError(f"{layout.labels}: labeled by another teacher.ensemble than there is now; restore its weights")
+        raise StageError(f"{layout.labels}: labeled by another teacher.ensemble; restore its weights")
     _check_outputs(layout.labels, record["outputs"])
-    entries = {entry.name: entry for entry in read_manifest(layout.labels)}
+    entries = {entry.name: entry for entry in read_labels_manifest(layout.labels).values()}
     corpus = _open_corpus(config, layout, entries)
     top_k = min(config.label.top_k, record["summary"]["num_classes"])
     problems = list(_problems(layout.labels, corpus, entries, label_schema(top_k), made_by.digest()))
@@ -51,24 +56,26 @@ def verify_labels(config: Config, layout: Layout) -> None:
     if problems:
         raise StageError(_report(layout.labels, problems, len(corpus.shards)))
     labels, bad = (sum(getattr(entry, name) for entry in entries.values()) for name in ("rows", "quarantined"))
-    print(f"label: {len(entries):,} shards verified: {labels:,} labels and {bad:,} quarantined, nothing lost or twice")
+    print(
+        f"label: {len(entries):,} shards verified: {labels:,} labels and {bad:,} quarantined; no sample lost or duplicated"
+    )
 
 
 def _open_corpus(config: Config, layout: Layout, entries: Mapping[str, LabeledShard]) -> Split:
-    """The unlabeled shards, indexed anew. Raises StageError where they have nothing in common with those that were labeled."""
+    """Index the unlabeled shards anew. Raises StageError if none of them was labeled."""
     urls = storage.expand(config.data.unlabeled)
     names = {storage.base_name(url).removesuffix(".tar") for url in urls}
     if names and entries and names.isdisjoint(entries):
         raise StageError(
-            f"data.unlabeled: none of its {len(urls)} shards ({urls[0]}, …) has the name of one of the {len(entries)} that were "
-            "labeled: another corpus? Nothing was checked or moved; check the path"
+            f"data.unlabeled: none of its {len(urls)} shards ({urls[0]}, …) has the name of one of the {len(entries)} labeled "
+            "shards: another corpus? Nothing was checked or moved; check the path"
         )
     corpus = open_split(config.data.unlabeled, layout.indexes, reindex=True)
     if entries and not any(_is_labeled(shard, entries.get(shard.name)) for shard in corpus.shards):
         raise StageError(
-            f"data.unlabeled: none of its {len(urls)} shards ({urls[0]}, …) is the one that was labeled under its name: all of them "
-            "have changed since, or this is another corpus. Nothing was moved. Check the path, or restore the shards; stage=label "
-            "labels those that are there now"
+            f"data.unlabeled: none of its {len(urls)} shards ({urls[0]}, …) is the shard that was labeled under its name: all have "
+            "changed since, or this is another corpus. Nothing was moved. Check the path or restore the shards; or run stage=label, "
+            "which labels the present ones"
         )
     return corpus
 
@@ -87,12 +94,12 @@ def _check_outputs(folder: str, outputs: dict[str, dict[str, object]]) -> None:
 def _problems(
     folder: str, corpus: Split, entries: Mapping[str, LabeledShard], schema: pa.Schema, made_by: str
 ) -> Iterator[tuple[str, str]]:
-    """(shard, what is wrong), after a wrong file has been moved away."""
+    """Yield (shard, problem); move wrong label files away."""
     for name in sorted(entries.keys() - {shard.name for shard in corpus.shards}):
         yield name, "has labels, but data.unlabeled does not have the shard"
 
     def check(shard: Shard) -> tuple[str, bool]:
-        """What is wrong, and whether the label file itself is."""
+        """The problem, and whether the label file itself is wrong."""
         if (entry := entries.get(shard.name)) is None:
             return "has no labels: it is new; run stage=label", False
         of_shard, of_file = _shard_problem(shard, entry), _file_problem(folder, shard, entry, schema, made_by)
@@ -108,7 +115,7 @@ def _problems(
 
 
 def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
-    """How a shard differs from the one that was labeled; empty when it doesn't, as far as can be told."""
+    """How a shard differs from the one that was labeled; empty if no difference is found."""
     if not _is_labeled(shard, entry):
         return (
             "the shard has changed since it was labeled (or has samples with several images, of which an earlier version labeled the "
@@ -122,13 +129,13 @@ def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
 
 
 def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema, made_by: str) -> str:
-    """What is wrong with a shard's label file; empty when nothing is."""
+    """The problem of a shard's label file; empty if there is none."""
     url = storage.join(folder, f"{shard.name}.parquet")
     if not storage.exists(url):
         return "its label file is missing"
     content = storage.read_bytes(url)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        return f"its label file is damaged (digest differs; {len(content)} bytes, {entry.bytes} were written)"
+        return f"its label file is damaged (another SHA-256; expected {entry.bytes} bytes, got {len(content)})"
     if entry.made_by != made_by:
         return "its labels are by another teacher or configuration"
     table = parse_table(content, url, "")
@@ -138,7 +145,7 @@ def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Sch
 
 
 def _check_samples(shard: Shard, table: pa.Table) -> str:
-    """Rows and quarantined samples together must be the shard's samples, in order."""
+    """The problem if rows and quarantined samples together are not the shard's samples in order; else empty."""
     index, quarantined = shard.index().column("key").to_pylist(), read_quarantined(table)
     labeled = zip(table.column("ordinal").to_pylist(), table.column("__key__").to_pylist(), strict=True)
     rows = [*labeled, *((row.ordinal, row.key) for row in quarantined)]
@@ -151,11 +158,11 @@ def _check_samples(shard: Shard, table: pa.Table) -> str:
         for (ordinal, key), expected in zip(sorted(rows), enumerate(index), strict=True)
         if (ordinal, key) != expected
     ]
-    return f"sample {wrong[0]} is not the shard's, or is there twice" if wrong else ""
+    return f"sample {wrong[0]} is not the shard's, or occurs twice" if wrong else ""
 
 
 def _move_away(folder: str, name: str) -> None:
-    """Move a label file to the folder of damaged ones, beside what was moved there before."""
+    """Move a label file to the folder `damaged`, under a name that is free there."""
     url = storage.join(folder, f"{name}.parquet")
     if not storage.exists(url):
         return
@@ -169,9 +176,6 @@ def _move_away(folder: str, name: str) -> None:
 def _report(folder: str, problems: list[tuple[str, str]], num_shards: int) -> str:
     lines = [f"  {name}: {problem}" for name, problem in problems[:_MAX_SHOWN]]
     more = [f"  and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
-    head = f"{folder}: {len(problems)} of {num_shards} shards are not as they should be:"
-    tail = (
-        f"Label files that are wrong themselves are in {folder}/{DAMAGED_FOLDER} now. To label again just what needs it, run "
-        "stage=label."
-    )
+    head = f"{folder}: {len(problems)} of {num_shards} shards have problems:"
+    tail = f"Wrong label files are now in {folder}/{DAMAGED_FOLDER}. To label only what is missing, run stage=label."
     return "\n".join([head, *lines, *more, tail])

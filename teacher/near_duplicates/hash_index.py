@@ -1,8 +1,8 @@
-"""Which of many 64-bit hashes lie close to which of some others, without comparing all pairs.
+"""Find pairs of close 64-bit hashes without comparing all pairs.
 
-Multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012): hashes
-are cut into 4 bands of 16 bits. Hashes that differ in at most 7 bits differ in at most one bit of some band, so a table of
-the hashes under each of their bands, as it is and with each bit turned, has them all; beyond, it has many.
+Multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012): cut each hash
+into 4 bands of 16 bits. Hashes that differ in at most 7 bits differ in at most one bit of some band. So a table that lists each hash
+under its value of each band, and under the 16 values one bit away, finds all of these pairs, and many of the more distant ones.
 """
 
 from __future__ import annotations
@@ -13,40 +13,38 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.selection.cutoffs import Int32, Int64, UInt64
-
+UInt64 = NDArray[np.uint64]
 COMPLETE_DISTANCE = 7
 _BANDS, _BITS = 4, 16
-_NEIGHBORS = np.array([0, *(1 << bit for bit in range(_BITS))], np.uint16)
-_MAX_PAIRS = 2**16  # compared at once: half a megabyte an array, so that they stay in the cache
+_NEIGHBORS = np.array([0, *(1 << bit for bit in range(_BITS))], np.uint16)  # XOR: the value itself, and one bit away
+_MAX_PAIRS = 2**16  # to compare at once: arrays of half a megabyte stay in the cache
 _MAX_QUERIES = 2**16
 
 
 class Pairs(NamedTuple):
-    """Hashes that are close: position among the queries (int64), in the index (int32), differing bits (uint8); all [n]."""
+    """Close hashes, all [n]: positions among the queries, positions in the index, numbers of differing bits."""
 
-    query: Int64
-    reference: Int32
+    query: NDArray[np.int64]
+    reference: NDArray[np.int32]
     distance: NDArray[np.uint8]
 
 
 class _Band(NamedTuple):
-    hashes: UInt64  # each under its own value of the band and those one bit away: sorted by that
-    positions: Int32  # where each was
-    starts: Int32  # [2**16 + 1], of the hashes under a value
+    hashes: UInt64  # [17 n], each hash under 17 values of the band, sorted by value
+    positions: NDArray[np.int32]  # [17 n], positions of these hashes in the index
+    starts: NDArray[np.int32]  # [2**16 + 1], where the hashes of each value start
 
 
 class HashIndex:
-    """An index of hashes, uint64 [n]: 800 bytes of memory for each."""
+    """An index of hashes, uint64 [n]; takes 800 bytes per hash."""
 
     def __init__(self, hashes: UInt64) -> None:
         self._bands = [_make_band(hashes, number) for number in range(_BANDS)]
 
     def pairs(self, queries: UInt64, max_distance: int) -> Iterator[Pairs]:
-        """Pairs of a query and an indexed hash that differ in at most `max_distance` bits, in small portions.
+        """Find pairs of a query and an indexed hash that differ in at most `max_distance` bits; yield them in small portions.
 
-        All within 7 bits are found, and many of those beyond. A pair may come several times. Memory does not depend on
-        how many there are.
+        Finds all pairs within 7 bits and many beyond. A pair may come several times. Memory does not grow with the number of pairs.
 
         Args:
             queries: uint64 [m].
@@ -55,9 +53,7 @@ class HashIndex:
             part = queries[begin : begin + _MAX_QUERIES]
             for number, band in enumerate(self._bands):
                 value = _band_values(part, number)
-                order = np.argsort(
-                    value, kind="stable"
-                )  # goes through the band's hashes once, from one end to the other
+                order = np.argsort(value, kind="stable")  # reads the band's hashes in order
                 for pairs in _compare(part[order], value[order], band, max_distance):
                     yield pairs._replace(query=order[pairs.query] + begin)
 
@@ -71,11 +67,11 @@ def _make_band(hashes: UInt64, number: int) -> _Band:
 
 
 def _band_values(hashes: UInt64, number: int) -> NDArray[np.uint16]:
-    return (hashes >> np.uint64(_BITS * number)).astype(np.uint16)  # the lowest bits alone remain
+    return (hashes >> np.uint64(_BITS * number)).astype(np.uint16)  # keeps the lowest 16 bits
 
 
 def _compare(queries: UInt64, value: NDArray[np.uint16], band: _Band, max_distance: int) -> Iterator[Pairs]:
-    """Queries with the hashes under their value of the band."""
+    """Compare queries with the hashes under their value of the band."""
     index = value.astype(np.int32)
     first = band.starts.take(index)
     count = band.starts.take(index + 1) - first
@@ -85,7 +81,7 @@ def _compare(queries: UInt64, value: NDArray[np.uint16], band: _Band, max_distan
         before = int(ends[begin - 1]) if begin else 0
         stop = max(int(np.searchsorted(ends, before + _MAX_PAIRS, "right")), begin + 1)
         counts = count[begin:stop]
-        # a query's hashes lie at first, first + 1, …: its start less the pairs before it, plus the pair's number
+        # a query's hashes are at first, first + 1, …: subtract the pairs before it, then add the pair's number
         place = np.repeat(first[begin:stop] - (ends[begin:stop] - counts - before), counts)
         place += np.arange(len(place))
         bits = np.bitwise_count(np.repeat(queries[begin:stop], counts) ^ band.hashes.take(place))

@@ -1,8 +1,10 @@
-"""Near-duplicates of held-out images among the unlabeled ones: hashes propose, thumbnails confirm.
+"""Find near-duplicates of held-out images among the unlabeled ones: hashes propose, thumbnails confirm.
 
-An unlabeled image is proposed where its perceptual hash is close to that of a held-out image or its mirror image. Only
-proposed images are read. One is a near-duplicate when its thumbnail correlates with that of a held-out image it was
-proposed for, as it is or mirrored. docs/selection.md says what that finds, and how the two limits were chosen.
+1. Propose an unlabeled image if its perceptual hash is close to that of a held-out image or of its mirror image.
+2. Read the proposed images only. One is a near-duplicate if its thumbnail, mirrored or not, correlates with the thumbnail of a
+   held-out image that it was proposed for.
+
+docs/selection.md tells what this finds and how the two limits were chosen.
 """
 
 from __future__ import annotations
@@ -14,30 +16,29 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images.decode import DecodeError
-from data.images.fast_decode import decode_fast
-from data.images.held_out_hashes import HeldOut
+from data.images.decode import DecodeError, decode_fast
+from data.images.held_out_hashes import HeldOutHashes
 from data.images.similarity import SIDE, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.shards.image_reader import ImageReader, places_of
-from teacher.near_duplicates.hash_index import HashIndex, Pairs
-from teacher.selection.cutoffs import Int64, UInt64
+from teacher.near_duplicates.hash_index import HashIndex, Pairs, UInt64
 
 MAX_DISTANCE = 10
-_DECODED_SIDE = 4 * SIDE  # JPEGs are scaled while they are decoded, to twice this or more
-_Vectors = NDArray[np.float32]
+_DECODED_SIDE = 4 * SIDE  # decode JPEGs at a reduced scale, to at least twice this
+_ROWS = pa.schema([("ordinal", pa.int32()), ("__key__", pa.string())])
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """The best held-out image for each of some label rows; all [n], ascending rows.
+    """The best held-out image for each of some label rows; all [n], rows ascending.
 
     Attributes:
-        row: int64, of the label file.
-        image: int64, of the held-out images.
-        distance: uint8, bits in which the hashes differ.
-        correlation: float32; NaN where the unlabeled image was not there to look at.
-        flipped: bool, the held-out image's mirror image is the more alike.
+        row: int64, row of the label file.
+        image: int64, position among the held-out images.
+        distance: uint8, number of differing bits of the hashes.
+        correlation: float32, of the thumbnails; NaN if the unlabeled image could not be read.
+        flipped: bool, the held-out image's mirror image correlates more.
     """
 
     row: Int64
@@ -47,15 +48,20 @@ class Matches:
     flipped: NDArray[np.bool_]
 
     def take(self, chosen: NDArray[np.bool_]) -> Matches:
-        """Those where the mask [n] is true."""
+        """The matches where the mask [n] is true."""
         return Matches(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of a shard: label rows, rows that were proposed, rows that could not be looked at, near-duplicates.
+class ShardResult:
+    """The search of one shard.
 
-    `table` has the label file's `ordinal` and `__key__` of the near-duplicates, in the order of `matches`.
+    Attributes:
+        rows: number of label rows.
+        proposed: rows that hashes proposed.
+        not_seen: proposed rows whose image could not be read.
+        matches: the near-duplicates.
+        table: the label file's `ordinal` and `__key__` of the near-duplicates, in the order of `matches`.
     """
 
     rows: int
@@ -65,65 +71,67 @@ class Found:
     table: pa.Table
 
 
-class Search:
-    """Held-out images to look for among unlabeled ones; one for all threads.
+class NearDuplicateSearch:
+    """Search for images that resemble held-out ones; several threads may share it.
 
     Args:
-        min_correlation: of a near-duplicate's thumbnail, from −1 to 1.
-        max_distance: bits in which a proposed image's hash may differ.
+        min_correlation: minimum correlation of a near-duplicate's thumbnail, −1 to 1.
+        max_distance: maximum number of bits in which a proposed image's hash differs.
     """
 
-    def __init__(self, held_out: HeldOut, min_correlation: float, max_distance: int = MAX_DISTANCE) -> None:
+    def __init__(self, held_out: HeldOutHashes, min_correlation: float, max_distance: int = MAX_DISTANCE) -> None:
         self._num_images = len(held_out.hashes)
         self._max_distance, self._min_correlation = max_distance, min_correlation
         self._index = HashIndex(np.concatenate([held_out.hashes, held_out.hashes_flipped]))
         self._vectors = normalized(held_out.thumbnails)
 
-    def in_shard(self, labels_dir: str, shard: str, shard_url: str | None, entry: LabeledShard | None = None) -> Found:
+    def search_shard(
+        self, labels_dir: str, shard: str, shard_url: str | None, entry: LabeledShard | None = None
+    ) -> ShardResult:
         """Search the label rows of a shard.
 
         Args:
             shard: its name.
-            shard_url: where the images are; None where they are not there. Then equal hashes count as near-duplicates.
-            entry: of the labels' manifest; see `read_labels`.
+            shard_url: the images; None if they are gone: then rows with the hash of a held-out image are near-duplicates.
+            entry: the shard's entry in the labels' manifest; see `read_labels`.
 
         Raises:
-            StorageError, OSError, DataError: a file that cannot be read.
+            StorageError, OSError, DataError: a file cannot be read.
         """
         url = storage.join(labels_dir, f"{shard}.parquet")
         hashes = read_labels(url, ["image_hash"], entry).column("image_hash").to_numpy()
-        proposed = self.proposed(hashes)
+        proposed = self.propose(hashes)
         if not len(proposed):
-            return Found(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
+            return ShardResult(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
         table = read_labels(url, ["ordinal", "__key__", "offset", "size"], entry).take(pa.array(proposed))
         pictures, seen = read_thumbnails(shard_url, table)
-        matches = self.confirmed(hashes[proposed], pictures, seen)
-        kept = table.select(["ordinal", "__key__"]).take(pa.array(matches.row))
-        return Found(len(hashes), len(proposed), int((~seen).sum()), matches, kept)
+        matches = self.confirm(hashes[proposed], pictures, seen)
+        rows = table.select(_ROWS.names).take(pa.array(matches.row))
+        return ShardResult(len(hashes), len(proposed), int((~seen).sum()), matches, rows)
 
-    def proposed(self, hashes: UInt64) -> Int64:
-        """Rows whose hash, uint64 [n], is close to a held-out one: int64, ascending."""
+    def propose(self, hashes: UInt64) -> Int64:
+        """Positions of the hashes, uint64 [n], that are close to a held-out one: int64, ascending."""
         is_close = np.zeros(len(hashes), bool)
         for pairs in self._index.pairs(hashes, self._max_distance):
             is_close[pairs.query] = True
         return np.flatnonzero(is_close)
 
-    def confirmed(self, hashes: UInt64, pictures: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Matches:
-        """The near-duplicates among proposed rows.
+    def confirm(self, hashes: UInt64, pictures: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Matches:
+        """Find the near-duplicates among proposed rows.
 
         Args:
             hashes: uint64 [n].
-            pictures: uint8 [n, SIDE, SIDE], thumbnails.
-            seen: bool [n], false where there is no thumbnail: an equal hash must do.
+            pictures: thumbnails, uint8 [n, SIDE, SIDE].
+            seen: bool [n], false if a row has no thumbnail: an equal hash makes it a near-duplicate.
         """
         best = _no_matches(len(hashes))
-        vectors, turned = normalized(pictures), normalized(mirrored(pictures))
+        vectors, vectors_flipped = normalized(pictures), normalized(mirrored(pictures))
         for pairs in self._index.pairs(hashes, self._max_distance):
             image = pairs.reference.astype(np.int64) % self._num_images
             known = self._vectors[image]
-            alike = [np.einsum("ij,ij->i", some[pairs.query], known) for some in (vectors, turned)]
-            flipped = np.where(seen[pairs.query], alike[1] > alike[0], pairs.reference >= self._num_images)
-            correlation = np.where(seen[pairs.query], np.maximum(*alike), np.where(pairs.distance == 0, 2, -2))
+            plain, mirror = (np.einsum("ij,ij->i", v[pairs.query], known) for v in (vectors, vectors_flipped))
+            flipped = np.where(seen[pairs.query], mirror > plain, pairs.reference >= self._num_images)
+            correlation = np.where(seen[pairs.query], np.maximum(plain, mirror), np.where(pairs.distance == 0, 2, -2))
             _keep_best(best, pairs, image, correlation.astype(np.float32), flipped)
         accepted = best.correlation >= np.float32(self._min_correlation)
         best.correlation[~seen] = np.nan
@@ -131,7 +139,10 @@ class Search:
 
 
 def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Thumbnails of label rows (`ordinal`, `__key__`, `offset`, `size`), uint8 [n, SIDE, SIDE], and which of them there are, bool [n].
+    """Read the thumbnails of label rows (`ordinal`, `__key__`, `offset`, `size`).
+
+    Returns:
+        Thumbnails, uint8 [n, SIDE, SIDE], and whether each could be read, bool [n].
 
     Raises:
         StorageError, OSError, DataError: the shard cannot be read.
@@ -145,12 +156,14 @@ def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.
                 pictures[row] = thumbnail(decode_fast(reader.image(0, place), _DECODED_SIDE))
                 seen[row] = True
             except DecodeError:
-                continue  # it could be decoded when it was labeled; the hash says the rest
+                continue  # damaged since it was labeled: its hash decides
     return pictures, seen
 
 
-def _keep_best(best: Matches, pairs: Pairs, image: Int64, correlation: _Vectors, flipped: NDArray[np.bool_]) -> None:
-    """Enter pairs that are better than what is there: the more alike, then the nearer, then the earlier image. In place."""
+def _keep_best(
+    best: Matches, pairs: Pairs, image: Int64, correlation: NDArray[np.float32], flipped: NDArray[np.bool_]
+) -> None:
+    """Replace matches by better ones: higher correlation, then fewer differing bits, then the earlier image. In place."""
     order = np.lexsort((image, pairs.distance, -correlation, pairs.query))
     _, leading = np.unique(pairs.query[order], return_index=True)
     chosen = order[leading]
@@ -174,6 +187,3 @@ def _no_matches(count: int) -> Matches:
         correlation=np.full(count, -np.inf, np.float32),
         flipped=np.zeros(count, bool),
     )
-
-
-_ROWS = pa.schema([("ordinal", pa.int32()), ("__key__", pa.string())])

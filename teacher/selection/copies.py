@@ -1,10 +1,10 @@
-"""A selection, and the column of copies that it writes for every label file."""
+"""Write the copies of every label row: a file with one column `copies` beside every label file, aligned with its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
@@ -12,29 +12,22 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels.label_files import LabeledShard
+from data.labels.label_files import COPIES_COLUMN, LabeledShard
 from data.tables import to_parquet
-from teacher.selection.cutoffs import Cutoffs, Int64, SelectError, SelectRule, UInt16
-from teacher.selection.label_reader import Exclusions, LabelRows, LabelSource, either
-from teacher.selection.threads import Executor, Progress, in_threads
+from teacher.executors import Executor, ReportProgress, in_threads
+from teacher.selection.label_reader import LabelRows, LabelSource, either
+from teacher.selection.quota_search import Selection
+from teacher.selection.rule import Cutoffs, Int64, SelectError, UInt16
 
-COPIES_SCHEMA = pa.schema([pa.field("copies", pa.uint16(), nullable=False)])
-# A quarter of the time that zstd and a dictionary take, for half a byte a row instead of a quarter of one.
+_SCHEMA = pa.schema([pa.field(COPIES_COLUMN, pa.uint16(), nullable=False)])
+# four times faster than zstd with a dictionary, and half a byte per row instead of a quarter
 _LAYOUT = {"compression": "lz4", "use_dictionary": False, "column_encoding": "BYTE_STREAM_SPLIT"}
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """A rule, what it excludes, and the cut-offs that follow: the copies of every label row."""
-
-    rule: SelectRule
-    cutoffs: Cutoffs
-    exclusions: Exclusions = field(default_factory=Exclusions)
+WriteFile = Callable[[str], AbstractContextManager[BinaryIO]]
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What became of a shard's label rows: `rows` = `kept` + the five reasons (one per row, the first that applies)."""
+    """Label rows of a shard by outcome: `rows` = `kept` + the five reasons; a row counts for the first reason that applies."""
 
     rows: int
     kept: int
@@ -46,63 +39,27 @@ class ShardCounts:
     over_quota: int
 
 
-def write_copies(
-    selection: Selection,
-    source: LabelSource,
-    shard: str,
-    out_dir: str,
-    writing: Callable[[str], AbstractContextManager[BinaryIO]] = storage.writing,
-) -> ShardCounts:
-    """Write `<out_dir>/<shard>.parquet`: one column `copies` (uint16), aligned with the label rows. Atomic.
-
-    Raises:
-        SelectError: as `LabelSource.read`.
-    """
-    return write_rows(source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
-
-
-def write_rows(
-    source: LabelSource,
-    shard: str,
-    out_dir: str,
-    copies_of: Callable[[LabelRows], UInt16],
-    writing: Callable[[str], AbstractContextManager[BinaryIO]],
-) -> ShardCounts:
-    """As `write_copies`, with the copies that a function gives to each batch of rows, uint16 [n]."""
-    counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
-    parts = [np.empty(0, np.uint16)]
-    for rows in source.read(shard):
-        parts.append(copies_of(rows))
-        counts += _count(rows, parts[-1])
-    column = np.concatenate(parts)
-    array = pa.Array.from_buffers(pa.uint16(), len(column), [None, pa.py_buffer(column)])  # `pa.array` imports pandas
-    content = to_parquet(pa.table([array], schema=COPIES_SCHEMA), **_LAYOUT)
-    with writing(storage.join(out_dir, f"{shard}.parquet")) as file:
-        file.write(content)
-    return ShardCounts(*counts.tolist())
-
-
 def write_all_copies(
     selection: Selection,
     labels_dir: str,
     shards: Sequence[str],
     out_dir: str,
     *,
-    entries: Mapping[str, LabeledShard] | None = None,
+    labeled: Mapping[str, LabeledShard] | None = None,
     num_workers: int = 1,
     executor: Executor = in_threads,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> dict[str, ShardCounts]:
-    """`write_copies` of all shards; their counts, in the order of `shards`.
+    """Write the copies of all shards; return their counts, in the order of `shards`.
 
     Args:
-        entries: see `LabelSource`.
+        labeled: see `LabelSource`.
 
     Raises:
-        SelectError: the totals are not those of the selection: label files or shards changed since it was made.
+        SelectError: the totals differ from the selection's: label files or shards changed since it was made.
     """
-    source = LabelSource(labels_dir, selection.rule, selection.exclusions, entries or {})
-    write = partial(_write_together, selection, source, out_dir)
+    source = LabelSource(labels_dir, selection.rule, selection.exclusions, labeled or {})
+    write = partial(_write_shards, selection, source, out_dir)
     written: dict[str, ShardCounts] = {}
     for part in executor(write, shards, num_workers, "write", progress):
         written |= part
@@ -116,12 +73,44 @@ def write_all_copies(
     return {shard: written[shard] for shard in shards}
 
 
-def _write_together(
+def _write_shards(
     selection: Selection, source: LabelSource, out_dir: str, shards: Iterable[str]
 ) -> dict[str, ShardCounts]:
-    """`write_copies` of some shards. An interrupted selection is made anew, so none of the files need appear before the others."""
+    # together: an interrupted selection starts over, so no file has to be committed before the others
     with storage.writing_together() as writing:
-        return {shard: write_copies(selection, source, shard, out_dir, writing) for shard in shards}
+        return {
+            shard: write_copies(source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
+            for shard in shards
+        }
+
+
+def write_copies(
+    source: LabelSource,
+    shard: str,
+    out_dir: str,
+    copies_of: Callable[[LabelRows], UInt16],
+    writing: WriteFile,
+) -> ShardCounts:
+    """Write `<out_dir>/<shard>.parquet`. Atomic.
+
+    Args:
+        copies_of: gives the copies of each batch of rows, uint16 [n].
+        writing: opens a file to write, as `storage.writing`.
+
+    Raises:
+        SelectError: as `LabelSource.read`.
+    """
+    counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
+    parts = [np.empty(0, np.uint16)]
+    for rows in source.read(shard):
+        parts.append(copies_of(rows))
+        counts += _count(rows, parts[-1])
+    column = np.concatenate(parts)
+    array = pa.Array.from_buffers(pa.uint16(), len(column), [None, pa.py_buffer(column)])  # `pa.array` imports pandas
+    content = to_parquet(pa.table([array], schema=_SCHEMA), **_LAYOUT)
+    with writing(storage.join(out_dir, f"{shard}.parquet")) as file:
+        file.write(content)
+    return ShardCounts(*counts.tolist())
 
 
 def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
@@ -134,7 +123,7 @@ def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
 def _count(rows: LabelRows, copies: UInt16) -> Int64:
     """The fields of ShardCounts, in order, int64 [8]."""
     left_out, so_far = None, [0]
-    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.crowded):
+    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.near_duplicate):
         left_out = either(left_out, mask)
         so_far.append(0 if left_out is None else int(np.count_nonzero(left_out)))
     number, kept = len(copies), np.count_nonzero(copies)

@@ -1,23 +1,35 @@
-"""Crowds: more images with one perceptual hash than `select.max_near_duplicates` allows. The most confident stay.
+"""Find groups of more images with one perceptual hash than `select.max_near_duplicates` allows, in little memory.
 
-A row's rank within its crowd is (confidence, tie hash), higher first, so that it depends on neither the order of reading nor
-the number of workers. A crowd is told by the rank of the last row that stays.
+1. Count rows by hash in a table of 8-bit counters. A cell that counts no more rows than allowed holds no such group.
+2. Collect the rows of the other cells, in as many readings as memory asks for, and keep the highest-ranking of each hash.
+3. The last row to keep of each group is its cut-off (`HashGroups`).
+
+Ranks depend on confidence and tie hash alone, so neither the order of reading nor the number of workers changes the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.selection.cutoffs import Int32, Int64, UInt32, UInt64, tie_hash
+from teacher.executors import ReportProgress, in_threads
+from teacher.selection.label_reader import LabelRows, LabelSource
+from teacher.selection.rule import HashGroups, Int64, UInt32, UInt64, tie_hash
+
+COUNTER_BITS = 27  # 128 MiB of counters
+MAX_ROWS = 8_000_000  # collected in one reading: about 400 MB with the sort
+_FULL = 255  # a counter's maximum
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # distributes perceptual hashes, whose bits are far from random, over the cells
 
 
 class Members(NamedTuple):
-    """Rows of label files: perceptual hash uint64, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
+    """Rows that may be in a group: perceptual hash uint64, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
 
     hash: UInt64
     key: UInt32
@@ -29,52 +41,110 @@ class Members(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Crowds:
-    """Cut-offs by perceptual hash, all [n]: `hash` uint64, ascending; `key` uint32 and `tie` uint64 of the last row that stays."""
+class _Reading:
+    """What one reading collects: rows whose cell's counter is not 0 and whose cell modulo `num_parts` is `part`."""
 
-    hash: UInt64
-    key: UInt32
-    tie: UInt64
-
-    def beyond(self, shard: str, image_hash: UInt64, key: UInt32, ordinal: Int32) -> NDArray[np.bool_]:
-        """Rows of a shard that rank below their crowd's cut-off, bool [n]; all inputs are [n]."""
-        result = np.zeros(len(image_hash), bool)
-        if not len(self.hash):
-            return result
-        place = np.minimum(np.searchsorted(self.hash, image_hash), len(self.hash) - 1)
-        rows = np.flatnonzero(self.hash.take(place) == image_hash)
-        cut = place[rows]
-        tied = key[rows] == self.key[cut]
-        result[rows] = (key[rows] < self.key[cut]) | (tied & (tie_hash(shard, ordinal[rows]) < self.tie[cut]))
-        return result
+    source: LabelSource
+    counters: NDArray[np.uint8]
+    part: int
+    num_parts: int
+    rows_per_hash: int
+    max_rows: int
 
 
-def merge(parts: Sequence[Members]) -> Members:
-    """All rows of all parts."""
+def find_hash_groups(
+    source: LabelSource,
+    shards: Sequence[str],
+    max_images: int,
+    *,
+    num_workers: int = 1,
+    progress: ReportProgress | None = None,
+    counter_bits: int = COUNTER_BITS,
+    max_rows: int = MAX_ROWS,
+) -> HashGroups:
+    """Cut-offs of every hash that more than `max_images` eligible rows have: the same for any order and worker count.
+
+    Args:
+        source: label files, and exclusions without hash groups.
+        max_images: at least 1.
+        counter_bits: the counters take 2 ** counter_bits bytes.
+        max_rows: rows to collect in one reading; more of them take further readings.
+
+    Raises:
+        SelectError: a label file is missing or broken.
+    """
+    counters, lock = np.zeros(2**counter_bits, np.uint8), threading.Lock()
+    in_threads(partial(_count, source, counters, lock), shards, num_workers, "count copies", progress)
+    counters *= counters > min(max_images, _FULL - 1)
+    num_parts = max(1, -(-int(counters.sum(dtype=np.int64)) // max_rows))
+    found = []
+    for part in range(num_parts):
+        reading = _Reading(source, counters, part, num_parts, max_images + 1, max_rows // num_workers)
+        collected = in_threads(partial(_collect, reading), shards, num_workers, "collect copies", progress)
+        members = _highest(_merge(collected), max_images + 1)
+        first_beyond = np.flatnonzero(_rank(members.hash) == max_images)
+        found.append(members.take(first_beyond - 1))
+    groups = _merge(found)
+    return HashGroups(*groups.take(np.argsort(groups.hash)))
+
+
+def _count(source: LabelSource, counters: NDArray[np.uint8], lock: threading.Lock, shards: Iterable[str]) -> None:
+    for shard in shards:
+        for rows in source.read(shard, needs_ordinals=False, needs_hashes=True):
+            hashes, _ = _eligible(rows)
+            cells, counts = np.unique(_cells(hashes, len(counters)), return_counts=True)
+            with lock:
+                counters[cells] = np.minimum(counters[cells] + counts, _FULL)
+
+
+def _collect(reading: _Reading, shards: Iterable[str]) -> Members:
+    """The highest-ranking rows of each hash."""
+    held, number, limit = [], 0, reading.max_rows
+    for shard in shards:
+        for rows in reading.source.read(shard, needs_hashes=True):
+            held.append(_members(reading, rows, shard))
+            number += len(held[-1].hash)
+            if number > limit:
+                held = [_highest(_merge(held), reading.rows_per_hash)]
+                number = len(held[0].hash)
+                limit = max(reading.max_rows, 2 * number)
+    return _highest(_merge(held), reading.rows_per_hash)
+
+
+def _members(reading: _Reading, rows: LabelRows, shard: str) -> Members:
+    hashes, positions = _eligible(rows)
+    cells = _cells(hashes, len(reading.counters))
+    chosen = np.flatnonzero((reading.counters.take(cells) > 0) & (cells % reading.num_parts == reading.part))
+    positions = positions[chosen]
+    assert rows.ordinal is not None
+    return Members(hashes[chosen], rows.key[positions], tie_hash(shard, rows.ordinal[positions]))
+
+
+def _eligible(rows: LabelRows) -> tuple[UInt64, Int64]:
+    """Hashes of the eligible rows, and their positions."""
+    assert rows.image_hash is not None
+    positions = np.flatnonzero(rows.eligible)
+    return rows.image_hash.take(positions), positions
+
+
+def _cells(hashes: UInt64, num_cells: int) -> Int64:
+    bits = num_cells.bit_length() - 1
+    return ((hashes * _SPREAD) >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def _merge(parts: Sequence[Members]) -> Members:
     none = Members(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.uint64))
     return Members(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
-def strongest(members: Members, count: int) -> Members:
+def _highest(members: Members, count: int) -> Members:
     """The `count` highest-ranking rows of each hash, ordered by hash and rank."""
     ordered = members.take(np.lexsort((~members.tie, ~members.key, members.hash)))
     return ordered.take(np.flatnonzero(_rank(ordered.hash) < count))
 
 
-def cut_offs(members: Members, max_images: int) -> Crowds:
-    """The crowds among rows that `strongest` gave, with at least `max_images` + 1 of each hash where there are so many."""
-    beyond = np.flatnonzero(_rank(members.hash) == max_images)
-    return Crowds(*members.take(beyond - 1))
-
-
-def join(crowds: Sequence[Crowds]) -> Crowds:
-    """Crowds of different hashes, together."""
-    merged = merge([Members(part.hash, part.key, part.tie) for part in crowds])
-    return Crowds(*merged.take(np.argsort(merged.hash)))
-
-
 def _rank(ordered: UInt64) -> Int64:
-    """Position of each row among those of its hash; equal hashes lie together."""
+    """Position of each row among the rows of its hash, from 0; equal hashes are adjacent."""
     positions = np.arange(len(ordered))
     is_first = np.ones(len(ordered), bool)
     is_first[1:] = ordered[1:] != ordered[:-1]

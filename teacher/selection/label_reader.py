@@ -1,4 +1,4 @@
-"""Label files as selection reads them: a few columns, in batches, checked, with what excludes each row."""
+"""Read the columns of label files that selection needs: in batches, checked, with the reasons that exclude rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,19 +17,20 @@ from data.errors import DataError
 from data.labels.exclusions import keys_in
 from data.labels.label_files import LabeledShard, has_all_samples, open_label_file
 from data.tables import TableFile
-from teacher.selection.cutoffs import (
+from teacher.selection.rule import (
     MAX_CONFIDENCE,
     Float32,
+    HashGroups,
     Int32,
+    Mask,
     SelectError,
     SelectRule,
     UInt32,
     UInt64,
     confidence_key,
 )
-from teacher.selection.hash_groups import Crowds
 
-_BATCH_ROWS = 2**16  # more is no faster, and holds more memory in every thread
+_BATCH_ROWS = 2**16  # larger batches are no faster and take more memory in every thread
 _TYPES = {
     "ordinal": pa.int32(),
     "label": pa.int32(),
@@ -38,7 +38,6 @@ _TYPES = {
     "image_hash": pa.uint64(),
     "__key__": pa.string(),
 }
-_Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,40 +46,46 @@ class Exclusions:
 
     Attributes:
         held_out_samples: ordinals by shard name, near-duplicates of held-out images.
-        keys: the user's lines; see `data.exclude.keys_in`.
-        crowds: cut-offs of groups of too many images with one perceptual hash.
+        keys: lines of the user's list; see `data.labels.exclusions.keys_in`.
+        hash_groups: too many images with one perceptual hash: those to leave out.
     """
 
     held_out_samples: Mapping[str, Collection[int]] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
-    crowds: Crowds | None = None
+    hash_groups: HashGroups | None = None
 
     def digest(self) -> str:
-        """SHA-256 of the contents as sets, in hex: the same for any order and with repeats."""
+        """SHA-256 of the contents as sets, in hex: order and repeats do not matter."""
         by_shard = sorted(
             (shard, sorted({int(ordinal) for ordinal in ordinals})) for shard, ordinals in self.held_out_samples.items()
         )
         digest = hashlib.sha256(repr((sorted(self.keys), by_shard)).encode("utf-8", "surrogatepass"))
-        for column in (self.crowds.hash, self.crowds.key, self.crowds.tie) if self.crowds else ():
-            digest.update(column.tobytes())
+        if groups := self.hash_groups:
+            for column in (groups.hash, groups.key, groups.tie):
+                digest.update(column.tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class LabelRows:
-    """One batch of a label file; label int32, confidence float32, ordinal int32 and masks bool, all [n].
+    """One batch of a label file; all arrays are [n].
 
-    `above` the threshold (or at it); `held_out`, `by_user` and `crowded` (beyond its crowd's cut-off) are None where
-    nothing excludes by them, `ordinal` and `image_hash` (uint64 [n]) where they were not read.
+    Attributes:
+        label: int32.
+        confidence: float32.
+        ordinal: int32; None if not read.
+        above: bool, at or above the threshold.
+        held_out, by_user, near_duplicate: bool, excluded for this reason; None if no row of the shard is.
+        image_hash: uint64; None if not read.
     """
 
     label: Int32
     confidence: Float32
     ordinal: Int32 | None
-    above: _Mask
-    held_out: _Mask | None
-    by_user: _Mask | None
-    crowded: _Mask | None
+    above: Mask
+    held_out: Mask | None
+    by_user: Mask | None
+    near_duplicate: Mask | None
     image_hash: UInt64 | None
 
     @property
@@ -89,44 +94,44 @@ class LabelRows:
         return confidence_key(self.confidence)
 
     @property
-    def eligible(self) -> _Mask:
-        """Rows at or above the threshold that nothing excludes, bool [n]."""
-        excluded = either(either(self.held_out, self.by_user), self.crowded)
+    def eligible(self) -> Mask:
+        """Rows at or above the threshold and not excluded, bool [n]."""
+        excluded = either(either(self.held_out, self.by_user), self.near_duplicate)
         return self.above if excluded is None else self.above & ~excluded
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSource:
-    """A folder of label files `<shard name>.parquet`, with the rule and exclusions that say which rows count.
+    """A folder of label files `<shard name>.parquet`, with the rule and exclusions that decide which rows are eligible.
 
     Attributes:
-        entries: what the labels' manifest says of each file, by shard name; other labels under its name are refused.
+        labeled: the labels' manifest by shard name; a file that differs from its entry is refused.
     """
 
     labels_dir: str
     rule: SelectRule
     exclusions: Exclusions
-    entries: Mapping[str, LabeledShard] = field(default_factory=dict)
+    labeled: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:
-        """The rows of one label file, in order, in batches.
+        """Read the rows of one label file, in order, in batches.
 
-        Keys are read only to exclude by them, hashes and ordinals only where needed too: each column costs seconds.
+        Keys are read only if the exclusions have keys, ordinals and hashes only if needed: each column costs seconds.
 
         Raises:
-            SelectError: no such file, a damaged one or one of another teacher, a column is missing or of another type, a value is
+            SelectError: the file is missing, damaged or of another teacher; a column is missing or has another type; a value is
                 out of range.
         """
         path = storage.join(self.labels_dir, f"{shard}.parquet")
         columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)
-        with _open(path, self.entries.get(shard)) as file:
+        with _open(path, self.labeled.get(shard)) as file:
             _check_columns(path, file.schema, columns)
-            counted = "ordinal" in columns and has_all_samples(file)
-            if counted:
+            ordinal_is_row = "ordinal" in columns and has_all_samples(file)
+            if ordinal_is_row:
                 columns.remove("ordinal")
             first = 0
             for batch in file.batches(_BATCH_ROWS, columns):
-                ordinal = np.arange(first, first + batch.num_rows, dtype=np.int32) if counted else None
+                ordinal = np.arange(first, first + batch.num_rows, dtype=np.int32) if ordinal_is_row else None
                 yield _to_rows(path, shard, batch, ordinal, self)
                 first += batch.num_rows
 
@@ -144,8 +149,8 @@ def _open(path: str, entry: LabeledShard | None) -> Iterator[TableFile]:
 
 def _needed_columns(shard: str, exclusions: Exclusions, needs_ordinals: bool, needs_hashes: bool) -> list[str]:
     wanted = {
-        "ordinal": needs_ordinals or shard in exclusions.held_out_samples or exclusions.crowds is not None,
-        "image_hash": needs_hashes or exclusions.crowds is not None,
+        "ordinal": needs_ordinals or shard in exclusions.held_out_samples or exclusions.hash_groups is not None,
+        "image_hash": needs_hashes or exclusions.hash_groups is not None,
         "__key__": len(exclusions.keys) > 0,
     }
     return ["label", "confidence", *(name for name, is_wanted in wanted.items() if is_wanted)]
@@ -169,42 +174,41 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
     held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
     by_user = _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None
-    crowded = None
-    if exclusions.crowds is not None and ordinal is not None and image_hash is not None:
-        crowded = exclusions.crowds.beyond(shard, image_hash, confidence_key(confidence), ordinal)
-    above = confidence >= (
-        rule.thresholds.take(label) if rule.class_thresholds else np.float32(rule.confidence_threshold)
-    )
-    return LabelRows(label, confidence, ordinal, above, held_out, by_user, crowded, image_hash)
+    near_duplicate = None
+    if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
+        near_duplicate = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
+    by_class = bool(rule.class_thresholds)
+    above = confidence >= (rule.thresholds.take(label) if by_class else np.float32(rule.confidence_threshold))
+    return LabelRows(label, confidence, ordinal, above, held_out, by_user, near_duplicate, image_hash)
 
 
-def _values(path: str, batch: pa.RecordBatch, name: str) -> npt.NDArray:
+def _values(path: str, batch: pa.RecordBatch, name: str) -> np.ndarray:
     column = batch.column(name)
     if column.null_count:
         raise SelectError(f"{path}: column {name!r} has {column.null_count} nulls; label this shard again")
-    return np.from_dlpack(column)  # `to_numpy` imports pandas where there is one: 35 MB in every process
+    return np.from_dlpack(column)  # `to_numpy` imports pandas if installed: 35 MB in every process
 
 
-def _check_range(path: str, name: str, low: float, high: float, least: float, most: float) -> None:
-    if not (least <= low and high <= most):  # NaN fails too
-        raise SelectError(f"{path}: {name} must be between {least} and {most} but {low} … {high} was found")
+def _check_range(path: str, name: str, low: float, high: float, minimum: float, maximum: float) -> None:
+    if not (minimum <= low and high <= maximum):  # NaN fails too
+        raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got values from {low} to {high}")
 
 
-def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> _Mask:
+def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> Mask:
     return pc.is_in(batch.column("__key__"), value_set=_as_array(keys)).to_numpy(zero_copy_only=False)
 
 
-@lru_cache(maxsize=8)  # a long list costs a tenth of a second each time, and there are thousands of batches
+@lru_cache(maxsize=8)  # a long list takes 0.1 s to convert, and there are thousands of batches
 def _as_array(keys: frozenset[str]) -> pa.Array:
     return pa.array(sorted(keys), type=_TYPES["__key__"])
 
 
-def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> _Mask | None:
+def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> Mask | None:
     return np.isin(ordinal, np.array(sorted(ordinals), np.int64)) if ordinals and ordinal is not None else None
 
 
-def either(first: _Mask | None, second: _Mask | None) -> _Mask | None:
-    """Rows of one mask or the other; None is a mask without rows."""
+def either(first: Mask | None, second: Mask | None) -> Mask | None:
+    """Rows in one mask or the other; None is a mask that is false everywhere."""
     if first is None or second is None:
         return second if first is None else first
     return first | second

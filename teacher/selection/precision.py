@@ -1,7 +1,6 @@
-"""How many labels at or above a confidence are right: estimated on the validation images, with an interval; and the threshold that
-keeps a precision.
+"""The precision of labels at or above a confidence, estimated on validation images; thresholds that reach a target precision.
 
-The estimate holds for images like the labeled ones. Of unlabeled images from elsewhere nobody knows.
+The estimate holds for images like the labeled ones, not for unlabeled images from elsewhere.
 """
 
 from __future__ import annotations
@@ -13,55 +12,69 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from teacher.selection.cutoffs import UNREACHED, SelectError
+from data import storage
+from data.labels.label_files import LABELS_OUTPUT_REMEDY, VALIDATION_NAME
+from pipeline.core.committed_files import read_output_table
+from pipeline.core.layout import Layout
+from pipeline.core.schema import SelectConfig
+from pipeline.core.stage import done_record
+from teacher.selection.rule import UNREACHED, Float32, Int32, Int64, Mask, SelectError, SelectRule
 
-VALIDATION_NAME = "validation.parquet"  # beside the label files
-LEAST_IMAGES = 100
-"""Fewer say little: at a precision of 0.95 the interval of 100 images is 0.89 to 0.98."""
+MIN_IMAGES = 100  # fewer say little: at a precision of 0.95 the interval of 100 images is 0.89 to 0.98
 _Z = 1.96  # standard deviations of a two-sided interval of 95 %
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Validation images as the teacher labels them: label and predicted int32, confidence float32, all (N,)."""
+class ValidationLabels:
+    """Validation images as the teacher labels them: true label int32, predicted label int32, confidence float32, all [n]."""
 
-    label: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
+    label: Int32
+    predicted: Int32
+    confidence: Float32
 
     @staticmethod
-    def from_table(table: pa.Table) -> HeldOut:
-        """The rows of a labels folder's `validation.parquet`."""
-        return HeldOut(*(table.column(name).to_numpy() for name in ("label", "predicted", "confidence")))
+    def read(layout: Layout) -> ValidationLabels:
+        """Read `validation.parquet` of a labels folder; empty if the labels have none. Raises DataError if it is damaged."""
+        columns = ["label", "predicted", "confidence"]
+        if not storage.exists(storage.join(layout.labels, VALIDATION_NAME)):  # labels of an earlier version
+            return ValidationLabels(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+        record = done_record(layout.labels)
+        table = read_output_table(layout.labels, VALIDATION_NAME, record, LABELS_OUTPUT_REMEDY, columns)
+        return ValidationLabels.from_table(table)
+
+    @staticmethod
+    def from_table(table: pa.Table) -> ValidationLabels:
+        """The rows of `validation.parquet`."""
+        return ValidationLabels(*(table.column(name).to_numpy() for name in ("label", "predicted", "confidence")))
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def take(self, rows: np.ndarray) -> HeldOut:
-        """The rows of an index or mask."""
-        return HeldOut(self.label[rows], self.predicted[rows], self.confidence[rows])
+    def take(self, rows: Int64 | Mask) -> ValidationLabels:
+        """The rows at these positions, or where a mask is true."""
+        return ValidationLabels(self.label[rows], self.predicted[rows], self.confidence[rows])
 
-    def halves(self) -> tuple[HeldOut, HeldOut]:
-        """Two random halves with the same number of images of each class, give or take one; always the same two."""
+    def halves(self) -> tuple[ValidationLabels, ValidationLabels]:
+        """Split at random into two halves whose class counts differ by at most one; always the same two."""
         order = np.random.default_rng(0).permutation(len(self))
         order = order[np.argsort(self.label[order], kind="stable")]
         return self.take(np.sort(order[::2])), self.take(np.sort(order[1::2]))
 
-    def at(self, thresholds: np.ndarray) -> Precision:
-        """Precision of the labels at or above their class's threshold: float32 (C,)."""
+    def at(self, thresholds: Float32) -> Precision:
+        """Precision of the labels at or above their class's threshold; thresholds float32 [num_classes]."""
         above = self.confidence >= thresholds[self.predicted]
         return Precision(int(above.sum()), int((above & (self.label == self.predicted)).sum()))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How many of how many labels are right."""
+    """Number of images with a label, and how many of the labels are right."""
 
     images: int
     right: int
 
     def as_json(self) -> dict[str, Any]:
-        """With the precision and its 95 % interval after Wilson (JASA 1927, "Probable inference"); None without images."""
+        """Counts, precision and its 95 % interval after Wilson (JASA 1927, "Probable inference"); None without images."""
         if not self.images:
             return asdict(self) | {"precision": None, "low": None, "high": None}
         n, p = self.images, self.right / self.images
@@ -71,71 +84,82 @@ class Precision:
         return asdict(self) | {"precision": p, "low": max(low, 0.0), "high": min(high, 1.0)}
 
 
+def make_rule(config: SelectConfig, num_classes: int, validation: ValidationLabels) -> SelectRule:
+    """The rule of a configuration. Raises SelectError if no threshold reaches `target_precision`."""
+    threshold, target = config.confidence_threshold, config.target_precision
+    thresholds: tuple[float, ...] = ()
+    if target is not None:
+        chosen = choose_thresholds(validation, target, threshold, num_classes, config.precision_by_class)
+        threshold, thresholds = float(chosen.min()), tuple(chosen.tolist())
+    by_class = thresholds if len(set(thresholds)) > 1 else ()
+    return SelectRule(num_classes, threshold, config.per_class, config.max_copies, by_class)
+
+
 def choose_thresholds(
-    held_out: HeldOut, target: float, least: float, num_classes: int, by_class: bool = False
-) -> np.ndarray:
-    """The lowest thresholds whose labels reach a precision on one half of the validation images (see `HeldOut.halves`).
+    validation: ValidationLabels, target: float, minimum: float, num_classes: int, by_class: bool = False
+) -> Float32:
+    """Choose the lowest thresholds whose labels reach a target precision on one half of the validation images.
 
     Args:
-        target: precision wanted of the labels at or above the threshold.
-        least: no threshold is lower.
-        by_class: one of its own for each class that is predicted for LEAST_IMAGES of the half; the others have the common one.
+        target: precision of the labels at or above the threshold, 0 to 1.
+        minimum: no threshold is lower.
+        by_class: a separate threshold for each class with at least MIN_IMAGES predictions in the half; the others share one.
 
     Returns:
-        float32 (num_classes,).
+        float32 [num_classes].
 
     Raises:
         SelectError: no threshold reaches the precision, or there are no validation images.
     """
-    if not len(held_out):
+    if not len(validation):
         raise SelectError(
-            f"select.target_precision={target}: the labels were made without validation images; give data.validation "
-            "and run stage=label force=true, or give select.confidence_threshold instead"
+            f"select.target_precision={target}: the labels were made without validation images; set data.validation "
+            "and run stage=label force=true, or set select.confidence_threshold instead"
         )
-    half, _ = held_out.halves()
-    common = _lowest(half, target, least)
+    half, _ = validation.halves()
+    common = _lowest(half, target, minimum)
     if common is None:
         raise SelectError(
-            f"select.target_precision={target}: of {len(half)} validation images no confidence has labels that are so often right "
-            "above it; ask for less, or for a better teacher"
+            f"select.target_precision={target}: no confidence threshold reaches this precision on {len(half)} validation images; "
+            "lower target_precision or train a better teacher"
         )
     thresholds = np.full(num_classes, common, np.float32)
     for index in range(num_classes) if by_class else ():
         rows = half.take(half.predicted == index)
-        if len(rows) >= LEAST_IMAGES:
-            own = _lowest(rows, target, least)
+        if len(rows) >= MIN_IMAGES:
+            own = _lowest(rows, target, minimum)
             thresholds[index] = UNREACHED if own is None else own
     return thresholds
 
 
-def _lowest(rows: HeldOut, target: float, least: float) -> float | None:
-    """The lowest threshold from `least` on at which a part `target` of the rows is right."""
+def _lowest(rows: ValidationLabels, target: float, minimum: float) -> float | None:
+    """The lowest threshold ≥ `minimum` at which a fraction `target` of the labels is right; None if there is none."""
     order = np.argsort(-rows.confidence, kind="stable")
     confidence = rows.confidence[order]
     right = np.cumsum(rows.label[order] == rows.predicted[order])
     is_last = np.append(confidence[:-1] > confidence[1:], [True] * min(len(confidence), 1))  # of equal confidences
-    reaches = is_last & (right >= target * np.arange(1, len(right) + 1)) & (confidence >= np.float32(least))
+    reaches = is_last & (right >= target * np.arange(1, len(right) + 1)) & (confidence >= np.float32(minimum))
     if not reaches.any():
         return None
     lowest = int(np.flatnonzero(reaches)[-1])
     rest = confidence[lowest + 1 :]
-    return float(confidence[lowest]) if len(rest) and rest[0] >= np.float32(least) else least
+    return float(confidence[lowest]) if len(rest) and rest[0] >= np.float32(minimum) else minimum
 
 
 def precision_json(
-    held_out: HeldOut, thresholds: np.ndarray, target: float | None, least: float
+    validation: ValidationLabels, thresholds: Float32, target: float | None, minimum: float
 ) -> dict[str, Any] | None:
-    """What the validation images say of a selection's thresholds: in all, and per class; None without any.
+    """Estimated precision of a selection's labels, in all and per class; None without validation images.
 
-    With a target, counted on the half that the thresholds were not chosen on.
+    With a target, the estimate comes from the half that did not choose the thresholds.
 
     Args:
-        thresholds: float32 (C,).
-        least: the thresholds' lower limit.
+        thresholds: float32 [num_classes].
+        minimum: the thresholds' lower limit.
     """
-    if not len(held_out):
+    if not len(validation):
         return None
-    chosen_on, checked_on = held_out.halves() if target is not None else (None, held_out)
+    chosen_on, checked_on = validation.halves() if target is not None else (None, validation)
     total = checked_on.at(thresholds).as_json()
     classes = [
         {"class": index, "threshold": float(threshold)}
@@ -144,21 +168,40 @@ def precision_json(
     ]
     return {
         "target": target,
-        "validation_images": len(held_out),
-        "least_threshold": least,
+        "validation_images": len(validation),
+        "least_threshold": minimum,
         "chosen_on": None if chosen_on is None else chosen_on.at(thresholds).as_json(),
         "checked_on": total,
-        "verdict": None if target is None else verdict(total, target),
+        "verdict": None if target is None else describe_check(total, target),
         "classes": classes,
     }
 
 
-def verdict(found: dict[str, Any], target: float) -> str:
-    """What the check of a target says, in words."""
-    if found["images"] < LEAST_IMAGES:
-        return f"too few validation images to tell: {found['images']} at or above the threshold, where {LEAST_IMAGES} say something"
-    if found["low"] >= target:
+def describe_check(checked: dict[str, Any], target: float) -> str:
+    """Whether the estimate (`Precision.as_json`) confirms the target. Part of selection.json: other words would change its digest."""
+    if checked["images"] < MIN_IMAGES:
+        return f"too few validation images to tell: {checked['images']} at or above the threshold, where {MIN_IMAGES} say something"
+    if checked["low"] >= target:
         return "confirmed"
-    if found["high"] < target:
+    if checked["high"] < target:
         return "missed: the validation images say less than was asked for"
     return "as asked for, as far as so many images can tell"
+
+
+def print_precision(found: dict[str, Any] | None) -> None:
+    """Print the thresholds and the check of a target precision (`precision_json`); nothing without a target."""
+    if found is None or found["target"] is None:
+        return
+    thresholds = [entry["threshold"] for entry in found["classes"] if entry["threshold"] < UNREACHED]
+    excluded = len(found["classes"]) - len(thresholds)
+    low, high, chosen, checked = min(thresholds), max(thresholds), found["chosen_on"], found["checked_on"]
+    interval = ""
+    if checked["images"]:
+        interval = f": {checked['precision']:.1%} (95 % interval {checked['low']:.1%} to {checked['high']:.1%})"
+    without = f"{excluded} classes reach it at no threshold; none of their images is selected. " if excluded else ""
+    print(
+        f"select: target_precision={found['target']}: threshold {low:.4f}{f' to {high:.4f}' * (low < high)}, chosen on half of the "
+        f"validation images ({chosen['right']} of {chosen['images']} labels at or above it are right); on the other half "
+        f"{checked['right']} of {checked['images']}{interval}. Verdict: {found['verdict']}. "
+        f"{without}This holds for images like the labeled ones."
+    )

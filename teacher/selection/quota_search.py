@@ -1,56 +1,127 @@
-"""The exact cut-off of every class at once, from mergeable histograms: a radix select over (confidence, tie hash).
+"""Find the exact cut-off of every class at once: a radix select over (confidence, tie hash) with mergeable histograms.
 
-Each class looks for its `rank`-th row from the top. A histogram tells the bin that row is in; the bin's interval is cut
-into finer bins (down to one float32 value, then by the 64-bit tie hash) until the rows left fit in memory, and sorting
-those ends the search. Memory is O(classes × bins) plus the rows allowed at the end. The cut-off is a row's own
-(confidence, hash), so it depends on neither the bins nor the order of reading.
+1. Count the eligible rows by class and confidence bin. From the totals follows each class's `rank`: its cut-off is the
+   `rank`-th row from the top (`plan_copies`).
+2. The histogram tells which bin holds that row. While the rows of these bins exceed `max_candidates`, cut the bins into
+   finer ones and count again: down to one float32 value, then by the 64-bit tie hash. Two readings usually suffice.
+3. Collect the remaining rows and sort them.
+
+Memory is O(classes × bins) plus the collected rows. The cut-off is a row's own (confidence, hash), so it depends on neither the bins
+nor the order of reading. The results of several shards merge in any order, so any executor may split the shards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from teacher.selection.cutoffs import (
+from data.labels.label_files import LabeledShard
+from teacher.executors import Executor, ReportProgress, Result, in_threads
+from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.selection.rule import (
     MAX_CONFIDENCE,
     NO_CUT,
     Cutoffs,
     Float32,
     Int32,
     Int64,
+    Mask,
     SelectError,
     SelectRule,
     UInt16,
     UInt32,
     UInt64,
     confidence_key,
+    tie_hash,
 )
 
-# Classes × bins of one histogram: 2 MiB of int64 counters; 32 MiB miss the cache and take four times as long.
-_MAX_CELLS = 2**18
+MAX_CANDIDATES = 2_000_000  # rows to collect and sort: about 100 MB
+_MAX_CELLS = 2**18  # classes × bins: 2 MiB of int64 counters stay in the cache; 32 MiB take four times as long
 _MAX_BINS, _MIN_BINS = 2**12, 2**6
 _LAST_HASH = np.uint64(2**64 - 1)
-_COUNTED_TOGETHER = 2**19  # cells: each counting fills a new histogram, and with few cells that takes longer
+_COUNT_AFTER = 2**19  # rows per call of np.bincount, which allocates a histogram each time
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class Selection:
+    """A rule, its exclusions, and the cut-offs that follow: enough to compute the copies of every label row."""
+
+    rule: SelectRule
+    cutoffs: Cutoffs
+    exclusions: Exclusions
+
+
+def select_shards(
+    labels_dir: str,
+    shards: Sequence[str],
+    rule: SelectRule,
+    exclusions: Exclusions | None = None,
+    *,
+    labeled: Mapping[str, LabeledShard] | None = None,
+    num_workers: int = 1,
+    executor: Executor = in_threads,
+    progress: ReportProgress | None = None,
+    max_candidates: int = MAX_CANDIDATES,
+) -> Selection:
+    """Find the exact cut-offs over all label files of `shards`: the same for any order, worker count and memory limit.
+
+    Args:
+        labels_dir: folder of `<shard name>.parquet`.
+        shards: shard names, each once.
+        labeled: see `LabelSource`.
+        executor: runs each reading in `num_workers` workers.
+        max_candidates: rows to hold in memory; more of them take a further reading.
+
+    Raises:
+        SelectError: a shard is named twice, or a label file is missing or broken.
+    """
+    _check_names(shards)
+    source = LabelSource(labels_dir, rule, exclusions or Exclusions(), labeled or {})
+
+    def read(doing: str, task: Callable[[Iterable[str]], Result]) -> Iterable[Result]:
+        return executor(task, shards, num_workers, doing, progress)
+
+    histogram = _sum(source, read("count", partial(_count_rows, source)))
+    available = histogram.sum(axis=1)
+    base_copies, num_extra = plan_copies(available, rule)
+    search = _start(histogram, num_extra)
+    while search.num_candidates > max_candidates:
+        search = _narrow(search, _sum(source, read("count finely", partial(_count_finely, source, search))))
+    rows = _Candidates.merge(list(read("collect", partial(_collect, source, search))))
+    return Selection(rule, _finish(search, rows, available, base_copies, num_extra), source.exclusions)
+
+
+def plan_copies(available: Int64, rule: SelectRule) -> tuple[UInt16, Int64]:
+    """Plan base copies (uint16) and the number of rows with one more (int64) from the eligible rows, all [num_classes].
+
+    Copies within a class differ by at most one and add up to `per_class`, unless `max_copies` stops them.
+    """
+    if rule.per_class is None:
+        return (available > 0).astype(np.uint16), np.zeros_like(available)
+    base, extra = np.divmod(rule.per_class, np.maximum(available, 1))
+    no_extra = (available == 0) | (base >= rule.max_copies)
+    base = np.where(available == 0, 0, np.minimum(base, rule.max_copies))
+    return base.astype(np.uint16), np.where(no_extra, 0, extra)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
     """Rows that may be cut-offs: label int32, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
 
     label: Int32
     key: UInt32
     hash: UInt64
 
-    def take(self, rows: npt.NDArray[np.bool_]) -> Candidates:
-        """The rows where the mask [n] is true."""
-        return Candidates(self.label[rows], self.key[rows], self.hash[rows])
+    def take(self, rows: Mask) -> _Candidates:
+        return _Candidates(self.label[rows], self.key[rows], self.hash[rows])
 
     @staticmethod
-    def merge(parts: list[Candidates]) -> Candidates:
-        """All rows of all parts."""
-        return Candidates(
+    def merge(parts: list[_Candidates]) -> _Candidates:
+        return _Candidates(
             np.concatenate([np.empty(0, np.int32), *(part.label for part in parts)]),
             np.concatenate([np.empty(0, np.uint32), *(part.key for part in parts)]),
             np.concatenate([np.empty(0, np.uint64), *(part.hash for part in parts)]),
@@ -58,11 +129,10 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
-    """Where each class's cut-off is: the `rank`-th row from the top of the `count` rows inside a closed interval.
+class _RankSearch:
+    """Each class's cut-off is the `rank`-th row from the top of the `count` rows within a closed interval; rank 0: no cut-off.
 
-    All arrays are [num_classes]. The interval is of keys and, once that is a single key, of tie hashes. Rank 0: the
-    class needs no cut-off.
+    All arrays are [num_classes]. The interval is one of keys, and of tie hashes once it is down to a single key.
     """
 
     rank: Int64
@@ -73,62 +143,50 @@ class Search:
     hash_last: UInt64
 
     @property
-    def is_open(self) -> npt.NDArray[np.bool_]:
+    def is_open(self) -> Mask:
         """Classes whose cut-off is not known yet, bool [num_classes]."""
         return (self.rank > 0) & ((self.key_low < self.key_last) | (self.hash_low < self.hash_last))
 
     @property
     def num_candidates(self) -> int:
-        """Rows that are still in question."""
+        """Rows within the intervals of open classes."""
         return int(self.count[self.is_open].sum())
 
     def key_limits(self) -> tuple[UInt32, UInt32]:
-        """First and last key of the rows in question, uint32 [num_classes] each; (1, 0) for classes that have none."""
+        """First and last key of each interval, uint32 [num_classes] each; (1, 0), which is empty, for classes that are not open."""
         is_open = self.is_open
         return np.where(is_open, self.key_low, np.uint32(1)), np.where(is_open, self.key_last, np.uint32(0))
 
 
-def num_bins(num_classes: int) -> int:
-    """Bins per class: a power of two, so that bin edges are exact float32 values, and fewer for more classes."""
+def _num_bins(num_classes: int) -> int:
+    """Bins per class: fewer for more classes; a power of two, so that bin edges are exact float32 values."""
     fitting = 1 << max((_MAX_CELLS // num_classes).bit_length() - 1, 0)
     return min(max(fitting, _MIN_BINS), _MAX_BINS)
 
 
-def plan_copies(available: Int64, rule: SelectRule) -> tuple[UInt16, Int64]:
-    """Base copies (uint16) and how many rows get one more (int64), from the rows available, all [num_classes].
+class _Histogram:
+    """Count rows by class and bin.
 
-    Copies within a class differ by at most one and add up to `per_class`, unless `max_copies` stops them.
-    """
-    if rule.per_class is None:
-        return (available > 0).astype(np.uint16), np.zeros_like(available)
-    base, extra = np.divmod(rule.per_class, np.maximum(available, 1))
-    done = (available == 0) | (base >= rule.max_copies)
-    base = np.where(available == 0, 0, np.minimum(base, rule.max_copies))
-    return base.astype(np.uint16), np.where(done, 0, extra)
-
-
-class Histogram:
-    """Counts rows by class and bin.
-
-    Cells are kept until there are many and then counted by `np.bincount`: other threads run meanwhile, as they cannot beside
-    `np.add.at`, which holds the GIL.
+    Collects the rows' cells and counts many at once with `np.bincount`, which releases the GIL; `np.add.at` holds it.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self._counts = np.zeros((num_classes, num_bins(num_classes)), np.int64)
+        self._counts = np.zeros((num_classes, _num_bins(num_classes)), np.int64)
         self._cells: list[npt.NDArray[np.integer]] = []
         self._num_cells = 0
 
-    def add_coarse(self, label: Int32, confidence: Float32, eligible: npt.NDArray[np.bool_]) -> None:
+    def add_coarse(self, label: Int32, confidence: Float32, eligible: Mask) -> None:
         """Count the eligible rows by label and equal steps of confidence; all [n]."""
         bins = self._counts.shape[1]
         cell = (confidence * np.float32(bins)).astype(np.int32)
         np.minimum(cell, bins - 1, out=cell)
         cell += label * np.int32(bins)
-        beyond = np.int32(self._counts.size)  # taking the eligible ones out takes longer than counting the others too
-        self._add(np.where(eligible, cell, beyond))
+        ignored = np.int32(
+            self._counts.size
+        )  # counting the other rows in an extra cell is faster than filtering them out
+        self._add(np.where(eligible, cell, ignored))
 
-    def add_fine(self, rows: Candidates, search: Search) -> None:
+    def add_fine(self, rows: _Candidates, search: _RankSearch) -> None:
         """Count rows by label and equal steps of their class's interval."""
         bins, label = self._counts.shape[1], rows.label
         key_shift, hash_shift = _shifts(search, bins)
@@ -138,14 +196,14 @@ class Histogram:
         self._add(label.astype(np.int64) * bins + np.where(single_key, by_hash, by_key).astype(np.int64))
 
     def counts(self) -> Int64:
-        """Rows so far, int64 [num_classes, bins]."""
+        """Counts of all rows so far, int64 [num_classes, bins]."""
         self._count()
         return self._counts
 
     def _add(self, cells: npt.NDArray[np.integer]) -> None:
         self._cells.append(cells)
         self._num_cells += len(cells)
-        if self._num_cells >= _COUNTED_TOGETHER:
+        if self._num_cells >= _COUNT_AFTER:
             self._count()
 
     def _count(self) -> None:
@@ -155,25 +213,68 @@ class Histogram:
         self._cells, self._num_cells = [], 0
 
 
-def in_question(rows: Candidates, search: Search) -> Candidates:
-    """The rows inside their class's interval of tie hashes; their keys are within `key_limits` already."""
-    label = rows.label
-    return rows.take((rows.hash >= search.hash_low[label]) & (rows.hash <= search.hash_last[label]))
+def _count_rows(source: LabelSource, shards: Iterable[str]) -> Int64:
+    """Eligible rows by label and confidence, int64 [num_classes, bins]."""
+    histogram = _Histogram(source.rule.num_classes)
+    for shard in shards:
+        for rows in source.read(shard, needs_ordinals=False):
+            histogram.add_coarse(rows.label, rows.confidence, rows.eligible)
+    return histogram.counts()
 
 
-def start(histogram: Int64, rank: Int64) -> Search:
-    """The search after `Histogram.add_coarse` of all rows."""
+def _count_finely(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Int64:
+    """Rows within their class's interval by label and part of the interval, int64 [num_classes, bins]."""
+    histogram = _Histogram(source.rule.num_classes)
+    for rows in _within_interval(source, search, shards):
+        histogram.add_fine(rows, search)
+    return histogram.counts()
+
+
+def _collect(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> _Candidates:
+    return _Candidates.merge(list(_within_interval(source, search, shards)))
+
+
+def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Iterator[_Candidates]:
+    """The eligible rows within their class's interval."""
+    low, last = search.key_limits()
+    for shard in shards if search.num_candidates else ():
+        for rows in source.read(shard):
+            label, key = rows.label, rows.key
+            inside = np.flatnonzero((key >= low.take(label)) & (key <= last.take(label)) & rows.eligible)
+            assert rows.ordinal is not None
+            label, hashes = label[inside], tie_hash(shard, rows.ordinal[inside])
+            candidates = _Candidates(label, key[inside], hashes)
+            yield candidates.take((hashes >= search.hash_low[label]) & (hashes <= search.hash_last[label]))
+
+
+def _check_names(shards: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for shard in shards:
+        if shard in seen:
+            raise SelectError(f"shard {shard!r} is named twice; give every shard a name of its own")
+        seen.add(shard)
+
+
+def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
+    total = _Histogram(source.rule.num_classes).counts()  # zeros
+    for histogram in histograms:  # as they arrive: a cluster's tasks return many
+        total += histogram
+    return total
+
+
+def _start(histogram: Int64, rank: Int64) -> _RankSearch:
+    """The search after `add_coarse` of all rows."""
     bins, num_classes = histogram.shape[1], len(rank)
     edges = confidence_key((np.arange(bins + 1) / bins).astype(np.float32))
     last_keys = edges[1:] - np.uint32(1)
     last_keys[-1] = confidence_key(np.array([MAX_CONFIDENCE]))[0]
     chosen, new_rank, count = _find_bins(histogram, rank)
     no_hash = np.zeros(num_classes, np.uint64)
-    return Search(new_rank, count, edges[chosen], last_keys[chosen], no_hash, no_hash + _LAST_HASH)
+    return _RankSearch(new_rank, count, edges[chosen], last_keys[chosen], no_hash, no_hash + _LAST_HASH)
 
 
-def narrow(search: Search, histogram: Int64) -> Search:
-    """The search after `Histogram.add_fine` of all rows in question."""
+def _narrow(search: _RankSearch, histogram: Int64) -> _RankSearch:
+    """The search after `add_fine` of all rows within their intervals."""
     key_shift, hash_shift = _shifts(search, histogram.shape[1])
     chosen, rank, count = _find_bins(histogram, search.rank)
     key_low = search.key_low + (chosen.astype(np.uint32) << key_shift)
@@ -182,7 +283,7 @@ def narrow(search: Search, histogram: Int64) -> Search:
     hash_last = hash_low + ((np.uint64(1) << hash_shift) - np.uint64(1))
     by_key = search.is_open & (search.key_low < search.key_last)
     by_hash = search.is_open & ~by_key
-    return Search(
+    return _RankSearch(
         rank=np.where(search.is_open, rank, search.rank),
         count=np.where(search.is_open, count, search.count),
         key_low=np.where(by_key, key_low, search.key_low),
@@ -192,11 +293,11 @@ def narrow(search: Search, histogram: Int64) -> Search:
     )
 
 
-def finish(search: Search, rows: Candidates, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
-    """The cut-offs, from all rows in question, in any order.
+def _finish(search: _RankSearch, rows: _Candidates, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
+    """The cut-offs, from all rows within their intervals, in any order.
 
     Raises:
-        SelectError: rows are missing or too many: the label files changed between two readings.
+        SelectError: the number of rows differs from the last histogram's: label files changed between two readings.
     """
     is_open = search.is_open
     found = np.bincount(rows.label, minlength=len(is_open))
@@ -205,7 +306,7 @@ def finish(search: Search, rows: Candidates, available: Int64, base_copies: UInt
     cut_key = np.where(search.rank > 0, search.key_low, np.uint32(NO_CUT))
     cut_hash = np.where(search.rank > 0, search.hash_low, np.uint64(0))
     rank, ends = search.rank[is_open], np.cumsum(found)[is_open]
-    # Label and key as one number are sorted in a fifth of the time of two columns.
+    # label and key as one number sort five times faster than as two columns
     keys = np.sort(rows.label.astype(np.uint64) << np.uint64(32) | rows.key)
     cuts = keys[ends - rank]
     cut_key[is_open] = cuts & np.uint64(2**32 - 1)
@@ -217,7 +318,7 @@ def finish(search: Search, rows: Candidates, available: Int64, base_copies: UInt
 
 
 def _find_bins(histogram: Int64, rank: Int64) -> tuple[Int64, Int64, Int64]:
-    """Bin of each class's `rank`-th row from the top, the row's rank within the bin, rows in the bin; [num_classes]."""
+    """Bin of each class's `rank`-th row from the top, the row's rank within the bin, and the bin's rows; all [num_classes]."""
     classes, bins = np.arange(len(rank)), histogram.shape[1]
     reversed_counts = histogram[:, ::-1]
     at_bin_or_above = np.cumsum(reversed_counts, axis=1)
@@ -226,8 +327,8 @@ def _find_bins(histogram: Int64, rank: Int64) -> tuple[Int64, Int64, Int64]:
     return bins - 1 - position, rank - (at_bin_or_above[classes, position] - count), count
 
 
-def _shifts(search: Search, bins: int) -> tuple[UInt32, UInt64]:
-    """Bits to drop so that an interval falls into at most `bins` bins: of keys (uint32), of hashes (uint64)."""
+def _shifts(search: _RankSearch, bins: int) -> tuple[UInt32, UInt64]:
+    """Low bits to drop so that an interval has at most `bins` bins: of keys (uint32), of hashes (uint64); all [num_classes]."""
     key_bits = [int(span).bit_length() for span in search.key_last - search.key_low]
     hash_bits = [int(span).bit_length() for span in search.hash_last - search.hash_low]
     index_bits = bins.bit_length() - 1

@@ -1,6 +1,6 @@
 """stage=select: choose pseudo-labels by confidence, balanced over the classes.
 
-Images are looked at once, to find near-duplicates of held-out ones; another selection touches none.
+The first selection searches the images for near-duplicates of held-out ones; later selections read label files only.
 """
 
 from __future__ import annotations
@@ -16,38 +16,37 @@ from tqdm import tqdm
 
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
-from data.labels.label_files import LabeledShard, labels_by_name
+from data.labels.label_files import LabeledShard, read_labels_manifest
 from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import as_json, compare, print_changes, side
-from teacher.near_duplicates.stage import LISTING_NAME, Searched, find_near_duplicates, read_listing, recorded
+from teacher.executors import ReportProgress, in_ray_tasks, threads_or_processes
+from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
 from teacher.selection.copies import write_all_copies
-from teacher.selection.find_hash_groups import find_crowds
+from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.precision import precision_json
-from teacher.selection.processes import threads_or_processes
-from teacher.selection.reuse import keep_images, kept_before, kept_json
-from teacher.selection.rule import make_rule, print_precision, read_held_out
-from teacher.selection.select import select_shards
-from teacher.selection.selection_file import selection_json
-from teacher.selection.threads import Progress
+from teacher.selection.precision import ValidationLabels, make_rule, precision_json, print_precision
+from teacher.selection.quota_search import select_shards
+from teacher.selection.reuse import every_row, previous_selection, reuse_images
+from teacher.selection.selection_file import reused_json, selection_json
 
 SELECTION_NAME = "selection.json"
-_THREADS = 2
+_NUM_THREADS = 2
 
 
 def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
-    """Run the stage; returns its done-record. Each setting has a folder of its own, and `current` names the last one chosen.
+    """Run the stage; return its done-record. Every setting gets a folder of its own; the file `current` names the latest.
 
     Raises:
-        StageError: labels are missing or of another teacher, or nothing is left to train on.
+        StageError: labels are missing or of another teacher, or no image is selected.
+        SelectError: a label file is missing or broken, or select.target_precision cannot be reached.
         DataError: data.exclude or data.held_out_hashes name files that are missing or cannot be used.
     """
     labels = require_labels(config, layout)
-    read_keys(config.data.exclude)  # a wrong path is told before the search, not after
-    searched = find_near_duplicates(config, layout, labels, force, _progress())
+    read_keys(config.data.exclude)  # refuse a wrong path before the search, not after
+    searched = find_near_duplicates(config, layout, labels, force, _progress_bars())
     expected = _fingerprint(config, layout, labels, searched)
     digest = expected.digest()
     stage = open_stage(storage.join(layout.selections, digest), "select", expected, force)
@@ -60,11 +59,11 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
 
 
 def _make_current(layout: Layout, digest: str, labels_digest: str) -> None:
-    """Have `current` name this selection, `previous` the one before; say what changed, if that was of the same labels."""
-    storage.remove_temporary(layout.selections)  # of a process that was killed as it wrote `current`
+    """Point `current` at this selection and `previous` at the one before; print the changes if both have the same labels."""
+    storage.remove_temporary(layout.selections)  # left by a process that was killed while it wrote `current`
     before = layout.current_selection()
     changed = before is not None and storage.base_name(before) != digest
-    if before is not None and changed:  # first, so that a crash in between leaves no older one to compare with
+    if before is not None and changed:  # first: a crash in between must not leave an older `previous`
         storage.write_text(storage.join(layout.selections, PREVIOUS_NAME), storage.base_name(before) + "\n")
     storage.write_text(storage.join(layout.selections, CURRENT_NAME), digest + "\n")
     if before is None or not changed:
@@ -77,106 +76,113 @@ def _make_current(layout: Layout, digest: str, labels_digest: str) -> None:
 
 
 def fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Fingerprint:
-    """What a selection depends on: its settings, the labels (their done-record) and what is excluded.
+    """The fingerprint of a selection: its settings, the labels (their done-record) and the exclusions.
 
-    Before near-duplicates were searched for, this is the fingerprint of no selection. Raises DataError as `select`.
+    Before the search for near-duplicates, it matches no selection.
+
+    Raises:
+        DataError: as `select`.
+        StageError: as `previous_selection`.
     """
     return _fingerprint(config, layout, labels, recorded(config, layout, labels))
 
 
-def _fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any], searched: Searched | None) -> Fingerprint:
+def _fingerprint(
+    config: Config, layout: Layout, labels: Mapping[str, Any], searched: SearchResult | None
+) -> Fingerprint:
     missing = "not searched yet" if config.data.held_out_hashes else "none"
     inputs = {"labels": labels["digest"], "near_duplicates": searched.record["digest"] if searched else missing}
     if keeps_images(config, layout):
-        inputs["kept"] = kept_before(layout)[1]
+        inputs["kept"] = previous_selection(layout)[1]
     return Fingerprint(config.stage_fields("select"), inputs | exclude_inputs(config.data.exclude))
 
 
-def _select(config: Config, layout: Layout, labels: Mapping[str, Any], searched: Searched | None, stage: Stage) -> None:
-    entries = labels_by_name(layout.labels)
-    shards = list(entries)
+def _select(
+    config: Config, layout: Layout, labels: Mapping[str, Any], searched: SearchResult | None, stage: Stage
+) -> None:
+    labeled = read_labels_manifest(layout.labels)
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
-    choose = _keep if keeps_images(config, layout) else _choose
-    content = choose(config, layout, labels["summary"], entries, exclusions, stage)
+    choose = _reuse if keeps_images(config, layout) else _choose
+    content = choose(config, layout, labels["summary"], labeled, exclusions, stage.folder)
     print_precision(content["precision"])
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
-    outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in shards)]
-    chosen = {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
+    outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in labeled)]
+    summary = {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
     if searched:
         parts = storage.base_name(layout.near_duplicates), storage.base_name(searched.folder), LISTING_NAME
         listing = storage.join(f"gen-{layout.generation}", *parts)
-        chosen["near_duplicates"] = searched.record["summary"] | {"listing": listing}
-    stage.commit(outputs, chosen)
+        summary["near_duplicates"] = searched.record["summary"] | {"listing": listing}
+    stage.commit(outputs, summary)
 
 
 def _choose(
     config: Config,
     layout: Layout,
     labels: Mapping[str, Any],
-    entries: Mapping[str, LabeledShard],
+    labeled: Mapping[str, LabeledShard],
     exclusions: Exclusions,
-    stage: Stage,
+    out_dir: str,
 ) -> dict[str, Any]:
-    """Choose by confidence; `labels` is their summary. Returns what selection.json holds."""
-    shards = list(entries)
-    held_out, least = read_held_out(layout), config.select.confidence_threshold
-    rule = make_rule(config.select, labels["num_classes"], held_out)
-    exclusions = _with_crowds(config, LabelSource(layout.labels, rule, exclusions, entries))
+    """Choose by confidence; return the content of selection.json. `labels` is the label stage's summary."""
+    shards, minimum, target = list(labeled), config.select.confidence_threshold, config.select.target_precision
+    validation = ValidationLabels.read(layout)
+    rule = make_rule(config.select, labels["num_classes"], validation)
+    exclusions = _with_hash_groups(config, LabelSource(layout.labels, rule, exclusions, labeled))
     with _workers(config.ray_address, len(shards)) as workers:
-        selection = select_shards(layout.labels, shards, rule, exclusions, entries=entries, **workers)
-        counts = write_all_copies(selection, layout.labels, shards, stage.folder, entries=entries, **workers)
+        selection = select_shards(layout.labels, shards, rule, exclusions, labeled=labeled, **workers)
+        counts = write_all_copies(selection, layout.labels, shards, out_dir, labeled=labeled, **workers)
     content = selection_json(selection, counts, labels["class_names"])
     if content["totals"]["kept"] == 0:
-        why = ", ".join(
-            f"{number:,} {reason.replace('_', ' ')}" for reason, number in content["reasons"].items() if number
-        )
+        reasons = {name.replace("_", " "): number for name, number in content["reasons"].items() if number}
+        why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
         raise StageError(
-            f"{layout.labels}: of {content['totals']['rows']:,} labels none is kept ({why}; thresholds from "
-            f"{rule.thresholds.min():.4g}); lower select.confidence_threshold or target_precision, or look at the teacher"
+            f"{layout.labels}: none of the {content['totals']['rows']:,} labels is selected ({why}; lowest threshold "
+            f"{rule.thresholds.min():.4g}); lower select.confidence_threshold or target_precision, or check the teacher"
         )
-    return content | {"precision": precision_json(held_out, rule.thresholds, config.select.target_precision, least)}
+    return content | {"precision": precision_json(validation, rule.thresholds, target, minimum)}
 
 
-def _keep(
+def _reuse(
     config: Config,
     layout: Layout,
     labels: Mapping[str, Any],
-    entries: Mapping[str, LabeledShard],
+    labeled: Mapping[str, LabeledShard],
     exclusions: Exclusions,
-    stage: Stage,
+    out_dir: str,
 ) -> dict[str, Any]:
-    """As `_choose`, but the images are those of the generation before."""
-    num_classes, (kept_from, _) = labels["num_classes"], kept_before(layout)
-    with _workers(config.ray_address, len(entries)) as workers:
-        counts, classes = keep_images(layout, kept_from, entries, num_classes, exclusions, stage.folder, **workers)
-    content = kept_json(counts, classes, kept_from, labels["class_names"], exclusions)
+    """As `_choose`, but take the images of the generation before."""
+    num_classes, (reuse_from, _) = labels["num_classes"], previous_selection(layout)
+    source = LabelSource(layout.labels, every_row(num_classes), exclusions, labeled)
+    with _workers(config.ray_address, len(labeled)) as workers:
+        counts, classes = reuse_images(layout, source, reuse_from, out_dir, **workers)
+    content = reused_json(reuse_from, exclusions, classes, counts, labels["class_names"])
     if content["totals"]["kept"] == 0:
         raise StageError(
-            f"{layout.labels}: none of the images of the generation before is left; select.keep_images=false"
+            f"{layout.labels}: no image of the generation before is left to reuse; set select.keep_images=false"
         )
-    return content | {"precision": precision_json(read_held_out(layout), np.zeros(num_classes, np.float32), None, 0.0)}
+    precision = precision_json(ValidationLabels.read(layout), np.zeros(num_classes, np.float32), None, 0.0)
+    return content | {"precision": precision}
 
 
 @contextmanager
 def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
-    """Who does the work: threads here, processes where shards are many, or as many tasks as a cluster has CPUs."""
-    if ray_address is not None:  # Ray is imported where there is a cluster: that takes longer than most selections
+    """How to split the work: Ray tasks on a cluster, one per CPU; here threads, or processes if there are many shards."""
+    if ray_address is not None:  # importing Ray takes longer than most selections
         from pipeline.core.ray_runtime import num_cpus, start_ray
-        from teacher.selection.ray_tasks import in_ray_tasks
 
         start_ray(ray_address)
-        yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress()}
+        yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress_bars()}
         return
     with threads_or_processes(num_shards) as (executor, number):
-        yield {"executor": executor, "num_workers": number, "progress": _progress()}
+        yield {"executor": executor, "num_workers": number, "progress": _progress_bars()}
 
 
-def _with_crowds(config: Config, source: LabelSource) -> Exclusions:
-    most = config.select.max_near_duplicates
-    if most is None:
+def _with_hash_groups(config: Config, source: LabelSource) -> Exclusions:
+    max_images = config.select.max_near_duplicates
+    if max_images is None:
         return source.exclusions
-    crowds = find_crowds(source, list(source.entries), most, num_workers=_THREADS, progress=_progress())
-    return replace(source.exclusions, crowds=crowds)
+    options: dict[str, Any] = {"num_workers": _NUM_THREADS, "progress": _progress_bars()}
+    return replace(source.exclusions, hash_groups=find_hash_groups(source, list(source.labeled), max_images, **options))
 
 
 def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:
@@ -185,17 +191,17 @@ def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:
         return
     print(
         f"select: {found['near_duplicates']:,} of {found['labels']:,} unlabeled images are near-duplicates of held-out ones "
-        f"and left out; they are listed in {storage.join(run_dir, found['listing'])}"
+        f"and left out; listed in {storage.join(run_dir, found['listing'])}"
     )
     if found["not_seen"]:
         print(
-            f"select: {found['not_seen']:,} images that might be near-duplicates could not be looked at (data.unlabeled); "
-            "there, equal hashes count. Where the shards are, stage=select force=true looks"
+            f"select: {found['not_seen']:,} images that might be near-duplicates could not be read (data.unlabeled); those with the "
+            "hash of a held-out image count as near-duplicates. With the shards at hand, stage=select force=true reads them"
         )
 
 
-def _progress() -> Progress:
-    """Bars that show on work of more than a few seconds."""
+def _progress_bars() -> ReportProgress:
+    """Progress bars for work of more than five seconds."""
     bars: dict[str, tqdm[Any]] = {}
 
     def update(doing: str, begun: int, total: int) -> None:

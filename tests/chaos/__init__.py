@@ -1,3 +1,3 @@
-"""Faults for the label stage, one after the other: `make chaos`, or `python -m tests.chaos faults=NAME,NAME`."""
+"""Inject faults into the label stage: `make chaos`, or `python -m tests.chaos faults=NAME,NAME`."""
 
-import ray  # noqa: F401 (brings its own psutil, which the modules here use)
+import ray  # noqa: F401 (puts its own psutil on the path, which the modules here import)

@@ -2,9 +2,10 @@
 
     python -m tests.chaos [faults=NAME,NAME] [folder=DIR]
 
-Each fault is let loose on runs of `stage=label`; then every image must have been labeled or quarantined exactly once, and labels and
-selection must be the bytes of a run that nothing disturbed. Prints a table and, as its last line, one JSON object; exits 1 when
-something was lost, twice, different, or not as it should be. `folder` keeps the runs (a temporary one by default); nothing is resumed.
+Inject each fault into runs of `stage=label`. Afterwards every image must be labeled or quarantined exactly once, and labels and
+selection must be the same bytes as those of an undisturbed run. Print a table and, as the last line, one JSON object; exit with 1 if an
+image is lost or duplicated, bytes differ, or another check fails. `folder` keeps the runs (default: a temporary folder); nothing is
+resumed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _COLUMNS = ("times", "images", "labels", "quarantined", "lost", "duplicated")
 
 
 def main(words: list[str]) -> int:
-    """Run the faults that the words name; returns the exit code."""
+    """Run the named faults; return the exit code."""
     options = dict(word.split("=", 1) for word in words if "=" in word)
     names = options.pop("faults", ",".join(FAULTS)).split(",")
     folder = options.pop("folder", "")
@@ -51,13 +52,13 @@ def main(words: list[str]) -> int:
 def _run(folder: Path, names: list[str]) -> int:
     world = make_world(folder)
     print_header((*_COLUMNS, "same bytes", "seconds"))
-    outcomes = {name: _let_loose(world, name) for name in names}
+    outcomes = {name: _inject(world, name) for name in names}
     good = all(outcome.is_good for outcome in outcomes.values())
     print(json.dumps({"chaos": {name: asdict(outcome) for name, outcome in outcomes.items()}, "good": good}))
     return 0 if good else 1
 
 
-def _let_loose(world: World, name: str) -> Outcome:
+def _inject(world: World, name: str) -> Outcome:
     started = time.monotonic()
     try:
         outcome = FAULTS[name](world)

@@ -1,4 +1,4 @@
-"""A command line of the pipeline as a process of its own, with all processes that it starts."""
+"""Run a command of the pipeline as a child process; find and stop the processes that it starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import psutil
 from data.storage.failpoint import VARIABLE
 
 _LIMIT_S = 400.0
-_GONE_S = 20.0  # for what a driver leaves behind to end by itself
-# After a raylet that was killed, Ray's own agents try for minutes to report that to its head; they hold and write nothing of ours.
+_GONE_S = 20.0  # limit for the processes of a stopped driver to end
+# After a raylet is killed, Ray's agents try for minutes to report it to Ray's head; they hold and write nothing of ours.
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Driver:
-    """Runs `python -m pipeline.run WORDS…`, or another module.
+    """Run `python -m pipeline.run WORDS…`, or another module.
 
     Args:
-        log: its output is appended here.
-        failpoint: see `data.storage.failpoint`; its Ray workers inherit it.
+        log: file to append the output to.
+        failpoint: see `data.storage.failpoint`; Ray workers inherit it.
     """
 
     def __init__(self, words: list[str], log: Path, failpoint: str = "", module: str = "pipeline.run") -> None:
@@ -38,50 +38,50 @@ class Driver:
             )
 
     def output(self) -> str:
-        """What this command has printed."""
+        """The output of this command so far."""
         with self._log.open("rb") as file:
             file.seek(self._start)
             return file.read().decode(errors="replace")
 
     def last_words(self) -> str:
-        """The last of it, in one line."""
+        """The last three lines of the output, joined to one."""
         return " | ".join(self.output().replace("\r", "\n").strip().splitlines()[-3:])[-600:]
 
     @property
     def is_running(self) -> bool:
-        """Whether the command has not ended."""
+        """Whether the command is still running."""
         return bool(self.process.poll() is None)
 
     def family(self) -> list[psutil.Process]:
-        """All processes that it started and that are there now: Ray's, and the workers."""
+        """All processes that the command started and that still run: Ray's, and the workers."""
         with suppress(psutil.Error):
             return list(self.process.children(recursive=True))
         return []
 
     def workers(self) -> list[psutil.Process]:
-        """Its labeling workers."""
+        """The command's labeling workers."""
         return labeling_workers(self.family())
 
     def wait(self) -> int:
-        """The exit code; negative for a signal."""
+        """Wait for the command; return its exit code, negative for a signal."""
         return int(self.process.wait(timeout=_LIMIT_S))
 
     def wait_for(self, condition: Callable[[], object]) -> bool:
-        """Wait until something holds; False when the command ends before."""
+        """Wait until the condition holds; return False if the command ends before."""
         deadline = time.monotonic() + _LIMIT_S
         while not condition():
             if not self.is_running:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing came of it in {_LIMIT_S:.0f} s:\n{self.output()}")
+                raise TimeoutError(f"the condition did not hold within {_LIMIT_S:.0f} s:\n{self.output()}")
             time.sleep(0.02)
         return True
 
     def stop(self, number: signal.Signals) -> tuple[int, float, list[psutil.Process]]:
-        """Send a signal to the command alone.
+        """Send a signal to the command, not to its children.
 
         Returns:
-            Its exit code, the seconds that it took, and the processes that it had started.
+            The exit code, the seconds until it ended, and the processes that it had started.
         """
         family, started = self.family(), time.monotonic()
         self.process.send_signal(number)
@@ -90,12 +90,12 @@ class Driver:
 
 
 def labeling_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that Ray has named after the labeling actor."""
+    """The processes that Ray has titled with the labeling actor's name."""
     return [process for process in processes if title(process).startswith("ray::Labeler")]
 
 
 def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end by themselves in a while, Ray's agents aside; they are ended then."""
+    """Kill and return the processes that do not end within 20 s, except Ray's agents."""
     ours = [process for process in processes if not title(process).startswith(_AGENTS)]
     _, alive = psutil.wait_procs(ours, timeout=_GONE_S)
     for process in alive:
@@ -105,7 +105,7 @@ def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """Its command line, by which Ray tells what a worker does; empty when it is gone."""
+    """A process's command line, which Ray sets to what the worker does; empty if it has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""

@@ -1,4 +1,4 @@
-"""Faults that end a process: at a step of a commit, or at a random moment."""
+"""Faults that kill a process: at a step of a commit, or at a random moment."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.chaos.ledger import Outcome, check_whole, count
 from tests.chaos.world import World
 
 STEPS = ("before-write", "after-write", "before-rename", "after-rename")
-# In the order in which the driver comes by: a run that is killed at one goes on to the next.
-# tests/data/storage/test_failpoints.py has all.
+# In the order in which the driver reaches them: each kill resumes from the one before.
+# tests/data/storage/test_failpoints.py has all failpoints.
 _DRIVERS = [
     *(
         f"before-rename/{file}"
@@ -32,11 +32,11 @@ _DRIVERS = [
     "after-done/select",
     "before-rename/current",
 ]
-TIMES = 10  # of random faults
+TIMES = 10  # number of random faults
 
 
 def failpoints_driver(world: World) -> Outcome:
-    """The driver is killed at steps of its commits, and started again."""
+    """Kill the driver at the steps of its commits, and start it again."""
     outcome, run_dir = Outcome(), world.new_run("failpoints-driver")
     for failpoint in _DRIVERS:
         _kill_at(world, run_dir, failpoint, outcome)
@@ -60,12 +60,12 @@ def _kill_at(world: World, run_dir: Path, failpoint: str, outcome: Outcome) -> N
 
 
 def failpoints_worker(world: World) -> Outcome:
-    """Each worker is killed at each step of its eighth commit; then each at its first, until the stage gives up."""
+    """Kill every worker at each step of its eighth commit; then at its first, until the stage gives up."""
     outcome = Outcome()
     for step in STEPS:
         run_dir = world.new_run(f"failpoints-worker-{step}")
         driver = world.start(run_dir, failpoint=f"{step}/unlabeled-*.parquet:8")
-        # the driver has the failpoint too, and comes by when it writes the selection's files of the same names
+        # the driver has the failpoint too: the selection has files of the same names
         outcome.expect(driver.wait() in (0, -signal.SIGKILL), f"{step}: {driver.last_words()}")
         outcome.expect((run_dir / "gen-1/labels/done.json").exists(), f"{step}: not done with other workers")
         outcome.times += _workers_lost(driver)
@@ -74,7 +74,8 @@ def failpoints_worker(world: World) -> Outcome:
     driver = world.start(run_dir, failpoint=f"{STEPS[0]}/unlabeled-*.parquet")
     outcome.expect(driver.wait() == 2, "every worker was killed at its first commit, but the exit code is not 2")
     outcome.expect(
-        "labeling workers that had no other shard were lost at it" in driver.output(), "no word of the shard"
+        "labeling workers that had no other shard were lost at it" in driver.output(),
+        "the message does not name the shard",
     )
     outcome.times += _workers_lost(driver)
     check_whole(world, run_dir, outcome)
@@ -87,7 +88,7 @@ def _workers_lost(driver: Driver) -> int:
 
 
 def worker_kill(world: World) -> Outcome:
-    """A random labeling worker is killed every few seconds, ten times in all."""
+    """Kill a random labeling worker every few seconds, ten times in all."""
     outcome, dice = Outcome(), random.Random(0)
     for number in range(TIMES):
         driver = world.start(run_dir := world.new_run(f"worker-kill-{number}"))
@@ -113,12 +114,12 @@ def _kill_one(driver: Driver, dice: random.Random) -> bool:
 
 
 def driver_term(world: World) -> Outcome:
-    """The driver gets SIGTERM at a random moment, ten times, and the same command is given again."""
+    """Send SIGTERM to the driver at a random moment and run the same command again; ten times."""
     return _stop_driver(world, signal.SIGTERM, TIMES)
 
 
 def driver_kill(world: World) -> Outcome:
-    """The driver gets SIGKILL at a random moment, five times, and the same command is given again at once."""
+    """Send SIGKILL to the driver at a random moment and run the same command again at once; five times."""
     return _stop_driver(world, signal.SIGKILL, TIMES // 2)
 
 
@@ -128,7 +129,7 @@ def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
     run_dir, family = next(run_dirs), list[psutil.Process]()
     while outcome.times < times:
         driver = world.start(run_dir)
-        _expect_gone(family, number, outcome)  # of the one before, beside which this one has begun
+        _expect_gone(family, number, outcome)  # the previous driver's processes: this one started beside them
         with suppress(psutil.TimeoutExpired):
             driver.process.wait(dice.uniform(1, 0.8 * world.seconds))
         if driver.is_running:
@@ -150,14 +151,15 @@ def _expect_gone(family: list[psutil.Process], number: signal.Signals, outcome: 
 
 
 def _check_stop(driver: Driver, number: signal.Signals, outcome: Outcome) -> list[psutil.Process]:
-    """Returns what the driver had started."""
+    """Stop the driver and check how it ends; return the processes that it had started."""
     code, seconds, family = driver.stop(number)
     if number == signal.SIGKILL:
         outcome.expect(code == -number, f"exit code {code} after {number.name}")
-    elif code != -number:  # that soon after its start, the command has not asked for signals yet
+    elif code != -number:  # killed by the signal itself: soon after its start the command handles none yet
         outcome.expect(code == 128 + number, f"exit code {code} after {number.name}")
         outcome.expect(
-            "the same command again" in driver.output(), f"not a word of how to continue: {driver.last_words()}"
+            "the same command again" in driver.output(),
+            f"the output does not tell how to continue: {driver.last_words()}",
         )
     outcome.expect(seconds < 10, f"{seconds:.0f} s from {number.name} to the end")
     outcome.expect("Traceback" not in driver.output(), f"a traceback after {number.name}: {driver.last_words()}")

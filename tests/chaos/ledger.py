@@ -1,4 +1,4 @@
-"""Counting what a run made, from its files alone: every image of every shard once, as a label or as a quarantined row."""
+"""Count the images of a run from its files: each must occur once, as a label or as a quarantined row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Identity = tuple[str, int]  # shard, ordinal
 
 @dataclass
 class Outcome:
-    """What became of the runs under one fault; `problems` says in words what should not be."""
+    """The result of one fault: counts over its runs, and `problems` in words."""
 
     times: int = 0
     images: int = 0
@@ -31,13 +31,13 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
     def expect(self, holds: object, problem: str) -> None:
-        """Note a problem unless something holds."""
+        """Add the problem unless the condition holds."""
         if not holds:
             self.problems.append(problem)
 
     @property
     def is_good(self) -> bool:
-        """Nothing lost or twice, the same bytes, and the fault did happen."""
+        """Whether no image is lost or duplicated, the bytes are the same, and the fault did happen."""
         fine = self.same and not (self.lost or self.duplicated or self.problems)
         return bool(self.skipped) or (fine and self.times > 0)
 
@@ -52,8 +52,8 @@ def count(world: World, run_dir: Path, outcome: Outcome) -> None:
     outcome.lost += len(expected - found.keys())
     outcome.duplicated += found.total() - len(found)
     damaged = {(f"unlabeled-{number // PER_SHARD:06d}", number % PER_SHARD) for number in DAMAGED}
-    outcome.expect(quarantined.keys() == damaged, f"{run_dir.name}: other images are quarantined than the damaged ones")
-    outcome.expect(found.keys() <= expected, f"{run_dir.name}: labels of images that there are not")
+    outcome.expect(quarantined.keys() == damaged, f"{run_dir.name}: the quarantined images are not the damaged ones")
+    outcome.expect(found.keys() <= expected, f"{run_dir.name}: labels of images that do not exist")
     different = _different(world.expected(), label_and_selection_bytes(run_dir))
     outcome.same = outcome.same and not different
     outcome.expect(
@@ -63,7 +63,7 @@ def count(world: World, run_dir: Path, outcome: Outcome) -> None:
 
 
 def check_whole(world: World, run_dir: Path, outcome: Outcome) -> None:
-    """A run that was stopped: what is there under a final name is whole."""
+    """Check that every file of a stopped run is whole if it has its final name."""
     expected = world.expected()
     for path in run_dir.rglob("*"):
         if not path.is_file() or path.name.startswith(".tmp-"):

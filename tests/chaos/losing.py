@@ -1,4 +1,4 @@
-"""Faults that take something away: a node, room on the disk, the run directory, a worker's attention."""
+"""Faults that take away a node, disk space, the run directory, or a worker's CPU (SIGSTOP)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.chaos.driver import Driver, left_over, title
 from tests.chaos.ledger import Outcome, check_whole, count
 from tests.chaos.world import NUM_SHARDS, World
 
-_MEMORY = 80 << 20  # of a node's object store
+_MEMORY = 80 << 20  # bytes of a node's object store
 
 
 def _labeled(run_dir: Path) -> int:
@@ -23,7 +23,7 @@ def _labeled(run_dir: Path) -> int:
 
 
 def node_loss(world: World) -> Outcome:
-    """Three times, a whole node of a cluster is gone, and another joins."""
+    """Remove a node of a cluster and add another; three times."""
     outcome, run_dir, dice = Outcome(), world.new_run("node-loss"), random.Random(2)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _MEMORY})
     try:
@@ -45,7 +45,7 @@ def node_loss(world: World) -> Outcome:
 
 
 def disk_full(world: World) -> Outcome:
-    """Twice, the file system with the labels is full; then it gets larger."""
+    """Fill the file system of the labels, then enlarge it; twice."""
     outcome, run_dir = Outcome(), world.new_run("disk-full")
     labels = run_dir / "gen-1/labels"
     labels.mkdir()
@@ -65,7 +65,7 @@ def disk_full(world: World) -> Outcome:
 
 
 def _mount(folder: Path, options: str) -> str | None:
-    """What went wrong, if anything did."""
+    """Mount a tmpfs; return the error, None if there is none."""
     if not shutil.which("mount"):
         return "no such command as mount"
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
@@ -87,7 +87,7 @@ def _fill_up(world: World, run_dir: Path, outcome: Outcome) -> None:
 
 
 def two_drivers(world: World) -> Outcome:
-    """While one driver labels, another begins on the same run directory."""
+    """Start a second driver on the run directory while the first one labels."""
     outcome, run_dir = Outcome(), world.new_run("two-drivers")
     first = world.start(run_dir)
     first.wait_for((run_dir / "lock.json").exists)
@@ -111,7 +111,7 @@ def _second(run_dir: Path, world: World) -> Driver:
 
 
 def worker_stop(world: World) -> Outcome:
-    """Twice, a labeling worker is stopped (SIGSTOP) and never goes on."""
+    """Stop a labeling worker for good (SIGSTOP); twice."""
     outcome, run_dir = Outcome(), world.new_run("worker-stop")
     driver = world.start(run_dir, "label.stall_timeout_s=5", "label.cpus_per_worker=1")
     for share in (1, 2):
@@ -129,6 +129,6 @@ def worker_stop(world: World) -> Outcome:
 
 
 def _labeling(driver: Driver) -> list[psutil.Process]:
-    """Workers that have shards and are not stopped yet."""
+    """Workers that label and are not stopped."""
     busy = [worker for worker in driver.workers() if title(worker).startswith("ray::Labeler.label")]
     return [worker for worker in busy if worker.is_running() and worker.status() != psutil.STATUS_STOPPED]

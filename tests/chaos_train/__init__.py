@@ -1,3 +1,3 @@
 """Faults for the student's training, one after the other: `make chaos-train`, or `python -m tests.chaos_train faults=NAME,NAME`."""
 
-import ray  # noqa: F401 (brings its own psutil, which the modules here use)
+import ray  # noqa: F401 (has its own psutil, used by these modules)

@@ -3,10 +3,10 @@
     python -m tests.chaos_train [faults=NAME,NAME] [folder=DIR]
 
 A student on labeled and pseudo-labeled images is killed again and again, in one process (names that end in 1) and in two under Ray
-Train. Every step must then have seen the images that it sees in a run that nothing disturbed, and weights, EMA, momentum and metrics
-must be that run's bytes. Prints a table and, as its last line, one JSON object; exits 1 when it is not so. `steps lost` were made
-after the last checkpoint, and made again; `back s` is the longest time from the start of the training to its first step in a run that
-continued. `folder` keeps the runs (a temporary one by default); nothing is resumed.
+Train (2). Every step must see the same images as in an undisturbed run; weights, EMA, momentum and metrics must be the same bytes.
+Prints a table and, as its last line, one JSON object; exits 1 if anything differs. `steps lost` are steps after the last checkpoint,
+which were repeated; `back s` is the longest time from the start of a continued training to its first step. `folder` keeps the runs
+(by default a temporary folder); nothing is resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FAULTS: dict[str, Callable[[World], Outcome]] = {
 
 
 def main(words: list[str]) -> int:
-    """Run the faults that the words name; returns the exit code."""
+    """Run the faults named on the command line; return the exit code."""
     options = dict(word.split("=", 1) for word in words if "=" in word)
     names = options.pop("faults", ",".join(FAULTS)).split(",")
     folder = options.pop("folder", "")
@@ -48,17 +48,17 @@ def main(words: list[str]) -> int:
 def _run(folder: Path, names: list[str]) -> int:
     world = make_world(folder, {int(name[-1]) for name in names})
     print_header(COLUMNS)
-    outcomes = {name: _let_loose(world, name) for name in names}
+    outcomes = {name: _inject(world, name) for name in names}
     good = all(outcome.is_good for outcome in outcomes.values())
     print(json.dumps({"chaos_train": {name: asdict(outcome) for name, outcome in outcomes.items()}, "good": good}))
     return 0 if good else 1
 
 
-def _let_loose(world: World, name: str) -> Outcome:
+def _inject(world: World, name: str) -> Outcome:
     started = time.monotonic()
     try:
         outcome = FAULTS[name](world)
-    except Exception as error:  # one fault's failure must not hide the others'
+    except Exception as error:  # a failure must not hide those of other faults
         outcome = Outcome(problems=[f"{type(error).__name__}: {error}"])
     outcome.seconds = round(time.monotonic() - started, 1)
     print_row(name, outcome.row(), outcome.problems)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.run`, with its training recorded."""
+"""`python -m pipeline.run`, recording the images of each step."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Faults that end a training: at a random step, or when asked to."""
+"""Faults that end a training: SIGKILL at a random step, or SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tests.chaos.driver import Driver, title
 from tests.chaos_train.ledger import Outcome, count
 from tests.chaos_train.world import STEPS, World
 
-TIMES = 20  # of random faults in one process
-_FEWER = 6  # in two, where each start takes Ray's time as well
-_ONCE_A_WHILE = "student.checkpoint_every_s=0.3"
+TIMES = 20  # kills of one process
+_FEWER = 6  # kills of two processes: each start waits for Ray
+_SOME_CHECKPOINTS = "student.checkpoint_every_s=0.3"
 
 
 def kill_1(world: World) -> Outcome:
-    """The process is killed (SIGKILL) at twenty random steps, one after the other, in one run."""
+    """Kill the process (SIGKILL) at twenty random steps of one run, one after the other."""
     return _kill_at_steps(world, 1, TIMES)
 
 
 def kill_2(world: World) -> Outcome:
-    """The second of two Ray Train workers is killed at random steps, and nothing is started again but by the same command."""
+    """Kill the second of two Ray Train workers at random steps; only the same command starts them again."""
     return _kill_at_steps(world, 2, _FEWER)
 
 
 def _kill_at_steps(world: World, workers: int, times: int) -> Outcome:
     outcome, run_dir = Outcome(), world.new_run(f"kill-{workers}")
-    words = (f"student.workers={workers}", _ONCE_A_WHILE, "student.max_failures=0")
+    words = (f"student.workers={workers}", _SOME_CHECKPOINTS, "student.max_failures=0")
     expected = -signal.SIGKILL if workers == 1 else 2
     for step in sorted(random.Random(workers).sample(range(STEPS), times)):
         driver = world.start(run_dir, *words, failpoint=f"step-{step}/student/rank-{workers - 1}")
@@ -42,12 +42,12 @@ def _kill_at_steps(world: World, workers: int, times: int) -> Outcome:
 
 
 def term_1(world: World) -> Outcome:
-    """The command gets SIGTERM in the middle of the training, five times."""
+    """Send SIGTERM to the command in the middle of the training, five times."""
     return _terminate(world, 1, 5)
 
 
 def term_2(world: World) -> Outcome:
-    """The same with two Ray Train workers, three times."""
+    """As `term_1` with two Ray Train workers, three times."""
     return _terminate(world, 2, 3)
 
 
@@ -63,7 +63,7 @@ def _terminate(world: World, workers: int, times: int) -> Outcome:
         outcome.times += 1
         outcome.expect(code == 128 + signal.SIGTERM, f"exit code {code} after SIGTERM: {driver.last_words()}")
         outcome.expect(
-            "the same command again" in driver.output(), f"no word of how to continue: {driver.last_words()}"
+            "the same command again" in driver.output(), f"does not say how to continue: {driver.last_words()}"
         )
         outcome.expect("Traceback" not in driver.output(), f"a traceback after SIGTERM: {driver.last_words()}")
     _finish(world, run_dir, workers, outcome)
@@ -72,16 +72,16 @@ def _terminate(world: World, workers: int, times: int) -> Outcome:
 
 
 def rank_lost_2(world: World) -> Outcome:
-    """Twice in one command, one of two Ray Train workers is killed, and Ray Train starts both again."""
+    """Kill one of two Ray Train workers, twice in one command, which starts both again."""
     outcome, run_dir = Outcome(), world.new_run("rank-lost-2")
     driver = world.start(run_dir, "student.workers=2", "student.checkpoint_every_s=0", "student.max_failures=2")
     for share in (1, 2):
         if driver.wait_for(lambda share=share: saved(run_dir) >= share * STEPS // 4):  # type: ignore[misc]
             outcome.times += _kill_one(driver)
     outcome.expect(driver.wait() == 0, driver.last_words())
-    told = driver.output().count("all are started again from the last checkpoint")
-    outcome.expect(told == outcome.times, f"{told} lost workers are told of, {outcome.times} were killed")
-    outcome.expect("Traceback" not in driver.output(), f"a traceback of a worker's death: {driver.last_words()}")
+    reported = driver.output().count("all are started again from the last checkpoint")
+    outcome.expect(reported == outcome.times, f"{reported} lost workers are reported, {outcome.times} were killed")
+    outcome.expect("Traceback" not in driver.output(), f"a traceback for a killed worker: {driver.last_words()}")
     count(world, run_dir, 2, outcome)
     return outcome
 

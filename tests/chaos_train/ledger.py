@@ -1,4 +1,4 @@
-"""What became of a training: which images its steps saw, how many steps were made in vain, and whether the bytes are the same."""
+"""The result of a disturbed training: images of each step, repeated steps, and whether the bytes are the same."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 from pipeline.training.checkpoint import load_newest
 from tests.chaos_train.world import World, notes_of
 
-Keys = dict[tuple[int, int], list[str]]  # (rank, step) → the images that the step saw there
+Keys = dict[tuple[int, int], list[str]]  # (rank, step) → keys of the images
 COLUMNS = ("times", "steps", "steps lost", "images", "repeated", "skipped", "same bytes", "back s", "seconds")
 
 
 @dataclass
 class Outcome:
-    """What became of the runs under one fault; `problems` says in words what should not be."""
+    """Sums over the runs under one fault; `problems` in words."""
 
     times: int = 0
     steps: int = 0
-    steps_lost: int = 0  # made, and made again after a kill
+    steps_lost: int = 0  # repeated after a kill
     images: int = 0
     repeated: int = 0
     skipped: int = 0
     same: bool = True
-    back_s: float = 0.0  # longest time from the start of `fit` to its first step, of those that continued
+    back_s: float = 0.0  # longest time from the start of a continued `fit` to its first step
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def expect(self, holds: object, problem: str) -> None:
-        """Note a problem unless something holds."""
+        """Add the problem unless the condition holds."""
         if not holds:
             self.problems.append(problem)
 
     @property
     def is_good(self) -> bool:
-        """Nothing repeated or skipped, the same bytes, and the fault did happen."""
+        """No image repeated or skipped, the same bytes, and the fault did happen."""
         return self.same and not (self.repeated or self.skipped or self.problems) and self.times > 0
 
     def row(self) -> list[object]:
@@ -59,14 +59,14 @@ def count(world: World, run_dir: Path, workers: int, outcome: Outcome) -> None:
     outcome.repeated += (seen - wanted).total()
     outcome.skipped += (wanted - seen).total()
     outcome.back_s = max([outcome.back_s, *seconds])
-    outcome.expect(found == expected, f"{run_dir.name}: a step saw other images than that of the undisturbed run")
+    outcome.expect(found == expected, f"{run_dir.name}: a step saw other images than in the undisturbed run")
     different = different_parts(run_dir, world.reference(workers))
     outcome.same = outcome.same and not different
     outcome.expect(not different, f"{run_dir.name}: not the undisturbed run's bytes: {', '.join(different)}")
 
 
 def _read(run_dir: Path) -> tuple[Keys, int, list[float]]:
-    """What the last execution of each step saw, how many steps rank 0 made in all, and how long those took to begin that continued."""
+    """Keys of each step's last execution; steps of rank 0, repeated ones too; seconds to the first step of each continued training."""
     keys: Keys = {}
     made, seconds = 0, list[float]()
     for path in sorted(notes_of(run_dir).glob("rank-*.jsonl")):
@@ -84,13 +84,13 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text().splitlines():
         try:
             lines.append(json.loads(text))
-        except ValueError:  # its writer was killed
+        except ValueError:  # the process was killed while writing
             continue
     return lines
 
 
 def different_parts(run_dir: Path, reference: Path) -> list[str]:
-    """Which of weights, EMA, momentum and metrics are not the same bytes."""
+    """Names of those among weights, EMA, momentum and metrics that are not the same bytes."""
     parts, expected = _parts(run_dir), _parts(reference)
     return sorted(name for name in {*parts, *expected} if parts.get(name) != expected.get(name))
 

@@ -1,4 +1,4 @@
-"""Training that notes which images each step sees, in every process: what `tests.chaos_train.command` runs."""
+"""Training that records the images of each step, in every process; run by `tests.chaos_train.command`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipeline.core import interrupt
 from pipeline.training import launch, loop
 from pipeline.training.job import TrainJob
 
-VARIABLE = "NSP_CHAOS_STEPS"  # the folder of the notes; Ray's workers inherit it
+VARIABLE = "NSP_CHAOS_STEPS"  # folder of the records; inherited by Ray's workers
 _fit, _fit_worker = loop.fit, launch._fit_worker
 
 
 def record() -> None:
-    """From now on, training in this process and under Ray Train is recorded."""
+    """Record all training in this process and under Ray Train from now on."""
     launch.fit = fit
     launch._fit_worker = fit_worker
 
 
 def fit_worker(config: dict[str, Any]) -> None:
-    """In a process of Ray Train, which has imported the pipeline anew."""
+    """Entry of a Ray Train process, which imports the pipeline again."""
     record()
     _fit_worker(config)
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
-    """`fit`, with a line for each step that was made."""
+    """`fit`, with a line for each step."""
     loop.train_step = _noting(loop.train_step, time.monotonic())
     _fit(job, stop_requested)
 
@@ -46,7 +46,7 @@ def _noting(train_step: Callable[..., torch.Tensor], started: float) -> Callable
         loss = train_step(job, state, network, batch, rank)
         line = {"step": state.step - 1, "keys": batch.keys, "seconds_to_first_step": seconds}
         with Path(os.environ[VARIABLE], f"rank-{rank}.jsonl").open("a") as file:
-            file.write("\n" + json.dumps(line))  # the newline first: a line may end early when the process is killed
+            file.write("\n" + json.dumps(line))  # newline first: the line of a killed process may lack one
         first = False
         return loss
 

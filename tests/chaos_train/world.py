@@ -1,4 +1,4 @@
-"""What the faults are let loose on: a teacher, labels and a selection of handwritten digits, and students that nothing disturbed."""
+"""The runs to disturb: a teacher, labels and a selection of handwritten digits, and undisturbed students."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class World:
     folder: Path
 
     def reference(self, workers: int) -> Path:
-        """The run that nothing disturbed."""
+        """The undisturbed run."""
         return self.folder / f"undisturbed-{workers}"
 
     def new_run(self, name: str) -> Path:
-        """A run directory in which all before the student is done."""
+        """A run directory with all stages before the student done."""
         run_dir = self.folder / name
         for part in ("teacher", "labels", "near_duplicates", "selections"):
             shutil.copytree(self.folder / "begun/gen-1" / part, run_dir / "gen-1" / part)
@@ -38,19 +38,19 @@ class World:
         return run_dir
 
     def start(self, run_dir: Path, *words: str, failpoint: str = "") -> Driver:
-        """`stage=student` in a run directory; further words override the configuration."""
+        """Start `stage=student` in a run directory; `words` override the configuration."""
         os.environ[VARIABLE] = str(notes_of(run_dir))
         command = ["stage=student", f"config={self.folder}/config.yaml", f"run_dir={run_dir}", *_WORDS, *words]
         return Driver(command, run_dir.with_suffix(".log"), failpoint, "tests.chaos_train.command")
 
 
 def notes_of(run_dir: Path) -> Path:
-    """Where its steps are noted."""
+    """Folder of the records of its steps."""
     return run_dir / "steps"
 
 
 def make_world(folder: Path, sizes: set[int]) -> World:
-    """Data, what a student needs, and an undisturbed student for each number of training processes."""
+    """Make data, teacher, labels and selection, and an undisturbed student for each number of training processes."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     digits = (data.images[order] * 15.9).astype(np.uint8), data.target[order]
@@ -70,4 +70,4 @@ def _before_the_student(folder: Path) -> list[str]:
 
 def _finish(driver: Driver) -> None:
     if driver.wait() != 0:
-        raise SystemExit(f"a run that nothing disturbed failed:\n{driver.output()}")
+        raise SystemExit(f"an undisturbed run failed:\n{driver.output()}")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data import fashion_mnist
-from data.shards.split import DataError, open_split
+from data.errors import DataError
+from data.shards.split import open_split
 
 
 @pytest.fixture(autouse=True)

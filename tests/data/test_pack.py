@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from data import fashion_mnist, pack
+from data.errors import DataError
 from data.labels.label_files import read_labels
 from data.shards.image_reader import ImageReader, check_labeled
-from data.shards.split import DataError, open_split
+from data.shards.split import open_split
 from tests.conftest import png
 
 

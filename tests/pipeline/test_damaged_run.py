@@ -17,8 +17,8 @@ from data.labels.pseudo_labels import PseudoLabels
 from data.shards.split import DataError
 from pipeline.core.stage import StageError
 from pipeline.evaluation.speed_file import write_speed
-from pipeline.export.tasks import File, Job
-from pipeline.export.todo import make_file
+from pipeline.export.plan import ExportFile
+from pipeline.export.tasks import ExportJob, make_file
 from pipeline.inputs.batches import TrainBatches
 from pipeline.models.weights import CONFIG_NAME, WeightsInfo
 from pipeline.planning.status import note_stop
@@ -86,8 +86,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray,
 def without_ray_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process; a student that reads all its rows and stops."""
 
-    def make_files(job: Job, files: Sequence[File], there: dict[str, object], total: int) -> list[object]:
-        return [there.get(file.name) or make_file(job, file) for file in files]
+    def make_files(
+        job: ExportJob, files: Sequence[ExportFile], finished: dict[str, object], total: int
+    ) -> list[object]:
+        return [finished.get(file.name) or make_file(job, file) for file in files]
 
     def train(job: TrainJob, _: object) -> None:
         batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed)

@@ -13,7 +13,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.stage import require_done
 from pipeline.export import card
 from pipeline.export import stage as export_stage
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.run import main
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.stage import fingerprint

@@ -1,4 +1,4 @@
-"""The train-test resolution fix: the end of the network alone, at a larger size, without noise, continued exactly."""
+"""The train-test resolution fix: trains the last layers alone, at a larger size, without noise, and continues exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from data.images.decode import eval_transform
+from data.images.resize import eval_transform
 from data.settings import UsageError
-from data.shards.split import Split, open_split
+from data.shards.split import Split
 from pipeline.core.config import load_config
 from pipeline.core.schema import StudentConfig
 from pipeline.inputs.streams import labeled_stream
@@ -24,7 +24,6 @@ from pipeline.training.loop import fit
 from pipeline.training.state import TrainState, freeze_early_layers, load_trained
 from pipeline.training.step import to_training_mode
 from student.fix_resolution import fix_resolution_job
-from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import CONFIG
 from tests.training_processes import digits_job
 
@@ -39,7 +38,7 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The training ends after that many steps, before anything is written of the last."""
+    """Kill the training after that many steps, before the last one is written."""
     original = loop._require_finite
 
     def check(job: TrainJob, state: TrainState, *others: Any) -> None:
@@ -51,7 +50,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def same_tensors(a: Any, b: Any) -> bool:
-    """Of two checkpoints, clocks apart."""
+    """Compare two checkpoints, except for times."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -61,14 +60,8 @@ def same_tensors(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.fixture
-def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
-    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
-
-
 def make_jobs(labeled: Split, folder: Path, **changes: Any) -> tuple[TrainJob, TrainJob]:
-    """The student's own training, and the one that follows."""
+    """The student's own training, and the resolution fix after it."""
     student = STUDENT.model_copy(update=changes)
     streams = (labeled_stream(labeled, student.batch_size),)
     job = digits_job(folder, student, streams, labeled.num_samples, name="student", validation=labeled)
@@ -81,7 +74,7 @@ def weights_after(job: TrainJob) -> dict[str, torch.Tensor]:
     return load_trained(job)[0]
 
 
-def test_only_what_follows_the_last_convolutions_is_trained() -> None:
+def test_only_layers_after_the_last_convolutions_are_trained() -> None:
     model = build_model("resnetrs26", 10, {"width": 0.125})
     freeze_early_layers(model)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -93,14 +86,14 @@ def test_only_what_follows_the_last_convolutions_is_trained() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"), [("efficientnet_b0", {"bn2", "classifier"}), ("vit_tiny_patch16_224", {"norm", "head"})]
 )
-def test_of_timms_models_the_last_norm_and_the_classifier_are_trained(name: str, expected: set[str]) -> None:
+def test_the_last_norm_and_the_classifier_of_timms_models_are_trained(name: str, expected: set[str]) -> None:
     model = build_model(name, 10, {})
     freeze_early_layers(model)
     trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == expected
 
 
-def test_frozen_batch_norms_are_in_eval_mode_and_the_others_are_not() -> None:
+def test_only_frozen_batch_norms_are_in_eval_mode() -> None:
     model = to_training_mode(build_model("resnetrs26", 10, {"width": 0.125}))
     assert all(module.training for module in model.modules())
     freeze_early_layers(model)
@@ -108,9 +101,7 @@ def test_frozen_batch_norms_are_in_eval_mode_and_the_others_are_not() -> None:
     assert [norm.training for norm in norms] == [False] * (len(norms) - 1) + [True]
 
 
-def test_it_starts_from_the_averaged_weights_and_keeps_all_but_the_end_of_the_network(
-    tmp_path: Path, labeled: Split
-) -> None:
+def test_it_starts_from_the_averaged_weights_and_changes_only_the_last_layers(tmp_path: Path, labeled: Split) -> None:
     job, fixing = make_jobs(labeled, tmp_path / "run")
     fit(job)
     fit(fixing)
@@ -129,7 +120,7 @@ def test_it_cannot_start_before_the_students_training_has_ended(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("step", [1, 5])
-def test_killed_while_the_resolution_is_fixed_it_continues_to_identical_weights(
+def test_a_killed_resolution_fix_continues_to_identical_weights(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     job, fixing = make_jobs(labeled, tmp_path / "run", checkpoint_every_s=0, epochs=0.2, warmup_epochs=0)
@@ -147,19 +138,19 @@ def test_killed_while_the_resolution_is_fixed_it_continues_to_identical_weights(
     assert same_tensors(*checkpoints)
 
 
-def test_its_images_are_larger_and_what_inference_sees_without_noise(
+def test_its_images_are_larger_and_equal_the_views_of_inference(
     tmp_path: Path, labeled: Split, photo: np.ndarray
 ) -> None:
     config = make_jobs(labeled, tmp_path / "run")[1].config
     assert (config.image_size, config.dropout, config.stochastic_depth, config.mixup) == (24, 0, 0, 0)
-    for width, difference in ((427, 0.0), (570, 1.0)):  # mean over pixels; of a square image there is none
+    for width, difference in ((427, 0.0), (570, 1.0)):  # mean over pixels; a square image has none
         image = photo[:, :width].copy()
         seen = make_transform(config)(image, 3).permute(1, 2, 0).numpy().astype(int)
         expected = eval_transform(image, 24, config.crop_pct, config.interpolation).astype(int)
         assert abs(seen - expected).mean() <= difference
 
 
-def test_it_is_not_there_unless_asked_for_and_needs_a_size(tmp_path: Path, labeled: Split) -> None:
+def test_it_runs_only_if_configured_and_needs_a_size(tmp_path: Path, labeled: Split) -> None:
     job, _ = make_jobs(labeled, tmp_path / "run")
     assert fix_resolution_job(job, STUDENT.model_copy(update={"fix_resolution_epochs": 0})) is None
     words = ["student.image_size=32", "student.fix_resolution_epochs=2"]

@@ -1,4 +1,4 @@
-"""The teacher stage: weights from elsewhere, and the check before labeling."""
+"""The teacher stage: weights trained elsewhere, and the teacher check before labeling."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,8 @@ from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, StageRefusedError
-from pipeline.inference.publish import load_predictor, preprocessing, read_info
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.teacher_check import check_teacher
@@ -77,34 +78,34 @@ def test_other_weights_under_the_same_name_are_refused(make_config: MakeConfig, 
 def test_a_teacher_worse_than_expected_is_refused_before_labeling(make_config: MakeConfig) -> None:
     config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
-    with pytest.raises(StageError, match=r"but 0\.900 was expected"):
+    with pytest.raises(StageError, match=r"expected top-1 0\.900"):
         check(config)
 
 
-def test_a_teacher_as_good_as_expected_passes_and_the_expectation_may_be_mended(make_config: MakeConfig) -> None:
+def test_a_teacher_as_good_as_expected_passes_and_expected_top1_can_be_corrected(make_config: MakeConfig) -> None:
     config = make_config("teacher.expected_top1=0.9")
     train_teacher(config, layout(config))
     info = read_info(layout(config).teacher)
-    mended = make_config(f"teacher.expected_top1={info.validation_top1}")
-    train_teacher(mended, layout(mended))
-    found = check(mended)
+    corrected = make_config(f"teacher.expected_top1={info.validation_top1}")
+    train_teacher(corrected, layout(corrected))
+    found = check(corrected)
     assert found is not None
     assert found["found_top1"] == pytest.approx(info.validation_top1)
-    rows = read_labels(f"{mended.run_dir}/validation.parquet")
+    rows = read_labels(f"{corrected.run_dir}/validation.parquet")
     right = pc.sum(pc.equal(rows.column("label"), rows.column("predicted"))).as_py()
     assert (right / len(rows), len(rows)) == (pytest.approx(info.validation_top1), 60)
 
 
-def test_a_teacher_answers_in_the_precision_that_it_was_calibrated_in(make_config: MakeConfig) -> None:
+def test_a_teacher_labels_in_the_precision_of_its_calibration(make_config: MakeConfig) -> None:
     config = make_config("teacher.precision=bf16")
     train_teacher(config, layout(config))
     folder = layout(config).teacher
-    assert preprocessing(read_info(folder)).precision == "bf16"
-    assert load_predictor(folder, "cpu").config.precision == "bf16"
+    assert Preprocessing.of_weights(read_info(folder)).precision == "bf16"
+    assert load_predictor(folder, "cpu").preprocessing.precision == "bf16"
 
 
 @pytest.mark.parametrize(("alone", "told"), [(0.9, True), (0.0, False)])
-def test_views_that_make_the_labels_worse_are_told(
+def test_views_that_make_the_labels_worse_are_reported(
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -119,9 +120,7 @@ def test_views_that_make_the_labels_worse_are_told(
     check(config)
     rows = read_labels(f"{config.run_dir}/validation.parquet").to_pylist()
     right = sum(row["label"] == row["predicted"] for row in rows) / len(rows)
-    message = (
-        f"as it labels (label.views=2, 1 teachers), top-1 on data.validation is {right:.3f}, but 0.900 on one view"
-    )
+    message = f"the labels (label.views=2, 1 teachers) have top-1 {right:.3f} on data.validation, the teacher alone on one view 0.900"
     assert (message in capsys.readouterr().out) == told
 
 
@@ -142,7 +141,7 @@ def test_without_labeled_images_the_check_is_skipped(make_config: MakeConfig) ->
     assert check(config) is None
 
 
-def test_another_number_of_classes_is_refused_where_it_was_given(make_config: MakeConfig) -> None:
+def test_a_changed_data_num_classes_is_refused(make_config: MakeConfig) -> None:
     config = make_config("data.validation=[]", "data.num_classes=10")
     train_teacher(config, layout(config))
     other = make_config("data.validation=[]", "data.num_classes=12")

@@ -1,8 +1,8 @@
 """Test images under the 15 common corruptions of ImageNet-C, each at 5 severities (arXiv 1903.12261).
 
-The constants are the released ones. Images whose shorter side has at most 64 px take those of CIFAR-10-C, made for 32 px, larger
-ones those of ImageNet-C, made for 224 px; lengths in pixels grow with the shorter side. ImageNet-C's images were stored as JPEG of
-quality 85 after all; these are not.
+The constants are the released ones: CIFAR-10-C's, made for 32 px, for images whose shorter side has at most 64 px, else
+ImageNet-C's, made for 224 px. Lengths in pixels scale with the shorter side. ImageNet-C's images were finally stored as JPEG of
+quality 85; these are not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data.images.corruptions.filters import Floats
 from data.images.decode import Pixels
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALL_SIDE = 64  # up to here CIFAR-10-C's constants; twice the size that they were made for
+SMALL_SIDE = 64  # pixels; up to here CIFAR-10-C's constants, made for half of it
 _Effect = Callable[..., Floats]
 _Rows = tuple[Any, ...]  # one constant, or a tuple of them, per severity
 
@@ -79,13 +79,13 @@ CORRUPTIONS = tuple(_TABLE)
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: Sequence[int]) -> Pixels:
-    """One corruption of an image; equal arguments give equal pixels.
+    """Corrupt an image; equal arguments give equal pixels.
 
     Args:
         image: uint8 (H, W, 3).
         name: one of CORRUPTIONS.
         severity: 1 to 5.
-        seed: whole numbers from 0 that name the run and the sample.
+        seed: non-negative integers that identify the run and the sample.
 
     Returns:
         uint8 (H, W, 3).

@@ -1,7 +1,7 @@
 """The 15 corruptions of ImageNet-C (arXiv 1903.12261), written anew on numpy and Pillow.
 
-Each takes an image as float32 (H, W, 3) from 0 to 1, a generator, the factor for lengths in pixels, and its own constants; it returns
-the same shape, not clipped. Where one differs from the released code its text says so; none is compared with it pixel by pixel.
+Each takes an image, float32 (H, W, 3) from 0 to 1, a generator, the factor for lengths in pixels, and its own constants, and
+returns the same shape, not clipped. Docstrings name differences from the released code; the pixels were not compared with it.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ import numpy as np
 from PIL import Image
 
 from data.images.corruptions.filters import Floats, fractal, gaussian, motion, sample, smear, zoom
-from data.images.decode import GREY
+from data.images.similarity import GREY
 
 Generator = np.random.Generator
-_PARTS = 8  # of a pixel's side, to see how much of it a disk covers
+_PARTS = 8  # of a pixel's side, to measure how much of the pixel a disk covers
 _ICE = np.array([0.78, 0.88, 1.0], np.float32)
 
 
 def gaussian_noise(x: Floats, rng: Generator, scale: float, deviation: float) -> Floats:  # noqa: ARG001
-    """Normal noise of one deviation."""
+    """Add normal noise."""
     return x + rng.normal(0, deviation, x.shape).astype(np.float32)
 
 
 def shot_noise(x: Floats, rng: Generator, scale: float, photons: float) -> Floats:  # noqa: ARG001
-    """White is so many photons, counted."""
+    """Poisson noise; white is `photons` photons."""
     return (rng.poisson(x * photons) / photons).astype(np.float32)
 
 
 def impulse_noise(x: Floats, rng: Generator, scale: float, fraction: float) -> Floats:  # noqa: ARG001
-    """A fraction of all values becomes 0 or 1."""
+    """Set a fraction of all values to 0 or 1."""
     chance = rng.random(x.shape, np.float32)
     return np.where(chance < fraction, np.float32(chance < fraction / 2), x)
 
 
 def defocus_blur(x: Floats, rng: Generator, scale: float, radius: float, softness: float) -> Floats:  # noqa: ARG001
-    """Every point becomes a disk with a slightly blurred edge; pixels that it half covers count half, unlike the original's."""
+    """Blur with a disk with a slightly blurred edge. Pixels that it half covers count half, unlike in the original."""
     radius *= scale
     reach = int(radius) + 1
     fine = (np.arange((2 * reach + 1) * _PARTS) + 0.5) / _PARTS - reach - 0.5
@@ -48,7 +48,7 @@ def defocus_blur(x: Floats, rng: Generator, scale: float, radius: float, softnes
 
 
 def glass_blur(x: Floats, rng: Generator, scale: float, sigma: float, reach: float, rounds: int) -> Floats:
-    """Blur, shuffle pixels among neighbours, blur. Pixels take a neighbour's place all at once; the original swaps one by one."""
+    """Blur, shuffle pixels among neighbours, blur. All pixels move at once; the original swaps one by one."""
     reach = max(1, round(reach * scale))
     x = gaussian(x, sigma * scale)
     rows, columns = np.indices(x.shape[:2])
@@ -59,7 +59,7 @@ def glass_blur(x: Floats, rng: Generator, scale: float, sigma: float, reach: flo
 
 
 def motion_blur(x: Floats, rng: Generator, scale: float, radius: float, sigma: float) -> Floats:
-    """In a direction of −45° to 45°."""
+    """Blur in a direction from −45° to 45°."""
     return motion(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
 
 
@@ -71,7 +71,7 @@ def zoom_blur(x: Floats, rng: Generator, scale: float, last: float, step: float)
 
 def snow(x: Floats, rng: Generator, scale: float, level: float, deviation: float, size: float, threshold: float, radius: float,
          sigma: float, kept: float) -> Floats:  # fmt: skip
-    """Flakes blown along two directions, over a whitened image."""
+    """Add flakes, blown in two directions, to a whitened image."""
     flakes = zoom(rng.normal(level, deviation, x.shape[:2]).astype(np.float32), max(1.0, size * scale))
     flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1)
     flakes = motion(flakes, radius * scale, sigma * scale, rng.uniform(-135, -45))[..., None]
@@ -80,21 +80,21 @@ def snow(x: Floats, rng: Generator, scale: float, level: float, deviation: float
 
 
 def frost(x: Floats, rng: Generator, scale: float, kept: float, ice: float) -> Floats:  # noqa: ARG001
-    """Ice over the image. The original lays photographs of frost over it; here bright ridges of fractal noise stand for crystals."""
+    """Add ice. The original adds photographs of frost; here bright ridges of fractal noise stand for crystals."""
     fine, coarse = fractal(x.shape[:2], 1.15, rng), fractal(x.shape[:2], 1.6, rng)
     crystals = (1 - np.abs(2 * fine - 1)) ** 4
     return kept * x + ice * (0.25 + 0.75 * np.maximum(crystals, coarse**2))[..., None] * _ICE
 
 
 def fog(x: Floats, rng: Generator, scale: float, amount: float, decay: float) -> Floats:  # noqa: ARG001
-    """Clouds of fractal noise, the whole darkened to the image's own maximum."""
+    """Add clouds of fractal noise, then darken to the image's own maximum."""
     white = float(x.max())
     clouded: Floats = x + amount * fractal(x.shape[:2], decay, rng)[..., None]
     return clouded * np.float32(white / (white + amount))
 
 
 def brightness(x: Floats, rng: Generator, scale: float, added: float) -> Floats:  # noqa: ARG001
-    """Raise the value (HSV), with hue and saturation kept."""
+    """Raise the value (HSV); keep hue and saturation."""
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + added, 1)
     return np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised)
@@ -107,7 +107,7 @@ def contrast(x: Floats, rng: Generator, scale: float, factor: float) -> Floats: 
 
 
 def elastic_transform(x: Floats, rng: Generator, scale: float, reach: float, sigma: float, corner: float) -> Floats:
-    """Three points move by up to `corner` (an affine map), every pixel by a smooth field. One resampling; the original has two."""
+    """Move three points by up to `corner` (an affine map), and each pixel by a smooth field. Resamples once; the original twice."""
     shape = x.shape[:2]
     fields = rng.uniform(-1, 1, (2, *shape)).astype(np.float32)
     moved = np.indices(shape, np.float32) + [reach * scale * gaussian(field, sigma * scale, 3) for field in fields]
@@ -120,7 +120,7 @@ def elastic_transform(x: Floats, rng: Generator, scale: float, reach: float, sig
 
 
 def pixelate(x: Floats, rng: Generator, scale: float, fraction: float) -> Floats:  # noqa: ARG001
-    """Shrink to a fraction of both sides by means over boxes, and enlarge again."""
+    """Shrink both sides to a fraction by means over boxes, and enlarge again."""
     picture = _to_picture(x)
     small = [max(1, int(side * fraction)) for side in picture.size]
     box = Image.Resampling.BOX
@@ -128,7 +128,7 @@ def pixelate(x: Floats, rng: Generator, scale: float, fraction: float) -> Floats
 
 
 def jpeg_compression(x: Floats, rng: Generator, scale: float, quality: int) -> Floats:  # noqa: ARG001
-    """Through a JPEG file of a low quality."""
+    """Encode as a JPEG of low quality, and decode."""
     buffer = io.BytesIO()
     _to_picture(x).save(buffer, "JPEG", quality=quality)
     return _from_picture(Image.open(buffer))

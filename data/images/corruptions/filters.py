@@ -1,4 +1,4 @@
-"""Building blocks of `corruption_effects`, on float arrays: (H, W) planes or (H, W, C) images."""
+"""Building blocks of the effects, on float32 arrays: (H, W) planes or (H, W, C) images."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def gaussian(x: Floats, sigma: float, truncate: float = 4.0) -> Floats:
     """Gaussian blur; borders are mirrored.
 
     Args:
-        sigma: standard deviation, pixels; from 0.
-        truncate: the kernel ends after so many standard deviations.
+        sigma: standard deviation in pixels, ≥ 0.
+        truncate: radius of the kernel in standard deviations.
     """
     rows, columns = (_gaussian_matrix(length, sigma, truncate) for length in x.shape[:2])
     return _both_axes(x, rows, columns)
 
 
 def zoom(x: Floats, factor: float) -> Floats:
-    """The middle 1/`factor` of both sides (from 1), enlarged bilinearly to the whole."""
+    """The middle 1/`factor` of both sides (factor ≥ 1), enlarged bilinearly to the full size."""
     rows, columns = (_zoom_matrix(length, factor) for length in x.shape[:2])
     return _both_axes(x, rows, columns)
 
 
 def smear(x: Floats, offsets: NDArray[np.int64], weights: Floats) -> Floats:
-    """Weighted mean of copies of `x`, each shifted by its offset (rows, columns); the border's pixels are repeated.
+    """Weighted mean of copies of `x`, each shifted by an offset (rows, columns); border pixels are repeated.
 
     Args:
         offsets: (N, 2) pixels.
-        weights: (N,); they are divided by their sum.
+        weights: (N,); divided by their sum.
     """
     reach = int(abs(offsets).max(initial=0))
     height, width = x.shape[:2]
@@ -46,7 +46,7 @@ def smear(x: Floats, offsets: NDArray[np.int64], weights: Floats) -> Floats:
 
 
 def motion(x: Floats, radius: float, sigma: float, degrees: float) -> Floats:
-    """Motion blur with half a Gaussian of deviation `sigma`, 2 × `radius` + 1 pixels long, in a direction."""
+    """Motion blur in a direction, with half a Gaussian of deviation `sigma`, 2 × `radius` + 1 pixels long."""
     steps = np.arange(2 * max(1, round(radius)) + 1)
     angle = math.radians(degrees)
     offsets = np.rint(np.outer(steps, [math.sin(angle), math.cos(angle)])).astype(np.int64)
@@ -54,9 +54,9 @@ def motion(x: Floats, radius: float, sigma: float, degrees: float) -> Floats:
 
 
 def fractal(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> Floats:
-    """(H, W) cloudy noise from 0 to 1: octaves of random grids, each finer than the one before and fainter by `decay` squared.
+    """Cloudy noise (H, W) from 0 to 1: octaves of random grids, each finer than the one before and weaker by `decay` squared.
 
-    The squares are the original's: its diamond-square algorithm multiplies the amplitude by itself.
+    The square follows the original, whose diamond-square algorithm multiplies the amplitude by itself.
     """
     plane = np.zeros(shape, np.float32)
     for octave in range(1, max(1, math.ceil(math.log2(max(shape)))) + 1):
@@ -69,7 +69,7 @@ def fractal(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> F
 
 
 def sample(x: Floats, rows: Floats, columns: Floats) -> Floats:
-    """`x` (H, W, C) at fractional places (H, W) each, bilinearly; mirrored at the borders."""
+    """`x` (H, W, C) at fractional places, `rows` and `columns` (H, W), bilinearly; mirrored at the borders."""
     (top, down), (left, right) = _split(rows, x.shape[0]), _split(columns, x.shape[1])
     below, beside = np.minimum(top + 1, x.shape[0] - 1), np.minimum(left + 1, x.shape[1] - 1)
     upper = x[top, left] * (1 - right) + x[top, beside] * right
@@ -78,7 +78,7 @@ def sample(x: Floats, rows: Floats, columns: Floats) -> Floats:
 
 
 def _split(places: Floats, length: int) -> tuple[NDArray[np.int64], Floats]:
-    """Whole part, and fraction (with an axis for the channels), of places mirrored into 0 … length − 1."""
+    """Integer part and fraction of places mirrored into 0 … length − 1; the fraction gets an axis for channels."""
     period = max(2 * (length - 1), 1)
     places = np.abs((places + length - 1) % period - (length - 1)) if length > 1 else np.zeros_like(places)
     whole = np.minimum(places.astype(np.int64), length - 1)
@@ -92,7 +92,7 @@ def _both_axes(x: Floats, rows: Floats, columns: Floats) -> Floats:
 
 @lru_cache(maxsize=256)
 def _gaussian_matrix(length: int, sigma: float, truncate: float) -> Floats:
-    """(length, length): a row has the weights of one blurred pixel."""
+    """(length, length); each row has the weights of one blurred pixel."""
     reach = int(truncate * sigma + 0.5)
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / max(2 * sigma**2, 1e-9))
     sources = np.pad(np.arange(length), reach, mode="symmetric")
@@ -109,6 +109,6 @@ def _zoom_matrix(length: int, factor: float) -> Floats:
 
 
 def _linear_matrix(places: NDArray[Any], length: int) -> Floats:
-    """(len(places), length): linear interpolation at places within 0 … length − 1."""
+    """Linear interpolation at places within 0 … length − 1: (len(places), length)."""
     distance = np.abs(places[:, None] - np.arange(length)[None, :])
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -1,11 +1,12 @@
-"""Pseudo-labels in archives that have the images too: those of an export, or those that a server joins while it sends."""
+"""Pseudo-labels in archives with images: the shards of an export, or those that a server joins while sending."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -14,30 +15,28 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
+from data.errors import DataError
 from data.json_files import first_problem
-from data.labels.overlay import FILTER_COLUMNS, RowFilter
-from data.labels.source import COLUMNS, PseudoLabeled
+from data.labels.overlay import RowFilter
+from data.labels.sources import COLUMNS, PseudoLabeled
 from data.labels.sources.archive_members import ArchivedSample, archived_samples
 from data.names import check_base_name, read_limited
-from data.shards.split import MANIFEST_NAME, DataError, Manifest, ShardRecord
+from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
 from data.storage.http import is_http
 from data.storage.redact import redacted
 from data.storage.web_tokens import give_token
 from data.tables import parse_table
 
-LATEST_NAME = "latest"  # names the last export in a folder of them
+LATEST_NAME = "latest"  # file with the name of the last export in a folder of exports
 LABELS_FOLDER = "labels"
 _BLOCK = 1 << 18
 _MANIFEST_BYTES, _TABLE_BYTES = (
     1 << 28,
     1 << 30,
-)  # that are expected at most: 13,000 shards have some MB, 10,000 labels one
+)  # limits; a manifest of 13,000 shards has some MB, a table of 10,000 labels one
 _COLUMN_TYPES = {"label": pa.types.is_integer, "confidence": pa.types.is_floating, "copies": pa.types.is_integer}
-_MOST_CLASSES, _MOST_COPIES, _MOST_CONFIDENCE = (
-    1 << 31,
-    0xFFFF,
-    1.001,
-)  # int32, uint16; float32 sums are off by a little
+_MAX_CLASSES, _MAX_COPIES = 1 << 31, 0xFFFF  # int32, uint16
+_MAX_CONFIDENCE = 1.001  # rounding of float32 sums
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Archive:
     """A shard and its labels.
 
     Attributes:
-        sha256: of the shard, in hex; None where it is made while it is sent.
+        sha256: of the shard, in hex; None when a server makes it while sending.
     """
 
     url: str
@@ -56,11 +55,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Archives:
-    """A source of pseudo-labels.
+    """A source of pseudo-labels; see `data.labels.sources.Source`.
 
     Attributes:
-        keep: which samples of the archives.
-        token: of the server that has them.
+        keep: the samples to hand out.
+        token: of the server.
     """
 
     archives: tuple[Archive, ...]
@@ -70,35 +69,35 @@ class Archives:
 
     @property
     def num_shards(self) -> int:
-        """Archives."""
+        """Number of archives."""
         return len(self.archives)
 
     def table(self, shard: int) -> pa.Table:
-        """Labels alone, of the Parquet file beside the archive. Raises DataError when that is none of this pipeline."""
+        """Labels from the Parquet file that belongs to the archive. Raises DataError when it has another form."""
         self._identify()
         archive = self.archives[shard]
         table = _read_table(archive.labels_url, archive.num_samples, self._num_classes())
-        mask = self.keep.mask(table.select(FILTER_COLUMNS), table.column("copies").to_numpy())
+        mask = self.keep.matches(*(table.column(name).to_numpy() for name in _COLUMN_TYPES))
         return table.filter(pa.array(mask))
 
     def _num_classes(self) -> int:
-        return len(self.class_names) if self.class_names else _MOST_CLASSES
+        return len(self.class_names) if self.class_names else _MAX_CLASSES
 
     def _identify(self) -> None:
-        """In a loader's worker, too, which may be a process that was told nothing."""
+        """Give the token to this process, which may be a loader's worker."""
         if self.token is not None:
             give_token(self.archives[0].url, self.token)
 
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
-        """Read from end to end. Raises DataError at the end, when the bytes were not those that were exported."""
+        """Read the archive from start to end. Raises DataError at the end when its bytes are not those that were exported."""
         archive, count, num_classes = self.archives[shard], 0, self._num_classes()
         self._identify()
         with storage.open_read(archive.url) as raw:
             file = _Hashing(raw)
-            for found in archived_samples(file, archive.url):
+            for found in archived_samples(cast(BinaryIO, file), archive.url):
                 count += 1
                 sample = _labeled(found, num_classes, archive.url)
-                if self.keep.lets_through(sample.label, sample.confidence, sample.copies):
+                if self.keep.matches(sample.label, sample.confidence, sample.copies):
                     yield sample
             if archive.sha256 not in (None, file.sha256()):
                 raise DataError(f"{redacted(archive.url)}: damaged: another SHA-256 than the export's; copy it again")
@@ -109,42 +108,66 @@ class Archives:
             )
 
 
-class _Said(BaseModel, strict=True):
-    """What is read of a sample's `.json`."""
+class _JsonFields(BaseModel, strict=True):
+    """The fields of a sample's `.json` that are read."""
 
     label: int = Field(ge=0)
-    confidence: float = Field(ge=0, le=_MOST_CONFIDENCE)
-    copies: int = Field(ge=0, le=_MOST_COPIES)
+    confidence: float = Field(ge=0, le=_MAX_CONFIDENCE)
+    copies: int = Field(ge=0, le=_MAX_COPIES)
 
 
-class _Hashing:
-    """A file that is read once, from start to end, with its digest."""
+class _Hashing(io.RawIOBase):
+    """A seekable file that hashes every byte that it passes while going forward."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
+        self._size = file.seek(0, io.SEEK_END)
+        self._position, self._hashed = 0, file.seek(0)
 
-    def read(self, size: int) -> bytes:
-        """The next bytes."""
+    def tell(self) -> int:
+        """The position, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position counted from the file's start or end; read nothing."""
+        self._position = offset + (self._size if whence == io.SEEK_END else 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes at the position."""
+        if self._position < self._hashed:  # back, to explain an error
+            self._file.seek(self._position)
+            content = self._file.read(size)
+            self._file.seek(self._hashed)
+        else:
+            while self._hashed < self._position and self._next(min(_BLOCK, self._position - self._hashed)):
+                pass
+            content = self._next(size)
+        self._position += len(content)
+        return content
+
+    def _next(self, size: int) -> bytes:
         content = self._file.read(size)
         self._digest.update(content)
+        self._hashed += len(content)
         return content
 
     def sha256(self) -> str:
-        """Of the whole file, what was not read yet included; in hex."""
-        while self.read(_BLOCK):
+        """SHA-256 of the whole file, in hex; reads the rest of it."""
+        while self._next(_BLOCK):
             pass
         return self._digest.hexdigest()
 
 
 def _labeled(sample: ArchivedSample, num_classes: int, url: str) -> PseudoLabeled:
     try:
-        said = _Said.model_validate_json(sample.json)
+        fields = _JsonFields.model_validate_json(sample.json)
     except ValidationError as error:
         raise DataError(
             f"{redacted(url)}, key {sample.key!r}: damaged .json ({first_problem(error)}); fetch the shard again"
         ) from None
-    _check_label(said.label, num_classes, f"{redacted(url)}, key {sample.key!r}")
-    return PseudoLabeled(sample.key, sample.image, said.label, float(np.float32(said.confidence)), said.copies)
+    _check_label(fields.label, num_classes, f"{redacted(url)}, key {sample.key!r}")
+    return PseudoLabeled(sample.key, sample.image, fields.label, float(np.float32(fields.confidence)), fields.copies)
 
 
 def _check_label(label: int, num_classes: int, where: str) -> None:
@@ -153,30 +176,32 @@ def _check_label(label: int, num_classes: int, where: str) -> None:
 
 
 def open_exported(folder: str, keep: RowFilter) -> Archives:
-    """An export with images.
+    """Open an export with images.
 
     Raises:
-        DataError: labels alone, or a manifest of something else.
+        DataError: the export has no images, or its manifest has another form.
     """
     url = storage.join(folder, MANIFEST_NAME)
     return exported(folder, url, read_manifest_bytes(url), keep)
 
 
 def read_manifest_bytes(url: str) -> bytes:
-    """Content of a manifest. Raises DataError for one that is far too large; as `storage.open_read`."""
+    """Content of a manifest. Raises DataError when it is far too large; else as `storage.open_read`."""
     return read_limited(url, _MANIFEST_BYTES)
 
 
 def exported(folder: str, url: str, content: bytes, keep: RowFilter) -> Archives:
-    """The export in a folder with this manifest, read at `url`. Raises as `open_exported`."""
+    """The export in `folder` whose manifest at `url` has this content. Raises as `open_exported`."""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise DataError(
             f"{redacted(url)}: damaged, or not the manifest of an export ({first_problem(error)}); copy it again"
         ) from error
-    if alone := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
-        raise DataError(f"{redacted(url)}: labels alone ({alone[0]}); expected an export with export.format=shards")
+    if without_images := [record.name for record in manifest.shards if not record.name.endswith(".tar")]:
+        raise DataError(
+            f"{redacted(url)}: labels alone ({without_images[0]}); expected an export with export.format=shards"
+        )
     for record in manifest.shards:
         check_base_name(record.name, url)
     archives = tuple(_archive(folder, record) for record in manifest.shards)

@@ -1,8 +1,7 @@
-"""Pseudo-labels of a run directory, joined to the unlabeled shards that it was given; known by the files that its stages write."""
+"""Pseudo-labels of a run directory, joined to the unlabeled shards of its configuration."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,27 +11,36 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.joined_tar import Provenance, Rows
 from data.labels.overlay import Overlay, RowFilter, read_committed
-from data.labels.source import PseudoLabeled, as_table
+from data.labels.sources import PseudoLabeled, as_table
 from data.names import read_pointer
+from data.run_names import (
+    CONFIG_NAME,
+    CURRENT_NAME,
+    DONE_NAME,
+    INDEXES,
+    LABELS,
+    SELECTIONS,
+    generation_folder,
+    generation_of,
+)
 from data.shards.image_reader import ImageReader, places_of
-from data.shards.split import DataError, Split, open_split
+from data.shards.split import Split, open_split
 from data.storage.redact import redacted
 
-RUN_CONFIG = "config.yaml"
-_GENERATION = re.compile(r"gen-([1-9]\d*)")
 _CHUNK = 64  # images read at once
 
 
 @dataclass(frozen=True)
 class RunLabels:
-    """A source of pseudo-labels.
+    """A source of pseudo-labels; see `data.labels.sources.Source`.
 
     Attributes:
-        keep: which of the labels.
+        keep: the labels to hand out.
     """
 
     overlay: Overlay
@@ -40,24 +48,24 @@ class RunLabels:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In label order, where they are known."""
+        """In label order; None when unknown."""
         return self.overlay.provenance.class_names
 
     @property
     def num_shards(self) -> int:
-        """Unlabeled shards."""
+        """Number of unlabeled shards."""
         return len(self.overlay.shards)
 
     def table(self, shard: int) -> pa.Table:
-        """Labels alone. Raises DataError when they are not those that the run committed."""
+        """Labels of a shard. Raises DataError when they are not the committed ones."""
         return as_table(self._rows(shard), self.overlay.shards[shard].name)
 
     def samples(self, shard: int) -> Iterator[PseudoLabeled]:
-        """Seeks to the images that are wanted. Raises DataError as `table`, and for a shard that was cut short or changed."""
+        """Samples of a shard; seeks to their images. Raises DataError as `table`, and when the shard was cut short or changed."""
         rows = self._rows(shard)
         table = as_table(rows, self.overlay.shards[shard].name)
-        said = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
-        entries = list(zip(places_of(rows.labels), *said, strict=True))
+        fields = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
+        entries = list(zip(places_of(rows.labels), *fields, strict=True))
         with ImageReader([entry.url for entry in self.overlay.shards]) as reader:
             for start in range(0, len(entries), _CHUNK):
                 some = entries[start : start + _CHUNK]
@@ -76,13 +84,13 @@ class RunLabels:
 
 
 def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
-    """The labels of a run's last generation that has a selection.
+    """Open the labels of a run's last generation with a selection.
 
     Raises:
-        DataError: there is none; the unlabeled shards are not where the run's configuration says; or all three are not of each other.
+        DataError: there is none; the unlabeled shards are not where the configuration says; or labels, selection and shards do not fit.
     """
     generation, selection_dir = _last_selection(run_dir)
-    labels_dir = storage.join(run_dir, f"gen-{generation}", "labels")
+    labels_dir = storage.join(run_dir, generation_folder(generation), LABELS)
     labels, selection = _done(labels_dir, "label"), _done(selection_dir, "select")
     exclude = _data_field(run_dir, "exclude")
     made_from = selection["fingerprint"]["inputs"]
@@ -101,18 +109,18 @@ def open_run(run_dir: str, keep: RowFilter) -> RunLabels:
 
 
 def _last_selection(run_dir: str) -> tuple[int, str]:
-    """Generation and folder."""
-    found = (_GENERATION.fullmatch(name) for name in storage.list_names(run_dir))
-    for generation in sorted((int(match[1]) for match in found if match), reverse=True):
-        folder = storage.join(run_dir, f"gen-{generation}", "selections")
-        if storage.exists(pointer := storage.join(folder, "current")):
+    """The last generation with a selection, and the selection's folder."""
+    generations = filter(None, map(generation_of, storage.list_names(run_dir)))
+    for generation in sorted(generations, reverse=True):
+        folder = storage.join(run_dir, generation_folder(generation), SELECTIONS)
+        if storage.exists(pointer := storage.join(folder, CURRENT_NAME)):
             return generation, storage.join(folder, read_pointer(pointer))
     raise DataError(f"{redacted(run_dir)}: nothing is labeled and selected there yet; run stage=label")
 
 
 def _corpus(run_dir: str) -> Split:
     try:
-        return open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, "index"))
+        return open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, INDEXES))
     except (DataError, storage.StorageError) as error:
         raise DataError(
             f"{redacted(run_dir)}: data.unlabeled: {error}. A relative path counts from the folder where the run was started: go there"
@@ -120,8 +128,8 @@ def _corpus(run_dir: str) -> Split:
 
 
 def _done(folder: str, stage: str) -> dict[str, Any]:
-    """What a stage said when it was done."""
-    url = storage.join(folder, "done.json")
+    """A finished stage's done-record. Raises DataError when the stage is not done."""
+    url = storage.join(folder, DONE_NAME)
     if not storage.exists(url):
         raise DataError(f"{redacted(folder)}: stage {stage} is not done; run stage={stage}")
     return read_json(url, f"delete it and run stage={stage}", _Done)
@@ -132,7 +140,7 @@ class _Fingerprint(BaseModel):
 
 
 class _Done(BaseModel):
-    """What is read of a done-marker; the stages write it, and this package knows no more of them."""
+    """The fields of `done.json` that are read; `pipeline.core.stage` writes it."""
 
     fingerprint: _Fingerprint
     outputs: dict[str, dict[str, Any]]
@@ -141,9 +149,9 @@ class _Done(BaseModel):
 
 
 def _data_field(run_dir: str, name: str) -> Any:
-    """A field of `data` in the run's configuration, as it is written: whoever made the run would otherwise read this machine's
-    environment. Raises DataError where it has variables in it."""
-    url = storage.join(run_dir, RUN_CONFIG)
+    """A field of `data` in the run's configuration. Raises DataError when it contains variables, which are never filled in: a run from
+    elsewhere could otherwise read this machine's environment."""
+    url = storage.join(run_dir, CONFIG_NAME)
     config = OmegaConf.to_container(OmegaConf.create(storage.read_text(url)), resolve=False)
     data = config.get("data") if isinstance(config, dict) else None
     value = data.get(name) if isinstance(data, dict) else None

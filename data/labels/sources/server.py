@@ -1,4 +1,4 @@
-"""Pseudo-labels on a web server: what `stage=serve` hands out, or an export in a folder of any server's."""
+"""Pseudo-labels on a web server: `stage=serve`, or any server with the folder of an export."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
+from data.errors import DataError
 from data.json_files import first_problem
 from data.labels.overlay import RowFilter
 from data.labels.sources.archives import Archive, Archives, exported, read_manifest_bytes
 from data.names import check_base_name
-from data.shards.split import MANIFEST_NAME, DataError
+from data.shards.split import MANIFEST_NAME
 from data.storage.redact import redacted
 from data.storage.web_tokens import give_token
 
@@ -21,7 +22,7 @@ _FORMAT = "noisy-student-pseudo-labels"
 
 
 class _ServedShard(BaseModel):
-    """An entry of a server's manifest; URLs are relative to the manifest's."""
+    """A shard in a server's manifest; URLs are relative to the manifest's."""
 
     url: str
     labels_url: str
@@ -30,7 +31,7 @@ class _ServedShard(BaseModel):
 
 
 class _Served(BaseModel):
-    """`/manifest.json` of stage=serve."""
+    """`/manifest.json` of `stage=serve`."""
 
     version: Literal[1]
     kind: Literal["joined", "export"]
@@ -39,11 +40,11 @@ class _Served(BaseModel):
 
 
 def open_served(url: str, keep: RowFilter, token: str | None = None) -> Archives:
-    """What is served at this address.
+    """Open the pseudo-labels at this address.
 
     Raises:
-        DataError: no manifest of pseudo-labels there, or one of another version, or one that names other servers or folders.
-        StorageError: it cannot be read, or the token is none.
+        DataError: its manifest is not one of pseudo-labels, is of another version, or names other servers or folders.
+        StorageError: the manifest cannot be read, or `token` is malformed.
     """
     if token is not None:
         give_token(url, token)
@@ -52,7 +53,7 @@ def open_served(url: str, keep: RowFilter, token: str | None = None) -> Archives
     if not _is_served(content):
         return replace(exported(url, address, content, keep), token=token)
     served = _parse(address, content)
-    if served.kind == "joined" and (query := keep.query()):  # filtered there, so that what is not wanted is not sent
+    if served.kind == "joined" and (query := keep.query()):  # let the server filter, so that it sends only what passes
         address += query
         served = _parse(address, read_manifest_bytes(address))
     archives = tuple(_archive(address, entry) for entry in served.shards if entry.num_samples)
@@ -79,7 +80,7 @@ def _archive(address: str, entry: _ServedShard) -> Archive:
 
 
 def _below(address: str, relative: str) -> str:
-    """The URL of a file in a folder beside the manifest. Raises DataError for any other, where the token would go, too."""
+    """The URL of a file below the manifest's folder. Raises DataError for any other URL, as the token would be sent there."""
     url = urljoin(address, relative)
     if urlsplit(url)[:2] != urlsplit(address)[:2]:
         raise DataError(f"{redacted(address)}: it names {redacted(url)}; expected URLs of the same server")

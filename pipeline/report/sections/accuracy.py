@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.generations import RULE, Decision, decided, describe_best, summarize
+from pipeline.evaluation.generations import RULE, Decision, describe_best, read_decision, summarize
 from pipeline.pages import plots
 from pipeline.pages.render import Figure, Section
 from pipeline.report.facts import Facts, Model, compare, num_parameters
@@ -107,7 +107,7 @@ def class_section(facts: Facts) -> Section | None:
 def generations_section(facts: Facts) -> Section | None:
     """Show what generations=auto decided after each generation, its rule, and the best generation."""
     layouts = [generation.layout for generation in facts.generations]
-    found = {layout.generation: decision for layout in layouts if (decision := decided(layout)) is not None}
+    found = {layout.generation: decision for layout in layouts if (decision := read_decision(layout)) is not None}
     if facts.config.generations != "auto" or not found:
         return None
     summary = summarize(layouts)  # empty if the first teacher was trained without validation images

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from data import storage
 from pipeline.pages.render import Section
 from pipeline.report.facts import Facts, Record
+from pipeline.stages import find
 
 _LIBRARIES = ("torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow")
 
@@ -36,7 +37,7 @@ def _digests(facts: Facts) -> list[list[str]]:
         [facts.stage_name(number, stage), _origin(record)]
         for number, records in ((entry.layout.generation, entry.records) for entry in facts.generations)
         for stage, record in records.items()
-        if not (stage == "teacher" and number > 1)
+        if not (find(stage).only_first and number > 1)
     ]
 
 

@@ -33,16 +33,12 @@ def counts_section(facts: Facts, labels: SurveyedLabels) -> Section:
         "of_generation": facts.of_generation(labels.generation),
         "rows": _counts(labels.generation),
         "held_out": select_summary.get("near_duplicates"),
-        "right_of_all": _percent_or_none(survey.right_fraction(kept_only=False)),
-        "right_of_kept": _percent_or_none(survey.right_fraction(kept_only=True)),
+        "right_of_all": survey.right_fraction(kept_only=False),
+        "right_of_kept": survey.right_fraction(kept_only=True),
         "num_known": int(survey.counts[:, (RIGHT, WRONG)].sum()),
         "chart": _histogram(facts, labels) if survey.num_labels else None,
     }
     return Section("label_counts.html", values)
-
-
-def _percent_or_none(fraction: float | None) -> str | None:
-    return None if fraction is None else percent(fraction)
 
 
 def _counts(generation: Generation) -> list[list[str]]:

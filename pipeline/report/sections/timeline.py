@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from pipeline.core.timing import Effort, duration
+from pipeline.core.timing import Timing, duration
 from pipeline.pages import plots
 from pipeline.pages.render import Figure, Section
 from pipeline.report.facts import Facts, Generation, read_metrics, stage_efforts
@@ -35,7 +35,7 @@ def timeline_section(facts: Facts) -> Section:
     return Section("timeline.html", values)
 
 
-def _chart(facts: Facts, efforts: Mapping[tuple[int, str], Effort]) -> Figure | None:
+def _chart(facts: Facts, efforts: Mapping[tuple[int, str], Timing]) -> Figure | None:
     known = {key: effort.runs for key, effort in efforts.items() if effort.runs}
     if not known:
         return None
@@ -50,7 +50,7 @@ def _chart(facts: Facts, efforts: Mapping[tuple[int, str], Effort]) -> Figure | 
     return Figure(plots.timeline(rows, f"{unit} since the run began"), alt)
 
 
-def _row(facts: Facts, key: tuple[int, str], effort: Effort) -> list[str]:
+def _row(facts: Facts, key: tuple[int, str], effort: Timing) -> list[str]:
     images = _num_images(facts, *key)
     speed = f"{images / effort.seconds:,.0f}" if images and effort.seconds else "–"
     began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(effort.runs[0][0])) if effort.runs else "–"

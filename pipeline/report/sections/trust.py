@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LABELS_OUTPUT_REMEDY
+from data.labels.label_files import LABELS_OUTPUT_REMEDY, VALIDATION_NAME
 from pipeline.core.committed_files import read_output_table
 from pipeline.inference.calibration import MIN_IN_BIN, reliability_bins
 from pipeline.pages import plots
@@ -17,7 +17,6 @@ from pipeline.report.numbers import percent
 from pipeline.report.sections.accuracy import MAX_CLASSES
 from pipeline.report.survey import RIGHT, WRONG, Survey, SurveyedLabels
 from teacher.diff import as_json, compare, side
-from teacher.selection.precision import VALIDATION_NAME
 
 _MAX_FLIPS = 10
 _Series = tuple[str, str, np.ndarray, np.ndarray]  # name, colour, confidences, accuracies

@@ -20,7 +20,9 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 
 from data.images import decode as images
-from data.images.decode import DecodeError, Pixels, decode, eval_transform, image_hash, window
+from data.images.decode import DecodeError, Pixels, decode
+from data.images.resize import eval_transform, window
+from data.images.similarity import image_hash
 from pipeline.core.interrupt import Interrupted
 
 

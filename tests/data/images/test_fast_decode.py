@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from data.images.clean_view import EvalView
-from data.images.decode import DecodeError, decode, eval_transform, image_hash
-from data.images.fast_decode import decode_fast
-from data.images.resize import eval_transform_fast
+from data.images.decode import DecodeError, decode, decode_fast
+from data.images.resize import eval_transform, eval_transform_fast
+from data.images.similarity import image_hash
 
 
 def jpeg(image: np.ndarray, mode: str = "RGB", **options: object) -> bytes:

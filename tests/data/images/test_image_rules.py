@@ -21,11 +21,10 @@ from sklearn.datasets import load_sample_image
 from data.images import decode as images
 from data.images import png_chunks
 from data.images.clean_view import EvalView
-from data.images.decode import DecodeError, Pixels, decode, image_hash
-from data.images.fast_decode import decode_fast, jpeg_shape
+from data.images.decode import DecodeError, Pixels, decode, decode_fast, jpeg_shape
 from data.images.jpeg_header import MAX_SCANS
 from data.images.orientation import orientation_in_exif, without_warnings
-from data.images.similarity import thumbnail
+from data.images.similarity import image_hash, thumbnail
 from pipeline.core.schema import AugmentConfig
 from pipeline.inputs.train_transform import TrainTransform
 from tests import odd_images as odd

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import DataError
 from data.labels.exclusions import exclude_inputs, keys_in, read_keys
-from data.shards.split import DataError, Split, open_split
+from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import TeacherConfig
 from pipeline.inputs.batches import TrainBatches
@@ -87,7 +88,7 @@ def test_a_list_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 
 
 def test_the_fields_old_place_is_an_error_that_names_the_new_one_unless_it_was_empty() -> None:
-    with pytest.raises(ValueError, match=r"select\.exclude: is data\.exclude now; give data\.exclude=keys\.txt"):
+    with pytest.raises(ValueError, match=r"select\.exclude: was renamed; give data\.exclude=keys\.txt"):
         load_config(None, ["select.exclude=keys.txt"])
     assert load_config(None, ["select.exclude=null"]) == load_config(None, [])
 

@@ -13,23 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.errors import DataError
 from data.labels.label_files import (
     describe_label_file,
     label_table,
-    labels_by_name,
     read_copies,
     read_labels,
+    read_labels_manifest,
     read_quarantined,
     top_k_of,
     write_labels,
 )
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.export.tables import write_labels_alone
+from pipeline.export.tables import write_label_file
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import labeled_stream
 from pipeline.report.facts import read_facts
@@ -37,9 +38,9 @@ from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.overlay import open_overlay
 from student.streams import pseudo_labeled_stream
 from teacher.diff import compare, side
-from teacher.selection.cutoffs import SelectRule
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.reuse import keep_images
+from teacher.selection.reuse import every_row, reuse_images
+from teacher.selection.rule import SelectRule
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, make_writer
 from tests.small_run import SmallRun
@@ -79,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.n
 
 def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Readers:
     """Every way in which a stage reads the labels and copies of shard NAME, or of all."""
-    entries = labels_by_name(layout.labels)
+    entries = read_labels_manifest(layout.labels)
     url, entry = f"{layout.labels}/{NAME}.parquet", entries[NAME]
     overlay, _, _ = open_overlay(config, layout)
     position = [shard.name for shard in overlay.shards].index(NAME)
@@ -102,7 +103,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist(), batches.keys(0)]
 
     def exported() -> bytes:
-        record = write_labels_alone(overlay, position, RowFilter(), "columns", out)
+        record = write_label_file(overlay, position, RowFilter(), "columns", out)
         return Path(out, record.name).read_bytes()
 
     return {
@@ -311,14 +312,15 @@ def test_keeping_images_reads_what_was_committed_before(run: Run, tmp_path: Path
     folder = run.layout.current_selection()
     assert folder is not None
     second = Layout(run.config.run_dir, 2)
-    entries = labels_by_name(run.layout.labels)
+    entries = read_labels_manifest(run.layout.labels)
     for path in Path(run.layout.labels).glob("*"):
         target = Path(second.labels) / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
 
     def kept() -> str:
-        return described(keep_images(second, folder, entries, 10, Exclusions(), str(tmp_path)))
+        source = LabelSource(second.labels, every_row(10), Exclusions(), entries)
+        return described(reuse_images(second, source, folder, str(tmp_path)))
 
     for path in (run.labels, run.copies):
         contents = [*flips(path.read_bytes(), 60, 3)]

@@ -22,15 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import names
+from data.errors import DataError
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.labels.source import COLUMNS
-from data.labels.sources import archive_members
+from data.labels.sources import COLUMNS, archive_members
 from data.labels.sources import archives as labels_of_archives
 from data.labels.sources.archives import exported
 from data.labels.sources.server import _below
 from data.names import is_base_name, read_limited, read_pointer
-from data.shards.split import DataError
 from data.shards.tar import archive, end_of_archive, member_header
 from tests.conftest import png
 from tests.label_server import label_server
@@ -209,7 +208,7 @@ def extended(kind: bytes, content: bytes, number: int = 1, size: int | None = No
 )
 @pytest.mark.parametrize(
     ("content", "number", "size"),
-    [(b"1" * 200_000, 1, None), (b"11 path=abc\n", 3000, None), (b"", 1, 3 << 30), (b"", 1, -512)],
+    [(b"1" * ((1 << 20) + 1), 1, None), (b"11 path=abc\n", 3000, None), (b"", 1, 3 << 30), (b"", 1, -512)],
     ids=["digits", "chained", "3 GB", "negative"],
 )
 def test_extended_headers_are_bounded(

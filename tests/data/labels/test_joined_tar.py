@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import storage
+from data.errors import DataError
 from data.labels import joined_tar as joined
 from data.labels.joined_tar import JoinedTar, Provenance, key_prefix
 from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.labels.overlay import Overlay, RowFilter
 from data.shards.image_reader import ImageReader
-from data.shards.split import DataError, open_split
+from data.shards.split import open_split
 from data.tables import write_table
 from tests.conftest import DIGIT_NAMES, WriteDigits
 

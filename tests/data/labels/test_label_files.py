@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,19 @@ import pytest
 import torch
 from torch import nn
 
+from data.errors import DataError
 from data.labels.label_files import (
     LabeledShard,
     describe_label_file,
     read_labels,
-    read_manifest,
+    read_labels_manifest,
     read_quarantined,
     soft_targets,
     top_k_of,
 )
-from data.shards.split import DataError, Shard, open_split
-from pipeline.core.schema import TrainConfig
+from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 from tests.conftest import WriteDigits, png
 
@@ -38,11 +40,11 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-CONFIG = TrainConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop"}})
+PREPROCESSING = Preprocessing(8, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize="pad")
 
 
 def predictor(batch_size: int = 32, views: int = 1) -> Predictor:
-    return Predictor(Linear(8), CONFIG, "cpu", batch_size, temperature=2.0, views=views)
+    return Predictor(Linear(8), PREPROCESSING, "cpu", batch_size, temperature=2.0, views=views)
 
 
 def label_shard(shard: Shard, url: str, model: Predictor, top_k: int, decode_threads: int) -> LabeledShard:
@@ -182,14 +184,14 @@ def test_a_label_file_describes_itself_and_a_damaged_one_does_not(tmp_path: Path
 def test_a_damaged_manifest_of_labels_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: damaged .* remove it and run stage=label"):
-        read_manifest(str(tmp_path))
+        read_labels_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("views", [2, 10])
 def test_views_average_mirrored_and_shifted_images(views: int) -> None:
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    config = TrainConfig.model_validate({"image_size": 16})
-    one, several = (Predictor(Linear(16), config, "cpu", 8, views=n) for n in (1, views))
+    preprocessing = replace(PREPROCESSING, image_size=16)
+    one, several = (Predictor(Linear(16), preprocessing, "cpu", 8, views=n) for n in (1, views))
     both = (one.probabilities(images) + one.probabilities(images.flip(3))) / 2
     if views == 2:
         np.testing.assert_allclose(several.probabilities(images), both, atol=1e-6)

@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from data import storage
+from data.errors import DataError
 from data.labels.pseudo_labels import PseudoLabels
-from data.labels.source import COLUMNS
-from data.shards.split import DataError
+from data.labels.sources import COLUMNS
 from data.storage import retry
 from data.storage.retry import ChangedError, StorageError
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export.stage import export
-from pipeline.export.todo import make_file
+from pipeline.export.tasks import make_file
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import TOKEN, LabelServer, label_server
@@ -277,7 +277,7 @@ def test_a_server_that_stays_away_is_an_error(web: LabelServer) -> None:
 def test_a_shard_that_is_replaced_in_mid_stream_is_never_mixed(
     web: LabelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.storage.remote._MOST_AHEAD", 1000)
+    monkeypatch.setattr("data.storage.remote._MAX_AHEAD", 1000)
     labels = PseudoLabels(web.address)
     web.faults.append(("replaced", "000001.tar"))
     with pytest.raises(ChangedError, match=r"000001\.tar: it was replaced on the server"):
@@ -337,7 +337,7 @@ def test_a_damaged_sample_is_named(sources: Sources, tmp_path: Path, before: byt
 def test_damaged_shards_of_an_export_are_found(sources: Sources, web: LabelServer) -> None:
     path = sources.export / "pseudo-000001.tar"
     content = bytearray(path.read_bytes())
-    content[-600] ^= 1  # in the padding: no reader of tars would see it
+    content[512 + 300] ^= 1  # in the padding behind a label, which no reader of tars looks at
     whole = path.read_bytes()
     path.write_bytes(content)
     try:

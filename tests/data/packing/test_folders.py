@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import pack
+from data.errors import DataError
 from data.images.decode import Pixels
 from data.packing.folders import find_images, natural_order
-from data.shards.split import DataError, Manifest, open_split
+from data.shards.split import Manifest, open_split
 from tests.conftest import png
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -297,17 +298,17 @@ def test_one_class_alone_gets_a_question(photos: Path, tmp_path: Path, capsys: p
 
 
 class Kill:
-    """Stands in for `traits` and stops the packing at the n-th image."""
+    """Stands in for `held_out_row` and stops the packing at the n-th image."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-        self._left, self._traits = at, pack.traits
-        monkeypatch.setattr(pack, "traits", self)
+        self._left, self._held_out_row = at, pack.held_out_row
+        monkeypatch.setattr(pack, "held_out_row", self)
 
     def __call__(self, image: Pixels) -> object:
         if self._left == 0:
             raise KeyboardInterrupt
         self._left -= 1
-        return self._traits(image)
+        return self._held_out_row(image)
 
 
 @pytest.mark.parametrize("at", [0, 3, 12, 16, 17])

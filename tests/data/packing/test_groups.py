@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import DataError
 from data.packing.folders import ImageFile
 from data.packing.groups import merged, same_bytes, same_name, split
-from data.shards.split import DataError
 
 
 def test_without_groups_the_split_is_that_of_earlier_versions() -> None:

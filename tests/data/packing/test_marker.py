@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
+from data.errors import DataError
 from data.settings import UsageError
-from data.shards.split import DataError
-from data.shards.write import MARKER_NAME, Members, write_shards
+from data.shards.write import MARKER_NAME, Fields, write_shards
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def samples(count: int, killed_at: int | None = None) -> Iterator[tuple[str, Members]]:
+def samples(count: int, killed_at: int | None = None) -> Iterator[tuple[str, Fields]]:
     for number in range(count):
         if number == killed_at:
             raise KeyboardInterrupt

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import storage
+from data.errors import DataError
 from data.shards import split as manifest
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.index import build_index
-from data.shards.split import DataError, check_packed, open_split
+from data.shards.split import check_packed, open_split
 from data.shards.tar_header import MAX_FRONT, is_in_front
 from data.storage import remote
 from pipeline.core.schema import TrainConfig
@@ -203,14 +204,14 @@ def test_shards_are_told_by_one_listing_of_their_folder(tmp_path: Path, monkeypa
         write_shard(tmp_path / f"{number}.tar", [number])
     before = open_split(f"{tmp_path}/*.tar", str(tmp_path / "index"))
     listed: list[str] = []
-    original = storage.list_entries
+    original = storage.list_files
 
-    def counted(url: str) -> dict[str, storage.Entry]:
+    def counted(url: str) -> dict[str, storage.FileInfo]:
         listed.append(url)
         return original(url)
 
-    monkeypatch.setattr(storage, "list_entries", counted)
-    monkeypatch.setattr(storage, "entry", lambda url: pytest.fail(f"asked for {url} alone"))
+    monkeypatch.setattr(storage, "list_files", counted)
+    monkeypatch.setattr(storage, "file_info", lambda url: pytest.fail(f"asked for {url} alone"))
     assert open_split(f"{tmp_path}/*.tar", str(tmp_path / "index")) == before
     assert listed == [str(tmp_path)]
 
@@ -231,7 +232,7 @@ def test_an_object_of_equal_size_and_another_tag_is_indexed_again_and_a_copy_is_
     url, index = f"{folder}/x.tar", str(tmp_path / "index")
     storage.write_bytes(url, tar_bytes(range(20)))
     before = open_split(url, index)
-    assert storage.entry(url) == storage.list_entries(folder)["x.tar"]
+    assert storage.file_info(url) == storage.list_files(folder)["x.tar"]
     storage.write_bytes(url, tar_bytes(range(20)))
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "build_index", lambda url: pytest.fail(f"read {url}: its ETag is the same"))
@@ -245,7 +246,7 @@ def test_an_object_in_another_kind_of_store_is_told_by_its_time(tmp_path: Path) 
     url, index = "memory://test-shard-identity/x.tar", str(tmp_path / "index")
     storage.write_bytes(url, tar_bytes(range(20)))
     before = open_split(url, index)
-    assert storage.entry(url) == storage.list_entries("memory://test-shard-identity")["x.tar"]
+    assert storage.file_info(url) == storage.list_files("memory://test-shard-identity")["x.tar"]
     storage.write_bytes(url, tar_bytes(range(19, -1, -1)))
     assert open_split(url, index).digest() != before.digest()
 
@@ -261,7 +262,7 @@ def test_an_object_in_another_kind_of_store_is_told_by_its_time(tmp_path: Path) 
     ],
 )
 def test_a_version_is_the_first_of_what_a_store_tells(found: dict[str, Any], version: str) -> None:
-    assert remote.entry_of(found | {"size": 7}) == (7, version)
+    assert remote.file_info_of(found | {"size": 7}) == (7, version)
 
 
 class _TaggedFile(BaseHTTPRequestHandler):

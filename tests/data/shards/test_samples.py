@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.errors import DataError
 from data.shards.findings import Findings, findings_of
 from data.shards.image_reader import check_labeled
 from data.shards.index import build_index
 from data.shards.samples import Sample, image_extension, iterate_samples, mark_parted
-from data.shards.split import DataError, open_split
+from data.shards.split import open_split
 from data.tables import write_table
 
 Member = tuple[str, bytes]

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from data import storage
+from data.errors import DataError
 from data.shards import split as manifest
 from data.shards.image_reader import ImageReader, check_labeled
 from data.shards.index import build_index
-from data.shards.split import DataError, Manifest, open_split
+from data.shards.split import Manifest, open_split
 from data.shards.write import write_shards
 from data.tables import write_table
 from tests.conftest import WriteDigits

@@ -20,7 +20,7 @@ from data.storage.failpoint import VARIABLE, failpoint
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.stage import digest_of
-from pipeline.inference.publish import load_predictor
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.registry import build_model
 from teacher.labeling import finished_shards as journal
 from teacher.labeling import stage as label

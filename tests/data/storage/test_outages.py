@@ -17,7 +17,7 @@ from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.lock import read_holder
 from pipeline.core.stage import done_record, is_begun
-from pipeline.core.timing import Clock, read_effort
+from pipeline.core.timing import Clock, read_timing
 from pipeline.models.weights import ModelError, load_info
 from pipeline.planning.status import print_status
 from pipeline.training.progress import read_training_progress
@@ -25,7 +25,7 @@ from teacher.labeling.progress import read_progress
 from tests.s3_server import FaultyS3, put
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "effort": read_effort,
+    "effort": read_timing,
     "training progress": read_training_progress,
     "labeling progress": read_progress,
     "holder": read_holder,
@@ -65,11 +65,11 @@ def test_time_that_was_spent_is_not_forgotten_in_an_outage(s3: FaultyS3, folder:
         Clock().add_to(folder)
     fault.times = 0
     Clock().add_to(folder)
-    assert read_effort(folder).seconds >= 1000.0
+    assert read_timing(folder).seconds >= 1000.0
 
 
 def test_a_missing_file_and_a_missing_bucket_are_no_outage(s3: FaultyS3, folder: str) -> None:
     assert storage.read_text_if_there(f"{folder}/x") is None
-    assert read_effort(folder).seconds == 0
+    assert read_timing(folder).seconds == 0
     with pytest.raises(storage.MissingError, match="no such bucket"):
         storage.expand("s3://no-bucket/*.tar")

@@ -113,7 +113,7 @@ def test_no_file_written_together_has_its_name_before_all_are_on_disk(
         synced.append(True)
 
     synced: list[bool] = []
-    monkeypatch.setattr("data.storage._sync_files", check)
+    monkeypatch.setattr("data.storage.local._sync_files", check)
     with storage.writing_together() as writing:
         for name in ("a", "b"):
             with writing(str(tmp_path / name)) as file:
@@ -148,7 +148,7 @@ def test_a_disk_that_cannot_keep_files_written_together_is_an_error(
         return -1
 
     library = SimpleNamespace(syncfs=fail) if has_syncfs else SimpleNamespace()
-    monkeypatch.setattr("data.storage.ctypes.CDLL", lambda *_, **__: library)
+    monkeypatch.setattr("data.storage.local.ctypes.CDLL", lambda *_, **__: library)
     monkeypatch.setattr("data.storage.os.fsync", fail)
 
     def write() -> None:

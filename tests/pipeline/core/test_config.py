@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.settings import UsageError
-from pipeline.core.config import config_names, describe_fields, load_config, write_config
+from pipeline.core.config import config_names, load_config, write_config
+from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.training.ema import EMA
 

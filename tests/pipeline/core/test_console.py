@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core import interrupt
 from teacher.labeling import prometheus as gauges
-from teacher.labeling.progress import Progress
+from teacher.labeling.progress import LabelProgress
 
 ROOT = Path(__file__).parents[3]
 CODE = """
@@ -80,7 +80,7 @@ def test_under_nohup_a_closed_terminal_is_ignored() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-SOME = Progress(1, 2, 0, 1, 0, 1, 1.0, None)
+SOME = LabelProgress(1, 2, 0, 1, 0, 1, 1.0, None)
 
 
 @pytest.mark.parametrize("folder", ["läufe/gen-1/labels", "läufe \u202e日本", 'a "b" % # [1] {2}', "", "runs/mine"])

@@ -66,7 +66,7 @@ def unused_port() -> int:
     "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "no-such-host.invalid:1", "1.2.3.4:99999"]
 )
 def test_a_cluster_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(cluster, "_STARTING_S", 0.01)
+    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT_S", 0.01)
     with pytest.raises(
         UsageError, match=r"^ray_address=.*: no Ray cluster answers there \(.+\); start one .*ray_address=null"
     ) as told:
@@ -75,7 +75,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(monkeypatch: pytest.Monk
 
 
 def test_what_listens_there_and_is_not_ray_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_HEALTH_S", 0.1)
+    monkeypatch.setattr(cluster, "_HEALTH_TIMEOUT_S", 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(UsageError, match="did not answer as Ray does"),

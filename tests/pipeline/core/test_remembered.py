@@ -16,6 +16,7 @@ from data.labels.sources.run import _data_field
 from data.settings import UsageError
 from data.shards.split import DataError
 from pipeline import run as run_module
+from pipeline import stages
 from pipeline.core.config import load, load_config
 from pipeline.core.config_layers import literal
 from pipeline.core.layout import Layout
@@ -55,12 +56,18 @@ def open_only(config: Config, layout: Layout, force: bool, name: str) -> None:
         stage.commit(["x"], {})
 
 
+def replace_stages(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """Run `functions` by stage name, and `open_only` for the other stages of a generation."""
+    others = {name: partial(open_only, name=name) for name in stages.names_of("generation")} | functions
+    function_of = stages.function_of
+    monkeypatch.setattr(stages, "function_of", lambda name: others.get(name) or function_of(name))
+
+
 @pytest.fixture
 def run(tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch) -> Run:
-    stages = {name: partial(open_only, name=name) for name in run_module.STAGES}
-    monkeypatch.setattr(run_module, "STAGES", stages)
+    replace_stages(monkeypatch)
     monkeypatch.setattr(run_module, "write_summary", lambda config, layout: None)
-    monkeypatch.setattr(run_module, "_require_beginning", lambda *_: None)
+    monkeypatch.setattr("student.warm_start.require_warm_start", lambda *_: None)
     return Run(tmp_path, write_digits)
 
 
@@ -155,7 +162,7 @@ def test_a_check_that_refuses_leaves_what_is_remembered_and_what_was_made(
         fingerprint = Fingerprint({"teacher.epochs": config.teacher.epochs}, {})
         open_stage(f"{layout.run_dir}/teacher", "teacher", fingerprint, force, check=refuse)
 
-    monkeypatch.setitem(run_module.STAGES, "teacher", checked)
+    replace_stages(monkeypatch, teacher=checked)
     assert run("teacher.epochs=9", "force=true") == 2
     assert files(run) == before
 
@@ -165,7 +172,7 @@ def test_an_accepted_command_is_remembered_before_its_stage_begins(run: Run, mon
         open_only(config, layout, force, "teacher")
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(run_module.STAGES, "teacher", begin)
+    replace_stages(monkeypatch, teacher=begin)
     with pytest.raises(KeyboardInterrupt):
         run("teacher.epochs=9")
     assert run.remembered()["teacher"]["epochs"] == 9

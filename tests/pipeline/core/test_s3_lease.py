@@ -264,7 +264,7 @@ def worker(variable: str, url: str, folder: str) -> str:
     return done.stdout.strip()
 
 
-# stores that cannot keep two drivers apart
+# stores that ignore conditional writes
 
 
 def test_a_store_without_conditions_is_refused(folder: str) -> None:
@@ -289,7 +289,7 @@ def test_a_store_that_ignores_conditions_is_refused(
         return write(path, data, **{name: value for name, value in options.items() if name != ignored})
 
     monkeypatch.setattr(fs, "pipe_file", forgetful)
-    with pytest.raises(LockedError, match="ignores conditions of a write"), run_lock(folder, "first"):
+    with pytest.raises(LockedError, match="ignores conditional writes"), run_lock(folder, "first"):
         pass
     assert not storage.exists(f"{folder}/lock.json")
 

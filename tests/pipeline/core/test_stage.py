@@ -14,7 +14,7 @@ from pipeline.core.stage import (
     StageError,
     StageRefusedError,
     done_record,
-    look,
+    inspect_stage,
     open_stage,
     refuse_other_config,
     require_done,
@@ -110,12 +110,12 @@ def test_other_inputs_alone_are_refused_with_what_to_do(folder: str) -> None:
 
 
 def test_looking_says_what_opening_would_do_and_changes_nothing(folder: str) -> None:
-    assert look(folder, "teacher", FINGERPRINT) == ("new", "")
+    assert inspect_stage(folder, "teacher", FINGERPRINT) == ("new", "")
     assert not storage.exists(folder)
     finished(folder)
-    assert look(folder, "teacher", FINGERPRINT) == ("done", "")
+    assert inspect_stage(folder, "teacher", FINGERPRINT) == ("done", "")
     storage.remove(storage.join(folder, "weights/model.bin"))
-    state, reason = look(folder, "teacher", FINGERPRINT)
+    state, reason = inspect_stage(folder, "teacher", FINGERPRINT)
     assert state == "continue"
     assert "model.bin is missing" in reason
     assert done_record(folder) is not None

@@ -12,8 +12,15 @@ from data.storage.failpoint import VARIABLE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.evaluation.decide import decide
-from pipeline.evaluation.generations import Decision, all_layouts, decided, describe_best, known_layouts, summarize
-from pipeline.inference.comparison import paired
+from pipeline.evaluation.generations import (
+    Decision,
+    all_layouts,
+    describe_best,
+    known_layouts,
+    read_decision,
+    summarize,
+)
+from pipeline.inference.accuracy import paired_comparison
 from pipeline.planning.status import print_status
 from pipeline.report.build import report_html
 from pipeline.report.facts import read_facts
@@ -34,7 +41,7 @@ def rights(gained: int, lost: int, number: int = 100) -> tuple[np.ndarray, np.nd
 
 def decision(gained: int, lost: int) -> Decision:
     teacher, student = rights(gained, lost)
-    return Decision(float(teacher.mean()), float(student.mean()), paired(teacher, student))
+    return Decision(float(teacher.mean()), float(student.mean()), paired_comparison(teacher, student))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,7 @@ def test_a_decision_on_another_student_is_made_again(run: AutoRun) -> None:
     decide(run.auto, run.layout(1))
     storage.remove(run.layout(1).student)
     run.model(run.layout(1).student, "student", weights=b"another")
-    assert decided(run.layout(1)) is None
+    assert read_decision(run.layout(1)) is None
     assert known_layouts(run.auto) == [run.layout(1)]
     assert decide(run.auto, run.layout(1)) is not None
     assert storage.exists(f"{run.layout(1).decision}.old-1")

@@ -1,5 +1,6 @@
 """Errors under corruptions: counted once per image, continued exactly, put together as the paper does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.evaluation import robustness
 from pipeline.evaluation.robustness import chosen_rows, figures_of, measure_robustness
 from pipeline.evaluation.stage import is_outdated
 from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.preprocessing import Preprocessing
 from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import CONFIG
 
@@ -31,11 +33,11 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, Predictor]:
     """Two classifiers that see images in two ways."""
     monkeypatch.setattr(robustness, "IMAGES_PER_PART", 20)
     predictors = {}
-    for role, crop in (("teacher", "pad_crop"), ("student", "random_resized_crop")):
+    padded = Preprocessing.of_training(CONFIG)
+    for role, preprocessing in (("teacher", padded), ("student", replace(padded, resize="crop"))):
         torch.manual_seed(len(role))
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
-        augment = CONFIG.augment.model_copy(update={"crop": crop})
-        predictors[role] = Predictor(model, CONFIG.model_copy(update={"augment": augment}), "cpu", 20)
+        predictors[role] = Predictor(model, preprocessing, "cpu", 20)
     return predictors
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from pipeline.core.layout import Layout
-from pipeline.core.schema import TrainConfig
 from pipeline.core.stage import done_record
 from pipeline.evaluation.speed import _measure
 from pipeline.evaluation.speed_file import write_speed
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model
 from pipeline.report.build import write_report
 from tests.conftest import WriteDigits
@@ -31,8 +31,8 @@ SPEED = {
 
 def predictor(width: float) -> Predictor:
     torch.set_num_threads(1)
-    config = TrainConfig(model="resnetrs26", image_size=32)
-    return Predictor(build_model("resnetrs26", 10, {"width": width}), config, "cpu")
+    preprocessing = Preprocessing(32, 0.875, "bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Predictor(build_model("resnetrs26", 10, {"width": width}), preprocessing, "cpu")
 
 
 def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> None:

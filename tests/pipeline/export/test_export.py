@@ -1,4 +1,4 @@
-"""An export has every selected image once, with its own bytes and its label, whatever happened on the way; versions never change."""
+"""An export has every selected image once, with its bytes and label, after crashes too; versions never change."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import ray
 from omegaconf import OmegaConf
 
 from data import storage
+from data.labels.label_files import VALIDATION_NAME
 from data.shards.image_reader import check_labeled
 from data.shards.split import open_split
 from data.tables import write_table
@@ -32,7 +33,6 @@ from pipeline.export.stage import export
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.diff import diff
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
 from tests.small_run import REASON, SmallRun
@@ -68,7 +68,7 @@ def with_teacher(run: SmallRun) -> Layout:
 
 
 def exported(run: SmallRun, force: bool = False, exclude: str | None = None, **fields: Any) -> Path:
-    """The folder of the version that `stage=export` makes with these fields."""
+    """Run `stage=export` with these fields; return the folder of its version."""
     config = configured(run, exclude, **fields)
     export(config, Layout(config.run_dir), force)
     out = run.folder / "run/exports"
@@ -81,7 +81,7 @@ def configured(run: SmallRun, exclude: str | None = None, **fields: Any) -> Conf
 
 
 def samples(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of every sample, shard by shard, in order."""
+    """Yield key and members of every sample, in order."""
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             found: dict[str, dict[str, bytes]] = {}
@@ -144,7 +144,7 @@ def test_shards_have_at_most_so_many_samples_and_so_many_bytes(run: SmallRun) ->
     assert identities(small) == identities(few)
 
 
-def test_repeats_are_written_out_where_that_is_asked_for(run: SmallRun) -> None:
+def test_repeats_written_writes_every_copy(run: SmallRun) -> None:
     copies = copies_of(run)
     assert max(copies.values()) > 1
     folder = exported(run, repeats="written")
@@ -163,7 +163,7 @@ def test_a_shuffled_export_has_the_same_samples_in_another_order_of_the_seed(run
     assert identities(again) == identities(mixed)
 
 
-def test_without_selection_all_labels_are_there_but_for_excluded_keys(run: SmallRun) -> None:
+def test_selected_false_exports_all_labels_except_excluded_keys(run: SmallRun) -> None:
     assert len(identities(exported(run, selected=False))) == len(copies_of(run))
     (run.folder / "exclude.txt").write_text("unlabeled-000001/00055\n")
     select(configured(run, exclude=str(run.folder / "exclude.txt")), Layout(str(run.folder / "run")))
@@ -171,7 +171,7 @@ def test_without_selection_all_labels_are_there_but_for_excluded_keys(run: Small
     assert set(copies_of(run)) - set(found) == {("unlabeled-000001", 5)}
 
 
-def test_the_same_command_makes_nothing_again_and_another_setting_is_another_version(run: SmallRun) -> None:
+def test_the_same_command_writes_nothing_and_another_setting_is_another_version(run: SmallRun) -> None:
     first = exported(run)
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     assert exported(run) == first
@@ -229,7 +229,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(run: SmallRun) -> None:
         assert contents(Path(folder) / "v1") == whole
 
 
-def test_labels_alone_as_parquet_csv_and_a_tar_beside_each_shard(run: SmallRun) -> None:
+def test_labels_without_images_as_parquet_csv_and_a_tar_per_shard(run: SmallRun) -> None:
     kept = {key: copies for key, copies in copies_of(run).items() if copies}
     parquet = exported(run, format="parquet")
     found = [row for path in sorted(parquet.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -247,7 +247,7 @@ def test_labels_alone_as_parquet_csv_and_a_tar_beside_each_shard(run: SmallRun) 
     assert {said(m)["reason"] for _, m in everything if "cls" not in m} == {"not selected", REASON}
 
 
-def test_what_stands_beside_the_shards_agrees_with_them(run: SmallRun) -> None:
+def test_manifests_and_tables_agree_with_the_shards(run: SmallRun) -> None:
     folder = exported(run, samples_per_shard=20)
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     number = len(identities(folder))
@@ -316,12 +316,12 @@ def test_two_exports_are_compared_by_their_selections(run: SmallRun) -> None:
         diff(fewer, [layout], "v7", "v2")
 
 
-def test_nothing_selected_is_said(run: SmallRun) -> None:
+def test_an_empty_selection_is_an_error(run: SmallRun) -> None:
     layout = Layout(str(run.folder / "run"))
     nothing = configured(run).model_copy(
         update={"select": configured(run).select.model_copy(update={"confidence_threshold": 1.0})}
     )
-    with pytest.raises(StageError, match="none is kept"):
+    with pytest.raises(StageError, match=r"none of the .* labels is selected"):
         select(nothing, layout)
     with pytest.raises(StageError, match="stage=select"):
         export(nothing, layout)

@@ -1,4 +1,4 @@
-"""Whatever classes and files are called, the text files of an export have a line, and the card a row, for each."""
+"""Whatever the names of classes and files: an export's text files have one line for each, and its card one row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data.labels.overlay import RowFilter
 from data.labels.sources.archives import open_exported
 from data.shards.split import ShardRecord
 from pipeline.core.stage import StageError
-from pipeline.export.card import Facts, card
+from pipeline.export.card import CardFacts, render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
 from pipeline.export.text import checksum_line, class_lines, code_span, markdown
@@ -38,21 +38,21 @@ TEXT = st.text(
 
 
 def read_classes(text: str) -> list[str]:
-    """As docs/export.md says to read classes.txt."""
+    """Read classes.txt in the way of docs/export.md."""
     return [json.loads(line) if line.startswith('"') else line for line in text.splitlines()]
 
 
 def card_of(names: list[str], **fields: Any) -> str:
     classes = [{"class": n, "name": name, "available": 1, "kept": 1, "copies": 1} for n, name in enumerate(names)]
-    facts = Facts(
+    facts = CardFacts(
         version="v1", form="shards", generation=1, labels={"images": 1, "quarantined": {}}, label_fields=fields,
         selection={"reasons": {}}, selected={"classes": classes, "rule": {}}, teacher=None, only_selected=True,
     )  # fmt: skip
-    return card(facts, [RECORD])
+    return render_card(facts, [RECORD])
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """Cells of the card's table as a Markdown reader shows them."""
+    """Cells of the card's table, as a Markdown reader renders them."""
     reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
     shown = reader.render(text.split("\n---\n", 1)[1])
     assert shown.count("<table>") == 1
@@ -63,7 +63,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def shown(name: str) -> str:
-    """What a reader sees of a name: control characters as escapes, no spaces at the ends of a cell."""
+    """A name as a reader sees it: control characters as escapes, no spaces at the ends of a cell."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name).strip()
 
 

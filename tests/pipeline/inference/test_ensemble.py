@@ -10,8 +10,8 @@ from data.images.decode import Pixels
 from pipeline.core.config import load_config
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import StageError
-from pipeline.inference.predictor import Ensemble
-from pipeline.inference.publish import ensemble_digest, load_labeling_predictor, load_predictor
+from pipeline.inference.ensemble import Ensemble, ensemble_digest, load_labeling_predictor
+from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.labeling.stage import fingerprint

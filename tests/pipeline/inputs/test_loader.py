@@ -1,4 +1,4 @@
-"""Loading processes that are lost, stuck, or short of shared memory; and the batches that come all the same."""
+"""Loading processes that are killed, hang, or have too little shared memory."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.shards.split import Split, open_split
+from data.shards.split import Split
 from pipeline.inputs import loader as loading
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.loader import LoaderLostError, load_batches, raise_on_lost_loaders, shared_memory_needed
-from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import make_job
 
 
-@pytest.fixture
-def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
-    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may tell while hypothesis counts
-def test_a_loading_process_that_is_lost_is_told_once_and_with_what_to_do(tmp_path: Path, labeled: Split) -> None:
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # torch may report while hypothesis collects garbage
+def test_a_lost_loading_process_is_reported_once_with_what_to_do(tmp_path: Path, labeled: Split) -> None:
     job = make_job(labeled, tmp_path / "run")
     batches = LostBatches(job.streams, job.config, 10, 0)
     with pytest.raises(LoaderLostError, match=r"a loading process was lost .*teacher\.loader_workers"):
         raise_on_lost_loaders("teacher", lambda: list(load_batches(batches, range(5), 1, pin=False)).clear())
-    signal.raise_signal(signal.SIGCHLD)  # upon which torch looks for lost processes
+    signal.raise_signal(signal.SIGCHLD)  # makes torch look for lost processes
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError("the socket of a batch")])
-def test_a_batch_that_a_lost_process_announced_is_told_as_its_loss(
+def test_an_announced_batch_of_a_lost_process_is_reported_as_the_loss(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     job = make_job(labeled, tmp_path / "run")
     monkeypatch.setattr(loading, "DataLoader", lambda *_, **__: raising(error))
-    told = rf"a loading process was lost .*{type(error).__name__}"
-    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches, pytest.raises(LoaderLostError, match=told):
+    message = rf"a loading process was lost .*{type(error).__name__}"
+    with (
+        closing(TrainBatches(job.streams, job.config, 10, 0)) as batches,
+        pytest.raises(LoaderLostError, match=message),
+    ):
         raise_on_lost_loaders("teacher", lambda: list(load_batches(batches, range(5), 0, pin=False)).clear())
 
 
@@ -55,7 +53,7 @@ def raising(error: Exception) -> Iterator[TrainBatch]:
     yield
 
 
-def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_and_this_one_goes_on_without(
+def test_signals_are_blocked_in_loading_processes_from_the_start_and_not_in_this_one(
     tmp_path: Path, labeled: Split
 ) -> None:
     job = make_job(labeled, tmp_path / "run")
@@ -66,7 +64,7 @@ def test_loading_processes_begin_with_the_signals_blocked_that_would_end_them_an
 
 
 class SignalsBlocked(TrainBatches):
-    """Their keys are the signals that the process blocks."""
+    """Batches whose keys are the signals blocked in the process."""
 
     def __getitem__(self, step: int) -> TrainBatch:
         blocked = sorted(signal.Signals(number).name for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
@@ -74,7 +72,7 @@ class SignalsBlocked(TrainBatches):
 
 
 class LostBatches(TrainBatches):
-    """As when memory runs out at step 2."""
+    """The process is killed at step 2, as when memory runs out."""
 
     def __getitem__(self, step: int) -> TrainBatch:
         if step == 2:
@@ -82,7 +80,7 @@ class LostBatches(TrainBatches):
         return super().__getitem__(step)
 
 
-def test_processes_that_have_more_to_load_are_gone_when_nobody_wants_it(tmp_path: Path, labeled: Split) -> None:
+def test_loading_processes_with_batches_left_end_with_their_generator(tmp_path: Path, labeled: Split) -> None:
     before = set(multiprocessing.active_children())
     job = make_job(labeled, tmp_path / "run")
     with (
@@ -94,8 +92,8 @@ def test_processes_that_have_more_to_load_are_gone_when_nobody_wants_it(tmp_path
     assert not set(multiprocessing.active_children()) - before
 
 
-class Stuck(TrainBatches):
-    """As when a file system does not answer, at step 2."""
+class StuckBatches(TrainBatches):
+    """The process hangs at step 2, as when a file system does not answer."""
 
     def __getitem__(self, step: int) -> TrainBatch:
         if step == 2:
@@ -104,7 +102,7 @@ class Stuck(TrainBatches):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
+def test_a_hanging_loading_process_is_reported_and_killed(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "SILENT_S", 2)
@@ -112,7 +110,7 @@ def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
     job = make_job(labeled, tmp_path / "run")
     seen: list[TrainBatch] = []
     with (
-        closing(Stuck(job.streams, job.config, 10, 0)) as batches,
+        closing(StuckBatches(job.streams, job.config, 10, 0)) as batches,
         pytest.raises(
             LoaderLostError,
             match=r"^teacher: a loading process hangs .*no batch for 2 seconds.*teacher\.loader_workers.*continues",
@@ -121,17 +119,17 @@ def test_a_loading_process_that_hangs_ends_in_a_sentence_and_is_gone(
         raise_on_lost_loaders("teacher", lambda: seen.extend(load_batches(batches, range(5), 1, pin=False)))
     assert len(seen) == 2
     assert not set(multiprocessing.active_children()) - before, (
-        "it ignores SIGTERM, and the end of this process would wait for it"
+        "it ignores SIGTERM, and the exit of this process would wait for it"
     )
 
 
 def no_room(tensor: torch.Tensor) -> torch.Tensor:
-    """In the place of share_memory_: as torch says it."""
+    """Replaces share_memory_; raises what torch raises."""
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
 
 @pytest.mark.parametrize("augment_on", ["host", "device"])
-def test_without_room_in_shared_memory_the_same_batches_come_through_a_pipe_and_it_is_told_once(
+def test_with_shared_memory_full_the_same_batches_come_through_a_pipe_and_one_warning(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], augment_on: str
 ) -> None:
     job = make_job(labeled, tmp_path / "run", augment_on=augment_on)
@@ -154,8 +152,8 @@ def test_without_room_in_shared_memory_the_same_batches_come_through_a_pipe_and_
     piped[0].images += 1  # writable, as noise on the device needs them
 
 
-def test_what_is_needed_of_shared_memory_counts_all_batches_that_are_loaded_ahead() -> None:
-    """The quickstart's: 128 images of 224 px, 10 classes, one process; more than a container's 64 MB."""
+def test_needed_shared_memory_counts_all_batches_in_flight() -> None:
+    """For the quickstart: 128 images of 224 px, 10 classes, one process. More than a container's 64 MB."""
     assert shared_memory_needed(128 * (3 * 224 * 224 + 4 * 10), 1) == 5 * (19_267_584 + 5_120)
 
 
@@ -183,7 +181,7 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(not can_mount(), reason="no right to mount a small /dev/shm")
 def test_a_container_with_little_shared_memory_trains(tmp_path: Path, labeled: Split) -> None:
-    """12 batches of 20 images of 224 px are 36 MB, of which 8 fit. Before, the third one never came."""
+    """12 batches of 20 images of 224 px are 36 MB, of which 8 fit. Without pipes, the third one never came."""
     mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
     arguments = [f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"), str(tmp_path / "run")]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Views from encoded files, and noise that is added later, to whole batches: the same views."""
+"""Views from encoded files equal those from pixels; noise added to a batch equals noise added to each view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from data.images.decode import decode
-from data.shards.split import Split, open_split
+from data.shards.split import Split
 from pipeline.core.config import Config
 from pipeline.core.schema import AugmentConfig, TrainConfig
 from pipeline.inputs.batches import TrainBatches
@@ -23,15 +23,8 @@ from pipeline.inputs.noise import add_noise
 from pipeline.inputs.streams import labeled_stream
 from pipeline.inputs.train_transform import TrainTransform, make_transform
 from pipeline.training.loop import fit
-from tests.conftest import WriteDigits
 from tests.pipeline.inputs.test_train_transform import ALL_NOISE, MEAN
 from tests.pipeline.training.test_training import CONFIG, make_job
-
-
-@pytest.fixture
-def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
-    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
 
 
 def jpeg(width: int, height: int, **options: Any) -> bytes:
@@ -51,7 +44,7 @@ def view(make: TrainTransform, content: bytes, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop"])
 @pytest.mark.parametrize("noise", [ALL_NOISE, ALL_NOISE | {"num_ops": 0}, {"num_ops": 0, "cutout": 9}])
-def test_noise_added_to_a_batch_is_the_noise_added_to_each_view(noise: dict[str, Any], crop: str) -> None:
+def test_noise_added_to_a_batch_equals_noise_added_to_each_view(noise: dict[str, Any], crop: str) -> None:
     make, image = transform(size=48, crop=crop, **noise), decode(jpeg(90, 70))
     content = jpeg(90, 70)
     crops, drawn = zip(*(make.from_file(content, seed) for seed in range(60)), strict=True)
@@ -59,7 +52,7 @@ def test_noise_added_to_a_batch_is_the_noise_added_to_each_view(noise: dict[str,
     assert torch.equal(batch, torch.stack([make(image, seed) for seed in range(60)]))
 
 
-def test_a_batch_without_its_noise_has_it_with_it(labeled: Split) -> None:
+def test_a_batch_without_noise_carries_the_noise_to_add(labeled: Split) -> None:
     config = CONFIG.model_copy(update={"augment_on": "device"})
     streams = (labeled_stream(labeled, 20),)
     with (
@@ -81,7 +74,7 @@ def test_training_is_the_same_wherever_noise_is_added(tmp_path: Path, labeled: S
     assert '"loss"' in lines[0]
 
 
-def test_where_noise_is_added_and_how_is_decoded_are_in_the_fingerprint() -> None:
+def test_augment_on_and_decoder_are_in_the_fingerprint() -> None:
     fields = Config().fingerprint("")
     assert fields["student.augment_on"] == "host"
     assert fields["teacher.decoder"] == "pillow"
@@ -89,21 +82,21 @@ def test_where_noise_is_added_and_how_is_decoded_are_in_the_fingerprint() -> Non
 
 @pytest.mark.parametrize("decoder", ["pillow", "fast"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_view_of_a_file_is_the_view_of_its_pixels(decoder: str, orientation: int) -> None:
-    """And a JPEG that is not much larger than its crop needs has the same pixels from either decoder."""
+def test_the_view_of_a_file_equals_the_view_of_its_pixels(decoder: str, orientation: int) -> None:
+    """Both decoders give the same pixels for a JPEG that is not much larger than its crop needs."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     content, make = jpeg(200, 150, exif=exif), transform(decoder, crop_scale=(0.3, 1))
     assert all(torch.equal(view(make, content, seed), make(decode(content), seed)) for seed in range(20))
 
 
-def test_a_large_jpeg_is_scaled_while_it_is_decoded_and_shows_the_same_place() -> None:
+def test_a_large_jpeg_is_scaled_while_decoding_and_shows_the_same_crop() -> None:
     content = jpeg(1600, 1067)
     exact, fast = (transform(decoder, size=96, num_ops=0) for decoder in ("pillow", "fast"))
     views = [(view(exact, content, seed).int(), view(fast, content, seed).int()) for seed in range(20)]
     differences = torch.stack([(a - b).abs().float().mean() for a, b in views])
     assert (differences > 0).sum() > 10, "hardly any was scaled"
-    assert differences.mean() < 4  # levels: another blur, and the crop's edges rounded to the scaled image's pixels
+    assert differences.mean() < 4  # levels: from blur, and from crop edges rounded to the scaled image's pixels
     assert differences.max() < 10
     others = torch.stack([(a - b).abs().float().mean() for (a, _), (_, b) in itertools.pairwise(views)])
     assert others.min() > 20
@@ -121,7 +114,7 @@ def test_the_configuration_names_the_decoder() -> None:
 
 
 def test_scaled_decoding_does_not_move_the_crop() -> None:
-    """A bright square's centre of mass stays where it is, but for the rounding of its edges, a quarter of a view's pixel."""
+    """A bright square's centre of mass moves by at most the rounding of its edges, a quarter of a view's pixel."""
     image = np.zeros((1200, 1600, 3), np.uint8)
     image[500:700, 700:900] = 255
     buffer = io.BytesIO()

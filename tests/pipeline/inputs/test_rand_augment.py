@@ -55,7 +55,7 @@ def code(name: str, negative: bool = False) -> int:
     return 2 * NAMES.index(name) + negative
 
 
-def test_the_operations_are_the_published_ones_but_cutout() -> None:
+def test_the_operations_are_the_published_ones_except_cutout() -> None:
     assert set(NAMES) == set(PUBLISHED) - {"Cutout"}
     timms = [operation.name for operation in rand_augment_transform("rand-m15-n2-p1.0-mmax15").ops]
     assert [TIMMS.get(name, name) for name in NAMES] == timms
@@ -70,7 +70,7 @@ def test_magnitudes_are_the_published_ones_and_not_clipped_at_10(name: str, magn
     assert ours == pytest.approx(published, rel=2e-3)
 
 
-def test_each_operation_and_sign_is_drawn_as_often_as_any_other() -> None:
+def test_operations_and_signs_are_drawn_evenly() -> None:
     drawn = [draw_operations(2, random.Random(sample_seed(7, seed))) for seed in range(6000)]
     assert {len(codes) for codes in drawn} == {2}
     for position in (0, 1):
@@ -85,8 +85,8 @@ def test_each_operation_and_sign_is_drawn_as_often_as_any_other() -> None:
 @pytest.mark.parametrize("magnitude", [5, 15])
 @pytest.mark.parametrize("shape", [(224, 224), (60, 80), (2, 5), (1, 1)])
 @pytest.mark.parametrize("name", NAMES)
-def test_pixels_are_pillows(name: str, shape: tuple[int, int], magnitude: float) -> None:
-    """Exactly; where pixels are interpolated, but for one level in a pixel of 12 (float64 and float32 cut off differently)."""
+def test_pixels_equal_pillows(name: str, shape: tuple[int, int], magnitude: float) -> None:
+    """Exactly; if interpolated, one pixel in 12 may differ by one level (float64 and float32 are cut off differently)."""
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for image in (photo(*shape), noise, np.full_like(noise, 77), photo(*shape).clip(30, 140)):
         for negative in (False, True):
@@ -103,7 +103,7 @@ def test_pixels_are_pillows(name: str, shape: tuple[int, int], magnitude: float)
 
 
 @pytest.mark.parametrize("name", SIGNED)
-def test_signed_operations_go_either_way_as_timms(name: str) -> None:
+def test_signed_operations_have_the_directions_of_timms(name: str) -> None:
     options = {"interpolation": Image.Resampling.BILINEAR, "magnitude_max": 15}
     timms = rand_augment_transform("rand-m15-n1-p1.0-mmax15", options, transforms=[TIMMS.get(name, name)])
     theirs = {np.asarray(timms(Image.fromarray(photo()))).tobytes() for _ in range(40)}
@@ -115,7 +115,7 @@ def test_signed_operations_go_either_way_as_timms(name: str) -> None:
         assert max(distances) > 50
 
 
-def test_operations_follow_one_another() -> None:
+def test_operations_are_applied_one_after_another() -> None:
     posterized = rand_augment(planes(photo()), [(code("Invert"), code("Posterize"))], 15)
     torch.testing.assert_close(posterized, (255 - planes(photo())) // 4 * 4)
 

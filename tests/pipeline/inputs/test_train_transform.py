@@ -1,4 +1,4 @@
-"""Training views: a function of image and seed alone, with each noise as strong as it says."""
+"""Training views are a function of image and seed alone; each noise is as strong as configured."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def photo(width: int = 80, height: int = 60) -> np.ndarray:
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop"])
 @pytest.mark.parametrize("noise", [{}, ALL_NOISE])
 @pytest.mark.parametrize("size", [(80, 60), (28, 28), (5, 200), (1, 1)])
-def test_a_view_has_the_asked_size_whatever_the_image(size: tuple[int, int], noise: dict[str, Any], crop: str) -> None:
+def test_a_view_has_the_configured_size_for_any_image(size: tuple[int, int], noise: dict[str, Any], crop: str) -> None:
     view = transform(32, crop=crop, **noise)(photo(*size), seed=3)
     assert view.shape == (3, 32, 32)
     assert view.dtype == torch.uint8
@@ -53,7 +53,7 @@ def test_a_view_has_the_asked_size_whatever_the_image(size: tuple[int, int], noi
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop"])
-def test_equal_seeds_give_equal_pixels_and_others_give_others(crop: str) -> None:
+def test_equal_seeds_give_equal_pixels_and_different_seeds_different_ones(crop: str) -> None:
     views = [transform(32, crop=crop, **ALL_NOISE)(photo(), seed) for seed in [*range(20), *range(20)]]
     assert all(torch.equal(a, b) for a, b in zip(views[:20], views[20:], strict=True))
     assert len({view.numpy().tobytes() for view in views}) == 20
@@ -61,7 +61,7 @@ def test_equal_seeds_give_equal_pixels_and_others_give_others(crop: str) -> None
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop"])
 def test_the_image_itself_is_not_changed(crop: str) -> None:
-    """Nor is it when the view is the whole image at its own size, which a kernel might hand back as it is."""
+    """Also when the view is the whole image at its own size, which a kernel might return without a copy."""
     image = photo(32, 32).copy()
     make = transform(32, crop=crop, crop_scale=(1, 1), crop_ratio=(1, 1), pad=0, hflip=0, cutout=8)
     for seed in range(10):
@@ -69,7 +69,7 @@ def test_the_image_itself_is_not_changed(crop: str) -> None:
     np.testing.assert_array_equal(image, photo(32, 32))
 
 
-def test_global_generators_are_neither_read_nor_moved() -> None:
+def test_global_random_generators_are_not_used() -> None:
     make = transform(32, **ALL_NOISE)
     states = []
     views = []
@@ -113,8 +113,8 @@ def test_half_of_the_views_are_mirrored() -> None:
     assert sum(torch.equal(make(image, seed), plain) for seed in range(1000)) == 1000 - sum(mirrored)
 
 
-def test_random_resized_crops_are_distributed_as_torchvisions() -> None:
-    """On an image whose pixels are their own coordinates, a view's corner values tell where it was cut."""
+def test_random_resized_crops_have_the_distribution_of_torchvisions() -> None:
+    """Pixels of the image are their own coordinates, so corner values of a view give its crop."""
     rows, columns = np.mgrid[0:240, 0:240].astype(np.uint8)
     image = np.stack([rows, columns, columns], axis=2)
     make = transform(60, hflip=0)
@@ -157,7 +157,7 @@ def grid(size: int = 33) -> np.ndarray:
 
 
 def spot_offsets(num_views: int = 300, **augment: Any) -> np.ndarray:
-    """Where the spot lies relative to the centre: (N, 2), y and x, px."""
+    """Offsets of the spot from the centre: (N, 2), y and x, in pixels."""
     make = transform(33, crop="pad_crop", pad=0, hflip=0, **augment)
     result = []
     for seed in range(num_views):

@@ -6,25 +6,19 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from data.settings import UsageError
-from data.shards.write import Members, labeled_members, write_shards
+from data.shards.write import Fields, labeled_members, write_shards
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, StageRefusedError, require_done
-from pipeline.inference.accuracy import Accuracy, _agreement, _tail
-from pipeline.inference.calibration import fit_temperature, temperature_at_bound
-from pipeline.inference.publish import read_info
-from pipeline.models.classes import reorder_classes
+from pipeline.inference.stage_weights import read_info
+from pipeline.models.class_order import reorder_classes
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError, set_bn_momentum
 from pipeline.planning.status import print_status
@@ -75,7 +69,7 @@ class Data:
         self.folder = folder
         images, labels = digits[0][:NUM_VALIDATION], digits[1][:NUM_VALIDATION]
 
-        def samples(labeled: bool) -> Iterator[tuple[str, Members]]:
+        def samples(labeled: bool) -> Iterator[tuple[str, Fields]]:
             for number, (image, digit) in enumerate(zip(images, labels, strict=True)):
                 label = list(names).index(NATURAL[digit]) if labeled else None
                 yield f"{number:05d}", labeled_members("png", png(image), label)
@@ -236,7 +230,7 @@ def test_labeling_refuses_once_is_forced_once_and_continues_without_being_asked_
         with pytest.raises(KeyboardInterrupt):
             label(config, layout, force)
     out = capsys.readouterr().out
-    assert out.count("it labels all the same, as that was asked for") == 1
+    assert out.count("accepted, as asked for") == 1
     print_status_of(config, layout)
     status = capsys.readouterr().out
     assert "    as the teacher labels: top-1" in status
@@ -282,55 +276,3 @@ def test_outputs_of_any_family_are_reordered(name: str, size: int) -> None:
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(model(images)[:, order], other(images), rtol=1e-4, atol=1e-4)
-
-
-Labels = arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4))
-
-
-@given(Labels, st.randoms(use_true_random=False))
-def test_chance_is_the_mean_over_all_ways_to_deal_the_answers_out(labels: np.ndarray, random: object) -> None:
-    predicted = np.random.default_rng(len(labels)).integers(0, 5, len(labels))
-    rolled = [float((labels == np.roll(predicted, by)).mean()) for by in range(len(labels))]
-    assert Accuracy(labels, predicted).chance == pytest.approx(np.mean(rolled))
-
-
-@given(Labels, st.integers(0, 4))
-def test_always_the_same_answer_is_chance_or_there_are_too_few_images_to_tell(labels: np.ndarray, answer: int) -> None:
-    found = Accuracy(labels, np.full_like(labels, answer))
-    assert found.chance == pytest.approx(found.top1)
-    assert found.at_chance or _tail(len(labels), len(labels), _agreement(labels, labels)) > 0.05
-    assert not Accuracy(labels, labels).at_chance
-
-
-@pytest.mark.parametrize(("right", "at_chance"), [(20, True), (27, True), (28, False), (200, False)])
-def test_twenty_of_two_hundred_in_ten_classes_are_chance(right: int, at_chance: bool) -> None:
-    """One-sided at 5 %, of 200 with probability 0.1: 28 and more come up in 4.3 % of the cases, 27 and more in 6.6 %."""
-    labels = np.arange(200) % 10
-    predicted = (labels + 1) % 10
-    predicted[:right] = labels[:right]
-    assert Accuracy(labels, predicted).at_chance == at_chance
-
-
-def test_a_good_teacher_of_a_rare_class_is_no_chance_though_the_majoritys_share_is_larger() -> None:
-    """95 of 100 images are of class 0; it has all five others right, and ten of class 0 wrong."""
-    labels = np.array([0] * 950 + [1] * 50)
-    predicted = np.array([0] * 850 + [1] * 150)
-    assert Accuracy(labels, predicted).top1 < 0.95
-    assert not Accuracy(labels, predicted).at_chance
-
-
-@pytest.mark.parametrize(
-    ("least", "trials", "p", "expected"), [(1, 1, 0.5, 0.5), (2, 3, 0.5, 0.5), (3, 4, 0.1, 0.0037), (0, 9, 0.3, 1)]
-)
-def test_the_binomial_tail(least: int, trials: int, p: float, expected: float) -> None:
-    assert _tail(least, trials, p) == pytest.approx(expected)
-
-
-def test_a_temperature_at_a_bound_is_told_and_no_other() -> None:
-    random = np.random.default_rng(0)
-    logits, labels = random.normal(0, 5, (300, 10)).astype(np.float32), random.integers(0, 10, 300)
-    assert "confidence says nothing" in temperature_at_bound(fit_temperature(logits, labels))
-    assert "nearly all validation images are right" in temperature_at_bound(fit_temperature(logits, logits.argmax(1)))
-    labels[:200] = logits.argmax(1)[:200]
-    assert temperature_at_bound(fit_temperature(logits, labels)) == ""
-    assert temperature_at_bound(1.0) == ""

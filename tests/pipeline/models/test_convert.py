@@ -100,14 +100,14 @@ def test_without_shards_noise_is_compared(weights: Path, capsys: pytest.CaptureF
 def test_other_logits_are_an_error_and_nothing_is_written(
     weights: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = convert._exported
+    right = convert._export
 
     def wrong(model: torch.nn.Module, batch: torch.Tensor) -> torch.export.ExportedProgram:
         other = copy.deepcopy(model)
         other.get_parameter("fc.bias").data[3] += 0.001
         return right(other, batch)
 
-    monkeypatch.setattr(convert, "_exported", wrong)
+    monkeypatch.setattr(convert, "_export", wrong)
     assert run(weights, name) == 2
     assert "its logits differ by 1.0" in capsys.readouterr().err
     assert not (weights.parent / name).exists()

@@ -9,10 +9,11 @@ import safetensors.torch
 import timm
 import torch
 
-from pipeline.inference.publish import read_info
+from pipeline.inference.stage_weights import read_info
+from pipeline.models.external_weights import load_external
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
-from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
+from pipeline.models.weights import WeightsInfo, load_weights, save_weights
 
 
 def info(model: str, **changes: object) -> WeightsInfo:

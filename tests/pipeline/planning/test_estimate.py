@@ -10,7 +10,7 @@ import pytest
 from data.shards.split import open_split
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.planning import estimate
-from pipeline.planning.estimate import Work, print_estimate, size_of
+from pipeline.planning.estimate import Workload, print_estimate, size_of
 from pipeline.run import main
 from tests.conftest import WriteDigits
 
@@ -30,7 +30,10 @@ def test_gpus_take_the_published_time_of_the_published_model(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "_measured", lambda work, config: 1.0)
-    works = [Work("student", 282 * 8 * 60, True, LARGE, 1000), Work("label", 2029 * 64 * 50, False, LARGE, 1000)]
+    works = [
+        Workload("student", 282 * 8 * 60, True, LARGE, 1000),
+        Workload("label", 2029 * 64 * 50, False, LARGE, 1000),
+    ]
     print_estimate(Config(device="cpu"), works, None)
     rows = table(capsys.readouterr().out)
     assert rows["student"][1:] == ["60.0 s", "7.5 s"]
@@ -42,14 +45,14 @@ def test_a_model_with_twice_the_flops_takes_twice_as_long() -> None:
     smaller = LARGE.model_copy(update={"image_size": 192})
     ratio = size_of(LARGE, 1000)[1] / size_of(smaller, 1000)[1]
     assert 1.7 < ratio < 1.85  # (256 / 192) ** 2
-    speeds = [estimate._on_gpu(Work("label", 1, False, section, 1000)) for section in (smaller, LARGE)]
+    speeds = [estimate._on_gpu(Workload("label", 1, False, section, 1000)) for section in (smaller, LARGE)]
     assert speeds[0] / speeds[1] == pytest.approx(ratio)
 
 
 def test_this_machine_is_timed_and_training_takes_longer_than_labeling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_MEASURE_S", 0.2)
     config = Config(device="cpu", threads=1)
-    labels, trains = (estimate._measured(Work("x", 1, trains, SMALL, 10), config) for trains in (False, True))
+    labels, trains = (estimate._measured(Workload("x", 1, trains, SMALL, 10), config) for trains in (False, True))
     assert 10 < trains < labels < 1e6
 
 
@@ -61,7 +64,7 @@ def test_a_model_too_large_to_be_tried_is_scaled_from_a_smaller_one(monkeypatch:
         return 12.0
 
     monkeypatch.setattr(estimate, "_timed", timing)
-    speed = estimate._measured(Work("label", 1, False, LARGE, 1000), Config(device="cpu"))
+    speed = estimate._measured(Workload("label", 1, False, LARGE, 1000), Config(device="cpu"))
     assert timed == ["resnetrs50"]
     stand_in = TrainConfig(model="resnetrs50", image_size=160)
     assert speed == pytest.approx(12.0 * size_of(stand_in, 1000)[1] / size_of(LARGE, 1000)[1])
@@ -74,11 +77,11 @@ def test_decoding_is_timed_with_images_of_the_users(
     monkeypatch.setattr(estimate, "_measured", lambda work, config: 1.0)
     write_digits(tmp_path / "unlabeled", 0, 50, labeled=False)
     split = open_split([f"{tmp_path}/unlabeled/*.tar"], str(tmp_path / "index"))
-    print_estimate(Config(device="cpu"), [Work("label", 50, False, SMALL, 10)], split)
+    print_estimate(Config(device="cpu"), [Workload("label", 50, False, SMALL, 10)], split)
     printed = capsys.readouterr().out
-    assert re.search(r"decoding: [\d,]+ images/s a core .* 8 GPUs need [\d,]+ and 64 GPUs need [\d,]+ cores", printed)
+    assert re.search(r"decoding: [\d,]+ images/s per core .* 8 GPUs need [\d,]+ and 64 GPUs need [\d,]+ cores", printed)
     (tmp_path / "unlabeled/unlabeled-000000.tar").unlink()
-    print_estimate(Config(device="cpu"), [Work("label", 50, False, SMALL, 10)], split)
+    print_estimate(Config(device="cpu"), [Workload("label", 50, False, SMALL, 10)], split)
     assert "decoding: not timed" in capsys.readouterr().out
 
 

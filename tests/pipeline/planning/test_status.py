@@ -17,6 +17,7 @@ from pipeline.core.schema import Config
 from pipeline.planning import status
 from pipeline.planning.status import note_stop, print_status, watch_status
 from pipeline.run import main
+from pipeline.stages import with_folder
 from pipeline.training.progress import RecentRate, TrainingDisplay, TrainingProgress, read_training_progress
 from tests.conftest import Clock, WriteDigits
 from tests.small_run import SmallRun
@@ -106,8 +107,8 @@ def test_watching_ends_when_all_is_done(
         assert len(waits) < 3
         if len(waits) == 2:
             record = storage.read_text(f"{layout.teacher}/done.json")
-            for folder in status.stage_folders(layout).values():
-                storage.write_text(f"{folder}/done.json", record)
+            for row in with_folder():
+                storage.write_text(f"{layout.folder_of(row.name)}/done.json", record)
 
     monkeypatch.setattr(status.time, "sleep", finish)
     watch_status(config)

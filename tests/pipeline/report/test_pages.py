@@ -1,4 +1,4 @@
-"""The report and the server's page in a headless Chromium, where there is one: narrow and wide, light and dark, on paper."""
+"""The report and the server's page have no faults in a headless Chromium: narrow and wide, light and dark, printed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.pipeline.report.test_report import whole_run
 from tests.serving import make_run, server_thread
 from tests.small_run import SmallRun
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: install the system's package `chromium`")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install the system's package `chromium`")
 
 LOOKS = [(400, False), (400, True), (1600, False), (1600, True)]
 
@@ -52,7 +52,7 @@ def test_a_page_can_be_read(name: str, request: pytest.FixtureRequest, tmp_path:
                 await page.open(url, width, dark=dark)
                 assert await page.faults() == [], (width, dark)
                 own = [address for address in page.requests if not address.startswith("data:")]
-                assert all(address.startswith(url) for address in own)  # nothing from elsewhere
+                assert all(address.startswith(url) for address in own)  # no request to another server
                 assert own == [url] or name == "served"  # the report is one file
                 png = await page.screenshot()
                 (tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png").write_bytes(png)
@@ -77,7 +77,7 @@ def test_a_page_can_be_printed(name: str, request: pytest.FixtureRequest) -> Non
     assert len(pdf) > 10_000
 
 
-def test_faults_are_seen(tmp_path: Path) -> None:
+def test_faults_are_found(tmp_path: Path) -> None:
     (tmp_path / "bad.html").write_text(
         '<!DOCTYPE html><html><body style="background:#fff"><h1>a</h1><h1>b</h1><img src="gone.png"><p style="color:#aaa">pale</p>'
         '<div style="width:900px">wide</div><small style="font-size:6px">tiny</small><script>fail()</script>'

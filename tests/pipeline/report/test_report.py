@@ -1,4 +1,4 @@
-"""The report says what the records hold, whatever of a run is there, and leaks and changes nothing."""
+"""The report shows what the records hold, for any part of a run; it leaks no secret, and changes no other file."""
 
 import base64
 import json
@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from data import storage
 from data.images.corruptions import CORRUPTIONS
 from data.images.decode import decode
-from data.images.held_out_hashes import Traits, write_hashes
+from data.images.held_out_hashes import HeldOutRow, write_hashes
 from data.images.similarity import thumbnail as thumbnail_of
 from data.labels.label_files import (
+    VALIDATION_NAME,
     read_labels,
-    read_manifest,
+    read_labels_manifest,
 )
 from data.tables import write_table
 from pipeline.core.layout import Layout
@@ -34,7 +35,6 @@ from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.report.build import REPORT_NAME, write_report
 from pipeline.report.facts import Model, Predictions, compare
 from pipeline.report.pictures import thumbnail
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.selection.stage import select
 from tests.conftest import WriteDigits, png
 from tests.small_run import NUM_TEST, NUM_UNLABELED, PER_SHARD, REASON, SmallRun
@@ -45,7 +45,7 @@ def first(count: int) -> np.ndarray:
 
 
 def whole_run(run: SmallRun, **options: Any) -> tuple[Config, Layout]:
-    """Teacher, labels, selection, student and test results: 300 of 400 right for the teacher, 320 for the student."""
+    """Make teacher, labels, selection, student and test results; of 400 images the teacher has 300 right, the student 320."""
     config = run.config(**options)
     layout = Layout(config.run_dir)
     run.write_truth()
@@ -65,14 +65,14 @@ def report_of(config: Config, layouts: Sequence[Layout]) -> str:
 
 
 def cells(html: str, row: str) -> list[str]:
-    """The cells of the first table row that begins with `row`."""
+    """Cells of the first table row named `row`."""
     found = re.search(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', html)
     assert found, row
     return re.findall(r"<td>(.*?)</td>", found[1])
 
 
 def figures_in(html: str) -> list[ElementTree.Element]:
-    """The page's SVG figures, parsed."""
+    """Parse the page's SVG figures."""
     return [
         ElementTree.fromstring(base64.b64decode(code))
         for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
@@ -99,7 +99,7 @@ def test_the_page_has_the_figures_of_the_records(run: SmallRun) -> None:
     assert cells(html, "3") == [REASON]
 
 
-def test_the_page_has_the_selection_and_how_much_of_it_is_right(run: SmallRun) -> None:
+def test_the_page_shows_the_selection_and_the_fraction_that_is_right(run: SmallRun) -> None:
     config, layout = whole_run(run)
     html = report_of(config, [layout])
     folder = layout.current_selection()
@@ -185,7 +185,7 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "right" not in printed
 
 
-def test_promised_and_found_precision_are_side_by_side(run: SmallRun) -> None:
+def test_expected_and_measured_precision_are_side_by_side(run: SmallRun) -> None:
     config = run.config(select={"confidence_threshold": 0.6, "per_class": 8, "max_copies": 4})
     layout = Layout(config.run_dir)
     run.write_truth()
@@ -204,21 +204,21 @@ def test_promised_and_found_precision_are_side_by_side(run: SmallRun) -> None:
     truth = dict(zip(places, run.truth.tolist(), strict=True))
     real = sum(truth[row["shard"], row["ordinal"]] == row["label"] for row in above) / len(above)
     kept = [row for row in found if row["copies"]]
-    promised = sum(row["confidence"] for row in kept) / len(kept)
+    expected = sum(row["confidence"] for row in kept) / len(kept)
     row = cells(html, "at or above the threshold: validation images")
     assert row == [f"{len(above)}", "100.0 % (97.5 % to 100.0 %)", f"{100 * real:.1f} %", f"{100 * (1 - real):+.1f}"]
-    assert cells(html, "kept labels: mean confidence")[:2] == [f"{len(kept)}", f"{100 * promised:.1f} %"]
+    assert cells(html, "kept labels: mean confidence")[:2] == [f"{len(kept)}", f"{100 * expected:.1f} %"]
     assert "150 of 150 validation images at or above the threshold are labeled right" in html
     assert "as it labels" in html
     assert "Just below the cut-off: the image of highest confidence that was left out" in html
 
 
 def labels_of(layout: Layout) -> list[dict[str, Any]]:
-    """All label rows with their copies."""
+    """Read all label rows with their copies."""
     folder = layout.current_selection()
     assert folder is not None
     found = []
-    for entry in read_manifest(layout.labels):
+    for entry in read_labels_manifest(layout.labels).values():
         rows = read_labels(f"{layout.labels}/{entry.name}.parquet").to_pylist()
         copies = read_labels(f"{folder}/{entry.name}.parquet").column("copies").to_pylist()
         found += [row | {"shard": entry.name, "copies": number} for row, number in zip(rows, copies, strict=True)]
@@ -243,7 +243,7 @@ def test_a_truth_file_that_is_not_there_is_named(run: SmallRun) -> None:
         report_of(config, [layout])
 
 
-def test_where_the_truth_is_known_for_some_images_only_those_count(run: SmallRun) -> None:
+def test_only_images_with_a_known_truth_count(run: SmallRun) -> None:
     config, layout = whole_run(run)
     run.write_truth(40)
     assert "25.00 % of the pseudo-labels are right" in report_of(config, [layout])  # 10 of the first 40
@@ -265,7 +265,7 @@ def test_weights_trained_elsewhere_show_without_curves_and_without_secrets(run: 
     assert cells(html, "parameters") == [f"{count_parameters(model) / 1e6:.2f} M"]
 
 
-def test_of_a_thousand_classes_the_twenty_that_matter_are_shown(tmp_path: Path, write_digits: WriteDigits) -> None:
+def test_of_a_thousand_classes_twenty_are_shown(tmp_path: Path, write_digits: WriteDigits) -> None:
     run = SmallRun(tmp_path, write_digits, [f"class_{number}" for number in range(1000)])
     config, layout = whole_run(run)
     html = report_of(config, [layout])
@@ -275,7 +275,7 @@ def test_of_a_thousand_classes_the_twenty_that_matter_are_shown(tmp_path: Path, 
     assert len(html) < 3_000_000
 
 
-def test_classes_without_names_have_their_numbers(tmp_path: Path, write_digits: WriteDigits) -> None:
+def test_classes_without_names_are_shown_by_number(tmp_path: Path, write_digits: WriteDigits) -> None:
     config, layout = whole_run(SmallRun(tmp_path, write_digits, None))
     assert cells(report_of(config, [layout]), "class 3")
 
@@ -297,7 +297,7 @@ def test_each_generation_has_its_student_and_its_labels(run: SmallRun, capsys: p
     assert "student 2 50.0 s" in printed
 
 
-def test_results_of_an_older_student_are_not_shown_as_the_present_ones(run: SmallRun) -> None:
+def test_results_of_an_older_student_are_not_shown(run: SmallRun) -> None:
     config, layout = whole_run(run)
     storage.remove(layout.student)
     run.model(layout.student, "student", weights=b"others")
@@ -307,19 +307,19 @@ def test_results_of_an_older_student_are_not_shown_as_the_present_ones(run: Smal
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut short"])
-def test_where_the_unlabeled_images_are_gone_the_labels_are_still_shown(run: SmallRun, damage: str) -> None:
+def test_without_the_unlabeled_images_the_labels_are_still_shown(run: SmallRun, damage: str) -> None:
     config, layout = whole_run(run)
     for shard in (run.folder / "unlabeled").glob("*.tar"):
         shard.unlink() if damage == "removed" else shard.write_bytes(shard.read_bytes()[:100])
     assert report_of(config, [layout]).count("image not there") > 20
 
 
-def test_what_was_left_out_as_a_copy_is_counted_and_the_listing_named(
+def test_near_duplicates_are_counted_and_their_listing_is_named(
     run: SmallRun, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
     picture = thumbnail_of(decode(png(digits[0][5])))
     write_hashes(
-        str(run.folder / "held_out"), [Traits(5, 2**63, picture.tobytes())]
+        str(run.folder / "held_out"), [HeldOutRow(5, 2**63, picture.tobytes())]
     )  # label rows' hashes are 0, 1, 2, …
     data = {
         "unlabeled": [f"{run.folder}/unlabeled/*.tar"],
@@ -372,9 +372,7 @@ def test_large_images_become_small_pictures(photo: np.ndarray) -> None:
     assert len(uri) < 12_000
 
 
-def test_errors_under_corruptions_are_shown_where_they_were_measured(
-    run: SmallRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_under_corruptions_are_shown_if_measured(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     config, layout = whole_run(run)
     assert "Robustness" not in report_of(config, [layout])
     url = storage.join(layout.evaluation, "done.json")
@@ -394,7 +392,7 @@ def test_errors_under_corruptions_are_shown_where_they_were_measured(
     assert said.replace("'", "&#39;") in html
 
 
-def test_what_is_older_than_the_models_that_are_there_is_not_shown_as_theirs(run: SmallRun) -> None:
+def test_results_older_than_the_models_are_not_shown(run: SmallRun) -> None:
     config, layout = whole_run(run)
     assert {"teacher", "student", "labels"} <= write_summary(config, layout).keys()
     storage.remove(layout.student)
@@ -409,4 +407,4 @@ def test_what_is_older_than_the_models_that_are_there_is_not_shown_as_theirs(run
     assert "the output of stage label is not shown: it is from before stage teacher ran last" in html
     storage.remove(layout.labels)
     run.label(config, layout, num_wrong=10)
-    assert "kept" not in write_summary(config, layout)["labels"]  # nothing has been selected from these
+    assert "kept" not in write_summary(config, layout)["labels"]  # these labels have no selection yet

@@ -14,7 +14,7 @@ from data import storage
 from data.shards.split import open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.timing import Clock, Effort, read_effort
+from pipeline.core.timing import Clock, Timing, read_timing
 from pipeline.report.build import REPORT_NAME, write_report
 from pipeline.report.facts import Predictions
 from pipeline.report.sections.changes import confusions
@@ -38,19 +38,19 @@ def cells(html: str, row: str) -> list[str]:
     return re.findall(r"<td>(.*?)</td>", found[1])
 
 
-def with_effort(folder: str, effort: Effort) -> None:
+def with_effort(folder: str, effort: Timing) -> None:
     values = {"seconds": effort.seconds, "runs": effort.runs, "peak_memory": effort.peak_memory}
     storage.write_text(storage.join(folder, "seconds.json"), json.dumps(values))
 
 
-def test_each_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None:
+def test_a_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None:
     config = run.config(truth=False)
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
     run.label(config, layout)
     start = 1_764_000_000.0  # 2025-11-24 16:00 UTC
-    with_effort(layout.teacher, Effort(50.0, ((start, start + 20), (start + 3600, start + 3630)), 1_500_000_000))
-    with_effort(layout.labels, Effort(60.0, ((start + 3700, start + 3760),), 2_250_000_000))
+    with_effort(layout.teacher, Timing(50.0, ((start, start + 20), (start + 3600, start + 3630)), 1_500_000_000))
+    with_effort(layout.labels, Timing(60.0, ((start + 3700, start + 3760),), 2_250_000_000))
     html = page(config, layout)
     assert cells(html, "teacher") == ["50.0 s", "–", "2", "2025-11-24 16:00", "1.50 GB"]
     assert cells(html, "label") == ["60.0 s", "2", "1", "2025-11-24 17:01", "2.25 GB"]
@@ -61,20 +61,20 @@ def test_a_run_of_an_earlier_version_has_no_timeline_chart(run: SmallRun) -> Non
     config = run.config(truth=False)
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
-    with_effort(layout.teacher, Effort(50.0))
+    with_effort(layout.teacher, Timing(50.0))
     html = page(config, layout)
     assert cells(html, "teacher") == ["50.0 s"]
     assert "Timeline of the stages" not in html
 
 
-def test_runs_of_a_stage_are_added_up_and_remembered(tmp_path: Path) -> None:
+def test_the_runs_of_a_stage_are_added_up_and_recorded(tmp_path: Path) -> None:
     folder = str(tmp_path)
-    assert read_effort(folder) == Effort()
+    assert read_timing(folder) == Timing()
     for _ in range(2):
         clock = Clock()
         time.sleep(0.06)
         clock.add_to(folder)
-    effort = read_effort(folder)
+    effort = read_timing(folder)
     assert 0.1 <= effort.seconds < 600
     (first, end), (second, _) = effort.runs
     assert first <= end <= second
@@ -89,7 +89,7 @@ def test_peak_memory_is_that_since_the_stage_began(tmp_path: Path) -> None:
     large = np.ones(60_000_000)
     del large
     clock.add_to(str(tmp_path / "large"))
-    small_peak, large_peak = (read_effort(str(tmp_path / name)).peak_memory for name in ("small", "large"))
+    small_peak, large_peak = (read_timing(str(tmp_path / name)).peak_memory for name in ("small", "large"))
     if small_peak is None or large_peak is None:
         pytest.skip("this system tells no peak memory")
     assert large_peak - small_peak > 300_000_000
@@ -97,11 +97,11 @@ def test_peak_memory_is_that_since_the_stage_began(tmp_path: Path) -> None:
 
 def test_a_damaged_file_of_times_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text("{")
-    assert read_effort(str(tmp_path)) == Effort()
+    assert read_timing(str(tmp_path)) == Timing()
 
 
 def evaluated(run: SmallRun, write: WriteDigits, teacher: np.ndarray, student: np.ndarray) -> tuple[Config, Layout]:
-    """A run whose test images are there."""
+    """Make a run that has its test images."""
     write(run.folder / "test", 0, NUM_TEST)
     pattern = f"{run.folder}/test/*.tar"
     base = run.config(truth=False)
@@ -129,7 +129,7 @@ def test_images_gained_and_lost_are_shown(run: SmallRun, write_digits: WriteDigi
     assert "is class 0; the teacher says class 1, the student class 0" in section
 
 
-def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digits: WriteDigits) -> None:
+def test_changed_test_images_are_not_shown(run: SmallRun, write_digits: WriteDigits) -> None:
     numbers = np.arange(NUM_TEST)
     config, layout = evaluated(run, write_digits, numbers >= 3, numbers >= 2)
     for path in (run.folder / "test").glob("*.tar"):
@@ -139,7 +139,7 @@ def test_test_images_that_are_others_now_are_not_shown(run: SmallRun, write_digi
     assert "Where the student differs from the teacher" in html
 
 
-def test_confusions_are_counted_by_truth_and_answer(run: SmallRun, write_digits: WriteDigits) -> None:
+def test_confusions_are_counted_by_true_and_predicted_class(run: SmallRun, write_digits: WriteDigits) -> None:
     labels = np.array([0, 0, 1, 2, 2, 2])
     sure = np.ones(6, np.float32)
     first = Predictions("t", labels, np.array([0, 1, 1, 0, 0, 2]), sure)

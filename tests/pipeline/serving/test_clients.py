@@ -1,4 +1,4 @@
-"""Clients that are slow, many, or go away, servers that stop, and files that change while they are served."""
+"""Slow, many and leaving clients; servers that stop; files that change while they are served."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EXPORTED = "shards/pseudo-000000.tar"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[SmallRun]:
-    """A run and an export of it whose shards have 20 MB."""
+    """A run and its export, with shards of 20 MB."""
     run = make_run(tmp_path_factory.mktemp("large"), large_images(make_writer(digits), IMAGE_BYTES))
     export(run.config(export={"samples_per_shard": 50}), Layout(str(run.folder / "run")))
     yield run
@@ -77,7 +77,7 @@ def test_many_clients_at_once_get_the_same_bytes(run: SmallRun, source: str) -> 
     assert [len(content) > 50 * 0.9 * IMAGE_BYTES for content in contents] == [True]
 
 
-def test_clients_that_read_nothing_cost_little_and_leave_nothing(run: SmallRun) -> None:
+def test_clients_that_read_nothing_take_little_memory_and_leak_no_file(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process, ExitStack() as clients:
         url = process.url()
         whole = fetch(f"{url}/{SHARD}").content
@@ -95,7 +95,7 @@ def test_clients_that_read_nothing_cost_little_and_leave_nothing(run: SmallRun) 
 
 
 def _num_tars(files: Path) -> int:
-    """Shards that a process holds open, by its folder of descriptors in /proc."""
+    """Count the shards that a process holds open, in its /proc/PID/fd."""
     number = 0
     for link in files.iterdir():
         with suppress(FileNotFoundError):  # closed since the listing
@@ -103,7 +103,7 @@ def _num_tars(files: Path) -> int:
     return number
 
 
-def test_a_client_that_stands_still_is_cut_off(run: SmallRun, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_client_is_disconnected(run: SmallRun, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "SEND_TIMEOUT_S", 0.3)
     with server_thread(catalog(run, source)) as url, connected(url, receive_buffer=4096) as client:
         ask(client, f"{url}/{path_of(source)}")
@@ -113,7 +113,7 @@ def test_a_client_that_stands_still_is_cut_off(run: SmallRun, source: str, monke
     assert len(content) < 50 * IMAGE_BYTES
 
 
-def test_beyond_the_limit_clients_are_told_to_come_again(run: SmallRun, source: str) -> None:
+def test_beyond_the_limit_clients_get_503_and_retry_after(run: SmallRun, source: str) -> None:
     with server_thread(catalog(run, source), max_connections=2) as url, ExitStack() as clients:
         for _ in range(2):
             ask(clients.enter_context(connected(url, receive_buffer=4096)), f"{url}/{path_of(source)}")
@@ -125,7 +125,7 @@ def test_beyond_the_limit_clients_are_told_to_come_again(run: SmallRun, source: 
         wait_for(lambda: fetch(f"{url}/manifest.json").status == 200)
 
 
-def test_connections_that_ask_for_nothing_make_room_and_those_that_are_answered_stay(
+def test_idle_connections_are_closed_for_new_ones_and_busy_ones_stay(
     run: SmallRun, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_SPARE_CONNECTIONS", 2)
@@ -146,7 +146,7 @@ def test_connections_that_ask_for_nothing_make_room_and_those_that_are_answered_
     assert not is_broken_off
 
 
-def test_a_connection_without_a_whole_request_is_ended_soon(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_a_whole_request_is_closed_soon(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server._CONNECTION["keepalive_timeout"] <= 10
     monkeypatch.setitem(server._CONNECTION, "keepalive_timeout", 0.5)
     with server_thread(catalog(run)) as url, ExitStack() as clients:
@@ -156,7 +156,7 @@ def test_a_connection_without_a_whole_request_is_ended_soon(run: SmallRun, monke
             assert read_to_end(client)[0] == b""
 
 
-def test_clients_that_leave_documents_unread_are_cut_off(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_do_not_read_a_document_are_disconnected(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "SEND_TIMEOUT_S", 0.3)
     served = catalog(run)
     assert isinstance(served, JoinedRun)
@@ -178,7 +178,7 @@ def _is_closed(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_download_goes_on_after_the_server_was_killed_and_started_again(run: SmallRun) -> None:
+def test_a_download_continues_after_the_server_was_killed_and_restarted(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as first:
         whole = fetch(f"{(url := first.url())}/{SHARD}")
         with connected(url) as client:
@@ -208,7 +208,7 @@ def test_a_server_that_stops_finishes_what_it_sends(run: SmallRun, source: str) 
 
 
 def _read_slowly(url: str) -> bytes:
-    """The rest of the file when no other client gets in any more."""
+    """Read a file; its end only after the server has stopped accepting."""
     with connected(url, receive_buffer=65536) as client:
         ask(client, url, "Connection: close\r\n")
         content = read_body(client, 100_000)
@@ -217,7 +217,7 @@ def _read_slowly(url: str) -> bytes:
         return content + read_to_end(client)[0]
 
 
-def test_a_client_that_does_not_end_is_given_up_after_the_grace(run: SmallRun, source: str) -> None:
+def test_an_unfinished_client_is_disconnected_after_the_grace_period(run: SmallRun, source: str) -> None:
     with ExitStack() as client:
         started = time.monotonic()
         with server_thread(catalog(run, source), grace_s=0.5) as url:
@@ -254,7 +254,7 @@ def test_a_shard_or_label_file_that_has_changed_is_not_sent(
             assert fetch(f"{url}/{SHARD}").status == 200
 
 
-def test_a_shard_that_is_cut_short_on_the_way_ends_the_connection(
+def test_truncating_a_shard_while_it_is_sent_resets_the_connection(
     run: SmallRun, source: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name = "unlabeled/unlabeled-000000.tar" if source == "run" else "run/exports/v1/pseudo-000000.tar"
@@ -273,7 +273,7 @@ def test_a_shard_that_is_cut_short_on_the_way_ends_the_connection(
     assert path.name in capfd.readouterr().err
 
 
-def test_files_of_an_export_that_are_gone_or_lead_out_are_not_sent(run: SmallRun, tmp_path: Path) -> None:
+def test_missing_files_and_links_out_of_an_export_are_not_sent(run: SmallRun, tmp_path: Path) -> None:
     served = catalog(run, "v1")
     secret = tmp_path / "secret"
     for name, path in (
@@ -304,7 +304,7 @@ def test_a_corpus_and_an_export_in_an_object_store_are_served_as_local_ones(
     for shard in local.overlay.shards[:1]:
         storage.write_bytes(f"{folder}/{shard.name}.tar", Path(shard.url).read_bytes())
     url = f"{folder}/unlabeled-000000.tar"
-    first = replace(local.overlay.shards[0], url=url, version=storage.entry(url).version)
+    first = replace(local.overlay.shards[0], url=url, version=storage.file_info(url).version)
     moved = (first, *local.overlay.shards[1:])
     version = run.folder / "run/exports/v1"
     for file in (file for file in version.rglob("*") if file.is_file()):
@@ -331,7 +331,7 @@ def test_a_corpus_and_an_export_in_an_object_store_are_served_as_local_ones(
         (["serve.source=latest", "export.out=/none"], "no export yet"),
     ],
 )
-def test_what_cannot_be_served_is_said_without_a_traceback(
+def test_startup_errors_have_a_message_and_no_traceback(
     run: SmallRun, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert main(["stage=serve", *words(run, *more)]) == 2
@@ -348,7 +348,7 @@ def test_the_clients_token_alone_does_not_start_a_server(
     assert "s3cret-of-mine" not in said
 
 
-def test_an_address_in_use_and_labels_alone_are_said(
+def test_an_address_in_use_and_an_export_without_images_are_errors(
     tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path, write_digits)

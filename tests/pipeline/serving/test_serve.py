@@ -1,4 +1,4 @@
-"""The server sends what an export would hold, any range of it, to those who may have it, and nothing else."""
+"""The server sends what an export would contain, any range of it, only to authorized clients, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +21,7 @@ from data.settings import UsageError
 from data.shards.image_reader import ImageReader
 from data.shards.split import DataError, open_split
 from data.storage.web_tokens import TOKEN_VARIABLE
-from pipeline.export.stage import export
-from pipeline.run import _parse_stages
+from pipeline.core.command import parse_command
 from pipeline.serving.blocking_pool import Pools
 from pipeline.serving.credentials import SERVER_TOKEN_VARIABLE, check_host, read_token
 from pipeline.serving.filters import PARAMETERS
@@ -33,25 +31,10 @@ from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.data.labels.test_joined_tar import samples
 from tests.pipeline.export.test_export import with_teacher
-from tests.serving import catalog, fetch, layout, make_run, raw, server_thread, wait_for
+from tests.serving import catalog, fetch, layout, raw, server_thread, wait_for
 from tests.small_run import SmallRun
 
 SHARDS = ["unlabeled-000000", "unlabeled-000001", "unlabeled-000002"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[SmallRun]:
-    """A run with labels, a selection and an export."""
-    run = make_run(tmp_path_factory.mktemp("serve"), make_writer(digits))
-    export(run.config(export={"samples_per_shard": 20}), layout(run))
-    yield run
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def joined(run: SmallRun) -> Iterator[str]:
-    with server_thread(catalog(run)) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +63,7 @@ def test_a_joined_run_has_every_selected_image_once_as_its_manifest_says(run: Sm
     assert manifest["num_samples"] == sum(shard["num_samples"] for shard in manifest["shards"])
 
 
-def test_a_filter_counts_and_sends_what_it_lets_through(joined: str) -> None:
+def test_manifest_and_shards_have_only_rows_that_match_the_filter(joined: str) -> None:
     everything = fetch(f"{joined}/manifest.json?selected=false").json()
     assert [shard["num_samples"] for shard in everything["shards"]] == [49, 49, 19]  # one of each is quarantined
     query = "?classes=7,3&selected=false&min_confidence=0.60"
@@ -108,7 +91,7 @@ def test_a_filter_counts_and_sends_what_it_lets_through(joined: str) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["manifest.json", f"shards/{SHARDS[0]}.tar", f"labels/{SHARDS[0]}.parquet"])
-def test_a_parameter_that_is_none_is_refused_with_what_was_expected(
+def test_an_invalid_parameter_is_refused_with_what_was_expected(
     joined: str, path: str, query: str, expected: str
 ) -> None:
     answer = fetch(f"{joined}/{path}?{query}")
@@ -116,7 +99,7 @@ def test_a_parameter_that_is_none_is_refused_with_what_was_expected(
     assert expected in answer.json()["error"]
 
 
-def test_an_export_is_sent_as_it_lies_there_and_not_filtered(run: SmallRun, exported: str) -> None:
+def test_an_export_is_sent_unchanged_and_unfiltered(run: SmallRun, exported: str) -> None:
     folder = run.folder / "run/exports/v1"
     manifest = fetch(f"{exported}/manifest.json").json()
     assert manifest["kind"] == "export"
@@ -147,7 +130,9 @@ def test_an_export_is_sent_as_it_lies_there_and_not_filtered(run: SmallRun, expo
 @pytest.mark.parametrize("kind", ["joined", "exported"])
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_any_range_is_that_of_the_whole(kind: str, request: pytest.FixtureRequest, data: st.DataObject) -> None:
+def test_any_range_equals_that_part_of_the_whole_file(
+    kind: str, request: pytest.FixtureRequest, data: st.DataObject
+) -> None:
     url = request.getfixturevalue(kind)
     shard = fetch(f"{url}/manifest.json").json()["shards"][0]["url"]
     content = fetch(f"{url}/{shard}").content
@@ -163,7 +148,7 @@ def test_any_range_is_that_of_the_whole(kind: str, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("kind", ["joined", "exported"])
 @pytest.mark.parametrize("what", ["url", "labels_url"])
-def test_conditions_and_head_and_ranges_that_are_none(kind: str, what: str, request: pytest.FixtureRequest) -> None:
+def test_conditions_head_and_invalid_ranges(kind: str, what: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(kind)
     path = f"{url}/{fetch(f'{url}/manifest.json').json()['shards'][1][what]}"
     whole = fetch(path)
@@ -188,7 +173,7 @@ def test_conditions_and_head_and_ranges_that_are_none(kind: str, what: str, requ
     assert fetch(path, {"Range": "bytes=-0"}).status == 416
 
 
-def test_every_filter_is_another_etag_and_the_same_one_is_the_same(joined: str) -> None:
+def test_different_filters_have_different_etags_and_equal_ones_the_same(joined: str) -> None:
     path = f"{joined}/shards/{SHARDS[0]}.tar"
     queries = ["", "?selected=false", "?min_confidence=0.5", "?classes=3", "?classes=3,7"]
     tags = [fetch(path + query, method="HEAD").headers["ETag"] for query in queries]
@@ -228,7 +213,7 @@ def test_the_page_shows_counts_examples_and_images_with_labels(kind: str, reques
     assert fetch(f"{url}/samples/{number}").status == fetch(f"{url}/samples/-1").status == 404
 
 
-def test_of_an_export_only_what_describes_it_is_held_in_memory(run: SmallRun, exported: str) -> None:
+def test_only_small_files_of_an_export_are_held_in_memory(run: SmallRun, exported: str) -> None:
     held = set(catalog(run, "latest").files)
     assert "README.md" in held
     assert not [name for name in held if "/" in name or name.endswith(".parquet")], "a table for each shard"
@@ -244,7 +229,7 @@ def test_the_description_has_every_route_and_no_other(joined: str) -> None:
     assert parameters == set(PARAMETERS)
 
 
-def test_health_and_metrics_tell_what_was_done(run: SmallRun) -> None:
+def test_metrics_count_answers_and_bytes(run: SmallRun) -> None:
     with server_thread(catalog(run)) as url:
         assert fetch(f"{url}/healthz").content == b"ok\n"
         size = len(fetch(f"{url}/shards/{SHARDS[0]}.tar").content)
@@ -257,7 +242,7 @@ def test_health_and_metrics_tell_what_was_done(run: SmallRun) -> None:
     assert "process_resident_memory_bytes" in text
 
 
-def test_only_the_token_opens(run: SmallRun) -> None:
+def test_only_the_right_token_is_accepted(run: SmallRun) -> None:
     with server_thread(catalog(run), token="right-token") as url:
         for given in ("", "Bearer wrong", "Bearer right-tokem", "Basic right-token", "right-token", "Bearer é"):
             answer = fetch(f"{url}/manifest.json", {"Authorization": given.encode("latin-1")} if given else {})
@@ -268,7 +253,7 @@ def test_only_the_token_opens(run: SmallRun) -> None:
         assert fetch(f"{url}/manifest.json", {"Authorization": "bearer right-token"}).status == 200
 
 
-def test_tokens_come_from_a_file_or_the_environment_and_never_from_nothing(tmp_path: Path) -> None:
+def test_tokens_come_from_a_file_or_the_environment_and_invalid_ones_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\n")
     assert read_token(str(file), {SERVER_TOKEN_VARIABLE: "from-environment"}) == "from-file"
@@ -295,7 +280,7 @@ def test_a_token_in_the_clients_variable_does_not_let_the_server_start_without_o
     assert read_token(str(tmp_path / "token"), {TOKEN_VARIABLE: "secret"}) == "from-file"
 
 
-def test_others_reach_the_server_only_with_a_token_or_where_that_is_said() -> None:
+def test_other_addresses_than_loopback_need_a_token_or_open_to_all() -> None:
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         check_host(host, None, False)
     for host in ("0.0.0.0", "::", "10.1.2.3", "example.org"):
@@ -350,8 +335,8 @@ def test_what_a_page_shows_is_escaped(tmp_path: Path, digits: tuple[np.ndarray, 
 def test_serving_is_in_no_fingerprint_and_not_part_of_all(run: SmallRun) -> None:
     changed = run.config(serve={"host": "::1", "port": 1, "source": "v3", "max_connections": 3})
     assert changed.fingerprint("") == run.config().fingerprint("")
-    assert "serve" not in _parse_stages("all")
-    assert _parse_stages("serve,export") == ["export", "serve"]
+    assert "serve" not in parse_command(["stage=all"]).stages
+    assert parse_command(["stage=serve,export"]).stages == ("export", "serve")
 
 
 def test_shards_of_a_web_server_are_indexed_and_read_like_any_others(

@@ -1,4 +1,4 @@
-"""Noisy Student's study: rows share a teacher and its labels, make what differs, and continue after a kill to the same bytes."""
+"""Noisy Student's study: rows share a teacher and its labels, and continue after a kill to the same bytes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from data.labels.label_files import read_labels
 from data.storage.failpoint import VARIABLE
 from pipeline.core.config import load_config
 from pipeline.core.layout import Branch, Layout
-from pipeline.core.schema import AugmentConfig, Config, TrainConfig
+from pipeline.core.schema import AugmentConfig, Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.inputs.noised_view import noised
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.studies.noisy_student_trial import NOISY_STUDENT_RECIPE
+from pipeline.studies.noisy_student import NOISY_STUDENT_RECIPE
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import row_results
 from pipeline.studies.trials import Trial, run_trials, trials_of
@@ -49,7 +49,7 @@ def config(tmp_path: Path, digits: Digits, write_digits: WriteDigits) -> Config:
 
 @pytest.fixture(autouse=True)
 def own_ray() -> Iterator[None]:
-    """Workers take the environment of the test."""
+    """Let each test start Ray, so that workers have its environment."""
     ray.shutdown()
     yield
     ray.shutdown()
@@ -67,7 +67,7 @@ def folders(trial: Trial) -> set[str]:
 
 
 @pytest.mark.slow
-def test_rows_share_the_teacher_and_its_labels_and_make_what_differs(config: Config, tmp_path: Path) -> None:
+def test_rows_share_the_teacher_and_its_labels_and_make_only_what_differs(config: Config, tmp_path: Path) -> None:
     trials = make(config, tmp_path / "study", *ROWS)
     assert folders(trials["teacher"]) == {f"gen-1/{n}" for n in ("teacher", "labels", "near_duplicates", "selections")}
     assert folders(trials["recipe"]) == {"gen-1/selections", "gen-1/student"}
@@ -126,7 +126,7 @@ def test_a_branch_finds_what_it_does_not_make_in_the_nearest_run_that_has_it(tmp
 
 
 def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Weights of a small teacher, saved there; fresh ones by default."""
+    """Save weights of a small teacher, by default fresh ones."""
     state = state or build_model("resnetrs26", 10, {"width": 0.125}).state_dict()
     info = WeightsInfo(model="resnetrs26", model_args={"width": 0.125}, num_classes=10, image_size=16, crop_pct=1,
                        interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))  # fmt: skip
@@ -135,12 +135,12 @@ def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> 
 
 
 def beginning(config: Config, layout: Layout) -> TrainState:
-    """Of the student's training."""
+    """Return the initial state of the student's training."""
     weights = initial_weights(config, layout)
     return new_state(digits_job(layout.student, config.student, (), 100, name="student", initial_weights=weights))
 
 
-def test_a_student_from_its_teachers_weights_begins_with_them(tmp_path: Path) -> None:
+def test_a_student_from_its_teachers_weights_starts_with_them(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     teacher = teacher_in(layout)
     words = ["student.model=resnetrs26", "student.from_teacher=true"]
@@ -177,7 +177,7 @@ def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(t
 
 def test_a_noised_view_depends_on_the_image_alone_and_keeps_its_hash(digits: Digits) -> None:
     clean = EvalView(16, 1.0, "bicubic", "pad")
-    view = noised(clean, AugmentConfig(crop="pad_crop", pad=2, num_ops=0, cutout=4), TrainConfig(mean=(0.3, 0.3, 0.3)))
+    view = noised(clean, AugmentConfig(crop="pad_crop", pad=2, num_ops=0, cutout=4), "bicubic", (0.3, 0.3, 0.3))
     first = png(digits[0][0])
     pixels, number = view.with_hash(first)
     assert number == clean.with_hash(first)[1]

@@ -1,4 +1,4 @@
-"""Studies: every row changes what it says, results are kept, resumed and compared seed by seed."""
+"""Studies: every row changes what it says; finished trainings are reused, killed ones continue; seeds are compared in pairs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.core.config import config_names, load_config
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageRefusedError, differences
 from pipeline.run import main
-from pipeline.studies.rows import Own, Row, Study, additive, row_configs, rows_for
+from pipeline.studies.rows import FromRun, Row, Study, additive, row_configs, rows_for
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import describe, row_results
 from pipeline.studies.trials import Experiment, Trial, _slug, run_trials, trials_of
@@ -29,7 +29,9 @@ SMALL = Study(
     "nowhere",
     {"teacher.dropout": 0.0},
     additive(
-        Row("plain", {}, 70.0), Row("+ dropout", {"teacher.dropout": Own()}, 71.0), Row("+ seed", {"threads": 1}, 70.5)
+        Row("plain", {}, 70.0),
+        Row("+ dropout", {"teacher.dropout": FromRun()}, 71.0),
+        Row("+ seed", {"threads": 1}, 70.5),
     ),
 )
 
@@ -54,7 +56,7 @@ def test_the_last_row_of_the_additive_study_is_the_recipe_itself() -> None:
     }  # the model's defaults, spelled out
 
 
-def test_the_baseline_has_none_of_it() -> None:
+def test_the_baseline_has_none_of_the_components() -> None:
     teacher = row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE))["baseline"].teacher
     assert teacher.lr_schedule == "step"
     assert (teacher.epochs, teacher.weight_decay) == pytest.approx((90, 1e-4))
@@ -69,8 +71,8 @@ def test_the_baseline_has_none_of_it() -> None:
     assert teacher.model_args == {"se_ratio": 0.0, "resnet_d": False}
 
 
-def test_rows_without_an_average_are_evaluated_with_running_statistics_and_the_average_brings_its_own_rule() -> None:
-    """Before, the three rows before "+ EMA" were evaluated with the statistics of the last batch alone: 1.0 and no average."""
+def test_rows_without_ema_evaluate_with_running_statistics_and_ema_brings_its_own_rule() -> None:
+    """Regression: momentum 1.0 without EMA evaluated the three rows before "+ EMA" with the last batch's statistics only."""
     teachers = {name: c.teacher for name, c in row_configs(STUDIES["resnet_rs"], load_config(None, RECIPE)).items()}
     averaged = list(teachers)[3:]
     assert averaged[0] == "+ EMA"
@@ -89,13 +91,13 @@ def test_no_row_of_any_study_evaluates_with_the_statistics_of_one_batch(study: S
         "teacher.augment.magnitude=5",
     ]
     for config in row_configs(
-        replace(study, leaves_out=True), load_config(name, [*words, "teacher.weights=null"])
+        replace(study, skip_unchanged=True), load_config(name, [*words, "teacher.weights=null"])
     ).values():
         for stage in ("teacher", "student"):
             config.require_trainable(stage)
 
 
-def test_a_study_of_a_recipe_without_an_average_is_refused(
+def test_a_study_of_a_recipe_without_ema_is_refused(
     tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_digits_data(tmp_path, digits[1], write_digits)
@@ -130,20 +132,20 @@ def test_a_row_that_would_change_nothing_is_refused_with_the_field() -> None:
         row_configs(STUDIES["resnet_rs"], load_config(None, []))
 
 
-def test_a_value_that_does_not_fit_is_refused_with_study_and_row() -> None:
+def test_an_invalid_value_is_refused_with_study_and_row() -> None:
     with pytest.raises(UsageError, match=r"(?s)study resnet_rs, row 'baseline'.*teacher.warmup_epochs=100"):
         row_configs(STUDIES["resnet_rs"], load_config(None, [*RECIPE, "teacher.warmup_epochs=100"]))
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Started by the first study, once for all tests."""
+    """Shut Ray down after the tests; the first study starts it."""
     yield
     ray.shutdown()
 
 
 def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Experiment:
-    """Of known results; each run is a line in a file."""
+    """Return an experiment with known results; each run appends a line to a file."""
 
     def run_one(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, Any]:
         row, seed = Path(folder).parent.name, config.seed
@@ -168,7 +170,7 @@ def small_trials(folder: Path, experiment: Experiment, *words: str) -> list[Tria
     )
 
 
-def test_a_study_makes_what_is_missing_and_compares_seed_by_seed(
+def test_a_study_runs_missing_trials_and_compares_seed_by_seed(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
@@ -277,7 +279,7 @@ def test_the_plan_lists_rows_and_trains_none(
     assert not (tmp_path / "run").exists()
 
 
-def test_without_validation_images_or_with_several_processes_it_says_so(
+def test_missing_validation_images_and_several_processes_are_refused(
     tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_digits_data(tmp_path, digits[1], write_digits)
@@ -296,8 +298,8 @@ def test_every_row_has_a_folder_of_its_own(study: Study) -> None:
     assert len({_slug(row.name) for row in study.rows}) == len(study.rows)
 
 
-def test_noisy_students_rows_leave_out_what_the_recipe_is_already() -> None:
-    """The defaults have ratio 3 and soft labels; teacher and student are the same network."""
+def test_noisy_students_rows_that_equal_the_recipe_are_skipped() -> None:
+    """Ratio 3 and soft labels are the default; teacher and student are the same network: those rows are skipped."""
     names = [row.name for row in rows_for(NOISY, load_config(None, []))]
     assert names == [
         "teacher", "recipe", "no input noise", "no model noise", "noised teacher", "hard labels", "no balancing", "ratio 1", "ratio 7",

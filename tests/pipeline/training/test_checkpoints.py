@@ -1,4 +1,4 @@
-"""Checkpoint and weights files of which some bytes are not what was written: found, whatever the damage, and named."""
+"""Damaged checkpoint and weights files: every damage is found, and the file is named."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import torch
 from data import storage
 from data.storage import StorageError
 from pipeline.core.stage import Fingerprint, open_stage
-from pipeline.inference.publish import load_predictor, read_info
+from pipeline.inference.stage_weights import load_predictor, read_info
+from pipeline.models.external_weights import load_external
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
-from pipeline.models.weights import WeightsInfo, load_external, load_weights, save_weights
+from pipeline.models.weights import WeightsInfo, load_weights, save_weights
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 
@@ -82,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("damage", [flip, flip_in_directory, cut, overwrite, blank, longer])
 def test_a_damaged_checkpoint_is_never_loaded(folder: Path, damage: Damage, caplog: pytest.LogCaptureFixture) -> None:
-    """Before, of such files one in 66 ended in a traceback, and some single bits of the zip's directory gave other values."""
+    """Without the digest, one such file in 66 ended in a traceback, and some flipped bits of the zip's directory gave other values."""
     newest = folder / "step-000000002.pt"
     whole, generator = newest.read_bytes(), random.Random(0)
     for _ in range(300):
@@ -94,12 +95,12 @@ def test_a_damaged_checkpoint_is_never_loaded(folder: Path, damage: Damage, capl
     assert f"{newest} is damaged (" in caplog.text
 
 
-def test_what_was_written_comes_back_and_torch_reads_the_file_itself(folder: Path) -> None:
+def test_a_checkpoint_is_read_back_and_torch_reads_the_file_too(folder: Path) -> None:
     assert same(load_newest(str(folder)), CONTENT)
     assert same(torch.load(folder / "step-000000002.pt", weights_only=True), CONTENT)
 
 
-def as_earlier_versions_wrote_it(folder: Path) -> Path:
+def without_digest(folder: Path) -> Path:
     buffer = io.BytesIO()
     torch.save(CONTENT, buffer)
     (folder / "step-000000002.pt").write_bytes(buffer.getvalue())
@@ -107,13 +108,13 @@ def as_earlier_versions_wrote_it(folder: Path) -> Path:
 
 
 def test_a_checkpoint_without_a_digest_stays_readable(folder: Path) -> None:
-    as_earlier_versions_wrote_it(folder)
+    without_digest(folder)
     assert same(load_newest(str(folder)), CONTENT)
 
 
 @pytest.mark.parametrize("damage", [flip, cut, overwrite, blank, longer])
 def test_a_damaged_checkpoint_without_a_digest_ends_in_no_traceback(folder: Path, damage: Damage) -> None:
-    newest, generator = as_earlier_versions_wrote_it(folder), random.Random(1)
+    newest, generator = without_digest(folder), random.Random(1)
     whole = newest.read_bytes()
     for _ in range(300):
         newest.write_bytes(damage(bytearray(whole), generator))
@@ -123,10 +124,8 @@ def test_a_damaged_checkpoint_without_a_digest_ends_in_no_traceback(folder: Path
 @pytest.mark.parametrize(
     "error", [StorageError("s3://b/step-000000002.pt: 503, tried six times"), PermissionError(13, "no")]
 )
-def test_storage_that_does_not_answer_is_no_damage(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Going back to an older checkpoint would drop the newest one at the next save."""
+def test_an_outage_of_the_storage_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Going back to an older checkpoint would remove the newest one at the next save."""
 
     def fail(url: str) -> bytes:
         raise error
@@ -136,7 +135,7 @@ def test_storage_that_does_not_answer_is_no_damage(
         load_newest(str(folder))
 
 
-def test_a_block_that_the_disk_has_lost_is_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_block_on_the_disk_is_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = storage.read_bytes
 
     def fail(url: str) -> bytes:
@@ -190,8 +189,8 @@ def test_damaged_weights_of_a_stage_are_refused_with_the_file(stage: str, name: 
 
 
 @pytest.mark.parametrize("damage", [flip, cut, overwrite])
-def test_damaged_weights_that_travel_alone_end_in_no_traceback(stage: str, damage: Damage) -> None:
-    """There is no digest beside them: a tensor's flipped bit is another number, all else is refused."""
+def test_damaged_weights_without_a_stage_end_in_no_traceback(stage: str, damage: Damage) -> None:
+    """They have no digest: a flipped bit in a tensor is another number; all other damage is refused."""
     Path(stage, "done.json").unlink()
     generator = random.Random(3)
     for name in ("model.safetensors", "config.json"):
@@ -216,13 +215,15 @@ def test_a_config_json_of_another_shape_is_refused_with_its_name(stage: str, con
             read(stage)
 
 
-def test_weights_that_are_not_the_config_jsons_model_are_refused_with_the_folder(stage: str) -> None:
+def test_weights_of_another_model_than_config_json_says_are_refused_with_the_folder(stage: str) -> None:
     Path(stage, "done.json").unlink()
     config = Path(stage, "weights/config.json")
     content = json.loads(config.read_text())
     content["noisy_student"]["num_classes"] = 4
     config.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"teacher/weights: its model\.safetensors is not of its config\.json's model"):
+    with pytest.raises(
+        ModelError, match=r"teacher/weights: its model\.safetensors does not fit the model of its config\.json"
+    ):
         load_predictor(stage, "cpu")
 
 

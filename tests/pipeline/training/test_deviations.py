@@ -1,4 +1,4 @@
-"""Where timm's defaults differ from the papers: what this trainer really does, against the published rule.
+"""Where timm's defaults differ from the papers: what this trainer does, against the published rule.
 
 One test per row of the table in docs/published.md, from the configuration's defaults to what the optimizer, the model or the
 image sees. `timm` stands in a test where its default can be shown to differ. The parts have tests of their own:
@@ -119,7 +119,7 @@ def test_all_but_batch_norm_decays_by_4e_5() -> None:
 
 @pytest.mark.parametrize(("updates", "decay"), [(0, 0.1), (1, 2 / 11), (90, 0.91), (990, 0.991), (10**6, 0.9999)])
 def test_the_moving_average_forgets_by_the_number_of_updates(updates: int, decay: float) -> None:
-    """min(0.9999, (1 + t) / (10 + t)), of a weight that goes from 0 to 1 in one step."""
+    """min(0.9999, (1 + t) / (10 + t)): a weight goes from 0 to 1 in one step."""
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)
     ema = EMA(model, PAPER.ema_decay)

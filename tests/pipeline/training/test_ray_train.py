@@ -61,7 +61,7 @@ def saved_step(job: TrainJob) -> int:
 
 
 def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
-    """The first after some steps, the second when the training has been started again and is five steps further."""
+    """Kill one after three steps; send SIGTERM five steps after the restart."""
     import psutil  # Ray brings it
 
     wait_for_step(job, 3)
@@ -81,7 +81,7 @@ def wait_for_step(job: TrainJob, step: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # ray train's own
-def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes_that_are_not(
+def test_two_workers_killed_and_stopped_make_the_same_bytes_as_two_undisturbed_processes(
     tmp_path: Path, labeled: Split, ray_here: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = make_job(labeled, tmp_path / "whole"), make_job(labeled, tmp_path / "broken", loader_workers=1)
@@ -103,7 +103,7 @@ def test_two_workers_that_are_killed_and_stopped_make_the_bytes_of_two_processes
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # ray train's own
-def test_what_is_wrong_with_an_image_is_told_as_in_one_process(
+def test_a_damaged_image_is_reported_as_in_one_process(
     tmp_path: Path, write_digits: WriteDigits, ray_here: None
 ) -> None:
     write_digits(tmp_path / "labeled", 0, 40)
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_an_image_is_told_as_in_one_process(
         run_training(job, None)
 
 
-def test_more_workers_than_ray_has_room_for_are_refused_at_once(
+def test_more_workers_than_ray_has_processors_are_refused_at_once(
     tmp_path: Path, write_digits: WriteDigits, ray_here: None
 ) -> None:
     write_digits(tmp_path / "labeled", 0, 10)
@@ -140,8 +140,8 @@ ANSWERING: Any = ray.remote(num_cpus=0)(Answering)
 
 
 @pytest.mark.slow
-def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray_here: None) -> None:
-    """A fork in which another thread's handle of an actor ends writes to it."""
+def test_loading_processes_do_not_disturb_the_connection_to_ray(labeled: Split, ray_here: None) -> None:
+    """A fork would drop another thread's actor handle, and write to the connection."""
     local, held, done = threading.local(), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -165,7 +165,7 @@ def test_loading_processes_leave_the_connection_to_ray_alone(labeled: Split, ray
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> list[TrainJob]:
-    """Let every group of processes fail in this way; returns the list to which each is added."""
+    """Let every group of processes fail in this way; return the list of their jobs."""
     begun: list[TrainJob] = []
 
     def run_once(job: TrainJob) -> WorkerGroupError:
@@ -177,22 +177,22 @@ def failing(monkeypatch: pytest.MonkeyPatch, failures: dict[int, Exception]) -> 
 
 
 @pytest.mark.parametrize(
-    ("loss", "told"),
+    ("loss", "named"),
     [
         (WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError()), "ActorDiedError"),
         (WorkerHealthCheckTimeoutError("A worker health check timed out."), "WorkerHealthCheckTimeoutError"),
     ],
 )
-def test_processes_that_are_lost_again_and_again_end_in_an_error_that_says_how_often(
-    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch, loss: Exception, told: str
+def test_repeated_losses_end_in_an_error_with_their_number(
+    tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch, loss: Exception, named: str
 ) -> None:
     begun = failing(monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: loss})
-    with pytest.raises(TrainingError, match=rf"lost \({told}: .*\), 3 times now, and teacher\.max_failures=2; "):
+    with pytest.raises(TrainingError, match=rf"lost \({named}: .*\), 3 times now, and teacher\.max_failures=2; "):
         run_training(make_job(labeled, tmp_path / "run", max_failures=2), None)
     assert len(begun) == 3
 
 
-def test_what_would_fail_again_is_not_tried_again(
+def test_an_error_that_would_come_again_is_not_retried(
     tmp_path: Path, labeled: Split, ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = failing(monkeypatch, {0: RuntimeError("Connection closed by peer"), 1: DataError("labeled-3.tar, key '7'")})

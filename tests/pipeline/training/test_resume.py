@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.stage import recorded_seconds
-from pipeline.inference.publish import read_info
+from pipeline.core.timing import read_timing
+from pipeline.inference.stage_weights import read_info
 from tests import digits_run
 from tests.conftest import make_writer
 
@@ -46,7 +46,7 @@ def stop_when(condition: Callable[[], bool], number: signal.Signals, command: li
 
 
 def moments(run_dir: Path) -> Iterator[Callable[[], bool]]:
-    """Conditions that hold in the middle of teacher, label, select, student, its last epochs at a larger size, and evaluate."""
+    """Conditions that hold in the middle of teacher, label, select, student, fix_resolution and evaluate."""
     generation = run_dir / "gen-1"
     yield lambda: len(list((generation / "teacher/checkpoints").glob("step-*.pt"))) > 1
     yield lambda: any((generation / "labels").glob("unlabeled-*.parquet"))
@@ -77,7 +77,7 @@ def test_killed_in_every_stage_the_same_command_finishes_with_the_same_labels(da
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_says_how_to_continue_and_exits_non_zero(data: Path, number: signal.Signals) -> None:
+def test_a_signal_makes_it_save_print_how_to_continue_and_exit_non_zero(data: Path, number: signal.Signals) -> None:
     name = f"stopped-{number.name}"
     run_dir = data / name
     code, errors = stop_when(next(moments(run_dir)), number, digits_run.command(*words(data, name)))
@@ -85,4 +85,4 @@ def test_asked_to_stop_it_saves_says_how_to_continue_and_exits_non_zero(data: Pa
     assert "To continue, the same command again" in errors
     assert f"run_dir={run_dir}" in errors
     assert "Traceback" not in errors
-    assert recorded_seconds(str(run_dir / "gen-1/teacher")) > 0
+    assert read_timing(str(run_dir / "gen-1/teacher")).seconds > 0

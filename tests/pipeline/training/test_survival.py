@@ -1,5 +1,5 @@
-"""A training that is killed and started again makes the bytes of one that nothing disturbed; at another world size, it goes on in
-the same order. Without Ray: tests/pipeline/training/test_ray_train.py and `make chaos-train` have it."""
+"""A training that is killed and started again makes the same bytes as an undisturbed one; at another world size, it continues the same
+order. Without Ray; with Ray, see tests/pipeline/training/test_ray_train.py and `make chaos-train`."""
 
 import signal
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Data:
 
 @pytest.fixture(scope="module")
 def whole(data: Data) -> tuple[int, dict[str, bytes], bytes]:
-    """What a training in one process makes that nothing disturbs."""
+    """The result of an undisturbed training in one process."""
     assert train(data.job("whole")) == [0]
     return data.result("whole")
 
@@ -85,14 +85,14 @@ def whole(data: Data) -> tuple[int, dict[str, bytes], bytes]:
 STEP = "step-{}/student/rank-0"
 
 
-def test_killed_at_any_moment_one_process_makes_the_same_bytes_in_the_end(data: Data, whole: tuple[Any, ...]) -> None:
+def test_one_process_killed_at_any_moment_makes_the_same_bytes(data: Data, whole: tuple[Any, ...]) -> None:
     kills = [
-        *(STEP.format(step) for step in (0, 1, EPOCH, EPOCH + 2)),  # with so many steps done
+        *(STEP.format(step) for step in (0, 1, EPOCH, EPOCH + 2)),  # after so many steps
         f"evaluation-{2 * EPOCH}/*",
         "after-write/step-000000008.pt",
         "before-rename/step-000000009.pt",
         "before-rename/metrics.jsonl",
-        f"after-rename/step-0000000{TOTAL}.pt",  # the last checkpoint is there, and its metrics are not
+        f"after-rename/step-0000000{TOTAL}.pt",  # between the last checkpoint and its metrics
     ]
     job = data.job("killed")
     for at in kills:
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_one_process_makes_the_same_bytes_in_the_end(data: 
     assert data.result("killed") == whole
 
 
-def test_out_of_memory_or_asked_to_stop_it_makes_the_same_bytes_in_the_end(data: Data, whole: tuple[Any, ...]) -> None:
+def test_one_process_out_of_memory_or_stopped_makes_the_same_bytes(data: Data, whole: tuple[Any, ...]) -> None:
     job = data.job("stopped", checkpoint_every_s=1000)
     assert train(job, at=STEP.format(2), fault=out_of_memory) == [1]
     assert train(job, at=STEP.format(3), fault=killed_for_memory) == [137]
@@ -113,8 +113,8 @@ def test_out_of_memory_or_asked_to_stop_it_makes_the_same_bytes_in_the_end(data:
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_or_stopped_several_processes_make_the_same_bytes_in_the_end(data: Data, world: int) -> None:
-    """With three, the order in which gradients are added up shows."""
+def test_several_processes_killed_or_stopped_make_the_same_bytes(data: Data, world: int) -> None:
+    """With three, the bytes depend on the order in which gradients are added."""
     assert train(data.job(f"whole-{world}"), world) == [0] * world
     job = data.job(f"killed-{world}")
     for at in ("step-0/student/rank-1", "step-1/*", f"step-{EPOCH}/student/rank-1", f"evaluation-{2 * EPOCH}/*"):
@@ -127,7 +127,7 @@ def test_killed_or_stopped_several_processes_make_the_same_bytes_in_the_end(data
 
 
 def step_keys(data: Data, step: int, world: int) -> list[str]:
-    """The images of a step in the global order, from the batches that `world` ranks make of them."""
+    """The images of a step in the global order, from the batches of `world` ranks."""
     ranks = [TrainBatches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
     parts = [batches[step].keys for batches in ranks]
     for batches in ranks:
@@ -137,7 +137,7 @@ def step_keys(data: Data, step: int, world: int) -> list[str]:
     return [key for stream in streams for keys in zip(*stream, strict=True) for key in keys]
 
 
-def test_at_another_world_size_the_same_global_order_goes_on(data: Data) -> None:
+def test_another_world_size_continues_the_same_global_order(data: Data) -> None:
     alone = [step_keys(data, step, world=1) for step in range(TOTAL)]
     changing = [step_keys(data, step, world=1 + step % 3) for step in range(TOTAL)]
     assert changing == alone
@@ -146,7 +146,7 @@ def test_at_another_world_size_the_same_global_order_goes_on(data: Data) -> None
     assert len(set(labeled)) == 24
 
 
-def test_a_training_continues_in_more_processes_and_says_so_in_its_metrics(data: Data) -> None:
+def test_a_training_continued_in_more_processes_notes_it_in_the_metrics(data: Data) -> None:
     job = data.job("grown")
     assert train(job, at=STEP.format(5)) == [-signal.SIGKILL]
     assert train(job, world=2) == [0, 0]
@@ -164,7 +164,7 @@ def test_one_shard_is_enough_for_many_ranks_and_loading_processes(tmp_path: Path
     assert len(keys) == len(set(keys)) == 24
 
 
-def test_continuing_reads_and_decodes_nothing_but_the_next_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_continuing_reads_and_decodes_only_the_next_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = ImageReader.read
 

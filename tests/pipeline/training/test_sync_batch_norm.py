@@ -1,4 +1,4 @@
-"""Batch norms with statistics of all processes compute what the plain ones did: activations inside of norm layers stay."""
+"""Batch norms with statistics of all ranks compute the same as plain ones: activations inside norm layers stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.distributed import share_statistics
 
 SMALL_RESNET_RS = {"width": 0.125, "blocks": [1, 1, 1, 1]}
-FAMILIES = {  # smallest of each, at a size that it takes
+FAMILIES = {  # the smallest model of each, and an image size that it takes
     "resnetrs26": 32, "efficientnet_b0": 32, "tf_efficientnet_lite0": 32, "mobilenetv3_small_100": 32, "resnet18": 32,
     "regnety_002": 32, "densenet121": 32, "dla34": 64, "ghostnet_100": 32, "convnext_atto": 32, "vit_tiny_patch16_224": 224,
     "mixnet_s": 32, "repvgg_a0": 32, "levit_128s": 224,
@@ -22,7 +22,7 @@ FAMILIES = {  # smallest of each, at a size that it takes
 
 
 def model_with_statistics(name: str) -> nn.Module:
-    """Fresh weights; statistics, gains and offsets at random, so that no norm and no activation is the identity."""
+    """Fresh weights; random statistics, gains and offsets, so that no norm and no activation is the identity."""
     torch.manual_seed(0)
     model = build_model(name, 7, SMALL_RESNET_RS if name == "resnetrs26" else {})
     for module in model.modules():
@@ -38,7 +38,7 @@ def model_with_statistics(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "size"), FAMILIES.items(), ids=FAMILIES)
 def test_a_model_computes_the_same_with_shared_statistics(name: str, size: int) -> None:
-    """With torch's converter, efficientnet_b0's outputs then differ by 70."""
+    """With torch's converter, outputs of efficientnet_b0 differ by 70."""
     model, images = model_with_statistics(name), torch.rand(2, 3, size, size)
     tensors = [*model.parameters(), *model.buffers()]
     with torch.no_grad():

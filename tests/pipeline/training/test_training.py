@@ -1,4 +1,4 @@
-"""fit(): exact continuation, exact mixture, noise where it belongs, and errors that name their place."""
+"""fit(): exact continuation, exact mixture, noise only in training, and errors that name shard and key."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,10 +13,11 @@ import torch
 
 from data import storage
 from data.labels.label_files import read_labels
-from data.shards.split import DataError, Split, open_split
+from data.shards.split import DataError, Split
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.models.registry import build_model
@@ -25,7 +26,7 @@ from pipeline.training.checkpoint import CheckpointError, load_newest, save_chec
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
-from tests.conftest import WriteDigits, png
+from tests.conftest import png
 from tests.training_processes import digits_job
 
 MODEL = {"model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}}
@@ -37,12 +38,6 @@ CONFIG = TrainConfig.model_validate(
         "augment": {"crop": "pad_crop", "num_ops": 1, "magnitude": 5},
     }
 )  # fmt: skip
-
-
-@pytest.fixture
-def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
-    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
 
 
 def make_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
@@ -68,7 +63,7 @@ def test_a_finished_training_is_not_trained_further(
 
 
 def checkpoints(folder: Path, steps: Sequence[int]) -> list[Path]:
-    """Files of these steps, two kept."""
+    """Save checkpoints of these steps; two are kept."""
     for step in steps:
         save_checkpoint(str(folder), step, {"step": step, "w": torch.full((999,), float(step))})
     return sorted(folder.iterdir())
@@ -117,7 +112,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert "step-000000002.pt is damaged" in caplog.text
 
 
-def test_when_all_checkpoints_are_damaged_nothing_is_started_over_unasked(tmp_path: Path) -> None:
+def test_with_all_checkpoints_damaged_the_training_does_not_start_over(tmp_path: Path) -> None:
     for path in checkpoints(tmp_path, [1, 2]):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints can be read; delete them to start over"):
@@ -189,7 +184,7 @@ def test_an_image_that_cannot_be_decoded_stops_training_with_shard_and_key(
 
 
 def pseudo_spec(tmp_path: Path, labeled: Split, copies: Sequence[int]) -> StreamSpec:
-    """The labeled shards again, as if pseudo-labeled, with this many copies of their first rows."""
+    """The labeled shards as if pseudo-labeled, with this many copies of their first rows."""
     spec = replace(labeled_stream(labeled, 12), name="pseudo_labeled")
     urls = []
     for shard in labeled.shards:
@@ -245,11 +240,11 @@ def test_copies_of_an_image_are_augmented_differently_and_reproducibly(tmp_path:
 def test_model_noise_changes_training_outputs_and_never_inference() -> None:
     torch.manual_seed(0)
     model = build_model(CONFIG.model, 10, CONFIG.model_args, dropout=0.5, stochastic_depth=0.5)
-    for module in model.modules():  # fresh blocks end in a zero gain and would hide what drops them
+    for module in model.modules():  # fresh blocks end in a zero gain, which would hide dropped blocks
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    predictor = Predictor(model, CONFIG, "cpu", 8)
+    predictor = Predictor(model, Preprocessing.of_training(CONFIG), "cpu", 8)
     assert np.array_equal(predictor.logits(images), predictor.logits(images))
     predictor.model.train()
     assert not np.array_equal(predictor.logits(images), predictor.logits(images))
@@ -258,7 +253,7 @@ def test_model_noise_changes_training_outputs_and_never_inference() -> None:
 def test_labeling_sees_the_image_without_noise(digits: tuple[np.ndarray, np.ndarray]) -> None:
     model = build_model(CONFIG.model, 10, CONFIG.model_args)
     image = np.repeat(digits[0][0][..., None], 3, axis=2)
-    prepared = Predictor(model, CONFIG, "cpu").view(png(image))
+    prepared = Predictor(model, Preprocessing.of_training(CONFIG), "cpu").view(png(image))
     assert np.array_equal(prepared[4:12, 4:12], image)
     assert prepared.astype(np.int64).sum() == image.astype(np.int64).sum()
 

@@ -21,7 +21,7 @@ def small_model() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
 
 
-def test_smoothed_labels_are_those_of_torch() -> None:
+def test_smoothed_labels_equal_torchs() -> None:
     logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
     targets = smooth_one_hot(labels, 5, 0.1)
     torch.testing.assert_close(targets[1], torch.tensor([0.02, 0.92, 0.02, 0.02, 0.02]))
@@ -90,7 +90,7 @@ def test_the_average_of_weights_and_statistics_has_its_closed_form() -> None:
     assert not torch.equal(averages["1.running_mean"], model.state_dict()["1.running_mean"])
 
 
-def test_the_averaged_module_is_in_eval_mode_and_apart_from_the_model() -> None:
+def test_the_averaged_module_is_in_eval_mode_and_shares_nothing_with_the_model() -> None:
     model = small_model()
     ema = EMA(model, 0.99)
     assert not ema.module.training
@@ -119,7 +119,7 @@ def test_an_average_continues_exactly_from_its_state() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for value in values[2:]:
         advance(second, value)
-    weights = EMA.weights(second.state_dict())
+    weights = second.state_dict()["module"]
     assert second.num_updates == 5
     assert all(torch.equal(weights[name], value) for name, value in whole.module.state_dict().items())
 
@@ -146,7 +146,7 @@ def test_the_step_schedule_drops_where_resnets_did() -> None:
     assert rates[5:] == pytest.approx([0.1] * 25 + [0.01] * 30 + [0.001] * 20 + [0.0001] * 10)
 
 
-def test_an_average_with_decay_0_is_the_weights_themselves() -> None:
+def test_an_average_with_decay_0_equals_the_weights() -> None:
     model = small_model()
     ema = EMA(model, decay=0.0)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Two training processes train the model that one trains, at the same global batch."""
+"""Two training processes train the same model as one, with the same global batch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data.shards.split import Split, open_split
+from data.shards.split import Split
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
-from tests.conftest import WriteDigits
 from tests.pipeline.training.test_training import make_job
 
 
 def stay_frozen(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In the place of a batch norm's `train`: SyncBatchNorm, which would share its statistics, refuses CPU tensors."""
+    """Replaces `train` of batch norms, because ranks would have different statistics, and SyncBatchNorm refuses CPU tensors."""
     return nn.Module.train(module, False)
 
 
@@ -32,18 +31,12 @@ def fit_one_of_two(rank: int, job: TrainJob, meeting_point: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.fixture
-def labeled(tmp_path: Path, write_digits: WriteDigits) -> Split:
-    write_digits(tmp_path / "labeled", 0, 100, per_shard=30)
-    return open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
-
-
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_two_workers_loss_curve_and_weights_are_ones_within_rounding(
+def test_loss_curve_and_weights_of_two_workers_equal_those_of_one_within_rounding(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def job(name: str) -> TrainJob:

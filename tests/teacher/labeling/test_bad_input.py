@@ -1,4 +1,4 @@
-"""One corpus of everything that goes wrong in foreign shards: labeled or in the golden ledger, in bounded memory."""
+"""A corpus of all known defects of foreign shards: every image is labeled or in the golden ledger, in bounded memory."""
 
 import csv
 import fnmatch
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data.images.decode import decode, eval_transform
+from data.images.decode import decode
+from data.images.resize import eval_transform
 from data.labels.label_files import read_labels
 from data.shards.image_reader import ImageReader
 from data.shards.index import build_index
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a command line: exit code, and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -62,7 +63,7 @@ Labeled = tuple[Path, Outcome, Outcome]
 
 @pytest.fixture(scope="module")
 def labeled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Labeled:
-    """Run directory, the command with the default limits, and the same one with limits that allow all."""
+    """Run directory, a command with the default limits, and one with limits that allow everything."""
     folder = tmp_path_factory.mktemp("labeled")
     torch.manual_seed(0)
     torch.save(build_model("resnetrs26", 3, MODEL).state_dict(), folder / "random.pth")
@@ -107,7 +108,7 @@ def test_what_the_indexes_know_is_named_before_an_image_is_decoded(labeled: Labe
 
 
 def test_what_cannot_be_labeled_is_exactly_what_the_ledger_names(labeled: Labeled) -> None:
-    """Where a reason ends in Pillow's own words, the ledger has `*` for them."""
+    """Match a reason against the ledger, which has `*` for Pillow's own words."""
     run_dir, _, result = labeled
     assert result.code == 0, result.error
     found = pq.read_table(run_dir / "gen-1/labels/quarantine.parquet").to_pylist()
@@ -191,14 +192,15 @@ LABEL_ALL = """
 import json, sys, torch
 from data.shards.split import open_split
 from pipeline.core.timing import peak_memory
-from pipeline.core.schema import TrainConfig
 from pipeline.models.registry import build_model
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.label_shard import ShardLabeler
 
 torch.set_num_threads(1)
 model = build_model("resnetrs26", 3, {"width": 0.125, "blocks": [1, 1, 1, 1]})
-predictor = Predictor(model, TrainConfig(image_size=96), "cpu", 8, decoder="fast")
+preprocessing = Preprocessing(96, 0.875, "bicubic", (0.5,) * 3, (0.25,) * 3)
+predictor = Predictor(model, preprocessing, "cpu", 8, decoder="fast")
 labeler = ShardLabeler(predictor, 3, 10, 1, 1, "test")
 predictor.probabilities(torch.zeros(8, 3, 96, 96, dtype=torch.uint8))
 peaks = [peak_memory()]
@@ -211,7 +213,7 @@ print(json.dumps(peaks))
 
 
 def test_no_image_costs_more_memory_than_the_largest_allowed_one(corpus: Path, tmp_path: Path) -> None:
-    """A bomb (144 megapixels) and a strip (20,000 × 1) cost next to nothing; 64 megapixels, the limit, under 1.3 GB."""
+    """A bomb (144 megapixels) and a strip (20,000 × 1) take almost no memory; 64 megapixels, the limit, under 1.3 GB."""
     (tmp_path / "largest.tar").write_bytes(bad_corpus.largest())
     command = [sys.executable, "-c", LABEL_ALL, str(tmp_path), f"{corpus}/*.tar", f"{tmp_path}/largest.tar"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -222,7 +224,7 @@ def test_no_image_costs_more_memory_than_the_largest_allowed_one(corpus: Path, t
 
 
 def test_the_middle_of_a_strip_is_seen_as_in_a_photo_that_is_only_wide() -> None:
-    """A strip is not resized as a whole; its view is that of the same strip, cut before."""
+    """A strip is cropped before it is resized; the view is the same."""
     strip = np.tile(np.asarray(bad_corpus.photo())[:20], (1, 300, 1))
     whole = eval_transform(strip, 224, 0.875)
     middle = (strip.shape[1] - 600) // 2
@@ -242,7 +244,7 @@ def test_a_member_too_large_for_any_image_is_refused_unread(tmp_path: Path) -> N
 
 
 def test_no_damage_to_a_header_raises_or_hangs(tmp_path: Path) -> None:
-    """Sizes that tarfile believes, since the checksum is right; at a negative one, it reads the same header for ever."""
+    """Wrong sizes with a right checksum, which tarfile accepts; at a negative one it reads the same header forever."""
     entries = [("a.png", b"x" * 700), ("b" * 150 + ".png", b"y"), ("c.cls", b"1")]
     for tar_format in (bad_corpus.tarfile.PAX_FORMAT, bad_corpus.tarfile.GNU_FORMAT):
         content = bad_corpus.tar(entries, tar_format, pax_headers={"comment": "x"})

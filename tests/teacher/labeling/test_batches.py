@@ -1,4 +1,4 @@
-"""Batches of a shard on their way to the model."""
+"""The memory of batches is reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with unlabeled shards stops a run before anything is computed, or is said in a line; no lost image goes unsaid."""
+"""Defects of unlabeled shards stop a run before anything is computed, or are reported in a line; every lost image is reported."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An image that kills or hangs its decoder is found and quarantined; the shard's others are labeled."""
+"""An image that crashes or hangs the decoder is quarantined; the other images of its shard are labeled."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from data.images.clean_view import EvalView
 from data.images.decode import DecodeError, Pixels
 from data.labels.label_files import read_labels, read_quarantined
 from data.shards.split import DataError, Shard, open_split
-from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.batches import Meter
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import ShardLabeler
@@ -25,7 +25,7 @@ CRASHES, HANGS, CANNOT = 3, 5, 7  # ordinals
 
 @dataclass(frozen=True)
 class Fragile(EvalView):
-    """Decodes all images but three, which it knows by their bytes."""
+    """Decode all images except three, recognized by their bytes."""
 
     crashes: bytes = b""
     hangs: bytes = b""
@@ -74,9 +74,9 @@ def test_an_image_that_cannot_be_read_is_an_error_and_no_image_at_fault(shard: S
 
 
 def test_their_shard_is_labeled_without_them(shard: Shard, tmp_path: Path) -> None:
-    config = TrainConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop"}})
+    preprocessing = Preprocessing(8, 0.875, "bicubic", (0.5,) * 3, (0.25,) * 3, resize="pad")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
-    labeler = ShardLabeler(Predictor(model, config, "cpu", 4), 4, 2, 1, 1, "test")
+    labeler = ShardLabeler(Predictor(model, preprocessing, "cpu", 4), 4, 2, 1, 1, "test")
     result = labeler.label(shard, f"{tmp_path}/labels.parquet", {CRASHES: "it crashes", 11: "it hangs"})
     assert (result.rows, result.quarantined) == (10, 2)
     table = read_labels(f"{tmp_path}/labels.parquet")

@@ -1,4 +1,4 @@
-"""Labeling actors under Ray: a worker that dies or hangs costs nothing, an error in the code stops everything at once."""
+"""The pool of labeling actors: a worker that dies or hangs is replaced; an error in the code stops the run at once."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from tests.conftest import Clock
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[object]:
-    """Yields what handled SIGTERM before Ray started."""
+    """Start Ray; yield the SIGTERM handler from before."""
     handler = signal.getsignal(signal.SIGTERM)
     start_ray(None)
     yield handler
@@ -36,7 +36,7 @@ def test_ray_does_not_take_sigterm_away(ray_here: object) -> None:
 
 @ray.remote(num_cpus=0, concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Worker:
-    """Counts the attempts at each shard in files; dies, hangs or fails where its shard's name says so."""
+    """Count the attempts at each shard in files; die, hang or fail as the shard's name says."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -93,7 +93,7 @@ def pool(
     folder: Path, *names: str, least: int = 2, most: int = 2, stall: float = 60.0, cpus: float = 0, start: float = 300,
     hangs: bool = False,
 ) -> ShardPool:  # fmt: skip
-    """`hangs`: the first worker that starts, as it gets ready."""
+    """Make a pool; with `hangs`, the first worker that starts hangs in `prepare`."""
     if not hangs:
         (folder / "hangs-in-prepare").touch()
     options = PoolOptions(least, most, {"CPU": cpus}, stall_timeout_s=stall, start_timeout_s=start)
@@ -177,7 +177,7 @@ def test_a_stopped_worker_is_ended_and_its_room_is_another_ones(tmp_path: Path) 
 
 
 def signalled(some: ShardPool, folder: Path, number: signal.Signals) -> None:
-    """Run, and send this process a signal while it waits for the first shard."""
+    """Run the pool, and send this process a signal while it waits for the first shard."""
     for _ in some.run():
         if attempts(folder, "slow") == 1:
             threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
@@ -191,7 +191,7 @@ def test_a_signal_ends_the_run_at_once_and_as_what_it_is(tmp_path: Path, number:
 
 
 def wrapped() -> None:
-    """What Ray's compiled calls make of a signal that comes while they run."""
+    """Raise what Ray's compiled calls raise if a signal arrives while they run."""
     with interrupt.handled():
         raise SystemError("returned a result with an exception set") from interrupt.Interrupted(signal.SIGTERM)
 
@@ -242,7 +242,7 @@ def test_a_worker_that_hangs_as_it_gets_ready_does_not_stop_the_pools_growth(tmp
 
 
 class Unready:
-    """Stands in for an actor that is never ready; its references answer nothing."""
+    """An actor that is never ready."""
 
     class _Method:
         def remote(self) -> str:
@@ -254,7 +254,7 @@ class Unready:
 
 @pytest.fixture
 def unready(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> ShardPool:
-    """A pool on a cluster with room for everything, of workers that are placed at once and never ready."""
+    """A pool on a cluster with unlimited room; its workers are placed at once and never ready."""
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1000.0})
     monkeypatch.setattr(pool_module, "_end_process", lambda worker: None)
@@ -341,10 +341,10 @@ def test_a_worker_without_progress_for_the_timeout_is_replaced(
     get_ready(unready, worker)
     worker.jobs["a"] = unready._queue.popleft()  # type: ignore[index]
     for _ in range(4):
-        worker.asked = "asked"  # type: ignore[assignment]
+        worker.progress_request = "requested"  # type: ignore[assignment]
         clock.now = unready._ticked_at = clock.now + seconds / 4
         if makes_progress:
-            assert worker.asked is not None
-            unready._accept(worker, worker.asked, (worker.images + 1, {"model": 1.0}))
+            assert worker.progress_request is not None
+            unready._accept(worker, worker.progress_request, (worker.images + 1, {"model": 1.0}))
         unready._replace_stalled()
     assert (unready._workers == []) == (is_lost and not makes_progress)

@@ -1,4 +1,4 @@
-"""What people see of labeling: a rate of the last two minutes, an ETA that follows from it, and files that stay small."""
+"""Progress of labeling: the rate of the last two minutes, the ETA, and files that stay small."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from teacher.labeling import progress as progress_module
-from teacher.labeling.progress import PROGRESS_NAME, TIMING_NAME, Progress, ProgressDisplay, read_progress
+from teacher.labeling.progress import PROGRESS_NAME, TIMING_NAME, LabelProgress, ProgressDisplay, read_progress
 from tests.conftest import Clock
 
-SOME = Progress(
+SOME = LabelProgress(
     images_done=50, images_total=1000, shards_done=1, shards_total=10, quarantined=2, workers=3, images_per_s=12.5, eta_s=76,
     seconds={"model": 1.5},
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Labeling's progress where Prometheus looks for Ray's metrics."""
+"""Progress of labeling as Prometheus metrics, at the addresses of Ray's own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from pipeline.core.ray_runtime import start_ray
-from teacher.labeling.progress import Progress
+from teacher.labeling.progress import LabelProgress
 from teacher.labeling.prometheus import Gauges
 
-PROGRESS = Progress(
+PROGRESS = LabelProgress(
     images_done=50,
     images_total=1000,
     shards_done=1,

@@ -1,4 +1,4 @@
-"""stage=label: each image once, whatever happened before; and verify=true, which finds every way in which labels can be wrong."""
+"""stage=label labels each image once, whatever happened before; verify=true finds every defect of labels."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +11,13 @@ import ray
 import torch
 
 from data import storage
-from data.labels.label_files import LABELS_MANIFEST, describe_label_file, read_labels, read_manifest
+from data.labels.label_files import (
+    LABELS_MANIFEST,
+    VALIDATION_NAME,
+    describe_label_file,
+    read_labels,
+    read_labels_manifest,
+)
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
@@ -22,7 +28,6 @@ from pipeline.models.registry import build_model
 from teacher.labeling import finished_shards as journal_module
 from teacher.labeling.stage import label
 from teacher.labeling.verify import verify_labels
-from teacher.selection.precision import VALIDATION_NAME
 from teacher.train import train_teacher
 from tests.conftest import make_writer
 from tests.digits_run import Digits, label_and_selection_bytes
@@ -33,7 +38,7 @@ NUM_SHARDS, PER_SHARD = 4, 30
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Iterator[Path]:
-    """A folder with shards and a finished run of teacher and label; the teacher's weights are random."""
+    """Shards and a finished run of teacher and label; the teacher's weights are random."""
     folder = tmp_path_factory.mktemp("finished")
     make_writer(digits)(folder / "unlabeled", 0, NUM_SHARDS * PER_SHARD, labeled=False, per_shard=PER_SHARD)
     torch.manual_seed(0)
@@ -60,7 +65,7 @@ Run = tuple[Config, Layout, Path]
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Run:
-    """A copy of the finished run, to be damaged; and its labels folder."""
+    """A copy of the finished run to damage, and its labels folder."""
     shutil.copytree(finished / "run", tmp_path / "run")
     config, layout = configure(finished, tmp_path / "run")
     return config, layout, Path(layout.labels)
@@ -99,14 +104,14 @@ def test_verify_names_the_shard_whose_file_is_wrong(run: Run, damage: Callable[[
 
 
 def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
-    """Other rows in a label file, and a manifest that believes in them: only looking at every sample tells."""
+    """Change the rows of a label file and its manifest entry alike: only a check of every sample finds it."""
     path = folder / f"{name(1)}.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take(change(list(range(table.num_rows)))), path, compression="zstd")
     described = describe_label_file(str(path))
     assert described is not None
     manifest = storage.read_text(str(folder / LABELS_MANIFEST))
-    old = next(entry for entry in read_manifest(str(folder)) if entry.name == name(1))
+    old = next(entry for entry in read_labels_manifest(str(folder)).values() if entry.name == name(1))
     for field in ("rows", "bytes", "sha256"):
         before, after = (
             f'"{field}": {value!r}'.replace("'", '"') for value in (getattr(old, field), getattr(described, field))
@@ -121,7 +126,7 @@ def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
     [
         (lambda rows: rows[:-1], "30 samples, but 29 labels"),
         (lambda rows: [*rows[:-1], 3], "not in the shard's order"),
-        (lambda rows: [*rows[:4], 3, *rows[5:]], "sample 3 is not the shard's, or is there twice"),
+        (lambda rows: [*rows[:4], 3, *rows[5:]], "sample 3 is not the shard's, or occurs twice"),
         (lambda rows: rows[::-1], "not in the shard's order"),
     ],
     ids=["one lost", "one twice at the end", "one twice", "reversed"],
@@ -188,7 +193,7 @@ def test_an_accuracy_that_is_expected_from_now_on_is_checked_though_the_run_was_
 
 
 def made_by_of(folder: Path) -> str:
-    """What the label files of a stage that is done name as their maker."""
+    """The value `made_by` of the label files of a finished stage."""
     recorded = require_done(str(folder), "label")["fingerprint"]
     return Fingerprint(recorded["config"], recorded["inputs"]).digest()
 
@@ -228,7 +233,7 @@ def test_a_journal_that_is_damaged_or_of_another_version_is_done_without(run: Ru
 
 
 def test_a_label_file_of_another_teacher_is_not_taken_for_this_ones(run: Run) -> None:
-    """A worker that outlives its driver may commit one after force=true began the folder anew."""
+    """A worker that outlives its driver may commit a file after force=true started over."""
     config, layout, folder = run
     corpus = open_split(config.data.unlabeled, layout.indexes)
     made_by = made_by_of(folder)
@@ -279,7 +284,7 @@ def test_a_refusal_leaves_finished_labels_finished(
     force: bool,
     refused_by: str,
 ) -> None:
-    """The corpus has grown, so that the stage would begin again."""
+    """Add a shard, so that the finished stage would run again."""
     _, layout, folder = run
     make_writer(digits)(tmp_path / "more", 0, 10, labeled=False, per_shard=10)
     patterns = f"data.unlabeled=['{finished}/unlabeled/*.tar','{tmp_path}/more/*.tar']"

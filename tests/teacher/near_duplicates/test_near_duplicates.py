@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from data import fashion_mnist, pack, storage
-from data.images.decode import Pixels, decode, image_hash
-from data.images.held_out_hashes import HeldOut, is_outdated, read_held_out, traits
-from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.images.decode import Pixels, decode
+from data.images.held_out_hashes import HeldOutHashes, held_out_row, is_outdated, read_held_out_hashes
+from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.shards.split import DataError
 from data.tables import write_table
@@ -20,51 +20,53 @@ from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
-from teacher.near_duplicates.search import Found, Matches, Search
-from teacher.near_duplicates.stage import Searched, find_near_duplicates, read_listing
+from teacher.near_duplicates.search import Matches, NearDuplicateSearch, ShardResult
+from teacher.near_duplicates.stage import SearchResult, find_near_duplicates, read_listing
 from teacher.selection.stage import select
 from tests.copies import COPIES, flipped, jpeg, photos, write_held_out, write_labeled_shards
 from tests.s3_server import FaultyS3
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
-    return read_held_out([write_held_out(tmp_path_factory.mktemp("held_out"), photos("china.jpg"))])
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOutHashes:
+    return read_held_out_hashes([write_held_out(tmp_path_factory.mktemp("held_out"), photos("china.jpg"))])
 
 
-def matches(search: Search, images: list[Pixels]) -> Matches:
+def matches(search: NearDuplicateSearch, images: list[Pixels]) -> Matches:
     """What a search says of images that are all there."""
     hashes = np.array([image_hash(image) for image in images], np.uint64)
-    proposed = search.proposed(hashes)
+    proposed = search.propose(hashes)
     pictures = np.array([thumbnail(images[row]) for row in proposed]).reshape(-1, SIDE, SIDE)
-    found = search.confirmed(hashes[proposed], pictures, np.ones(len(proposed), bool))
+    found = search.confirm(hashes[proposed], pictures, np.ones(len(proposed), bool))
     return Matches(proposed[found.row], found.image, found.distance, found.correlation, found.flipped)
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(held_out: HeldOut, kind: str) -> None:
+def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(
+    held_out: HeldOutHashes, kind: str
+) -> None:
     copies = [decode(COPIES[kind](photo)) for photo in photos("china.jpg")]
-    found = matches(Search(held_out, 0.99), copies)
+    found = matches(NearDuplicateSearch(held_out, 0.99), copies)
     assert found.row.tolist() == found.image.tolist() == list(range(len(copies)))
     assert found.flipped.tolist() == ["flipped" in kind] * len(copies)
 
 
-def test_other_photos_are_not_found(held_out: HeldOut) -> None:
+def test_other_photos_are_not_found(held_out: HeldOutHashes) -> None:
     others = [*photos("flower.jpg"), *map(flipped, photos("flower.jpg"))]
-    assert not len(matches(Search(held_out, 0.99), others).row)
+    assert not len(matches(NearDuplicateSearch(held_out, 0.99), others).row)
 
 
-def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_out: HeldOut) -> None:
+def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_out: HeldOutHashes) -> None:
     others = [*photos("flower.jpg"), *photos("china.jpg")[:1]]
-    everything = Search(held_out, 0.99, max_distance=64)
+    everything = NearDuplicateSearch(held_out, 0.99, max_distance=64)
     hashes = np.repeat(held_out.hashes[:1], len(others))  # all proposed for the first held-out photo
-    assert len(everything.proposed(hashes)) == len(others)
+    assert len(everything.propose(hashes)) == len(others)
     pictures = np.array([thumbnail(image) for image in others])
-    assert everything.confirmed(hashes, pictures, np.ones(len(others), bool)).row.tolist() == [len(others) - 1]
+    assert everything.confirm(hashes, pictures, np.ones(len(others), bool)).row.tolist() == [len(others) - 1]
 
 
-def test_of_several_held_out_images_the_most_alike_is_named(held_out: HeldOut) -> None:
-    search = Search(held_out, max_distance=64, min_correlation=-1)
+def test_of_several_held_out_images_the_most_alike_is_named(held_out: HeldOutHashes) -> None:
+    search = NearDuplicateSearch(held_out, max_distance=64, min_correlation=-1)
     found = matches(search, photos("china.jpg")[::-1])
     assert found.image.tolist() == list(range(len(found.row)))[::-1]
     np.testing.assert_allclose(found.correlation, 1, atol=1e-5)
@@ -153,7 +155,7 @@ def test_where_the_shards_are_not_there_equal_hashes_count_and_it_says_so(
     corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hashes = [image_hash(decode(image)) for image in corpus.images]
-    known = {*traits(photos("china.jpg")[9])[:2], *traits(photos("china.jpg")[3])[:2]}
+    known = {*held_out_row(photos("china.jpg")[9])[:2], *held_out_row(photos("china.jpg")[3])[:2]}
     equal = sum(value in known for value in hashes)
     assert 0 < equal < 8
     for shard in corpus.shards.glob("*.tar"):
@@ -161,7 +163,7 @@ def test_where_the_shards_are_not_there_equal_hashes_count_and_it_says_so(
     summary = select(corpus.config(), corpus.layout)["summary"]
     assert summary["reasons"]["held_out_duplicate"] == equal
     assert set(read_labels(f"{corpus.folder()}/listing.parquet").column("correlation").to_pylist()) == {None}
-    assert "8 images that might be near-duplicates could not be looked at" in capsys.readouterr().out
+    assert "8 images that might be near-duplicates could not be read" in capsys.readouterr().out
     for shard in corpus.shards.glob("*.gone"):
         shard.rename(shard.with_suffix(".tar"))
     assert select(corpus.config(), corpus.layout, force=True)["summary"]["reasons"]["held_out_duplicate"] == 8
@@ -232,17 +234,19 @@ def test_the_listing_does_not_depend_on_how_many_threads_search(
 
 def test_a_search_that_was_stopped_goes_on_where_it_was(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
-    whole = Search.in_shard
+    whole = NearDuplicateSearch.search_shard
 
-    def stopped(self: Search, labels: str, shard: str, url: str | None, entry: LabeledShard) -> Found:
+    def stopped(
+        self: NearDuplicateSearch, labels: str, shard: str, url: str | None, entry: LabeledShard
+    ) -> ShardResult:
         if shard.endswith("1") and not searched.count("stopped"):
             searched.append("stopped")
             raise KeyboardInterrupt
         searched.append(shard)
         return whole(self, labels, shard, url, entry)
 
-    monkeypatch.setattr("teacher.near_duplicates.stage._TOGETHER", 1)
-    monkeypatch.setattr(Search, "in_shard", stopped)
+    monkeypatch.setattr("teacher.near_duplicates.stage._SHARDS_PER_PART", 1)
+    monkeypatch.setattr(NearDuplicateSearch, "search_shard", stopped)
     config, shown = corpus.config(), []
     labels = done_record(corpus.layout.labels)
     assert labels is not None
@@ -274,7 +278,7 @@ def test_an_empty_listing_excludes_nothing(tmp_path: Path) -> None:
     config = load_config(None, [f"data.held_out_hashes=[{url}]", f"data.unlabeled=[{tmp_path}/unlabeled/*.tar]"])
     assert select(config, layout)["summary"]["near_duplicates"]["near_duplicates"] == 0
     (folder,) = Path(layout.near_duplicates).iterdir()
-    assert read_listing(Searched(str(folder), {})) == {}
+    assert read_listing(SearchResult(str(folder), {})) == {}
 
 
 def write_old_hashes(folder: Path) -> str:
@@ -304,7 +308,7 @@ def test_packing_again_says_what_to_delete_and_then_writes_hashes_anew(
     rows = read_labels(f"{out}/labeled/hashes.parquet")
     keys = read_labels(f"{out}/labeled/sources.parquet").to_pylist()
     first = Path(keys[0]["path"]).read_bytes()
-    assert tuple(rows.slice(0, 1).to_pylist()[0].values()) == traits(decode(first))
+    assert tuple(rows.slice(0, 1).to_pylist()[0].values()) == held_out_row(decode(first))
     shard = (out / "labeled/labeled-000000.tar").read_bytes()
     write_old_hashes(out / "labeled")
     pack.pack(str(tmp_path / "photos"), str(out), validation=0)

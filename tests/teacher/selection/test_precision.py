@@ -1,4 +1,4 @@
-"""Precision at a threshold: estimated with an interval, and chosen on one half of the validation images and checked on the other."""
+"""Precision at a threshold: an estimate with an interval; thresholds chosen on one half of the images, checked on the other."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,16 +6,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher.selection.cutoffs import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
-from teacher.selection.precision import LEAST_IMAGES, HeldOut, Precision, choose_thresholds, precision_json, verdict
+from teacher.selection.precision import (
+    MIN_IMAGES,
+    Precision,
+    ValidationLabels,
+    choose_thresholds,
+    describe_check,
+    precision_json,
+)
+from teacher.selection.rule import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
 
 
-def held_out(confidence: np.ndarray, right: np.ndarray, predicted: np.ndarray | None = None) -> HeldOut:
+def held_out(confidence: np.ndarray, right: np.ndarray, predicted: np.ndarray | None = None) -> ValidationLabels:
     predicted = np.zeros(len(right), np.int32) if predicted is None else predicted.astype(np.int32)
-    return HeldOut(np.where(right, predicted, predicted + 1).astype(np.int32), predicted, confidence.astype(np.float32))
+    return ValidationLabels(
+        np.where(right, predicted, predicted + 1).astype(np.int32), predicted, confidence.astype(np.float32)
+    )
 
 
-def calibrated(count: int, seed: int = 0) -> HeldOut:
+def calibrated(count: int, seed: int = 0) -> ValidationLabels:
     """A label of confidence c is right with probability c."""
     rng = np.random.default_rng(seed)
     confidence = rng.uniform(0.2, 1.0, count)
@@ -33,7 +42,7 @@ def test_the_interval_is_wilsons() -> None:
 
 def test_the_halves_share_no_image_and_each_class_alike() -> None:
     rows = calibrated(1001)
-    rows = HeldOut(rows.label, rows.predicted, np.arange(1001, dtype=np.float32))
+    rows = ValidationLabels(rows.label, rows.predicted, np.arange(1001, dtype=np.float32))
     one, two = rows.halves()
     assert sorted([*one.confidence, *two.confidence]) == list(range(1001))
     assert np.abs(np.bincount(one.label, minlength=5) - np.bincount(two.label, minlength=5)).max() <= 1
@@ -47,23 +56,23 @@ def test_the_halves_share_no_image_and_each_class_alike() -> None:
 def test_the_threshold_is_the_lowest_that_reaches_the_target_on_its_half(
     rows: list[tuple[float, bool]], data: st.DataObject
 ) -> None:
-    target, least = data.draw(st.sampled_from([0.3, 0.5, 0.8])), data.draw(st.sampled_from([0.0, 0.25, 0.6]))
+    target, minimum = data.draw(st.sampled_from([0.3, 0.5, 0.8])), data.draw(st.sampled_from([0.0, 0.25, 0.6]))
     everything = held_out(*(np.array(column) for column in zip(*rows, strict=True)))
     half, _ = everything.halves()
     possible = [
         c
-        for c in sorted({*half.confidence.tolist(), least})
-        if c >= np.float32(least)
+        for c in sorted({*half.confidence.tolist(), minimum})
+        if c >= np.float32(minimum)
         and (above := half.confidence >= np.float32(c)).any()
         and (half.label == half.predicted)[above].mean() >= target
     ]
     if not possible:
         with pytest.raises(SelectError, match="target_precision"):
-            choose_thresholds(everything, target, least, 1)
+            choose_thresholds(everything, target, minimum, 1)
         return
-    chosen = choose_thresholds(everything, target, least, 1)[0]
+    chosen = choose_thresholds(everything, target, minimum, 1)[0]
     kept = half.confidence >= chosen
-    assert chosen >= np.float32(least)
+    assert chosen >= np.float32(minimum)
     assert (kept == (half.confidence >= np.float32(possible[0]))).all()
 
 
@@ -86,14 +95,14 @@ def test_the_other_half_agrees_when_confidences_mean_what_they_say() -> None:
 
 def test_classes_have_their_own_threshold_where_there_are_enough_images() -> None:
     rng = np.random.default_rng(0)
-    predicted = np.repeat([0, 1, 2], [4000, 4000, LEAST_IMAGES])
+    predicted = np.repeat([0, 1, 2], [4000, 4000, MIN_IMAGES])
     confidence = rng.uniform(0.2, 1.0, len(predicted))
     right = np.where(predicted == 0, confidence > 0.6, confidence > 0.3)  # class 0 is the harder one
     rows = held_out(confidence, right, predicted)
     common = choose_thresholds(rows, 0.95, 0.0, 3)
     own = choose_thresholds(rows, 0.95, 0.0, 3, by_class=True)
     assert own[0] > common[0] > own[1]
-    assert own[2] == common[2], "half of LEAST_IMAGES is not enough"
+    assert own[2] == common[2], "half of MIN_IMAGES is not enough"
 
 
 def test_a_class_that_never_reaches_the_target_keeps_none_not_even_the_surest() -> None:
@@ -108,13 +117,13 @@ def test_a_class_that_never_reaches_the_target_keeps_none_not_even_the_surest() 
 
 
 def test_a_promise_that_the_check_refutes_is_called_missed() -> None:
-    assert verdict(Precision(1000, 990).as_json(), 0.95) == "confirmed"
-    assert verdict(Precision(1000, 800).as_json(), 0.95).startswith("missed")
-    assert verdict(Precision(99, 99).as_json(), 0.95).startswith("too few validation images")
+    assert describe_check(Precision(1000, 990).as_json(), 0.95) == "confirmed"
+    assert describe_check(Precision(1000, 800).as_json(), 0.95).startswith("missed")
+    assert describe_check(Precision(99, 99).as_json(), 0.95).startswith("too few validation images")
 
 
 def test_without_validation_images_a_target_is_refused_and_nothing_is_reported() -> None:
-    nothing = HeldOut.from_table(
+    nothing = ValidationLabels.from_table(
         pa.table({name: pa.array([], pa.int32()) for name in ("label", "predicted", "confidence")})
     )
     with pytest.raises(SelectError, match="without validation images"):

@@ -1,4 +1,4 @@
-"""select.keep_images: a later generation keeps the images chosen before, and labels them anew."""
+"""select.keep_images: a later generation reuses the images chosen before, with new labels."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_copies_stay_with_their_images_and_labels_are_new(run: SmallRun) -> None
     content = storage.read_text(storage.join(second.current_selection() or "", "selection.json"))
     assert '"kept_from"' in content
     run.write_truth()
-    assert "with this generation&#x27;s labels; none was chosen anew" in report_of(config, [first, second])
+    assert "labels; nothing was selected again" in report_of(config, [first, second])
 
 
 def test_an_image_that_is_excluded_by_now_is_not_kept(run: SmallRun) -> None:

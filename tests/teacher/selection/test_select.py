@@ -23,13 +23,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teacher.executors import in_threads
 from teacher.selection.copies import ShardCounts, write_all_copies
-from teacher.selection.cutoffs import SelectError, SelectRule, tie_hash
 from teacher.selection.label_reader import Exclusions
-from teacher.selection.quota_search import plan_copies
-from teacher.selection.select import select_shards
+from teacher.selection.quota_search import plan_copies, select_shards
+from teacher.selection.rule import SelectError, SelectRule, tie_hash
 from teacher.selection.selection_file import selection_json
-from teacher.selection.threads import in_threads
 
 Row = tuple[int, float]  # label, confidence
 MASK = 2**64 - 1
@@ -45,7 +44,7 @@ def python_tie_hash(shard: str, ordinal: int) -> int:
 
 
 def brute_force(shards: dict[str, list[Row]], rule: SelectRule, gaps: bool = True) -> dict[str, list[int]]:
-    """Copies by sorting each class's rows; `gaps` as in `write_labels`."""
+    """The expected copies, by sorting each class's rows; `gaps` as in `write_labels`."""
     copies = {shard: [0] * len(rows) for shard, rows in shards.items()}
     for label in range(rule.num_classes):
         ranked = sorted(
@@ -70,7 +69,7 @@ def quota_share(place: int, available: int, rule: SelectRule) -> int:
 
 
 def ordinal_of(position: int, gaps: bool = True) -> int:
-    """Ordinals, with gaps as quarantined samples leave them."""
+    """The ordinal of a row; with `gaps`, as if every fourth sample were quarantined."""
     return position + position // 3 if gaps else position
 
 
@@ -139,7 +138,7 @@ def test_copies_are_those_of_sorting_everything(
 ) -> None:
     few = (
         mock.patch("teacher.selection.label_reader._BATCH_ROWS", 5),
-        mock.patch("teacher.selection.quota_search._COUNTED_TOGETHER", 8),
+        mock.patch("teacher.selection.quota_search._COUNT_AFTER", 8),
     )
     with tempfile.TemporaryDirectory() as name, few[0], few[1]:
         write_labels(Path(name) / "labels", shards, gaps)
@@ -285,7 +284,7 @@ def test_selection_json_says_the_copies_of_every_row(tmp_path: Path, per_class: 
 
 
 def copies_by_json(content: dict[str, Any], shard: str, position: int, row: Row) -> int:
-    """A row's copies as someone would tell them who has selection.json alone."""
+    """Compute a row's copies from selection.json alone."""
     label, confidence = row[0], np.float32(row[1])
     entry = content["classes"][label]
     if confidence < np.float32(content["rule"]["confidence_threshold"]):
@@ -313,7 +312,7 @@ def test_an_empty_label_file_gets_an_empty_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([(4, 0.5)], r"s\.parquet: label must be between 0 and 3 but 4"),
+        ([(4, 0.5)], r"s\.parquet: label must be between 0 and 3 but got values from 4 to 4"),
         ([(-1, 0.5)], r"s\.parquet: label must be between"),
         ([(0, 1.1)], r"s\.parquet: confidence must be between"),
         ([(0, 0.5), (0, math.nan)], r"s\.parquet: confidence must be between"),
@@ -395,20 +394,19 @@ def test_a_rule_that_makes_no_sense_names_its_field(field: str, value: float) ->
 
 
 def test_processes_that_select_do_not_load_torch() -> None:
-    """Half a gigabyte in each of a cluster's tasks; it came once with a module that all others import."""
-    selection = ("select", "copies", "reuse", "processes", "ray_tasks")
-    modules = ", ".join([f"teacher.selection.{name}" for name in selection] + ["teacher.diff", "pipeline.core.stage"])
+    """Torch takes half a gigabyte in each of a cluster's tasks; a module that all others import once imported it."""
+    modules = "teacher.executors, teacher.diff, teacher.selection.stage, pipeline.core.stage"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries do is theirs")
 def test_threads_are_given_the_memory_of_freed_arrays_again() -> None:
-    """It took a sixth of selection's time to fetch each batch's arrays anew."""
+    """Mapping each batch's arrays anew took a sixth of selection's time."""
     code = """if True:
         import resource, sys
         import numpy as np
-        from teacher.selection.threads import in_threads
+        from teacher.executors import in_threads
 
         def faults(shards):
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt

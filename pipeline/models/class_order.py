@@ -1,7 +1,7 @@
-"""The order of classes in weights that were trained elsewhere, and weights brought into the data's order.
+"""Bring weights that were trained elsewhere into the data's order of classes.
 
-Labels are positions in a list of class names. data.pack sorts them as text (1, 10, 2); timm sorts class folders naturally and
-without case (1, 2, 10). Weights of one order answer in it, whatever the data's is.
+A label is a position in a list of class names. data.pack sorts class names as text (1, 10, 2); timm sorts class folders naturally and
+without case (1, 2, 10). Weights keep the order they were trained with.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from torch import Tensor
 from data import storage
 from data.json_files import read_json
 from data.settings import UsageError
+from pipeline.models.external_weights import PRETRAINED, some_names
 from pipeline.models.registry import build_model, timm_architecture
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, OURS
-
-_SHOWN = 4  # names in an error
 
 logger = logging.getLogger(__name__)
 
 
 def class_order(source: str, listed: str | None, data_names: Sequence[str] | None) -> list[int] | None:
-    """For each of the data's classes its position in the weights' outputs; None where that is the same, or nothing tells.
+    """Position of each of the data's classes in the weights' outputs; None where the order is the same or unknown.
 
     Args:
-        source: of the weights; a folder may have the names in its config.json: this pipeline's, or timm's `label_names`.
-        listed: a text file with a name a line (`teacher.class_names`), which counts before that.
+        source: of the weights. The config.json of a folder may name the classes: this pipeline's `class_names` or timm's `label_names`.
+        listed: text file with one class name per line (`teacher.class_names`); overrides config.json.
         data_names: in the order of the labels.
 
     Raises:
-        UsageError: a list that cannot be read, or has a name twice.
-        ModelError: a config.json that cannot be read; classes that are not the data's.
+        UsageError: `listed` cannot be read or has a name twice, or the data's class names are unknown.
+        ModelError: config.json cannot be read, or the class names are not the data's.
     """
     if listed is not None:
         if not data_names:
@@ -47,7 +46,7 @@ def class_order(source: str, listed: str | None, data_names: Sequence[str] | Non
             )
         return _order(_read_list(listed), f"teacher.class_names={listed}", data_names)
     url = storage.join(source, CONFIG_NAME)
-    if source == "pretrained" or not data_names or not storage.exists(url):
+    if source == PRETRAINED or not data_names or not storage.exists(url):
         return None
     names, ours = _names_in(url)
     if names is not None and not ours and set(names) != set(data_names):
@@ -57,6 +56,7 @@ def class_order(source: str, listed: str | None, data_names: Sequence[str] | Non
 
 
 def _read_list(url: str) -> list[str]:
+    """Class names from a text file, one per line."""
     if not storage.exists(url):
         raise UsageError(f"teacher.class_names={url}: no such file; give the weights' class names, one a line")
     try:
@@ -72,7 +72,7 @@ def _read_list(url: str) -> list[str]:
 
 
 def _names_in(url: str) -> tuple[list[str] | None, bool]:
-    """Of a config.json: the class names, and whether it is of this pipeline."""
+    """Class names in a config.json, and whether this pipeline wrote it."""
     content = read_json(url, "bring the weights folder again", error=ModelError)
     ours = OURS in content
     try:
@@ -82,12 +82,14 @@ def _names_in(url: str) -> tuple[list[str] | None, bool]:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None, ours
 
 
-def _order(names: Sequence[str], whose: str, data_names: Sequence[str]) -> list[int] | None:
-    missing, more = [n for n in data_names if n not in names], [n for n in names if n not in data_names]
+def _order(names: Sequence[str], source: str, data_names: Sequence[str]) -> list[int] | None:
+    """Position of each data name in `names`; None for the identity."""
+    missing = [repr(name) for name in data_names if name not in names]
+    more = [repr(name) for name in names if name not in data_names]
     if missing or more:
         raise ModelError(
-            f"{whose}: the data's classes {_some(missing)} are missing there, and {_some(more)} are not in the data; expected the "
-            "names of the data's class folders, in the order of the weights' outputs"
+            f"{source}: the data's classes {some_names(missing)} are missing there, and {some_names(more)} are not in the data; "
+            "expected the names of the data's class folders, in the order of the weights' outputs"
         )
     position = {name: place for place, name in enumerate(names)}
     order = [position[name] for name in data_names]
@@ -97,13 +99,14 @@ def _order(names: Sequence[str], whose: str, data_names: Sequence[str]) -> list[
 def reorder_classes(
     name: str, args: Mapping[str, Any], state: Mapping[str, Tensor], order: Sequence[int], image_size: int
 ) -> dict[str, Tensor]:
-    """The weights with output `order[i]` in place i.
+    """The weights with output `order[i]` moved to position i.
 
     Args:
-        name, args: of the model, as `build_model` takes them.
+        name, args: of the model, see `build_model`.
+        image_size: pixels; one image of noise checks the result.
 
     Raises:
-        ModelError: a model whose outputs are not the rows of its classifier.
+        ModelError: the outputs are not the rows of one classifier layer.
     """
     known = get_pretrained_cfg(timm_architecture(name, args)[0])
     layers = (known.classifier if known is not None else None) or "fc"
@@ -130,8 +133,3 @@ def _outputs(
     model.load_state_dict(dict(state))
     outputs: Tensor = model.eval()(example)
     return outputs
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN])) or "none"
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

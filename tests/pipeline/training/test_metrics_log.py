@@ -1,4 +1,4 @@
-"""TensorBoard's files beside metrics.jsonl, read with the library that TensorBoard's own format comes from."""
+"""TensorBoard's event files, read with the protocol buffers of tensorboardX."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scalars(folder: Path) -> list[tuple[int, str, float, float]]:
     return found
 
 
-def test_each_save_adds_its_lines_once(tmp_path: Path) -> None:
+def test_each_save_writes_its_lines_once(tmp_path: Path) -> None:
     write_events(str(tmp_path), METRICS[:3], TIMING[:2], 0, 20)
     write_events(str(tmp_path), METRICS, TIMING, 20, 30)
     write_events(str(tmp_path), METRICS, TIMING, 30, 40)  # nothing new
@@ -42,7 +42,7 @@ def test_each_save_adds_its_lines_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
-def test_a_training_that_goes_back_takes_its_lines_back(tmp_path: Path) -> None:
+def test_a_training_that_goes_back_removes_later_lines(tmp_path: Path) -> None:
     write_events(str(tmp_path), METRICS[:3], TIMING, 0, 20)
     write_events(str(tmp_path), METRICS, TIMING, 20, 30)
     remove_events_after(str(tmp_path), 20)

@@ -1,4 +1,4 @@
-"""Selection on a cluster: the same bytes, and the same errors, as in threads of one process."""
+"""All executors give the same bytes and the same errors: threads, processes, Ray tasks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ import pytest
 import ray
 
 from pipeline.core.ray_runtime import start_ray
+from teacher.executors import MANY_SHARDS, Executor, in_ray_tasks, in_threads, processes
 from teacher.selection.copies import write_all_copies
-from teacher.selection.cutoffs import SelectError, SelectRule
 from teacher.selection.label_reader import Exclusions
-from teacher.selection.processes import MANY_SHARDS, processes
-from teacher.selection.ray_tasks import in_ray_tasks
-from teacher.selection.select import select_shards
+from teacher.selection.quota_search import select_shards
+from teacher.selection.rule import SelectError, SelectRule
 from teacher.selection.selection_file import selection_json
 from teacher.selection.stage import _workers
-from teacher.selection.threads import Executor, in_threads
 
 RULE = SelectRule(num_classes=6, confidence_threshold=0.3, per_class=120, max_copies=4)
 SHARDS = [f"shard-{number}" for number in range(9)]
@@ -133,7 +131,7 @@ def _end(shards: Iterable[str]) -> None:
 
 def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
     with (
-        pytest.raises(OSError, match=r"^a process was lost as it was to count \(killed, or no"),
+        pytest.raises(OSError, match=r"^a worker process of this command was killed during 'count' \(out of memory"),
         processes(2) as executor,
     ):
         list(executor(_end, ["a", "b"], 2, "count"))
@@ -142,8 +140,8 @@ def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
 def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from teacher.selection.processes import processes\n"
-        "from tests.teacher.selection.test_sharing import _process_ids\n"
+        "from teacher.executors import processes\n"
+        "from tests.teacher.test_executors import _process_ids\n"
         "with processes(1) as executor:\n"
         "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"
         "    print(number, flush=True)\n"

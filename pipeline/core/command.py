@@ -1,0 +1,116 @@
+"""The words of a command: which stages, which options, and which overrides of the configuration."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.settings import UsageError, nearest
+from pipeline import stages
+
+USAGE = "python -m pipeline.run stage=STAGE [config=NAME|FILE] [run_dir=DIR] [key=value …]"
+OPTIONS_HELP = """\
+The same command again continues where it stopped. Further words:
+    plan=true     print what would run, and run nothing
+    force=true    start the one named stage over and move its output aside; with several generations, in the first that refuses,
+                  else in the last that has output
+    verify=true   with stage=label: check all digests of a finished run's labels, that no image is lost or labeled twice, and that no
+                  shard has changed since (reads the headers of shards, and packed shards whole)
+    generations=auto   add generations while the student beats its teacher on the validation images by more than a standard error
+    before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1"""
+_OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that makes sense by itself.
+
+    Attributes:
+        text: the command line, for people to repeat.
+        stages: names, in the order in which they run.
+        config: name or file of the configuration, None when not given.
+        overrides: `key=value` words of the configuration.
+        forced: the stage to start over, if any.
+        before, after: sides of stage=diff.
+    """
+
+    text: str
+    stages: tuple[str, ...]
+    config: str | None
+    overrides: tuple[str, ...]
+    forced: str | None = None
+    plan: bool = False
+    verify: bool = False
+    watch: bool = False
+    before: str | None = None
+    after: str | None = None
+
+
+def command_text(words: Sequence[str]) -> str:
+    """The command line that has these words."""
+    return shlex.join(["python", "-m", "pipeline.run", *words])
+
+
+def parse_command(words: Sequence[str]) -> Command:
+    """Raises UsageError for an unknown stage, and for options that do not go together."""
+    pairs = [word.partition("=") for word in words]
+    options = {key: value for key, equals, value in pairs if equals and key in _OPTIONS}
+    overrides = tuple(word for word, (key, _, _) in zip(words, pairs, strict=True) if key not in options)
+    names = _parse_stages(options.get("stage"))
+    _require_stage(options, names, "diff", "before= and after= go", "before" in options or "after" in options)
+    _require_stage(options, names, "status", "watch=true goes", _flag(options, "watch"))
+    forced, verify = _forced_stage(options), _flag(options, "verify")
+    if verify and (options["stage"] != "label" or forced):
+        raise UsageError("verify=true goes with stage=label alone, without force=true")
+    return Command(
+        command_text(words),
+        tuple(names),
+        options.get("config"),
+        overrides,
+        forced,
+        _flag(options, "plan"),
+        verify,
+        _flag(options, "watch"),
+        options.get("before"),
+        options.get("after"),
+    )
+
+
+def _require_stage(options: dict[str, str], names: Sequence[str], stage: str, words: str, is_given: bool) -> None:
+    if is_given and stage not in names:
+        raise UsageError(f"{words} with stage={stage}, not with stage={options['stage']}")
+
+
+def _flag(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise UsageError(f"{name}={options[name]}: expected true or false")
+    return value == "true"
+
+
+def _forced_stage(options: dict[str, str]) -> str | None:
+    """The stage that force=true starts over: exactly one, so that a word too many does not move days of work aside."""
+    if not _flag(options, "force"):
+        return None
+    if options["stage"] not in stages.names_of("generation", "study"):
+        raise UsageError(
+            f"force=true with stage={options['stage']}: name the one stage to start over, as in stage=teacher force=true; "
+            "the stages after it then say what they need"
+        )
+    return options["stage"]
+
+
+def _parse_stages(text: str | None) -> list[str]:
+    """Stage names in the order in which they run."""
+    known = stages.names_of()
+    if text is None:
+        raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")
+    given = [row.name for row in stages.STAGES if not row.only_named] if text == "all" else text.split(",")
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"stage={name}: no such stage; expected all, or some of {', '.join(known)}{nearest(name, known)}"
+            )
+    wanted = {*given, *(stages.find(name).followed_by for name in given)}
+    return [name for name in known if name in wanted]

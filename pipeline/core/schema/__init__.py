@@ -1,0 +1,25 @@
+"""The fields of a run's configuration, with their defaults and meanings; `python -m pipeline.run --help` prints them."""
+
+from pipeline.core.schema.config import Config, default_fields, resumable_fields
+from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
+from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
+from pipeline.core.schema.training import AugmentConfig, StudentConfig, TeacherConfig, TrainConfig
+
+__all__ = [
+    "BY_DIGEST",
+    "RESUMABLE",
+    "RUNTIME",
+    "AugmentConfig",
+    "Config",
+    "ExportConfig",
+    "LabelConfig",
+    "Section",
+    "SelectConfig",
+    "ServeConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "default_fields",
+    "fields_of",
+    "resumable_fields",
+]

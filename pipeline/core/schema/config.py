@@ -1,0 +1,133 @@
+"""The fields of a run, what they must fulfil together, and those that a stage's output depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.core.schema.section import RESUMABLE, RUNTIME, Section, fields_of
+from pipeline.core.schema.sections import (
+    AblateConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    LabelConfig,
+    SelectConfig,
+    ServeConfig,
+)
+from pipeline.core.schema.training import StudentConfig, TeacherConfig
+from pipeline.stages import fields_in_force, find
+
+
+def _check_generations(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError("expected a number from 1, or auto")
+
+
+class Config(Section):
+    """One run."""
+
+    run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
+    seed: int = Field(0, ge=0)
+    generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = Field(
+        1,
+        description="self-training rounds: each student teaches the next; auto: go on while it beats its teacher on data.validation",
+    )
+    max_generations: int = Field(3, ge=1, description="with generations=auto: the maximum")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
+    ray_address: str | None = Field(
+        None,
+        description="a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS",
+        json_schema_extra=RUNTIME,
+    )
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    label: LabelConfig = LabelConfig()
+    select: SelectConfig = SelectConfig()
+    student: StudentConfig = StudentConfig()
+    export: ExportConfig = ExportConfig()
+    serve: ServeConfig = ServeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ablate: AblateConfig = AblateConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if problems := "\n  ".join(self._problems()):
+            raise ValueError(problems)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Yield a sentence per set of fields that do not go together."""
+        if self.generations == "auto" and not self.data.validation:
+            yield (
+                "generations=auto compares each student with its teacher on data.validation, which is empty; give shards there, or a "
+                "number of generations"
+            )
+        if self.teacher.class_names is not None and self.teacher.weights is None:
+            yield f"teacher.class_names={self.teacher.class_names}: belongs to teacher.weights, which is not given; leave it out"
+        ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
+        if batch % ((1 + ratio) * self.student.workers):
+            yield (
+                f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
+                f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
+            )
+        for name, section in (("teacher", self.teacher), ("student", self.student)):
+            if section.warmup_epochs > section.epochs:
+                yield f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
+        size = self.student.fix_resolution_image_size
+        if self.student.fix_resolution_epochs and (size is None or size < self.student.image_size):
+            yield (
+                f"student.fix_resolution_image_size={size}: expected at least student.image_size={self.student.image_size}, usually a "
+                f"seventh to a half more, with student.fix_resolution_epochs={self.student.fix_resolution_epochs}"
+            )
+        if self.teacher.batch_size % self.teacher.workers:
+            yield f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
+
+    def resolved_device(self) -> str:
+        """`cpu` or `cuda`."""
+        if self.device == "auto":
+            import torch  # not at the top: selection does without its half gigabyte
+
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+    def most_generations(self) -> int:
+        """The maximum number of generations."""
+        return self.max_generations if self.generations == "auto" else self.generations
+
+    def require_trainable(self, stage: str) -> None:
+        """Raise UsageError when a stage would train a useless model; see `TrainConfig.require_averaged_statistics`."""
+        if stage == "teacher" and self.teacher.weights is None:
+            self.teacher.require_averaged_statistics(stage)
+        if stage == "student":
+            self.student.require_averaged_statistics(stage)
+
+    def stage_fields(self, stage: str) -> dict[str, Any]:
+        """`{dotted field: value}` of the fields that a stage's output depends on."""
+        found: dict[str, Any] = {}
+        for name in fields_in_force(find(stage).fingerprint, self):
+            value = self.resolved_device() if name == "device" else attrgetter(name)(self)
+            found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
+        return found
+
+    def numerics(self) -> dict[str, Any]:
+        """The run's fields that every trained or predicted number depends on."""
+        return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
+
+
+@cache
+def resumable_fields() -> frozenset[str]:
+    """Dotted names of the fields marked RESUMABLE."""
+    return frozenset(name for name, info in fields_of(Config) if info.json_schema_extra == RESUMABLE)
+
+
+@cache
+def default_fields() -> dict[str, Any]:
+    """`{dotted field: default}` of every field that may be in a fingerprint."""
+    return Config().fingerprint("")

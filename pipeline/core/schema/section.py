@@ -1,0 +1,51 @@
+"""What a section of the configuration is: a group of typed fields, and which of them count in fingerprints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from data.storage.redact import redacted
+
+# Marks of fields. RUNTIME: changes how fast or how loudly a stage runs, never its output, so it is in no fingerprint. RESUMABLE: is in
+# the fingerprint, but may change while a stage is not done. BY_DIGEST: the fingerprint has the digest of what it names, not its value.
+RUNTIME: dict[str, Any] = {"runtime": True}
+RESUMABLE: dict[str, Any] = {"resumable": True}
+BY_DIGEST: dict[str, Any] = {"by_digest": True}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Patterns = list[str]
+
+
+class Section(BaseModel):
+    """A group of fields. Unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def fingerprint(self, prefix: str) -> dict[str, Any]:
+        """`{prefix + field: value}` of every field that can change the output, nested sections flattened."""
+        fields: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if info.json_schema_extra in (RUNTIME, BY_DIGEST):
+                continue
+            if isinstance(value, Section):
+                fields |= value.fingerprint(f"{prefix}{name}.")
+            else:
+                fields[f"{prefix}{name}"] = redacted(value) if isinstance(value, str) else value
+        return fields
+
+
+def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield (dotted name, field) of a section, nested sections flattened."""
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from fields_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info

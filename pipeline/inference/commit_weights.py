@@ -1,0 +1,134 @@
+"""Commit a stage's weights: calibrate on the validation images, record what the weights are, write them, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data import storage
+from data.shards.split import Split
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.core.stage import Stage
+from pipeline.inference.accuracy import Accuracy, top_k_accuracy
+from pipeline.inference.calibration import (
+    calibration_error,
+    fit_temperature,
+    reliability_bins,
+    softmax,
+    temperature_at_bound,
+)
+from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.stage_weights import WEIGHTS_FOLDER
+from pipeline.models.registry import build_model
+from pipeline.models.weights import WeightsInfo, save_weights
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model after its training, here or elsewhere.
+
+    Attributes:
+        section: names the architecture and the preprocessing.
+        state: state dict of the EMA weights, or of weights trained elsewhere.
+        num_classes: outputs of the model.
+        class_names: in the order of the outputs; None where the shards name none.
+        generation: rounds of pseudo-labels behind these weights (0: a teacher trained on labels alone).
+    """
+
+    section: TrainConfig
+    state: dict[str, Tensor]
+    num_classes: int
+    class_names: Sequence[str] | None
+    generation: int
+
+
+def commit_weights(
+    stage: Stage,
+    trained: TrainedModel,
+    config: Config,
+    validation: Split | None,
+    outputs: Sequence[str] = (),
+    summary: dict[str, Any] | None = None,
+) -> None:
+    """Calibrate the model on the validation images, write `weights/`, and commit the stage.
+
+    Args:
+        outputs: further files of the stage, committed with the weights.
+        summary: further entries of the stage's summary.
+
+    Raises:
+        UsageError: torch finds no GPU.
+        DataError: a validation image cannot be decoded.
+    """
+    preprocessing = Preprocessing.of_training(trained.section)
+    quality = _measure_quality(stage.name, trained, preprocessing, config.resolved_device(), validation)
+    info = WeightsInfo(
+        model=trained.section.model,
+        model_args=trained.section.model_args,
+        num_classes=trained.num_classes,
+        class_names=list(trained.class_names) if trained.class_names else None,
+        **asdict(preprocessing),
+        temperature=quality.get("temperature", 1.0),
+        validation_top1=quality.get("validation_top1"),
+        generation=trained.generation,
+        seed=config.seed,
+        provenance=stage.fingerprint.as_json(),
+    )
+    save_weights(stage.path(WEIGHTS_FOLDER), trained.state, info)
+    files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
+    stage.commit([*files, *outputs], quality | (summary or {}))
+
+
+def _measure_quality(
+    stage_name: str, trained: TrainedModel, preprocessing: Preprocessing, device: str, validation: Split | None
+) -> dict[str, Any]:
+    """Measure the model on the validation images and print its accuracy; empty without any."""
+    require_device(device)
+    section = trained.section
+    model = build_model(section.model, trained.num_classes, section.model_args, 0.0, 0.0)
+    model.load_state_dict(trained.state)
+    if validation is None:
+        return {}
+    predictor = Predictor(model, preprocessing, device, channels_last=section.channels_last)
+    logits, labels = predict_split(validation, predictor)
+    quality = _quality(logits, labels)
+    _print_accuracy(stage_name, Accuracy(labels, logits.argmax(axis=1)), quality["temperature"], trained.class_names)
+    return quality
+
+
+def _quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Top-1, the temperature that calibrates the model, and its calibration before and after.
+
+    Args:
+        logits: float32 (N, C).
+        labels: (N,) int.
+    """
+    temperature = fit_temperature(logits, labels)
+    before, after = softmax(logits, 1.0), softmax(logits, temperature)
+    return {
+        "validation_top1": top_k_accuracy(logits, labels)[0],
+        "validation_images": len(labels),
+        "temperature": temperature,
+        "calibration_error_before": calibration_error(before, labels),
+        "calibration_error_after": calibration_error(after, labels),
+        "reliability": {"before": _reliability(before, labels), "after": _reliability(after, labels)},
+    }
+
+
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    bins = reliability_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return {name: values.tolist() for name, values in zip(("confidence", "accuracy"), bins, strict=True)}
+
+
+def _print_accuracy(name: str, found: Accuracy, temperature: float, class_names: Sequence[str] | None) -> None:
+    """Print the accuracy, and warn of a suspicious one before later stages build on it."""
+    print(f"{name}: {found.describe(class_names)}", flush=True)
+    if found.at_chance:
+        print(f"{name}: no better than chance, which has {found.chance:.1%}; stage=label will refuse to label with it")
+    if warning := temperature_at_bound(temperature):
+        print(f"{name}: {warning}")

@@ -1,0 +1,163 @@
+"""Weights trained elsewhere: a file, a weights folder or timm's pretrained weights, checked against the model they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+
+from data import storage
+from pipeline.models.registry import build_model, on_meta, timm_architecture
+from pipeline.models.resnet_rs import ModelError
+from pipeline.models.weights import MODEL_NAME, read_safetensors
+
+PRETRAINED = "pretrained"  # names timm's own weights
+_TORCH = (".pth", ".pt", ".bin", ".pth.tar")  # timm's training script writes the last
+_ZIP = b"PK\x03\x04"  # first bytes of a file of torch.save
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_SHOWN = 4  # names in an error
+
+logger = logging.getLogger(__name__)
+
+
+def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: str) -> dict[str, Tensor]:
+    """Read the state dict of a model trained elsewhere, and check that it fits the model.
+
+    Args:
+        name, args: of the model, see `build_model`.
+        source: a .safetensors, .pth, .pt, .bin or .pth.tar file, a weights folder, or `pretrained` for timm's own.
+
+    Raises:
+        ModelError: the file cannot be read, holds pickled code, or does not fit the model.
+    """
+    if source == PRETRAINED:
+        return _timm_pretrained(name, args, num_classes)
+    expected = dict(on_meta(lambda: build_model(name, num_classes, args)).state_dict())
+    state = _read_state(source)
+    # a safetensors file does not keep the order of its tensors
+    if source.endswith(_TORCH) and _same_in_order(state, expected):
+        logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
+        return dict(zip(expected, state.values(), strict=True))
+    _require_same_names(source, state, expected)
+    return state
+
+
+def other_preprocessing(name: str, args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the `given` fields (mean, std, …) where timm's own weights of the model have another value: field → timm's value."""
+    known = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
+    recorded = {field: getattr(known, field, value) for field, value in given.items()}
+    return {field: value for field, value in recorded.items() if value != given[field]}
+
+
+def weights_digest(source: str) -> str:
+    """Identity of weights trained elsewhere: 16 hex digits of the file's sha256, or `pretrained`.
+
+    Raises:
+        ModelError: no such file.
+    """
+    if source == PRETRAINED:
+        return source
+    return hashlib.sha256(storage.read_bytes(_weights_file(source))).hexdigest()[:16]
+
+
+def _weights_file(source: str) -> str:
+    is_file = source.endswith((*_TORCH, ".safetensors"))
+    url = source if is_file else storage.join(source, MODEL_NAME)
+    if not storage.exists(url):
+        found = "no such file" if is_file or not storage.exists(source) else f"has no {MODEL_NAME}"
+        raise ModelError(
+            f"weights {source!r}: {found}; expected a .safetensors, .pth, .pt or .pth.tar file, a weights folder or 'pretrained'"
+        )
+    return url
+
+
+def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
+    architecture, timm_args = timm_architecture(name, args)
+    config = get_pretrained_cfg(name) or get_pretrained_cfg(architecture)
+    if config is not None and config.num_classes != num_classes:  # timm would silently give a random classifier
+        raise ModelError(
+            f"timm's pretrained weights of {name} know {config.num_classes} classes, not {num_classes}; give a file as weights="
+        )
+    try:
+        model = timm.create_model(name if timm.is_model(name) else architecture, pretrained=True, **timm_args)
+    except Exception as error:  # the hub's client raises its own types for a missing network, repository or file
+        raise ModelError(
+            f"timm's pretrained weights of {name} cannot be downloaded ({error}); give a file as weights="
+        ) from error
+    return dict(model.state_dict())
+
+
+def _read_state(source: str) -> dict[str, Tensor]:
+    url = _weights_file(source)
+    return read_safetensors(url) if url.endswith(".safetensors") else _read_torch(url)
+
+
+def _read_torch(url: str) -> dict[str, Tensor]:
+    """Read a state dict, or one inside a training checkpoint, without running pickled code."""
+    file = storage.read_bytes(url)
+    try:
+        with torch.serialization.safe_globals([Namespace]):  # plain data: the arguments of timm's training script
+            content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch, its unpickler and zlib raise types of a dozen modules
+        raise ModelError(f"{url}: {_why_unreadable(file, error)}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{url}: expected a state dict, or one under {', '.join(_WRAPPERS)}")
+    # torch's AveragedModel has a counter, n_averaged, beside the weights
+    return {key.removeprefix("module."): value for key, value in content.items() if key != "n_averaged"}
+
+
+def _why_unreadable(file: bytes, error: Exception) -> str:
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code or (isinstance(error, pickle.UnpicklingError) and file.startswith(_ZIP)):
+        return (
+            f"holds pickled code{f' ({code[1]})' if code else ''}, which is never run. Whoever trusts its maker can convert it, once:\n"
+            "  import safetensors.torch, torch; content = torch.load('FILE', map_location='cpu', weights_only=False)\n"
+            "  safetensors.torch.save_file(content.get('state_dict_ema') or content['state_dict'], 'FILE.safetensors')"
+        )
+    if file.startswith(_ZIP):
+        return f"damaged ({error})"
+    return f"not a file of torch.save (it begins with {file[:20]!r}); expected a state dict, or a training checkpoint with one"
+
+
+def _same_in_order(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """True when only the layers' names differ: no full name in common; last part of the name (weight, …) and shape equal, in order."""
+
+    def kinds(tensors: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
+        return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+
+    return not state.keys() & expected.keys() and kinds(state) == kinds(expected)
+
+
+def _require_same_names(source: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where names or shapes differ."""
+    if state.keys() != expected.keys():
+        missing, unexpected = [n for n in expected if n not in state], [n for n in state if n not in expected]
+        raise ModelError(
+            f"{source} does not fit the model: missing {some_names(missing)}; unexpected {some_names(unexpected)}"
+        )
+    if wrong := [name for name in expected if state[name].shape != expected[name].shape]:
+        raise ModelError(
+            f"{source}: other shapes than the model's for {some_names(wrong)}; check model_args and the number of classes"
+        )
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names, and how many more, for a message."""
+    shown = ", ".join(names[:_SHOWN]) or "none"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
