@@ -1,7 +1,7 @@
 """Draw docs/architecture.svg from the imports that are in the code: `python docs/draw_architecture.py`.
 
-A row is a layer of the contract in pyproject.toml that `make check` enforces: arrows only lead downwards. A box is a package, or a module
-that is a layer of its own. Its number counts its modules; an arrow's width shows how many imports it stands for.
+A row is a layer of the contract in pyproject.toml that `make check` enforces: arrows only lead downwards. A box is a package, or a
+module that is a layer of its own. Its number counts its modules; an arrow's width shows how many imports it stands for.
 """
 
 from __future__ import annotations
