@@ -1,7 +1,7 @@
 """Draw docs/architecture.svg from the imports that are in the code: `python docs/draw_architecture.py`.
 
-A row is a layer of the contract in pyproject.toml that `make check` enforces: arrows only lead downwards. A box is a package, or the
-modules of a layer that belong together; its number is that of its modules, an arrow's width that of its imports.
+A row is a layer of the contract in pyproject.toml that `make check` enforces: arrows only lead downwards. A box is a package, or a
+module that is a layer of its own. Its number counts its modules; an arrow's width shows how many imports it stands for.
 """
 
 from __future__ import annotations
@@ -25,28 +25,23 @@ INK, LINE, FACE = (
 )
 
 
-def layers() -> list[list[list[str]]]:
-    """Rows of boxes of modules, top first; `report_…` modules are one box."""
+def layers() -> list[list[str]]:
+    """Packages by layer, top first."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    rows = []
-    for layer in contract["layers"]:
-        names = re.split(r"\s*[|:]\s*", layer)
-        sections = [name for name in names if name.startswith("pipeline.report_")]
-        rows.append([*([name] for name in names if name not in sections), *([sections] if sections else [])])
-    return rows
+    return [re.split(r"\s*[|:]\s*", layer) for layer in contract["layers"]]
 
 
-def title(box: list[str]) -> str:
-    return box[0].removeprefix("pipeline.") if len(box) == 1 else "report's sections"
+def title(package: str) -> str:
+    return package.removeprefix("pipeline.")
 
 
-def imports(rows: list[list[list[str]]]) -> tuple[Counter[tuple[str, str]], Counter[str]]:
-    """Imports by (title, title), and modules by title."""
+def imports(rows: list[list[str]]) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+    """Imports by (importer, imported), and modules, by title."""
     graph = grimp.build_graph(*PACKAGES)
     code = "".join((ROOT / name).read_text() for name in ("pipeline/run.py", "pipeline/stages.py"))
-    for imported in re.findall(r'"((?:pipeline|teacher|student)[\w.]+):\w+"', code):  # when they are called
+    for imported in re.findall(r'"((?:pipeline|teacher|student)[\w.]+):\w+"', code):  # imported when they are called
         graph.add_import(importer="pipeline.run", imported=imported)
-    home = {name: title(box) for row in rows for box in row for name in box}
+    home = {package: title(package) for row in rows for package in row}
 
     def box_of(module: str) -> str | None:
         while module and module not in home:
@@ -77,10 +72,10 @@ def draw(path: Path) -> None:
     axes.axis("off")
     places: dict[str, tuple[float, float]] = {}
     for depth, row in enumerate(rows):
-        for column, box in enumerate(row):
-            x, name = 100 * (column + 1) / (len(row) + 1), title(box)
+        for column, package in enumerate(row):
+            x, name = 100 * (column + 1) / (len(row) + 1), title(package)
             width = max(9.0, 1.05 * len(name) + 4)
-            face = FACE[box[0].partition(".")[0]]
+            face = FACE[package.partition(".")[0]]
             places[name] = x, -depth
             axes.add_patch(FancyBboxPatch((x - width / 2, -depth - 0.2), width, 0.4, boxstyle="round,pad=0,rounding_size=0.6",
                                           mutation_aspect=0.06, fc=face, ec=LINE, lw=0.8, zorder=3))  # fmt: skip

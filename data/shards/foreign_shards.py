@@ -94,15 +94,15 @@ def open_foreign(folder: str, files: Mapping[str, FileInfo], reindex: bool) -> d
     known, there = read_known(folder), set(storage.list_names(folder))
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
         lost = [url for url in files if url not in known and foreign_index_name(url) in there]
-        told = dict(zip(lost, pool.map(lambda url: _read_known_from_index(folder, url), lost), strict=True))
-        before = {url: facts for url, facts in (known | told).items() if facts and foreign_index_name(url) in there}
+        reread = dict(zip(lost, pool.map(lambda url: _read_known_from_index(folder, url), lost), strict=True))
+        before = {url: facts for url, facts in (known | reread).items() if facts and foreign_index_name(url) in there}
         todo = [url for url, file in files.items() if reindex or not _is_same(before.get(url), file)]
         _report_indexing(folder, [url for url in todo if url in before], files, before, reindex)
         made = pool.map(lambda url: _index_foreign(folder, url, files[url]), todo)
         bar = tqdm(made, total=len(todo), desc="index", unit="shard", delay=5, leave=False)
         indexed = dict(zip(todo, bar, strict=True))
-    if indexed or told:
-        write_known(folder, known | {url: facts for url, facts in told.items() if facts} | indexed)
+    if indexed or reread:
+        write_known(folder, known | {url: facts for url, facts in reread.items() if facts} | indexed)
     return before | indexed
 
 

@@ -118,7 +118,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     digits = field.partition(b"\0")[0].strip() or b"0"
     if digits.strip(b"01234567"):
-        raise ValueError(f"a number in a header that is none: {field!r}")
+        raise ValueError(f"a header field is no number: {field!r}")
     return int(digits, 8)
 
 

@@ -26,7 +26,6 @@ from pipeline.core.timing import TIMING_NAME, Clock
 
 SCHEMA_VERSION = 1
 _STARTED = "started.json"
-_READERS = 8  # files read at once, because an object store answers each with a delay
 State = Literal["new", "continue", "done"]
 Explain = Callable[
     [str, str | None, str | None], Iterable[str]
@@ -271,7 +270,7 @@ def record_stopped_run(folder: str, clock: Clock) -> None:
 
 
 def _describe_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
         return dict(zip(names, pool.map(lambda name: _describe(storage.join(folder, name)), names), strict=True))
 
 

@@ -36,7 +36,6 @@ from pipeline.export.tasks import RECORDS_FOLDER, ExportJob, make_files, read_re
 from pipeline.upstream.overlay import open_overlay
 
 CARD_NAME = "README.md"
-_THREADS = 8
 
 
 def export(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _finished_files(stage: Stage) -> dict[str, ShardRecord]:
         sizes = storage.list_sizes(stage.folder)
         whole = [r for r in read_manifest(stage.folder).shards if sizes.get(r.name) == r.bytes]
         if not stage.is_done:  # else `open_stage` has checked the sizes of the tables
-            with ThreadPoolExecutor(_THREADS) as pool:
+            with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
                 checks = pool.map(partial(has_tables, stage.folder), whole)
                 whole = [record for record, is_whole in zip(whole, checks, strict=True) if is_whole]
         found |= {record.name: record for record in whole}

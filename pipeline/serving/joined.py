@@ -35,7 +35,6 @@ from pipeline.serving.catalog import (
 from pipeline.serving.filters import parse_filter
 
 _FORMAT = 2  # part of every ETag; increase it when `data.labels.joined_tar` or `as_table` change the bytes they write
-_READERS = 8  # label files read at once
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class JoinedRun:
     def entries(self, row_filter: RowFilter) -> list[ShardEntry]:
         """List all shards with their number of samples under the filter."""
         shards = self.overlay.shards
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
             counts = list(pool.map(lambda at: len(self._wanted(at, row_filter)), range(len(shards))))
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 

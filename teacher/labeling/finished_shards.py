@@ -86,6 +86,6 @@ def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, Labe
             )
         return entry if entry and entry.is_of(shard, made_by) else None
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
         found = pool.map(describe, [shard for shard in corpus.shards if f"{shard.name}.parquet" in sizes])
         return {entry.name: entry for entry in found if entry is not None}

@@ -68,7 +68,7 @@ def test_an_export_from_and_to_s3_through_faults_has_the_bytes_of_a_local_one(
     run.model(layout.teacher, "teacher")
     run.label(config, layout)
     select(config, layout)
-    monkeypatch.setattr(card, "_teacher", lambda layout: None)
+    monkeypatch.setattr(card, "_read_teacher", lambda layout: None)
     export_stage.export(config, layout)
     for path in [path for path in tmp_path.rglob("*") if path.is_file() and "exports" not in path.parts]:
         put(f"{folder}/{path.relative_to(tmp_path)}", path.read_bytes())

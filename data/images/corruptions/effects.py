@@ -1,4 +1,4 @@
-"""The 15 corruptions of ImageNet-C (arXiv 1903.12261), written anew on numpy and Pillow.
+"""The 15 corruptions of ImageNet-C (arXiv 1903.12261), reimplemented with numpy and Pillow.
 
 Each takes an image, float32 (H, W, 3) from 0 to 1, a generator, the factor for lengths in pixels, and its own constants, and
 returns the same shape, not clipped. Docstrings name differences from the released code; the pixels were not compared with it.

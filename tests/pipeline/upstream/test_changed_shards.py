@@ -206,7 +206,7 @@ def test_a_server_hands_out_nothing_of_a_shard_that_was_replaced(copy: Copy) -> 
 @pytest.mark.parametrize("copy", ["packed"], indirect=True)
 def test_other_bytes_of_a_packed_shard_are_found_by_its_digest(copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
     copy.do("stage=label", "verify=true")
-    assert "1 packed shards compared with the SHA-256 that is recorded" in capsys.readouterr().out
+    assert "1 packed shards compared with their recorded SHA-256" in capsys.readouterr().out
     content = bytearray(copy.shard.read_bytes())
     content[600] ^= 1  # within the first image
     copy.shard.write_bytes(content)
@@ -301,11 +301,11 @@ def test_verify_tells_which_models_were_trained_on_other_shards(
     command = [f"run_dir={run_dir}", f"data.labeled=[{shard}]", copy.words[1], "data.num_classes=10", *TRAINED, *MADE]
     run([*command, "stage=teacher,label"])
     run([*command, "stage=label", "verify=true"])
-    assert "data.labeled: no SHA-256 is recorded of 1 shards" in capsys.readouterr().out
+    assert "data.labeled: 1 shards were not packed here and have no recorded SHA-256" in capsys.readouterr().out
     before = shard.stat()
     swap_labels(shard)
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(StageError, match=r"data\.labeled: the shards are not those that \S+/teacher was made from"):
+    with pytest.raises(StageError, match=r"data\.labeled: \S+/teacher was made from other shards"):
         run([*command, "stage=label", "verify=true"])
     shard.unlink()
     run([*command, "stage=label", "verify=true"])

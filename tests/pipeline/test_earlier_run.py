@@ -1,0 +1,72 @@
+"""A run directory that an earlier version finished stays valid: nothing is made again, and everything can be read.
+
+`run_of_04a8a39.tar.xz` has packed shards of generated 12-px images, and a run of all stages on them by commit 04a8a39, which
+recorded no modification times of shards and wrote label files without checksums. Its fields are in its config.yaml. Checkpoints and
+report were taken out, for size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data.labels import PseudoLabels
+from pipeline.run import main
+
+ARCHIVE = Path(__file__).with_name("run_of_04a8a39.tar.xz")
+RUN = "runs/old"
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(earlier)
+
+
+def digests() -> dict[str, str]:
+    files = sorted(path for path in Path(RUN, "gen-1").rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_its_stages_are_done_and_nothing_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests()
+    assert main(["stage=teacher,label,student,evaluate", f"run_dir={RUN}"]) == 0
+    printed = capsys.readouterr().out
+    for stage in ("teacher", "label", "select", "student", "evaluate"):
+        assert f"{stage}: done ({RUN}/gen-1/" in printed
+    assert digests() == before
+
+
+def test_status_and_plan_call_it_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stage=status", f"run_dir={RUN}"]) == 0
+    stages = [line.split()[2:4] for line in capsys.readouterr().out.splitlines() if line.startswith("generation 1")]
+    assert stages == [[name, "done"] for name in ("teacher", "label", "select", "student", "evaluate")]
+    assert main(["stage=all", f"run_dir={RUN}", "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("done") >= 5
+    assert "refuses" not in printed
+
+
+def test_its_labels_are_read_selected_again_and_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PseudoLabels(RUN).table().num_rows == 30  # 15 of each of the two classes that this teacher knows
+    assert main(["stage=select", f"run_dir={RUN}", "select.per_class=5"]) == 0
+    assert PseudoLabels(RUN).table().num_rows == 10
+    assert main(["stage=select", f"run_dir={RUN}", "select.per_class=15"]) == 0
+    assert main(["stage=export", f"run_dir={RUN}", "export.format=parquet"]) == 0
+    assert Path(RUN, "exports/v1/README.md").exists()
+    capsys.readouterr()
+
+
+def test_its_report_is_written() -> None:
+    assert main(["stage=report", f"run_dir={RUN}"]) == 0
+    assert Path(RUN, "report.html").stat().st_size > 50_000
