@@ -11,6 +11,7 @@ import torch
 
 from pipeline.core.layout import Layout
 from pipeline.core.stage import done_record
+from pipeline.evaluation import speed
 from pipeline.evaluation.speed import _measure
 from pipeline.evaluation.speed_file import write_speed
 from pipeline.inference.predictor import Predictor
@@ -39,7 +40,14 @@ def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> 
     narrow, wide = (_measure(predictor(width)) for width in (0.125, 1.0))
     assert wide["latency_ms"] > narrow["latency_ms"]
     assert wide["images_per_s"] < narrow["images_per_s"] / 2
-    assert narrow["batch_size"] == 64
+
+
+@pytest.mark.parametrize(("image_s", "batch_size"), [(0.001, 64), (0.05, 20), (3.0, 1)])
+def test_a_batch_takes_about_a_second_at_most(monkeypatch: pytest.MonkeyPatch, image_s: float, batch_size: int) -> None:
+    monkeypatch.setattr(speed, "_seconds", lambda _, size: size * image_s)
+    measured = _measure(predictor(0.125))
+    assert measured["batch_size"] == batch_size
+    assert measured["images_per_s"] == pytest.approx(1 / image_s, abs=0.05)
 
 
 def evaluated(folder: Path, write: WriteDigits) -> tuple[SmallRun, Layout]:
