@@ -43,7 +43,8 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     if source == PRETRAINED:
         return _timm_pretrained(name, args, num_classes)
     expected = dict(on_meta(lambda: build_model(name, num_classes, args)).state_dict())
-    state = _read_state(source)
+    url = _weights_file(source)
+    state = read_safetensors(url) if url.endswith(".safetensors") else _read_torch(url)
     # a safetensors file does not keep the order of its tensors
     if source.endswith(_TORCH) and _same_in_order(state, expected):
         logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
@@ -71,6 +72,7 @@ def weights_digest(source: str) -> str:
 
 
 def _weights_file(source: str) -> str:
+    """URL of the file of weights: `source`, or the one in the folder `source`. Raise ModelError where there is none."""
     is_file = source.endswith((*_TORCH, ".safetensors"))
     url = source if is_file else storage.join(source, MODEL_NAME)
     if not storage.exists(url):
@@ -97,11 +99,6 @@ def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> di
     return dict(model.state_dict())
 
 
-def _read_state(source: str) -> dict[str, Tensor]:
-    url = _weights_file(source)
-    return read_safetensors(url) if url.endswith(".safetensors") else _read_torch(url)
-
-
 def _read_torch(url: str) -> dict[str, Tensor]:
     """Read a state dict, or one inside a training checkpoint, without running pickled code."""
     file = storage.read_bytes(url)
@@ -123,6 +120,7 @@ def _read_torch(url: str) -> dict[str, Tensor]:
 
 
 def _why_unreadable(file: bytes, error: Exception) -> str:
+    """Tell pickled code, a damaged file and a file of another kind apart."""
     code = re.search(r"GLOBAL (\S+)", str(error))
     if code or (isinstance(error, pickle.UnpicklingError) and file.startswith(_ZIP)):
         return (

@@ -1,4 +1,4 @@
-"""teacher.ensemble: labels are the mean of several teachers, who must see the same classes and images."""
+"""teacher.ensemble: labels are the mean of several teachers with the same classes and the same view."""
 
 from pathlib import Path
 

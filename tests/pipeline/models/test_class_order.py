@@ -1,4 +1,4 @@
-"""A teacher whose classes are in another order, or that knows nothing, is found before it labels; its class list brings it right."""
+"""A teacher with another class order, or at chance, is refused before it labels; a list of its classes reorders its outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUM_VALIDATION = 200
 
 @pytest.fixture(scope="module")
 def weights(digits: Digits) -> dict[str, Tensor]:
-    """A classifier of digits, its outputs in timm's order: ridge regression on the features of a network of random weights."""
+    """A classifier of digits, its outputs in timm's order: ridge regression on the features of a random network."""
     torch.manual_seed(0)
     model = build_model("resnetrs26", 10, {"width": 0.25, "blocks": [1, 1, 1, 1]})
     classifier = model.get_submodule("fc")
@@ -49,7 +49,7 @@ def weights(digits: Digits) -> dict[str, Tensor]:
     images = (nn.functional.interpolate(images, (32, 32), mode="bicubic") - mean) / std
     with torch.no_grad():
         set_bn_momentum(model, 1.0)
-        model.train()(images)  # its statistics are the batch's now
+        model.train()(images)  # sets the statistics to this batch's
         features.clear()
         model.eval()(images)
         inputs = torch.cat([features[0], torch.ones(len(images), 1)], dim=1).double()
@@ -103,7 +103,7 @@ def check(config: Config, layout: Layout, accept_chance: bool = False) -> float:
     return float(found["labels_top1"])
 
 
-def test_weights_in_timms_order_are_found_before_labeling_with_the_order_that_would_be_right(
+def test_weights_in_timms_order_are_refused_before_labeling_and_the_better_order_is_named(
     data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, layout = data.config()
@@ -120,7 +120,7 @@ def test_weights_in_timms_order_are_found_before_labeling_with_the_order_that_wo
     assert check(config, layout, accept_chance=True) < 0.2
 
 
-def test_a_class_list_brings_the_weights_into_the_datas_order(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_list_reorders_the_weights(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     config, layout = data.config(data.list_classes(NATURAL))
     train_teacher(config, layout)
     assert check(config, layout) > 0.8
@@ -131,15 +131,15 @@ def test_a_class_list_brings_the_weights_into_the_datas_order(data: Data, capsys
     assert "no better than chance" not in capsys.readouterr().out
 
 
-def test_another_list_is_another_teacher_and_one_in_the_datas_order_is_none(data: Data) -> None:
+def test_a_list_in_another_order_makes_another_teacher_and_one_in_the_datas_order_does_not(data: Data) -> None:
     train_teacher(*data.config())
-    train_teacher(*data.config(data.list_classes(AS_TEXT)))  # done: says what was so
+    train_teacher(*data.config(data.list_classes(AS_TEXT)))  # the same teacher: already done
     with pytest.raises(StageRefusedError, match="class_names: changed upstream"):
         train_teacher(*data.config(data.list_classes(NATURAL)))
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_weights_folder_that_has_names_needs_no_list(
+def test_a_weights_folder_with_class_names_needs_no_list(
     data: Data, weights: dict[str, Tensor], ours: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -151,7 +151,7 @@ def test_a_weights_folder_that_has_names_needs_no_list(
     assert check(config, layout) > 0.8
 
 
-def test_a_weights_folder_with_other_names_is_taken_as_it_is_with_a_warning(
+def test_a_weights_folder_with_unknown_names_keeps_its_order_with_a_warning(
     data: Data, weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -177,7 +177,7 @@ def test_a_list_that_does_not_fit_is_refused_with_the_names(data: Data, names: l
         train_teacher(*data.config(data.list_classes(names)))
 
 
-def test_a_list_that_is_missing_no_text_or_of_nothing_is_refused(data: Data, tmp_path: Path) -> None:
+def test_a_missing_list_one_not_in_utf8_and_one_without_weights_are_refused(data: Data, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"teacher\.class_names=.*/no\.txt: no such file"):
         train_teacher(*data.config(f"teacher.class_names={tmp_path}/no.txt"))
     (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
@@ -190,7 +190,7 @@ def test_a_list_that_is_missing_no_text_or_of_nothing_is_refused(data: Data, tmp
     assert read_info(f"{tmp_path}/run/gen-1/teacher").validation_top1 > 0.8  # type: ignore[operator]
 
 
-def test_two_classes_that_are_swapped_are_found_though_most_labels_are_right(
+def test_two_swapped_classes_are_found_although_most_labels_are_right(
     tmp_path: Path, digits: Digits, weights: dict[str, Tensor]
 ) -> None:
     """Data sorted naturally, but for 2 before 1, as some manifests are: two thirds are right, which is far from chance."""
@@ -202,7 +202,7 @@ def test_two_classes_that_are_swapped_are_found_though_most_labels_are_right(
 
 
 class Loop:
-    """In the place of the pool."""
+    """Stands in for the pool; stops as on Ctrl-C."""
 
     images_in_flight, num_ready, replaced = 0, 1, 0
 
@@ -217,7 +217,7 @@ class Loop:
         return {}
 
 
-def test_labeling_refuses_once_is_forced_once_and_continues_without_being_asked_again(
+def test_force_is_needed_once_to_label_with_a_teacher_at_chance(
     data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(label_module, "ShardPool", Loop)
@@ -242,7 +242,7 @@ def print_status_of(config: Config, layout: Layout) -> None:
     print_status(config, [layout])
 
 
-def test_a_teacher_that_knows_nothing_is_refused_with_what_to_check(data: Data, weights: dict[str, Tensor]) -> None:
+def test_a_teacher_at_chance_is_refused_with_what_to_check(data: Data, weights: dict[str, Tensor]) -> None:
     safetensors.torch.save_file(
         weights | {"fc.weight": torch.zeros_like(weights["fc.weight"])}, data.folder / "elsewhere.safetensors"
     )

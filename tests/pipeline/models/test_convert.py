@@ -1,4 +1,4 @@
-"""A trained model in other runtimes: the same logits on real images, its class names and preprocessing with it, or an error."""
+"""Converted models give the same logits on real images and carry class names and preprocessing; otherwise nothing is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import DIGIT_NAMES, WriteDigits
 
 @pytest.fixture
 def weights(tmp_path: Path, write_digits: WriteDigits) -> Path:
-    """A folder like a student's, of a model whose batch norms have seen the digits; they are beside it."""
+    """A weights folder of a model with trained batch-norm statistics, beside shards of digits."""
     write_digits(tmp_path / "shards", 0, 40)
     torch.manual_seed(0)
     arguments = {"width": 0.125, "blocks": [1, 1, 1, 1]}
@@ -51,8 +51,8 @@ def digits_of(weights: Path) -> list[Image.Image]:
     return [Image.open(io.BytesIO(content[s.offset : s.offset + s.size])).convert("RGB") for s in samples]
 
 
-def of_timm(weights: Path) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """timm's own model of the folder, real images by its own preprocessing, and their logits."""
+def timms_logits(weights: Path) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """timm's model loaded from the folder, the digits in timm's preprocessing, and their logits."""
     model = timm.create_model(f"local-dir:{weights}", pretrained=True).eval()
     transform = create_transform(**resolve_data_config({}, model=model))
     images = torch.stack([transform(image) for image in digits_of(weights)])
@@ -61,7 +61,7 @@ def of_timm(weights: Path) -> tuple[Any, torch.Tensor, torch.Tensor]:
 
 
 def test_timm_knows_class_names_and_preprocessing(weights: Path) -> None:
-    model, images, _ = of_timm(weights)
+    model, images, _ = timms_logits(weights)
     assert model.pretrained_cfg["label_names"] == DIGIT_NAMES
     assert images.shape[1:] == (3, 32, 32)
     assert resolve_data_config({}, model=model)["mean"] == [0.5, 0.4, 0.3]
@@ -70,20 +70,20 @@ def test_timm_knows_class_names_and_preprocessing(weights: Path) -> None:
 def test_onnx_gives_timms_logits_for_any_batch(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(weights, "student.onnx") == 0
     assert "from torch's on 16 images" in capsys.readouterr().out
-    _, images, expected = of_timm(weights)
+    _, images, expected = timms_logits(weights)
     session = onnxruntime.InferenceSession(weights.parent / "student.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 2, 40):
         (found,) = session.run(["logits"], {"images": images[:count].numpy()})
         np.testing.assert_allclose(found, expected[:count].numpy(), atol=1e-4, rtol=0)
-    said = json.loads(session.get_modelmeta().custom_metadata_map["config.json"])
-    assert said["label_names"] == DIGIT_NAMES
-    assert said["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
-    assert said["noisy_student"]["temperature"] == 1.5
+    config = json.loads(session.get_modelmeta().custom_metadata_map["config.json"])
+    assert config["label_names"] == DIGIT_NAMES
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
+    assert config["noisy_student"]["temperature"] == 1.5
 
 
 def test_torch_export_gives_timms_logits_for_any_batch(weights: Path) -> None:
     assert run(weights, "student.pt2") == 0
-    _, images, expected = of_timm(weights)
+    _, images, expected = timms_logits(weights)
     inside = {"config.json": ""}
     module = torch.export.load(weights.parent / "student.pt2", extra_files=inside).module()
     for count in (1, 2, 40):
@@ -113,13 +113,13 @@ def test_other_logits_are_an_error_and_nothing_is_written(
     assert not (weights.parent / name).exists()
 
 
-def test_another_ending_and_missing_weights_or_shards_are_told(
+def test_another_file_name_and_missing_weights_or_shards_are_refused(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(weights, "student.pb") == 2
     assert run(weights.parent / "nothing", "student.onnx") == 2
     assert convert.main([f"weights={weights}", "out=x.onnx", f"images={weights.parent}/no/*.tar"]) == 2
-    said = capsys.readouterr().err
-    assert "expected a name that ends in .onnx or .pt2" in said
-    assert "nothing/config.json: not a weights folder of this pipeline" in said
-    assert "no/*.tar' matches no file" in said
+    errors = capsys.readouterr().err
+    assert "expected a name that ends in .onnx or .pt2" in errors
+    assert "nothing/config.json: not a weights folder of this pipeline" in errors
+    assert "no/*.tar' matches no file" in errors

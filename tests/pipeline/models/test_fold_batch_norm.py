@@ -1,4 +1,4 @@
-"""Folding batch norm into convolutions changes what a model costs and not what it says."""
+"""Folding batch norms changes a model's cost, not its logits."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipeline.models.registry import build_model
 
 
 def trained_like(model: nn.Module) -> nn.Module:
-    """Batch norms with statistics and gains that matter."""
+    """Give batch norms statistics and gains that change the logits."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -45,7 +45,7 @@ def test_a_folded_model_gives_the_same_logits_without_batch_norms(name: str, arg
 
 
 class Shared(nn.Module):
-    """A convolution whose output goes into a batch norm and past it: it cannot be folded."""
+    """A convolution whose output feeds a batch norm and a sum, so that it cannot be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,6 +56,6 @@ class Shared(nn.Module):
         return (self.norm(features) + features).mean((2, 3))
 
 
-def test_a_model_that_cannot_be_folded_is_left_as_it_is() -> None:
+def test_a_model_that_cannot_be_folded_is_returned_unchanged() -> None:
     model = trained_like(Shared()).eval()
     assert fold_batch_norm(model, 32) is model

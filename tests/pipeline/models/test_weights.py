@@ -1,4 +1,4 @@
-"""Weights out to timm and in from elsewhere; never pickled code."""
+"""timm loads our weights, we load weights of others, and pickled code never runs."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -41,13 +41,13 @@ def test_timm_loads_the_folder_with_outputs_classes_and_preprocessing(
     assert tuple(preprocessing["input_size"]) == (3, 32, 32)
 
 
-def test_what_is_saved_comes_back_and_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+def test_saved_weights_load_unchanged_and_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
     state = build_model("resnetrs26", 3, {"width": 0.125}).state_dict()
     for name in ("a", "b"):
         save_weights(str(tmp_path / name), state, info("resnetrs26", model_args={"width": 0.125}))
     loaded, tensors = load_weights(str(tmp_path / "a"))
     (tmp_path / "a/model.safetensors").rename(tmp_path / "weights")
-    assert read_info(str(tmp_path / "a")) == loaded, "the weights are not read for it"
+    assert read_info(str(tmp_path / "a")) == loaded, "read_info must not need the weights"
     (tmp_path / "weights").rename(tmp_path / "a/model.safetensors")
     assert (loaded.temperature, loaded.validation_top1, loaded.class_names) == (1.5, 0.75, ["a", "b", "c"])
     assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
@@ -144,7 +144,7 @@ def test_weights_of_another_model_are_refused_with_names(tmp_path: Path) -> None
 
 
 class Runs:
-    """Unpickling this would run code."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("code ran",)
@@ -159,20 +159,20 @@ def test_pickled_code_is_refused_and_never_run(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", b"version https://git-lfs", b"x" * 100, b""])
-def test_what_is_no_torch_file_is_called_that(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_of_torch_is_refused_by_its_first_bytes(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(ModelError, match=r"w\.pth: not a file of torch\.save"):
         external(tmp_path / "w.pth")
 
 
-def test_a_torch_file_that_was_cut_short_is_called_damaged(tmp_path: Path) -> None:
+def test_a_truncated_torch_file_is_reported_as_damaged(tmp_path: Path) -> None:
     torch.save(small_state(), tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:500])
     with pytest.raises(ModelError, match=r"w\.pth: damaged"):
         external(tmp_path / "w.pth")
 
 
-def test_files_that_are_missing_damaged_or_of_another_kind_are_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_and_folders_of_others_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no\.pth'?: no such file"):
         external(tmp_path / "no.pth")
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
