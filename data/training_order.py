@@ -38,7 +38,7 @@ class Order:
         copies: for each shard, how often an epoch has each row: (num_rows,) int, 0 for never.
         seed: the run's seed.
         name: of the stream; another name gives another order.
-        window_shards: passes whose samples are mixed; more mix better and keep more files open.
+        window_shards: passes over a shard (one per copy) whose samples are mixed; more mix better and keep more files open.
 
     Raises:
         ValueError: all copies are 0.

@@ -1,7 +1,7 @@
 """Noisy Student training: turn a mountain of unlabeled images into a better, faster image classifier.
 
-`run` is the story of a command: parse its words, load the configuration, refuse early, run the stages in the order of the table in
-pipeline/stages.py, each from what the ones before it committed.
+`run` is the story of a command: parse its words, load the configuration, refuse early, run the stages of each generation in the order
+of the table in pipeline/stages.py, each from what the ones before it committed; then studies, readers and comparisons.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _goes_on(config: Config, layout: Layout) -> bool:
 
 
 def _run_or_force(config: Config, layout: Layout, stage: str, here: bool) -> bool:
-    """Start a stage over, here or where it refuses; returns whether that was done."""
+    """With `here`, start the stage over; else run it, and start it over only if it refuses. Return whether it was started over."""
     if not here:
         try:
             _run_stage(config, layout, stage, False)

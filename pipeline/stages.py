@@ -35,9 +35,9 @@ class StageRow:
         kind: `generation`: run once per generation; `study`: of no generation; `reader` and `comparison`: take no lock.
         folder: below `gen-N/`; empty for a stage that has none there.
         fingerprint: the configuration that its output depends on.
-        reads: the fields that name the shards and files it reads.
+        reads: the fields that name shards and files, checked before it runs; none for readers, which take what is there.
         upstream: name of an input in its fingerprint → the stage that makes it.
-        is_long: its folder may hold half-done work.
+        is_long: it may take hours. Changed settings are refused before the command starts, and the time of stopped runs is recorded.
         followed_by: a stage that always runs after it.
         only_named: `stage=all` leaves it out.
         only_first: later generations take this from the generation before.
@@ -81,7 +81,7 @@ STAGES: tuple[StageRow, ...] = (
     ),
     StageRow(
         "select",
-        "select pseudo-labels again, with another threshold or quota, from the label files alone",
+        "select pseudo-labels again, with another threshold or quota; reads no image that it has compared before",
         "teacher.selection.stage:select",
         folder=SELECTIONS,
         fingerprint=("select",),
@@ -167,7 +167,7 @@ def function_of(stage: str) -> Callable[..., Any]:
 
 
 def names_of(*kinds: Kind) -> list[str]:
-    """Names in the order in which the stages run; without `kinds`, all."""
+    """Names in the order of the table; without `kinds`, all."""
     return [row.name for row in STAGES if not kinds or row.kind in kinds]
 
 

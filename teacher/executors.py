@@ -215,7 +215,7 @@ def in_ray_tasks(
     doing: str,
     progress: ReportProgress | None = None,
 ) -> Iterator[Result]:
-    """Yield the result of `task` in each of `num_workers` Ray tasks of one CPU, as they end; each has a fixed part of the shards.
+    """Yield the result of `task` in each of up to `num_workers` Ray tasks of one CPU, as they end; each has a fixed part of the shards.
 
     When a node dies, Ray runs its task again on another. The task's own error is raised; the other tasks are not cancelled and end
     with this process at the latest: cancelling a task at the moment it ends crashes this process (Ray 2.60, "Tried to complete task

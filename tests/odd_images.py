@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from data.images.decode import Pixels
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 SHORT, LONG = 3, 4
 _TYPES = [*range(1, 14), 16, 99]
 

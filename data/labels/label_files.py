@@ -30,6 +30,7 @@ COPIES_COLUMN = "copies"
 MAX_CLASSES = 32_767  # `topk_index` is int16
 _LAST_CLASS = 0xFFFF
 LABELS_REMEDY = "stage=label verify=true moves it aside, and stage=label makes it again"
+MANIFEST_REMEDY = "remove it and run stage=label, which keeps the labels"
 LABELS_OUTPUT_REMEDY = "delete it and run stage=label, which keeps the labels and makes it again"
 COPIES_REMEDY = "stage=select force=true makes it again"
 _QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
@@ -71,7 +72,7 @@ def label_schema(top_k: int) -> pa.Schema:
 
 
 LABEL_COLUMNS = tuple(name for name in label_schema(1).names if name != "image_hash")
-"""Columns of a label row that is handed out."""
+"""Columns handed out to other projects: all but `image_hash`."""
 
 
 def write_label_table(table: pa.Table, where: BinaryIO) -> None:
@@ -281,8 +282,8 @@ def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
         )
     if (found["bytes"], found["index_sha256"]) != (entry.source_bytes, entry.index_sha256):
         raise DataError(
-            f"{where}: of a shard with {found['bytes']} bytes and index {found['index_sha256']}, but the manifest beside it says "
-            f"{entry.source_bytes} bytes and index {entry.index_sha256}; {LABELS_REMEDY}"
+            f"{where}: has the labels of a shard with {found['bytes']} bytes and index {found['index_sha256']}, but the manifest "
+            f"beside it says {entry.source_bytes} bytes and index {entry.index_sha256}; {LABELS_REMEDY}"
         )
     if file.num_bytes != entry.bytes:
         raise DataError(f"{where}: {file.num_bytes} bytes, and {entry.bytes} were written; {LABELS_REMEDY}")
@@ -355,7 +356,7 @@ class _Manifest(BaseModel):
 def read_labels_manifest(folder: str) -> dict[str, LabeledShard]:
     """The label files of a labels folder, by shard name, as its manifest lists them. Raises DataError for a damaged manifest."""
     url = storage.join(folder, LABELS_MANIFEST)
-    content = read_json(url, "remove it and run stage=label, which keeps the labels")
+    content = read_json(url, MANIFEST_REMEDY)
     try:
         return {entry.name: entry for entry in _Manifest.model_validate(content).shards}
     except ValidationError as error:

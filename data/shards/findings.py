@@ -12,7 +12,7 @@ import pyarrow as pa
 from data.shards.samples import INDEX_RULE, Sample, has_odd_key, is_damage
 
 _MAX_IGNORED_FIELDS = 16  # as many as a satellite image has bands; more are parts of file names
-_USUAL = 0.1  # share of samples with a field from which on it is a kind of image (depth.png); below, such images count as lost
+_USUAL = 0.1  # a field that at least this share of samples has is a kind of image (depth.png); images of rarer fields count as stray
 _METADATA = b"ignored"
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from data import storage
-from data.errors import DataError as DataError
+from data.errors import DataError
 from data.json_files import first_problem, parse_any
 from data.shards.findings import NO_FINDINGS, Findings
 from data.shards.foreign_shards import Known, foreign_index_name, open_foreign

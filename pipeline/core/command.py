@@ -28,7 +28,7 @@ class Command:
 
     Attributes:
         text: the command line, for people to repeat.
-        stages: names, in the order in which they run.
+        stages: names, in the order of the table.
         config: name or file of the configuration, None when not given.
         overrides: `key=value` words of the configuration.
         forced: the stage to start over, if any.
@@ -102,7 +102,7 @@ def _forced_stage(options: dict[str, str]) -> str | None:
 
 
 def _parse_stages(text: str | None) -> list[str]:
-    """Stage names in the order in which they run."""
+    """Stage names in the order of the table."""
     known = stages.names_of()
     if text is None:
         raise UsageError(f"stage=… is missing; expected all, or some of {', '.join(known)} (--help explains them)")

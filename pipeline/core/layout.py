@@ -1,4 +1,5 @@
-"""The folders of a run directory."""
+"""The folders of a run directory. A stage's folder is named by its row in `pipeline.stages`; names that `data` reads too are in
+`data.run_names`."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from data import storage
+from data.errors import DataError
 from data.json_files import parse_json
-from data.shards.split import DataError
 from data.storage import fence
 from data.storage.redact import redacted
 from pipeline.core import interrupt

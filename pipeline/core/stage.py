@@ -147,8 +147,8 @@ _on_acceptance: list[Callable[[], None]] = []  # the action of the running `on_a
 
 @contextmanager
 def on_acceptance(action: Callable[[], None]) -> Iterator[None]:
-    """Inside, call `action` once, when the first stage has accepted its inputs and settings and before it changes anything. If no stage
-    is opened, call it at the end of the block, unless the block raises."""
+    """Call `action` once: when the first stage inside has passed its checks and before it writes; at the end if none is opened and the
+    block does not raise."""
     _on_acceptance.append(action)
     try:
         yield
@@ -194,7 +194,7 @@ def open_stage(
         storage.remove(storage.join(folder, DONE_NAME))
     if state == "done":
         print(f"{name}: done ({folder})")
-    if state != "done":
+    else:
         _report_changes(folder, name, fingerprint)
         storage.remove_temporary(folder)
         marker = {"fingerprint": fingerprint.as_json()}
@@ -305,7 +305,7 @@ def _check_outputs(folder: str) -> tuple[State, str]:
     for output, expected in record["outputs"].items():
         url = storage.join(folder, output)
         if list_sizes(url.rpartition("/")[0]).get(storage.base_name(url)) != expected["bytes"]:
-            return "continue", f"{url} is missing or cut short"
+            return "continue", f"{url} is missing or has another size"
     return "done", ""
 
 

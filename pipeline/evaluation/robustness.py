@@ -15,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.images.clean_view import EvalView
 from data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from data.images.decode import Pixels, decode
 from data.json_files import read_json
 from data.shards.image_reader import ImageReader, Place
-from data.shards.split import DataError, Split
+from data.shards.split import Split
 from pipeline.inference.predictor import Predictor
 
 IMAGES_PER_PART = 100  # also per forward pass

@@ -1,4 +1,4 @@
-"""stage=evaluate: measure teacher and student on the test images, which no other stage reads."""
+"""stage=evaluate: measure teacher and student on the test images. No earlier stage reads them; the report shows a few."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
+from data.errors import DataError
 from data.labels.joined_tar import Entry, LabelEntries, Rows, sample_bytes
 from data.labels.overlay import Overlay
 from data.labels.sources.archives import LABELS_FOLDER
 from data.shards.image_reader import ImageReader
 from data.shards.index import INDEX_SCHEMA, index_digest
-from data.shards.split import INDEX_FOLDER, DataError, ShardRecord
+from data.shards.split import INDEX_FOLDER, ShardRecord
 from data.shards.tar import end_of_archive
 from data.tables import read_table, write_table
 from pipeline.export.plan import RowRefs

@@ -12,9 +12,10 @@ from ray.exceptions import RayError
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
 from data.labels.overlay import Overlay, RowFilter
-from data.shards.split import DataError, ShardRecord
+from data.shards.split import ShardRecord
 from pipeline.core.ray_runtime import num_cpus, user_error
 from pipeline.core.schema import ExportConfig
 from pipeline.export.plan import ExportFile, RowRefs

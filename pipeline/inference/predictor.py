@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.errors import DataError
 from data.images.clean_view import Decoder, EvalView
 from data.images.decode import DecodeError
 from data.settings import UsageError
 from data.shards.image_reader import ImageReader, places_in
-from data.shards.split import DataError, Split
+from data.shards.split import Split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.train_transform import normalize
 

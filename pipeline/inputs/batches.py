@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data.errors import DataError
 from data.images.decode import DecodeError
-from data.shards.split import DataError
 from data.training_order import Order
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
@@ -26,7 +26,7 @@ from pipeline.inputs.train_transform import make_transform, sample_seed
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image, for messages.
+    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image (tests compare batches by them).
 
     `noise` is still to be added to each image; None: it has been added.
     """

@@ -16,17 +16,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from data.errors import DataError
 from data.labels.exclusions import keys_in
 from data.labels.label_files import LABELS_REMEDY, read_copies, soft_targets
 from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
-from data.shards.split import DataError, Shard, Split
+from data.shards.split import Shard, Split
 from data.tables import parse_table, read_table, read_whole
-from data.training_order import Order, OrderSlice
+from data.training_order import WINDOW_SHARDS, Order, OrderSlice
 from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
 
 _READERS = 16  # selection files read at once: there are thousands, and an object store answers each with a delay
-_CACHED_SHARDS = 48  # tables kept per process: three windows of shards
+_CACHED_SHARDS = 3 * WINDOW_SHARDS  # tables kept per process
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _shape(box: Box) -> tuple[int, int]:
 
 
 def sample_seed(*parts: int) -> int:
-    """The seed of one view: 64 bits from (seed, stream, epoch, shard, ordinal, copy).
+    """The seed of one view: 64 bits from (seed, stream, epoch, shard, row, copy).
 
     It is independent of workers, ranks, batches, and the order in which views are made. Each part passes
     through SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").

@@ -10,9 +10,10 @@ from functools import cache
 
 import torch
 
+from data.errors import DataError
 from data.images.decode import DecodeError
 from data.shards.image_reader import ImageReader, places_in
-from data.shards.split import DataError, Split
+from data.shards.split import Split
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
 from pipeline.inference.preprocessing import Preprocessing

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data import storage
+from data.errors import DataError
 from data.settings import UsageError
-from data.shards.split import DataError, Split
+from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record, inspect_stage, is_begun, refuse_other_config, require_done

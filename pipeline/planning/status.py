@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
 from data.labels.label_files import VALIDATION_NAME
 from data.settings import UsageError
-from data.shards.split import DataError
 from data.storage.redact import redacted
 from data.tables import read_table
 from pipeline.core import console

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from data import storage
+from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.labels.label_files import LabeledShard, read_labels, read_labels_manifest
 from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
-from data.shards.split import DataError
 from pipeline.report.survey import ShownLabel
 
 _THUMBNAIL = 96  # pixels of the longer side

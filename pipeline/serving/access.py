@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from data import storage
-from data.shards.split import DataError
+from data.errors import DataError
 from data.storage.redact import redacted
 from pipeline.serving.blocking_pool import BusyError
 from pipeline.serving.catalog import OutdatedError

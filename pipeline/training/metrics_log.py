@@ -42,7 +42,7 @@ def remove_events_after(folder: str, step: int) -> None:
 
 
 def _events(lines: Lines, times: Mapping[float, float]) -> bytes:
-    from tensorboardX import SummaryWriter  # here: the import takes half a second, which `stage=status` would pay
+    from tensorboardX import SummaryWriter  # here: the import takes half a second
 
     with tempfile.TemporaryDirectory() as scratch:
         writer = SummaryWriter(scratch)

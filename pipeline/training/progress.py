@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
-from data.shards.split import DataError
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # over which a rate is taken

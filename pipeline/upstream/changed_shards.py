@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
-from data.shards.split import DataError, Split, check_packed, has_recorded_bytes, open_split
+from data.errors import DataError
+from data.shards.split import Split, check_packed, has_recorded_bytes, open_split
 from data.storage import StorageError
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config

@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
 from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
-from data.shards.split import DataError, Shard, Split
+from data.shards.split import Shard, Split
 
 JOURNAL_NAME = "journal.json"
 _EVERY_S = 30.0

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
-from data.shards.split import DataError
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"

@@ -20,7 +20,7 @@ from data import storage
 from data.json_files import read_json
 from data.labels.label_files import (
     LABELS_MANIFEST,
-    LABELS_REMEDY,
+    MANIFEST_REMEDY,
     MAX_CLASSES,
     QUARANTINE_NAME,
     VALIDATION_NAME,
@@ -59,8 +59,9 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
         accept_chance: accept a teacher whose labels are no better than chance; defaults to `force`.
 
     Raises:
-        StageError: the teacher is missing, no better than chance or worse than its weights state; its classes are not the
-            labeled set's; too many images cannot be used; workers cannot be started or are lost at one shard repeatedly.
+        StageError: the teacher is missing, no better than chance or worse than expected (the accuracy in its weights, or
+            `teacher.expected_top1`); its classes are not the labeled set's; too many images cannot be used; workers cannot be
+            started or are lost at one shard repeatedly.
         StageRefusedError: as `open_stage`.
         UsageError: the device does not exist.
         DataError: shards are missing or damaged.
@@ -109,7 +110,7 @@ def _inspect(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> 
 def _check_before_changes(
     config: Config, layout: Layout, corpus: Split, journal: Journal, accept_chance: bool
 ) -> tuple[WeightsInfo, bytes | None]:
-    """Make all checks that can refuse the run, before anything is changed.
+    """Make all checks that can refuse the run, before anything is written; the teacher's goes into `journal`.
 
     Returns:
         The teacher's info, and the content of VALIDATION_NAME if it has to be written.
@@ -153,7 +154,7 @@ def _committed_check(folder: str) -> dict[str, Any] | None:
     """The teacher's check of finished labels; None if there are none, or of an earlier version."""
     if not storage.exists(url := storage.join(folder, LABELS_MANIFEST)):
         return None
-    check: dict[str, Any] | None = read_json(url, LABELS_REMEDY).get("teacher_check")
+    check: dict[str, Any] | None = read_json(url, MANIFEST_REMEDY).get("teacher_check")
     return check
 
 

@@ -35,7 +35,7 @@ def check_teacher(
 ) -> dict[str, Any] | None:
     """Find wrong weights, preprocessing or class order.
 
-    1. Compare the teacher's accuracy on the validation images with the accuracy that its weights state.
+    1. Compare the teacher's accuracy on the validation images with the one recorded in its weights, or `teacher.expected_top1`.
     2. Label these images as the unlabeled ones will be (views, ensemble) and write the labels to `url`; no rows without validation
        images.
     3. Refuse a teacher whose labels are no better than chance.

@@ -48,7 +48,7 @@ def verify_labels(config: Config, layout: Layout) -> None:
     if made_by.as_json()["inputs"] != record["fingerprint"]["inputs"]:
         raise StageError(f"{layout.labels}: labeled by another teacher.ensemble; restore its weights")
     _check_outputs(layout.labels, record["outputs"])
-    entries = {entry.name: entry for entry in read_labels_manifest(layout.labels).values()}
+    entries = read_labels_manifest(layout.labels)
     corpus = _open_corpus(config, layout, entries)
     top_k = min(config.label.top_k, record["summary"]["num_classes"])
     problems = list(_problems(layout.labels, corpus, entries, label_schema(top_k), made_by.digest()))

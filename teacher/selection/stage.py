@@ -1,6 +1,7 @@
 """stage=select: choose pseudo-labels by confidence, balanced over the classes.
 
-The first selection searches the images for near-duplicates of held-out ones; later selections read label files only.
+The first selection of some labels searches the images for near-duplicates of held-out ones. Later ones read label files only, unless
+`data.held_out_hashes` or `select.copy_correlation` changed.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _reuse(
 
 @contextmanager
 def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
-    """How to split the work: Ray tasks on a cluster, one per CPU; here threads, or processes if there are many shards."""
+    """How to split the work: Ray tasks on a cluster, up to one per CPU; here threads, or processes if there are many shards."""
     if ray_address is not None:  # importing Ray takes longer than most selections
         from pipeline.core.ray_runtime import num_cpus, start_ray
 

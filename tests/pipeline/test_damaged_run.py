@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data import storage
+from data.errors import DataError
 from data.json_files import read_json
 from data.labels.pseudo_labels import PseudoLabels
-from data.shards.split import DataError
 from pipeline.core.stage import StageError
 from pipeline.evaluation.speed_file import write_speed
 from pipeline.export.plan import ExportFile

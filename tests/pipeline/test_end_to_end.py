@@ -192,7 +192,7 @@ def test_the_plan_says_what_a_lost_output_or_a_first_run_needs(
     assert main(["stage=student,evaluate", f"run_dir={run_dir}", "plan=true"]) == 0
     lost = capsys.readouterr().out
     assert "student   would continue" in lost
-    assert "metrics.jsonl is missing or cut short" in lost
+    assert "metrics.jsonl is missing or has another size" in lost
     (run_dir / "gen-1/labels/unlabeled-000002.parquet").unlink()
     assert main(["stage=label,student,evaluate", f"run_dir={run_dir}", "plan=true"]) == 0
     printed = capsys.readouterr().out

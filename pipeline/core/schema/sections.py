@@ -18,7 +18,7 @@ class DataConfig(Section):
     labeled: Patterns = Field([], description="labeled training shards")
     validation: Patterns = Field([], description="held-out labeled shards, for calibration and training curves")
     unlabeled: Patterns = Field([], description="unlabeled shards")
-    test: Patterns = Field([], description="labeled test shards; only evaluate reads them")
+    test: Patterns = Field([], description="labeled test shards, read by evaluate; the report shows a few of them")
     held_out_hashes: Patterns = Field(
         [], description="hashes.parquet files of held-out images; their near-duplicates are not selected"
     )

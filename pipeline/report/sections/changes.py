@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data import storage
+from data.errors import DataError
 from data.shards.image_reader import places_in
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from pipeline.pages.render import Section
 from pipeline.report.facts import Facts, Predictions, compare
 from pipeline.report.pictures import sample, thumbnail_at

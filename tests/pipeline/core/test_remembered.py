@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data import storage
+from data.errors import DataError
 from data.labels.sources.run import _data_field
 from data.settings import UsageError
-from data.shards.split import DataError
 from pipeline import run as run_module
 from pipeline import stages
 from pipeline.core.config import load, load_config

@@ -140,7 +140,7 @@ def test_an_output_lost_after_the_marker_is_noticed(
         storage.write_bytes(url, b"wei")
     assert open_stage(folder, "teacher", FINGERPRINT).state == "continue"
     assert done_record(folder) is None
-    assert "model.bin is missing or cut short" in capsys.readouterr().out
+    assert "model.bin is missing or has another size" in capsys.readouterr().out
 
 
 def test_a_commit_needs_every_output_to_be_there(folder: str) -> None:

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import DataError
 from data.images.decode import decode
 from data.labels.overlay import RowFilter
 from data.settings import UsageError
 from data.shards.image_reader import ImageReader
-from data.shards.split import DataError, open_split
+from data.shards.split import open_split
 from data.storage.web_tokens import TOKEN_VARIABLE
 from pipeline.core.command import parse_command
 from pipeline.serving.blocking_pool import Pools

@@ -17,7 +17,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from data import storage
-from data.shards.split import DataError, Split, open_split
+from data.errors import DataError
+from data.shards.split import Split, open_split
 from pipeline.core.interrupt import Interrupted, handled
 from pipeline.core.ray_runtime import start_ray
 from pipeline.inputs.loader import load_batches

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from data import storage
+from data.errors import DataError
 from data.labels.label_files import read_labels
-from data.shards.split import DataError, Split
+from data.shards.split import Split
 from data.tables import write_table
 from pipeline.core.schema import TrainConfig
 from pipeline.inference.predictor import Predictor

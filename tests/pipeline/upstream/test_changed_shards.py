@@ -15,9 +15,9 @@ import ray
 import torch
 from PIL import Image
 
+from data.errors import DataError
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
-from data.shards.split import DataError
 from data.shards.write import write_shards
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data import storage
-from data.shards.split import DataError
+from data.errors import DataError
 from pipeline.core.config import load_config
 from pipeline.core.layout import CURRENT_NAME, Layout
 from pipeline.core.schema import Config

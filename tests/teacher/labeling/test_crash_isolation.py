@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.errors import DataError
 from data.images.clean_view import EvalView
 from data.images.decode import DecodeError, Pixels
 from data.labels.label_files import read_labels, read_quarantined
-from data.shards.split import DataError, Shard, open_split
+from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.batches import Meter

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from data import fashion_mnist, pack, storage
+from data.errors import DataError
 from data.images.decode import Pixels, decode
 from data.images.held_out_hashes import HeldOutHashes, held_out_row, is_outdated, read_held_out_hashes
 from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
-from data.shards.split import DataError
 from data.tables import write_table
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
