@@ -21,13 +21,12 @@ def mixed_streams(config: Config, layout: Layout, labeled: Split, selection_fold
         DataError: damaged indexes, or no labeled images are left.
     """
     student = config.student
-    labeled_per_step = student.batch_size // (1 + student.unlabeled_ratio)
-    stream = labeled_stream(labeled, labeled_per_step, read_keys(config.data.exclude))
+    stream = labeled_stream(labeled, student.labeled_per_step, read_keys(config.data.exclude))
     if student.unlabeled_ratio == 0:
         return (stream,)
     corpus = open_split(config.data.unlabeled, layout.indexes)
     require_labeled_corpus(corpus, require_done(layout.labels, "label"))
-    per_step = student.batch_size - labeled_per_step
+    per_step = student.batch_size - student.labeled_per_step
     return (stream, pseudo_labeled_stream(config, layout, corpus, selection_folder, per_step))
 
 

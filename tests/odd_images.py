@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 
 from data.images.decode import Pixels
 
-
 SHORT, LONG = 3, 4
 _TYPES = [*range(1, 14), 16, 99]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from pipeline.planning.estimate import Workload, print_estimate, size_of
 from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
 from pipeline.stages import with_folder
+from pipeline.training.job import num_steps
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
@@ -123,16 +123,11 @@ class _StageSize:
         is_student = self.stage == "student" or (self.stage == "label" and self.generation > 1)
         return self.config.student if is_student else self.config.teacher
 
-    @property
-    def labeled_per_step(self) -> int:
-        """Labeled images per training step."""
-        ratio = self.config.student.unlabeled_ratio if self.stage == "student" else 0
-        return self.section.batch_size // (1 + ratio)
-
     def num_steps(self) -> int:
         """Steps of the whole training."""
-        stream = labeled_stream(self.splits["labeled"], self.labeled_per_step, read_keys(self.config.data.exclude))
-        return math.ceil(self.section.epochs * stream.num_images / self.labeled_per_step)
+        per_step = self.section.labeled_per_step
+        stream = labeled_stream(self.splits["labeled"], per_step, read_keys(self.config.data.exclude))
+        return num_steps(self.section.epochs, stream.num_images / per_step)
 
     def workload(self) -> Workload | None:
         """Images through models; None for a stage that takes seconds."""
@@ -160,7 +155,7 @@ class _StageSize:
 
     def _describe_training(self) -> str:
         section, steps = self.section, self.num_steps()
-        batch = f"{section.batch_size:,} ({self.labeled_per_step:,} labeled)"
+        batch = f"{section.batch_size:,} ({section.labeled_per_step:,} labeled)"
         gigabytes = (section.keep_checkpoints + 1) * _CHECKPOINT_BYTES * size_of(section, self.num_classes)[0] / 1e9
         return (
             f"{self._describe_model()}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "

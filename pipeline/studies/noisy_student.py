@@ -176,8 +176,7 @@ def _expected_seconds(config: Config, sources: tuple[str, ...]) -> float:
         if not sources:
             seconds, image_s = _teacher_seconds(config, storage.join(folder, "teacher"))
             return seconds + _labeling_seconds(config, image_s)
-        labeled_per_step = config.student.batch_size // (1 + config.student.unlabeled_ratio)
-        student = labeled_job(config, "student", storage.join(folder, "student"), labeled_per_step)
+        student = labeled_job(config, "student", storage.join(folder, "student"), config.student.labeled_per_step)
         seconds, image_s = training_seconds(student)
         if config.most_generations() > 1:
             return seconds + _labeling_seconds(config, image_s)

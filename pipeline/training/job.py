@@ -58,7 +58,7 @@ class TrainJob:
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        return max(1, math.ceil(self.config.epochs * self.steps_per_epoch))
+        return num_steps(self.config.epochs, self.steps_per_epoch)
 
     @property
     def checkpoints(self) -> str:
@@ -71,6 +71,11 @@ class TrainJob:
         peak = config.lr * config.batch_size / 256
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         return learning_rate(step, self.total_steps, warmup_steps, peak, config.lr_schedule)
+
+
+def num_steps(epochs: float, steps_per_epoch: float) -> int:
+    """Steps of a whole training: at least one."""
+    return max(1, math.ceil(epochs * steps_per_epoch))
 
 
 def job_from_config(

@@ -111,6 +111,11 @@ class TrainConfig(Section):
     )
     log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
 
+    @property
+    def labeled_per_step(self) -> int:
+        """Labeled images per training step."""
+        return self.batch_size
+
     def require_averaged_statistics(self, name: str) -> None:
         """Raise UsageError when the batch-norm statistics of the EMA weights would be mostly those of one batch.
 
@@ -178,3 +183,8 @@ class StudentConfig(TrainConfig):
     fix_resolution_lr: float = Field(
         0.01, gt=0, description="peak learning rate of those epochs per 256 images; a cosine to 0"
     )
+
+    @property
+    def labeled_per_step(self) -> int:
+        """Labeled images per training step; the others of the batch are pseudo-labeled."""
+        return self.batch_size // (1 + self.unlabeled_ratio)
