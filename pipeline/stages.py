@@ -1,7 +1,7 @@
 """The table of stages: one row each. Whoever needs a stage's name, folder, inputs or order reads it here.
 
 A row is plain data. It names the function that runs the stage, which is imported only then: torch and Ray take seconds and most of a
-gigabyte, which selection, status and comparison do without. A new stage is one row here and one package.
+gigabyte, which selection, status and comparison do without. A new stage is one row here and one package (CONTRIBUTING.md).
 
 Entries of `fingerprint` and `reads` are dotted configuration fields, or whole sections. `FIELD if OTHER` counts only while OTHER is
 set, `FIELD if OTHER=VALUE` only while OTHER has that value.

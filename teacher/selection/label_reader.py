@@ -177,8 +177,7 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     near_duplicate = None
     if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
         near_duplicate = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
-    by_class = bool(rule.class_thresholds)
-    above = confidence >= (rule.thresholds.take(label) if by_class else np.float32(rule.confidence_threshold))
+    above = rule.reaches_threshold(label, confidence)
     return LabelRows(label, confidence, ordinal, above, held_out, by_user, near_duplicate, image_hash)
 
 

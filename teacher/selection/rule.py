@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data.labels.label_files import MAX_CLASSES
+
 Mask = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -26,7 +28,6 @@ MAX_CONFIDENCE = np.float32(1.00001)  # a float32 softmax may overshoot 1 by a f
 UNREACHED = 2.0  # a threshold above every confidence
 NO_CUT = 0xFFFFFFFF  # a cut-off key above every confidence's key
 _SIGN = np.uint32(0x7FFFFFFF)
-_MAX_CLASSES = 1_000_000  # keeps label * bins within int32
 _MAX_UINT16 = 65_535
 
 
@@ -57,12 +58,18 @@ class SelectRule:
         """Threshold of each class, float32 [num_classes]."""
         return np.array(self.class_thresholds or [self.confidence_threshold] * self.num_classes, np.float32)
 
+    def reaches_threshold(self, label: Int32, confidence: Float32) -> Mask:
+        """Whether each row's confidence is at or above the threshold of its class, bool [n]; inputs are [n]."""
+        if self.class_thresholds:
+            return confidence >= self.thresholds.take(label)
+        return confidence >= np.float32(self.confidence_threshold)  # no look-up per row in the usual case
+
     def __post_init__(self) -> None:
         if self.class_thresholds and len(self.class_thresholds) != self.num_classes:
             raise SelectError(f"class_thresholds: expected {self.num_classes} but got {len(self.class_thresholds)}")
         for threshold in self.class_thresholds:
             _check_range("class_thresholds", threshold, 0, 1 if threshold != UNREACHED else UNREACHED)
-        _check_range("num_classes", self.num_classes, 1, _MAX_CLASSES)
+        _check_range("num_classes", self.num_classes, 1, MAX_CLASSES)
         _check_range("confidence_threshold", self.confidence_threshold, 0, 1)
         _check_range("max_copies", self.max_copies, 1, _MAX_UINT16)
         if self.per_class is not None:
