@@ -183,7 +183,7 @@ def test_a_missing_list_one_not_in_utf8_and_one_without_weights_are_refused(data
     (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
     with pytest.raises(UsageError, match=r"latin\.txt: not a text file in UTF-8"):
         train_teacher(*data.config(f"teacher.class_names={tmp_path}/latin.txt"))
-    with pytest.raises(UsageError, match=r"teacher\.class_names=x: is of teacher\.weights, which is not given"):
+    with pytest.raises(UsageError, match=r"teacher\.class_names=x: belongs to teacher\.weights, which is not given"):
         load_config(None, ["teacher.class_names=x"])
     (tmp_path / "crlf.txt").write_bytes("\ufeff".encode() + "\r\n".join(NATURAL).encode() + b"\r\n")
     train_teacher(*data.config(f"teacher.class_names={tmp_path}/crlf.txt"))
