@@ -153,7 +153,11 @@ def test_status_and_plan_answer_and_run_nothing(
     [
         ("stage=all", "done done done done done", ""),
         ("stage=all teacher.lr=3", "refuse done done done done", "teacher.lr: 4.0 there, 3.0 now"),
-        ("stage=all select.per_class=25", "done done run refuse done", "made from inputs that stage=select will replace"),
+        (
+            "stage=all select.per_class=25",
+            "done done run refuse done",
+            "made from inputs that stage=select will replace",
+        ),
         ("stage=student select.per_class=20", "refuse", "Run stage=select first"),
         ("stage=all MORE", "done continue run refuse done", "1 of 7 shards are new"),
         ("stage=label force=true", "over run", "moves the output that is there aside"),

@@ -271,7 +271,8 @@ def test_a_store_without_conditions_is_refused(folder: str) -> None:
     """As fsspec's own local file system, under a name that is not ours."""
     with (
         pytest.raises(
-            LockedError, match=r"run_dir=local://.*only s3:// has conditional writes.*give s3://… or a folder that all nodes share"
+            LockedError,
+            match=r"run_dir=local://.*only s3:// has conditional writes.*give s3://… or a folder that all nodes share",
         ),
         run_lock("local:///tmp/nothing-there/run", "first"),
     ):
