@@ -6,7 +6,8 @@ import asyncio
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import BinaryIO
 
 from aiohttp import web
@@ -56,7 +57,7 @@ class Sender:
         self, request: web.Request, content: Content, span: Span, headers: Mapping[str, str]
     ) -> web.StreamResponse:
         is_head = request.method == "HEAD"
-        file = await self._pool.run(content.open) if content.open and not is_head else None
+        file = await self._open(content.open) if content.open and not is_head else None
         try:
             response = web.StreamResponse(status=206 if span.is_partial else 200, headers=headers)
             response.content_length = span.stop - span.start
@@ -65,6 +66,15 @@ class Sender:
             if file is not None:
                 file.close()
         return response
+
+    async def _open(self, open_file: Callable[[], BinaryIO]) -> BinaryIO:
+        """Open a file in a thread; close it if the request is cancelled meanwhile, because the client has left."""
+        in_thread, in_loop = self._pool.submit(open_file)
+        try:
+            return await asyncio.shield(in_loop)
+        except asyncio.CancelledError:
+            in_thread.add_done_callback(_close_opened)
+            raise
 
     async def _send(
         self,
@@ -114,6 +124,11 @@ class Sender:
             self._metrics.count_bytes(num_sent)
             if num_sent < count:
                 raise OSError(f"{count - num_sent} bytes are missing at byte {start + num_sent}")
+
+
+def _close_opened(opening: Future[BinaryIO]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _abort(request: web.Request) -> None:
