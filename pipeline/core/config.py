@@ -239,5 +239,8 @@ def _explain(error: ErrorDetails, layers: Sequence[Layer]) -> str:
         return f"  {path}: no such field{nearest(path, [name for name, _ in fields_of(Config)])}{origin}"
     if not path:
         return f"  {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "list_type" and isinstance(error["input"], str):
+        given = redacted(error["input"])
+        return f"  {path}={given}: expected a list; give '{path}=[{given}]', in quotes for the shell{origin}"
     message = error["msg"].removeprefix("Value error, ")
     return f"  {path}={redacted(repr(error['input']))}: {message[0].lower()}{message[1:]}{origin}"

@@ -100,6 +100,14 @@ def test_words_that_are_no_overrides_are_refused(words: list[str]) -> None:
         load_config(None, words)
 
 
+def test_one_path_where_a_list_belongs_is_shown_as_a_list() -> None:
+    with pytest.raises(
+        UsageError, match=r"data\.labeled=a/\*\.tar: expected a list; give 'data\.labeled=\[a/\*\.tar\]', in quotes"
+    ):
+        load_config(None, ["data.labeled=a/*.tar"])
+    assert load_config(None, ["data.labeled=[a/*.tar]"]).data.labeled == ["a/*.tar"]
+
+
 def test_an_unknown_configuration_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'fashion_mnist'"):
         load_config("fashion_mnits", [])
