@@ -161,7 +161,7 @@ def test_a_shard_that_was_only_copied_loses_nothing(copy: Copy, capsys: pytest.C
     assert right_images(copy.run_dir) == 20
     said = capsys.readouterr().out
     assert "label: done" in said
-    assert "no SHA-256 is recorded of 1 shards" in said
+    assert "1 shards were not packed here and have no recorded SHA-256" in said
 
 
 @pytest.mark.parametrize("copy", ["packed"], indirect=True)
@@ -195,7 +195,7 @@ def test_a_server_hands_out_nothing_of_a_shard_that_was_replaced(copy: Copy) -> 
         with pytest.raises(DataError, match=r"should be '\d\d'"):
             sample.read()
     make_younger(copy.shard, 10)
-    with pytest.raises(OutdatedError, match="written anew since the server started"):
+    with pytest.raises(OutdatedError, match="rewritten since the server started"):
         item.check()
     write_shard(copy.shard, range(20), later=20)
     again = open_catalog(config, [Layout(str(copy.run_dir))]).shard("photos", RowFilter())
