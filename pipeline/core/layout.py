@@ -44,6 +44,11 @@ class Layout:
         return self.folder_of("teacher")
 
     @property
+    def models(self) -> dict[str, str]:
+        """The folders of the models that a generation is judged by, by role."""
+        return {"teacher": self.teacher, "student": self.student}
+
+    @property
     def labels(self) -> str:
         """The pseudo-labels."""
         return self.folder_of("label")

@@ -66,7 +66,7 @@ def known_layouts(config: Config) -> list[Layout]:
 def read_decision(layout: Layout) -> Decision | None:
     """The decision that `decide` (decide.py) committed; None without one, or if it is of other models than there are now."""
     record = done_record(layout.decision)
-    models = {role: done_record(folder) for role, folder in (("teacher", layout.teacher), ("student", layout.student))}
+    models = {role: done_record(folder) for role, folder in layout.models.items()}
     if record is None or any(
         model is None or model["digest"] != record["fingerprint"]["inputs"][role] for role, model in models.items()
     ):

@@ -43,10 +43,10 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
         StageError: no test shards are configured, or teacher and student are both missing.
     """
     require_test(config)
-    folders = {"teacher": layout.teacher, "student": layout.student}
     test = open_split(config.data.test, layout.indexes)
     expected = fingerprint(config, layout, test)
-    infos = {role: read_info(folder) for role, folder in folders.items() if role in expected.inputs}
+    folders = {role: folder for role, folder in layout.models.items() if role in expected.inputs}
+    infos = {role: read_info(folder) for role, folder in folders.items()}
     for role, info in infos.items():  # before the old figures are moved aside
         require_same_classes(info.class_names, f"the {role}", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
@@ -56,18 +56,18 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     torch.set_num_threads(config.threads)
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
-    for role in infos:
-        figures, predicted = _measure(test, load_predictor(folders[role], config.resolved_device()))
+    for role, folder in folders.items():
+        figures, predicted = _measure(test, load_predictor(folder, config.resolved_device()))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
-    files, robustness = _robustness(config, stage, test, {role: folders[role] for role in infos})
+    files, robustness = _robustness(config, stage, test, folders)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
     write_speed(
         layout.evaluation,
-        measure_speed({role: folders[role] for role in infos}, config.resolved_device(), config.threads),
+        measure_speed(folders, config.resolved_device(), config.threads),
     )
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
@@ -91,8 +91,7 @@ def _robustness(
 
 def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
     """All that the figures depend on: the settings, the test images and the finished models. Raises StageError when none is done."""
-    folders = {"teacher": layout.teacher, "student": layout.student}
-    digests = {role: record["digest"] for role, folder in folders.items() if (record := done_record(folder))}
+    digests = {role: record["digest"] for role, folder in layout.models.items() if (record := done_record(folder))}
     if not digests:
         require_done(layout.teacher, "teacher")
     return Fingerprint(config.stage_fields("evaluate"), {"test": test.digest()} | digests)

@@ -42,10 +42,9 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
 
 def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracies and speed of the evaluated models, without those that were made again since."""
-    folders = {"teacher": layout.teacher, "student": layout.student}
     figures = {
         role: evaluation["summary"][role]
-        for role, folder in folders.items()
+        for role, folder in layout.models.items()
         if role in evaluation["summary"]
         and (record := done_record(folder)) is not None
         and record["digest"] == evaluation["fingerprint"]["inputs"][role]
