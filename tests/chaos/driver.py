@@ -18,7 +18,8 @@ from data.storage.failpoint import VARIABLE
 _LIMIT_S = 400.0
 _GONE_S = 20.0  # limit for the processes of a stopped driver to end
 # After a raylet is killed, Ray's agents try for minutes to report it to Ray's head; they hold and write nothing of ours.
-_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# Until Ray has titled them, they are known by their files.
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "/dashboard/agent.py", "/runtime_env/agent/main.py")
 
 
 class Driver:
@@ -94,14 +95,15 @@ def labeling_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if title(process).startswith("ray::Labeler")]
 
 
-def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Kill and return the processes that do not end within 20 s, except Ray's agents."""
-    ours = [process for process in processes if not title(process).startswith(_AGENTS)]
+def left_over(processes: list[psutil.Process]) -> list[str]:
+    """Kill the processes that do not end within 20 s, except Ray's agents; return the number and title of each."""
+    ours = [process for process in processes if not any(agent in title(process) for agent in _AGENTS)]
     _, alive = psutil.wait_procs(ours, timeout=_GONE_S)
+    described = [f"{process.pid} {title(process)}" for process in alive]
     for process in alive:
         with suppress(psutil.Error):
             process.kill()
-    return list(alive)
+    return described
 
 
 def title(process: psutil.Process) -> str:

@@ -147,7 +147,7 @@ def _stop_driver(world: World, number: signal.Signals, times: int) -> Outcome:
 
 def _expect_gone(family: list[psutil.Process], number: signal.Signals, outcome: Outcome) -> None:
     left = left_over(family)
-    outcome.expect(not left, f"left running after {number.name}: {[process.pid for process in left]}")
+    outcome.expect(not left, f"left running after {number.name}: {left}")
 
 
 def _check_stop(driver: Driver, number: signal.Signals, outcome: Outcome) -> list[psutil.Process]:
