@@ -102,7 +102,7 @@ def _run(loaded: Loaded, command: Command) -> None:
         _plan(config, layouts, command)
         return
     if command.verify:
-        _verify(config, layouts)
+        _verify(config, layouts, command.text)
         return
     if of_generation:
         with run_lock(config.run_dir, command.text):
@@ -138,8 +138,8 @@ def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:
         _later("pipeline.studies.stage:plan_study", config, layouts[0])
 
 
-def _verify(config: Config, layouts: Sequence[Layout]) -> None:
-    with run_lock(config.run_dir, "verify"):
+def _verify(config: Config, layouts: Sequence[Layout], text: str) -> None:
+    with run_lock(config.run_dir, text):
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
                 _later("teacher.labeling.verify:verify_labels", config, layout)
@@ -152,9 +152,7 @@ def _run_study(loaded: Loaded, layout: Layout, study: str, command: Command) -> 
         require_inputs(loaded, [study])
         if force:
             reindex(config, layout, study)
-        _later(
-            "pipeline.studies.stage:open_study", config, layout, force
-        )  # refuses before config.yaml takes the new values
+        _later("pipeline.studies.stage:open_study", config, layout, force)  # refuses before config.yaml changes
         loaded.write(command.overrides)
         stages.function_of(study)(config, layout, force)
 
