@@ -234,7 +234,10 @@ def test_a_write_asks_the_clock_itself(s3: FaultyS3, folder: str, clocks: Clocks
 # workers: processes that a driver starts, here or on other machines
 
 
-def test_workers_write_as_long_as_the_lease_is_their_drivers(s3: FaultyS3, folder: str, clocks: Clocks) -> None:
+def test_workers_write_as_long_as_the_lease_is_their_drivers(
+    s3: FaultyS3, folder: str, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 3600.0)  # a renewal would find the other token, and stop this process
     with run_lock(folder, "first"):
         variable = os.environ[fence.FENCE_VARIABLE]
         assert try_to_write(f"{folder}/x.bin") == "written"
