@@ -20,6 +20,7 @@ from data.shards.split import Split
 from pipeline.inputs import loader as loading
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.loader import LoaderLostError, load_batches, raise_on_lost_loaders, shared_memory_needed
+from tests import HANGS_S
 from tests.pipeline.training.test_training import make_job
 
 
@@ -186,7 +187,7 @@ def test_a_container_with_little_shared_memory_trains(tmp_path: Path, labeled: S
     arguments = [f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"), str(tmp_path / "run")]
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", SMALL, *arguments],
-        capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=HANGS_S, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "teacher: shared memory (/dev/shm, 9 MB) is too small for the batches in flight (28 MB)" in result.stdout
