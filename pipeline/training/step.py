@@ -50,7 +50,7 @@ def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Te
     images = normalize(images, config.mean, config.std)
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return images, batch.targets.to(job.device, non_blocking=True)
+    return images, batch.targets.dense(job.device)
 
 
 def _autocast(job: TrainJob) -> torch.autocast:
