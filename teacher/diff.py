@@ -120,8 +120,8 @@ def compare(before: Side, after: Side) -> Counts:
     """Count what changed, shard by shard; images are joined by shard and ordinal."""
     names = sorted({*before.labeled, *after.labeled})
     total = Counts.zeros(after.num_classes)
-    with threads_or_processes(len(names)) as (executor, number):
-        for part in executor(partial(_count, before, after), names, number, "compare"):
+    with threads_or_processes(len(names)) as executor:
+        for part in executor(partial(_count, before, after), names, "compare"):
             total.add(part)
     return total
 

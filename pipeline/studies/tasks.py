@@ -56,7 +56,7 @@ def in_tasks(
 
     Raises:
         Whatever `function` raises. The other tasks end with this process (why they are not cancelled:
-            `teacher.executors.in_ray_tasks`).
+            `teacher.executors.RayTasks`).
     """
     task = ray.remote(lambda item, *_: function(item)).options(**resources)
     references: list[ray.ObjectRef] = []

@@ -22,7 +22,7 @@ from pipeline.core.committed_files import read_output_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, done_record, open_stage, require_done
-from teacher.executors import ReportProgress, in_threads
+from teacher.executors import ReportProgress, Threads
 from teacher.near_duplicates.hash_index import COMPLETE_DISTANCE
 from teacher.near_duplicates.search import MAX_DISTANCE, NearDuplicateSearch, ShardResult
 
@@ -119,7 +119,7 @@ def _search(
     """The listing in parts, in the labels' order, with `_counts` in their metadata; parts of an interrupted search are reused."""
     search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), _shard_urls(config)
     labeled = read_labels_manifest(layout.labels)
-    names, num_threads = list(labeled), min(os.cpu_count() or 1, _MAX_THREADS)
+    names = list(labeled)
 
     def task(shards: Iterable[str]) -> dict[str, ShardResult]:
         return {
@@ -133,8 +133,8 @@ def _search(
         url = stage.path(f"{_PARTS}/{first:06d}-{len(shards)}.parquet")  # another version may take other parts
         if not storage.exists(url):
             found: dict[str, ShardResult] = {}
-            part_progress = _offset(progress, first, len(names))
-            for results in in_threads(task, shards, num_threads, "near-duplicates", part_progress):
+            threads = Threads(min(os.cpu_count() or 1, _MAX_THREADS), _offset(progress, first, len(names)))
+            for results in threads(task, shards, "near-duplicates"):
                 found |= results
             write_table(url, _listing(held_out, {name: found[name] for name in shards}))
         parts.append(read_table(url, _REMEDY, schema=LISTING_SCHEMA))

@@ -110,7 +110,7 @@ class LabelSource:
 
     labels_dir: str
     rule: SelectRule
-    exclusions: Exclusions
+    exclusions: Exclusions = field(default_factory=Exclusions)
     labeled: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:

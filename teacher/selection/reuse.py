@@ -12,7 +12,7 @@ from data import storage
 from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, require_done
-from teacher.executors import Executor, ReportProgress, in_threads
+from teacher.executors import ONE_THREAD, Executor
 from teacher.selection.copies import ShardCounts, write_copies
 from teacher.selection.label_reader import LabelRows, LabelSource
 from teacher.selection.rule import NO_CUT, Int64, SelectRule, UInt16
@@ -87,14 +87,7 @@ def every_row(num_classes: int) -> SelectRule:
 
 
 def reuse_images(
-    layout: Layout,
-    source: LabelSource,
-    reuse_from: str,
-    out_dir: str,
-    *,
-    num_workers: int = 1,
-    executor: Executor = in_threads,
-    progress: ReportProgress | None = None,
+    layout: Layout, source: LabelSource, reuse_from: str, out_dir: str, executor: Executor = ONE_THREAD
 ) -> tuple[dict[str, ShardCounts], ReusedClasses]:
     """Write the copies of the generation before for every shard of `source`; images that are excluded now get none.
 
@@ -114,7 +107,7 @@ def reuse_images(
     write, shards = partial(_write_shards, source, previous, out_dir), list(source.labeled)
     counts: dict[str, ShardCounts] = {}
     total = ReusedClasses.empty(source.rule.num_classes)
-    for part, classes in executor(write, shards, num_workers, "keep", progress):
+    for part, classes in executor(write, shards, "keep"):
         counts |= part
         total.add(classes)
     return {shard: counts[shard] for shard in shards}, total

@@ -34,9 +34,10 @@ def selection_json(
     Raises:
         SelectError: the number of class names is not the rule's number of classes.
     """
-    classes = [_class_json(selection, index) for index in range(selection.rule.num_classes)]
-    exclusions = _exclusions_json(selection.exclusions)
-    return {"schema_version": SCHEMA_VERSION} | _content(selection.rule, exclusions, classes, counts, class_names)
+    rule = selection.source.rule
+    classes = [_class_json(rule, selection.cutoffs, index) for index in range(rule.num_classes)]
+    exclusions = _exclusions_json(selection.source.exclusions)
+    return {"schema_version": SCHEMA_VERSION} | _content(rule, exclusions, classes, counts, class_names)
 
 
 def reused_json(
@@ -84,8 +85,7 @@ def _content(
     }
 
 
-def _class_json(selection: Selection, index: int) -> dict[str, Any]:
-    rule, cutoffs = selection.rule, selection.cutoffs
+def _class_json(rule: SelectRule, cutoffs: Cutoffs, index: int) -> dict[str, Any]:
     copies, base = int(cutoffs.copies[index]), int(cutoffs.base_copies[index])
     one_more_from = _cut_off(cutoffs, index)
     threshold = {"confidence": float(rule.thresholds[index]), "hash": _NO_HASH}
