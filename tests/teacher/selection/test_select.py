@@ -186,9 +186,8 @@ def test_equal_confidences_fall_to_the_tie_hash_however_little_memory_there_is(
     rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=4567, max_copies=3)
     write_labels(tmp_path / "labels", shards)
     seen: list[str] = []
-    copies = select_and_write(
-        tmp_path, list(shards), rule, max_candidates=max_candidates, progress=lambda doing, *_: seen.append(doing)
-    )
+    executor = Threads(1, lambda doing, *_: seen.append(doing))
+    copies = select_and_write(tmp_path, list(shards), rule, max_candidates=max_candidates, executor=executor)
     assert copies == brute_force(shards, rule)
     assert sum(map(sum, copies.values())) == 4567
     assert ("count finely" in seen) == (max_candidates < 9000)
