@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
+from data.labels.selected_labels import SelectedLabels
 from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, require_done
 from teacher.executors import ONE_THREAD, Executor
@@ -56,16 +56,6 @@ class ReusedClasses:
         np.minimum.at(self.lowest_key, label, rows.key[kept].astype(np.int64))
 
 
-@dataclass(frozen=True)
-class _Previous:
-    """Labels and selection of the generation before: folders, and by shard name the label files and the copies' SHA-256."""
-
-    labels: str
-    selection: str
-    labeled: Mapping[str, LabeledShard]
-    copies: Mapping[str, str]
-
-
 def previous_selection(layout: Layout) -> tuple[str, str]:
     """Folder and digest of the selection to reuse: the current one of the generation before.
 
@@ -100,10 +90,10 @@ def reuse_images(
 
     Raises:
         SelectError: as `LabelSource.read`.
-        StageError: the selection to reuse does not match its labels.
+        DataError: as `SelectedLabels.read`, of the generation before.
     """
-    labels, record = replace(layout, generation=layout.generation - 1).labels, require_done(reuse_from, "select")
-    previous = _Previous(labels, reuse_from, read_labels_manifest(labels), copies_digests(record))
+    labels = replace(layout, generation=layout.generation - 1).labels
+    previous = SelectedLabels.of(labels, reuse_from, require_done(reuse_from, "select"))
     write, shards = partial(_write_shards, source, previous, out_dir), list(source.labeled)
     counts: dict[str, ShardCounts] = {}
     total = ReusedClasses.empty(source.rule.num_classes)
@@ -114,7 +104,7 @@ def reuse_images(
 
 
 def _write_shards(
-    source: LabelSource, previous: _Previous, out_dir: str, shards: Iterable[str]
+    source: LabelSource, previous: SelectedLabels, out_dir: str, shards: Iterable[str]
 ) -> tuple[dict[str, ShardCounts], ReusedClasses]:
     counts, classes = {}, ReusedClasses.empty(source.rule.num_classes)
     with storage.writing_together() as writing:
@@ -137,18 +127,12 @@ def _count_into(classes: ReusedClasses, known: UInt16) -> Callable[[LabelRows], 
     return copies_of
 
 
-def _previous_copies(previous: _Previous, shard: str) -> UInt16:
+def _previous_copies(previous: SelectedLabels, shard: str) -> UInt16:
     """Copies by ordinal in the generation before, uint16 [n], and a last 0; that 0 alone for a new shard."""
-    if (entry := previous.labeled.get(shard)) is None:
+    if shard not in previous.labeled:
         return np.zeros(1, np.uint16)
-    url, copies_url = (storage.join(folder, f"{shard}.parquet") for folder in (previous.labels, previous.selection))
-    ordinals = read_labels(url, ["ordinal"], entry).column("ordinal").to_numpy()
-    found = read_copies(copies_url, previous.copies.get(shard))
-    if len(found) != len(ordinals):
-        raise StageError(
-            f"{copies_url}: expected {len(ordinals)} rows, as in {url}, but got {len(found)}; "
-            "run stage=select for that generation again"
-        )
+    rows, copies = previous.read(shard, ["ordinal"])
+    ordinals = rows.column("ordinal").to_numpy()
     known = np.zeros(int(ordinals.max(initial=0)) + 2, np.uint16)
-    known[ordinals] = found
+    known[ordinals] = copies
     return known
