@@ -199,33 +199,22 @@ def _serve(connection: Connection) -> None:
 
 
 class RayTasks(Executor):
-    """Ray tasks of one CPU, each with a fixed part of the shards. When a node dies, Ray runs its task again on another.
-
-    After an error the other tasks are not cancelled and end with this process at the latest: cancelling a task at the moment it ends
-    crashes this process (Ray 2.60, "Tried to complete task that was not pending").
-    """
+    """Ray tasks of one CPU, each with a fixed part of the shards. When a node dies, Ray runs its task again on another."""
 
     def __call__(self, task: Task[Result], shards: Sequence[str], doing: str) -> Iterator[Result]:
         """See `Executor`. Yields the results as the tasks end."""
         import ray  # takes longer to import than most selections take; needed only on a cluster
-        from ray.exceptions import RayError
 
-        from pipeline.core.ray_runtime import user_error
+        from pipeline.core.ray_runtime import as_finished
 
         call, shared_task = ray.remote(num_cpus=1)(_call), ray.put(task)
         parts = _split(shards, min(self.num_workers, _MAX_RAY_TASKS))
-        pending: dict[ray.ObjectRef[Any], int] = {call.remote(shared_task, part): len(part) for part in parts}
         done = 0
-        try:
-            while pending:
-                (ended,), _ = ray.wait(list(pending), num_returns=1, fetch_local=False)
-                result = ray.get(ended)
-                done += pending.pop(ended)
-                if self.progress:
-                    self.progress(doing, done, len(shards))
-                yield result
-        except RayError as error:
-            raise user_error(error) from None
+        for part, result in as_finished((call.remote(shared_task, part), part) for part in parts):
+            done += len(part)
+            if self.progress:
+                self.progress(doing, done, len(shards))
+            yield result
 
 
 def _call(task: Task[Any], shards: Sequence[str]) -> Any:

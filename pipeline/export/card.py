@@ -13,7 +13,7 @@ from data import storage
 from data.labels.label_files import COPIES_REMEDY
 from data.shards.split import ShardRecord
 from pipeline.core.committed_files import read_output_json
-from pipeline.core.layout import Layout
+from pipeline.core.layout import SELECTION_NAME, Layout
 from pipeline.core.schema import ExportConfig
 from pipeline.core.stage import done_record
 from pipeline.export.text import code_span, markdown
@@ -59,7 +59,7 @@ def read_card_facts(
         labels=labels["summary"],
         label_fields=labels["fingerprint"]["config"] | labels["fingerprint"]["inputs"],
         selection=selection["summary"],
-        selected=read_output_json(selection_folder, "selection.json", selection, COPIES_REMEDY),
+        selected=read_output_json(selection_folder, SELECTION_NAME, selection, COPIES_REMEDY),
         teacher=_read_teacher(layout),
         only_selected=config.selected,
     )

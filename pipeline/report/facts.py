@@ -25,9 +25,9 @@ from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.stages import StageRow, find, with_folder
+from pipeline.training.metrics_log import METRICS_NAME
 
 Record = dict[str, Any]
-METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data.labels.label_files import COPIES_REMEDY
 from data.labels.selected_labels import SelectedLabels
 from pipeline.core.committed_files import read_output_json
+from pipeline.core.layout import SELECTION_NAME
 from pipeline.core.stage import StageError
 from pipeline.evaluation.truth import Truth, read_truth, true_labels
 from pipeline.report.facts import Facts, Generation
@@ -117,7 +118,7 @@ def survey_generations(facts: Facts) -> list[SurveyedLabels]:
 def _read_selection(generation: Generation) -> dict[str, Any] | None:
     if "select" not in generation.records or generation.selection_folder is None:
         return None
-    return read_output_json(generation.selection_folder, "selection.json", generation.records["select"], COPIES_REMEDY)
+    return read_output_json(generation.selection_folder, SELECTION_NAME, generation.records["select"], COPIES_REMEDY)
 
 
 def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limits) -> Survey:

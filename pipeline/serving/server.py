@@ -18,7 +18,7 @@ from data.labels.sources.archives import LATEST_NAME
 from data.names import check_base_name, read_pointer
 from pipeline.core import interrupt
 from pipeline.core.committed_files import read_output_json
-from pipeline.core.layout import Layout
+from pipeline.core.layout import SELECTION_NAME, Layout
 from pipeline.core.schema import Config, ServeConfig
 from pipeline.core.stage import StageError, done_record, require_done
 from pipeline.serving.access import AccessMiddleware, add_security_headers
@@ -101,9 +101,9 @@ def _version(out: str, source: str) -> str:
 
 def _class_counts(selection: str) -> list[Mapping[str, Any]]:
     """Read the counts per class from selection.json; empty if the selection is gone."""
-    if not storage.exists(storage.join(selection, "selection.json")):
+    if not storage.exists(storage.join(selection, SELECTION_NAME)):
         return []
-    content = read_output_json(selection, "selection.json", done_record(selection), COPIES_REMEDY, _Selection)
+    content = read_output_json(selection, SELECTION_NAME, done_record(selection), COPIES_REMEDY, _Selection)
     return list(content["classes"])
 
 

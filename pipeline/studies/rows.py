@@ -136,6 +136,12 @@ def _validated(study: Study, row: str, fields: Mapping[str, Any]) -> Config:
         raise UsageError(f"study {study.name}, row {row!r}: {error}") from None
 
 
+def no_input_noise(section: str) -> dict[str, Any]:
+    """Changes that turn off a section's input noise. Crop and flip remain, as in ResNet-RS's baseline."""
+    names = ("num_ops", "rotation", "zoom", "translate", "shear", "brightness", "contrast", "cutout")
+    return {f"{section}.mixup": 0.0} | {f"{section}.augment.{name}": 0 for name in names}
+
+
 def seeds_of(config: Config) -> Iterable[int]:
     """Return the seeds that every row is trained with."""
     return range(config.seed, config.seed + config.ablate.seeds)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from data import storage
 from data.images.held_out_hashes import HeldOutHashes, read_held_out_hashes
 from data.labels.label_files import LabeledShard, read_labels_manifest
+from data.shards.split import urls_by_name
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 from pipeline.core.committed_files import read_output_table
@@ -117,7 +118,7 @@ def _search(
     config: Config, layout: Layout, held_out: HeldOutHashes, stage: Stage, progress: ReportProgress | None
 ) -> list[pa.Table]:
     """The listing in parts, in the labels' order, with `_counts` in their metadata; parts of an interrupted search are reused."""
-    search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), _shard_urls(config)
+    search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), urls_by_name(config.data.unlabeled)
     labeled = read_labels_manifest(layout.labels)
     names = list(labeled)
 
@@ -146,20 +147,8 @@ def _offset(progress: ReportProgress | None, before: int, total: int) -> ReportP
     return progress and (lambda doing, begun, _: progress(doing, before + begun, total))
 
 
-def _shard_urls(config: Config) -> dict[str, str]:
-    """Shard name → URL of the unlabeled shards; empty if they are gone (labels can travel alone).
-
-    Raises:
-        StorageError: the storage does not answer; an outage must not change what is committed.
-    """
-    try:
-        return {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(config.data.unlabeled)}
-    except storage.MissingError:
-        return {}
-
-
 def _unchanged_url(url: str | None, entry: LabeledShard) -> str | None:
-    """The URL, if the shard still has the size that was labeled; else None. Raises StorageError as `_shard_urls`."""
+    """The URL, if the shard still has the size that was labeled; else None. Raises StorageError as `urls_by_name`."""
     try:
         return url if url and storage.size(url) == entry.source_bytes else None
     except (FileNotFoundError, storage.MissingError):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.label_files import read_labels_manifest
-from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
+from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, SELECTION_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
@@ -32,7 +32,6 @@ from teacher.selection.quota_search import select_shards
 from teacher.selection.reuse import every_row, previous_selection, reuse_images
 from teacher.selection.selection_file import reused_json, selection_json
 
-SELECTION_NAME = "selection.json"
 _NUM_THREADS = 2
 
 
