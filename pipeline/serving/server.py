@@ -87,7 +87,8 @@ def _open_joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
     layout = next((layout for layout in reversed(layouts) if layout.current_selection()), layouts[0])
     overlay, labels, _ = open_overlay(config, layout)
     title = f"generation {layout.generation}, selection {storage.base_name(overlay.selection_dir)}"
-    return JoinedRun(overlay, labels["summary"]["num_classes"], title, _class_counts(overlay.selection_dir))
+    names, counts = overlay.provenance.class_names, _class_counts(overlay.selection_dir)
+    return JoinedRun(title, layout.generation, names, counts, overlay, labels["summary"]["num_classes"])
 
 
 def _version(out: str, source: str) -> str:
