@@ -154,19 +154,19 @@ def print_changes(result: dict[str, Any]) -> None:
         f"  kept: {kept['both']:,} as before, {kept['only_before']:,} no longer, {kept['only_after']:,} newly; "
         f"copies {result['copies']['before']:,} → {result['copies']['after']:,}"
     )
+
+    def drift(entry: dict[str, Any]) -> int:
+        return -sum(abs(entry[f"{what}_after"] - entry[f"{what}_before"]) for what in ("labels", "kept"))
+
     moved = [entry for entry in result["classes"] if entry["labels_before"] != entry["labels_after"]]
     changed = moved or [entry for entry in result["classes"] if entry["kept_before"] != entry["kept_after"]]
-    for entry in sorted(changed, key=lambda entry: -_drift(entry))[:_SHOWN]:
+    for entry in sorted(changed, key=drift)[:_SHOWN]:
         print(
             f"  {entry['class']}: labels {entry['labels_before']:,} → {entry['labels_after']:,}, "
             f"kept {entry['kept_before']:,} → {entry['kept_after']:,}"
         )
     for flip in result["flips"][:_SHOWN]:
         print(f"  {flip['before']} → {flip['after']}: {flip['images']:,} labels")
-
-
-def _drift(entry: dict[str, Any]) -> int:
-    return abs(entry["labels_after"] - entry["labels_before"]) + abs(entry["kept_after"] - entry["kept_before"])
 
 
 def _count(before: SelectedLabels, after: SelectedLabels, num_classes: int, shards: Iterable[str]) -> Counts:

@@ -207,7 +207,7 @@ class RayTasks(Executor):
 
         from pipeline.core.ray_runtime import as_finished
 
-        call, shared_task = ray.remote(num_cpus=1)(_call), ray.put(task)
+        call, shared_task = ray.remote(num_cpus=1)(lambda task, part: task(part)), ray.put(task)
         parts = _split(shards, min(self.num_workers, _MAX_RAY_TASKS))
         done = 0
         for part, result in as_finished((call.remote(shared_task, part), part) for part in parts):
@@ -215,10 +215,6 @@ class RayTasks(Executor):
             if self.progress:
                 self.progress(doing, done, len(shards))
             yield result
-
-
-def _call(task: Task[Any], shards: Sequence[str]) -> Any:
-    return task(shards)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ class Stage:
             outputs: names below the folder, all written under their final names.
             summary: facts for later stages and the report; a function of config and inputs alone.
         """
-        files = _describe_all(self.folder, sorted(outputs))
+        names = sorted(outputs)
+        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
+            files = dict(zip(names, pool.map(lambda name: _describe(self.path(name)), names), strict=True))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")
@@ -267,11 +269,6 @@ def record_stopped_run(folder: str, clock: Clock) -> None:
     """Add the time of a run that stopped to its stage, if the stage is begun and not done."""
     if storage.exists(storage.join(folder, _STARTED)) and done_record(folder) is None:
         clock.add_to(folder)
-
-
-def _describe_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        return dict(zip(names, pool.map(lambda name: _describe(storage.join(folder, name)), names), strict=True))
 
 
 def _describe(url: str) -> dict[str, Any]:

@@ -34,7 +34,12 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     if config.generations != 1:
         generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
         summary |= {"generations": found} if (found := summarize(generations)) else {}
-    summary["seconds"] = _seconds_by_stage(layout)
+    folders = {
+        row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)
+    }  # a later teacher is a student
+    summary["seconds"] = {
+        stage: read_timing(folder).seconds for stage, folder in folders.items() if done_record(folder)
+    }
     storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -52,12 +57,6 @@ def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         return figures
     models = {role: found for role, found in speed["models"].items() if role in figures}
     return figures | {"speed": speed | {"models": models}}
-
-
-def _seconds_by_stage(layout: Layout) -> dict[str, float]:
-    """Wall-clock seconds of the generation's stages, over all their runs; a later teacher counts as a student."""
-    folders = {row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)}
-    return {stage: read_timing(folder).seconds for stage, folder in folders.items() if done_record(folder)}
 
 
 def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:

@@ -222,12 +222,9 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
     table = read_output_table(generation.layout.evaluation, PREDICTIONS_NAME, evaluation, remedy, names)
     columns = [table.column(name).to_numpy() for name in names]
     predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
-    return Model(name, folder, record, figures, predictions, _speed_of(generation.layout, role))
-
-
-def _speed_of(layout: Layout, role: str) -> Record | None:
-    speed = read_speed(layout.evaluation)
-    return None if speed is None or role not in speed["models"] else speed["models"][role] | {"where": speed["where"]}
+    speed = read_speed(generation.layout.evaluation)
+    measured = speed["models"][role] | {"where": speed["where"]} if speed and role in speed["models"] else None
+    return Model(name, folder, record, figures, predictions, measured)
 
 
 def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:

@@ -72,15 +72,11 @@ def trials_of(study: Study, config: Config, folder: str, experiment: Experiment)
         sources: dict[str, tuple[str, ...]] = {}
         for row in rows:
             seeded = configs[row.name].model_copy(update={"seed": seed})
-            trial_folder = storage.join(folder, _slug(row.name), f"seed-{seed}")
+            trial_folder = storage.join(folder, re.sub(r"\W+", "_", row.name).strip("_").lower(), f"seed-{seed}")
             below = sources[row.needs] if row.needs else ()
             sources[row.name] = (trial_folder, *below)
             trials.append(Trial(row.name, seed, seeded, trial_folder, experiment.fingerprint(seeded), below))
     return trials
-
-
-def _slug(row: str) -> str:
-    return re.sub(r"\W+", "_", row).strip("_").lower()
 
 
 def refuse_others(trials: Iterable[Trial]) -> None:
@@ -114,17 +110,13 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     already = f"{len(trials)} trainings, {len(trials) - len(todo)} of them done"
     duration = tqdm.format_interval(total / at_once)
     print(f"study {study.name}: {already}; {at_once} at once take about {duration}", flush=True)
+    indexes = {trial.folder: index for index, trial in enumerate(todo)}
+    needs = [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
     with _bar(study, total) as bar:
-        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, _needs(todo))
+        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, needs)
         for number, (trial, top1) in enumerate(ended, start=1):
             bar.set_postfix_str(f"{number} of {len(todo)}; {trial.row}, seed {trial.seed}: {top1:.2%}", refresh=False)
             bar.update(min(seconds[trial.row], total - bar.n))  # capped: rounding can exceed the total
-
-
-def _needs(todo: Sequence[Trial]) -> list[int | None]:
-    """Return for each trial the index in `todo` of the trial it builds on; None if that is done, or there is none."""
-    indexes = {trial.folder: index for index, trial in enumerate(todo)}
-    return [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
 
 
 def _run_trial(trial: Trial, experiment: Experiment) -> float:

@@ -172,9 +172,12 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     if "ordinal" in batch.schema.names:
         ordinal = _values(path, batch, "ordinal")
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
-    held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
-    by_user = _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None
-    near_duplicate = None
+    held_out = by_user = near_duplicate = None
+    if (ordinals := exclusions.held_out_samples.get(shard)) and ordinal is not None:
+        held_out = np.isin(ordinal, np.array(sorted(ordinals), np.int64))
+    if exclusions.keys:
+        keys = _as_array(keys_in(exclusions.keys, shard))
+        by_user = pc.is_in(batch.column("__key__"), value_set=keys).to_numpy(zero_copy_only=False)
     if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
         near_duplicate = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
     above = rule.reaches_threshold(label, confidence)
@@ -193,17 +196,9 @@ def _check_range(path: str, name: str, low: float, high: float, minimum: float, 
         raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got values from {low} to {high}")
 
 
-def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> Mask:
-    return pc.is_in(batch.column("__key__"), value_set=_as_array(keys)).to_numpy(zero_copy_only=False)
-
-
 @lru_cache(maxsize=8)  # a long list takes 0.1 s to convert, and there are thousands of batches
 def _as_array(keys: frozenset[str]) -> pa.Array:
     return pa.array(sorted(keys), type=_TYPES["__key__"])
-
-
-def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> Mask | None:
-    return np.isin(ordinal, np.array(sorted(ordinals), np.int64)) if ordinals and ordinal is not None else None
 
 
 def either(first: Mask | None, second: Mask | None) -> Mask | None:

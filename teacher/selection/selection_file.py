@@ -71,7 +71,9 @@ def _content(
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
     if class_names is not None:
-        _add_names(classes, class_names)
+        if len(class_names) != len(classes):
+            raise SelectError(f"class names: expected {len(classes)}, one per class, but got {len(class_names)}")
+        classes = [entry | {"name": name} for entry, name in zip(classes, class_names, strict=True)]
     totals = {name: sum(getattr(shard, name) for shard in counts.values()) for name in ShardCounts.__annotations__}
     reasons = {name: totals.pop(name) for name in REASONS}
     return {
@@ -122,13 +124,6 @@ def _reused_class_json(classes: ReusedClasses, index: int) -> dict[str, Any]:
         "cut_off": {"confidence": lowest, "hash": _NO_HASH},
         "shortfall": 0,
     }
-
-
-def _add_names(classes: list[dict[str, Any]], class_names: Sequence[str]) -> None:
-    if len(class_names) != len(classes):
-        raise SelectError(f"class names: expected {len(classes)}, one per class, but got {len(class_names)}")
-    for entry, name in zip(classes, class_names, strict=True):
-        entry["name"] = name
 
 
 def _exclusions_json(exclusions: Exclusions) -> dict[str, Any]:
