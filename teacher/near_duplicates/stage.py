@@ -72,9 +72,8 @@ def find_near_duplicates(
     """
     if not config.data.held_out_hashes:
         return None
-    held_out = _held_out(config)
-    expected = _fingerprint(config, held_out, labels)
-    stage = open_stage(storage.join(layout.near_duplicates, expected.digest()), _NAME, expected, force)
+    held_out, expected, folder = _open(config, layout, labels)
+    stage = open_stage(folder, _NAME, expected, force)
     if not stage.is_done:
         parts = _search(config, layout, held_out, stage, progress)
         write_table(stage.path(LISTING_NAME), pa.concat_tables([part.replace_schema_metadata() for part in parts]))
@@ -87,7 +86,7 @@ def recorded(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Searc
     """Return the finished search; None if there is none. Raises DataError as `find_near_duplicates`."""
     if not config.data.held_out_hashes:
         return None
-    folder = storage.join(layout.near_duplicates, _fingerprint(config, _held_out(config), labels).digest())
+    _, _, folder = _open(config, layout, labels)
     record = done_record(folder)
     return SearchResult(folder, record) if record is not None else None
 
@@ -101,17 +100,16 @@ def read_listing(searched: SearchResult) -> dict[str, list[int]]:
     return ordinals
 
 
-def _held_out(config: Config) -> HeldOutHashes:
-    return read_held_out_hashes(storage.expand(config.data.held_out_hashes))
-
-
-def _fingerprint(config: Config, held_out: HeldOutHashes, labels: Mapping[str, Any]) -> Fingerprint:
+def _open(config: Config, layout: Layout, labels: Mapping[str, Any]) -> tuple[HeldOutHashes, Fingerprint, str]:
+    """The held-out images, and the fingerprint and folder of the search."""
+    held_out = read_held_out_hashes(storage.expand(config.data.held_out_hashes))
     method = {
         "near_duplicates.complete_distance": COMPLETE_DISTANCE,
         "near_duplicates.max_distance": MAX_DISTANCE,
         "select.copy_correlation": config.select.copy_correlation,
     }
-    return Fingerprint(method, {"labels": labels["digest"], "held_out": held_out.digest})
+    expected = Fingerprint(method, {"labels": labels["digest"], "held_out": held_out.digest})
+    return held_out, expected, storage.join(layout.near_duplicates, expected.digest())
 
 
 def _search(

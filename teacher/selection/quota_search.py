@@ -12,6 +12,7 @@ nor the order of reading. The results of several shards merge in any order, so a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +70,8 @@ def select_shards(
     Raises:
         SelectError: a shard is named twice, or a label file is missing or broken.
     """
-    _check_names(shards)
+    if twice := [shard for shard, count in Counter(shards).items() if count > 1]:
+        raise SelectError(f"shard {twice[0]!r} is named twice; give every shard a name of its own")
     histogram = _sum(source, executor(partial(_count_rows, source), shards, "count"))
     available = histogram.sum(axis=1)
     base_copies, num_extra = plan_copies(available, source.rule)
@@ -227,14 +229,6 @@ def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[
             label, hashes = label[inside], tie_hash(shard, rows.ordinal[inside])
             candidates = _Candidates(label, key[inside], hashes)
             yield candidates.take((hashes >= search.hash_low[label]) & (hashes <= search.hash_last[label]))
-
-
-def _check_names(shards: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for shard in shards:
-        if shard in seen:
-            raise SelectError(f"shard {shard!r} is named twice; give every shard a name of its own")
-        seen.add(shard)
 
 
 def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
