@@ -85,8 +85,7 @@ def is_outdated(folder: str) -> bool:
 def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
     """Read all held-out images of these files.
 
-    Raises:
-        DataError: a file does not exist, has another form, or is of an earlier version; the message says what to do.
+    Raises DataError when a file does not exist, has another form, or is of an earlier version; the message says what to do.
     """
     tables, digest = [], hashlib.sha256()
     for url in urls:

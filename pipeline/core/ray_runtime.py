@@ -31,8 +31,7 @@ _show = getattr(ray_worker, "print_to_stdstream", None)
 def start_ray(address: str | None) -> None:
     """Connect to the cluster at `address`; with None, start Ray on this machine and ignore RAY_ADDRESS. Do nothing when Ray runs.
 
-    Raises:
-        UsageError: no cluster answers at `address`.
+    Raises UsageError when no cluster answers at `address`.
     """
     if ray.is_initialized():
         return

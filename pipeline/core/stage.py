@@ -209,11 +209,9 @@ def inspect_stage(
 ) -> tuple[State, str]:
     """Find a stage's state, and why a stage with a done-marker is not done. Changes nothing.
 
-    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has another
-    size than recorded. `new`: nothing was made yet, whatever the fingerprint.
-
-    Raises:
-        StageRefusedError: the folder holds output of another configuration or of other inputs.
+    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has
+    another size than recorded. `new`: nothing was made yet, whatever the fingerprint. Raises StageRefusedError when the folder
+    holds output of another configuration or of other inputs.
     """
     recorded = _recorded(folder)
     if recorded is None:

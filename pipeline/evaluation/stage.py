@@ -32,8 +32,7 @@ ROBUSTNESS_FOLDER = "robustness"
 def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
     """Run the stage; returns its done-record, whose summary has `teacher` and `student` with accuracies as fractions.
 
-    Raises:
-        StageError: no test shards are configured, or teacher and student are both missing.
+    Raises StageError when no test shards are configured, or teacher and student are both missing.
     """
     require_test(config)
     test = open_split(config.data.test, layout.indexes)

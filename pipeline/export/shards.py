@@ -59,8 +59,7 @@ def has_tables(folder: str, record: ShardRecord) -> bool:
 def write_image_shard(overlay: Overlay, row_refs: RowRefs, folder: str, name: str) -> ShardRecord:
     """Write `<folder>/<name>.tar`, its index and its label table; the same rows give the same bytes.
 
-    Raises:
-        DataError: an unlabeled shard was cut short, or has other labels.
+    Raises DataError when an unlabeled shard was cut short, or has other labels.
     """
     rows = _read_rows(overlay, row_refs)
     tar, index = f"{name}.tar", list[dict[str, object]]()

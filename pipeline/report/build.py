@@ -36,8 +36,7 @@ REPORT_NAME = "report.html"
 def write_report(config: Config, layouts: Sequence[Layout]) -> None:
     """Write RUN/report.html from what the run's stages committed, and print the table.
 
-    Raises:
-        StageError: no stage is done, or a file that a record names is missing.
+    Raises StageError when no stage is done, or a file that a record names is missing.
     """
     facts = read_facts(config, layouts)
     labels = survey_generations(facts)

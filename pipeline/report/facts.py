@@ -109,11 +109,7 @@ class Facts:
 
 
 def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
-    """Read the run's records.
-
-    Raises:
-        StageError: no stage is done, or a record is damaged.
-    """
+    """Read the run's records. Raises StageError when no stage is done, or a record is damaged."""
     generations = [_read_generation(layout) for layout in layouts]
     models = _read_models(generations)
     if not models:

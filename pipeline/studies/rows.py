@@ -70,8 +70,7 @@ def row_configs(study: Study, config: Config) -> dict[str, Config]:
 def rows_for(study: Study, config: Config) -> tuple[Row, ...]:
     """Return the rows without skipped ones; a row compared with a skipped row is compared with that row's equal instead.
 
-    Raises:
-        UsageError: a row changes nothing in this configuration, or a value is invalid.
+    Raises UsageError when a row changes nothing in this configuration, or a value is invalid.
     """
     fields, instead = _fields(study, config)
     rows = [row for row in study.rows if row.name in fields]

@@ -63,8 +63,7 @@ class Trial:
 def trials_of(study: Study, config: Config, folder: str, experiment: Experiment) -> list[Trial]:
     """Return all rows with the first seed, then with the next: an interrupted study has complete seeds.
 
-    Raises:
-        UsageError: as `row_configs`.
+    Raises UsageError as `row_configs`.
     """
     trials = []
     rows, configs = rows_for(study, config), row_configs(study, config)

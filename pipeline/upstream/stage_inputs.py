@@ -128,8 +128,7 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
 def fingerprint_of(config: Config, layout: Layout, stage: str) -> Fingerprint:
     """The fingerprint of a stage that depends on nothing but its row's `fingerprint` and `upstream`.
 
-    Raises:
-        StageError: an upstream stage is not done.
+    Raises StageError when an upstream stage is not done.
     """
     upstream = find(stage).upstream
     inputs = {name: require_done(layout.folder_of(maker), maker)["digest"] for name, maker in upstream.items()}

@@ -44,8 +44,7 @@ def write_all_copies(
 ) -> dict[str, ShardCounts]:
     """Write the copies of all shards; return their counts, in the order of `shards`.
 
-    Raises:
-        SelectError: the totals differ from the selection's: label files or shards changed since it was made.
+    Raises SelectError when the totals differ from the selection's: label files or shards changed since it was made.
     """
     written: dict[str, ShardCounts] = {}
     for part in executor(partial(_write_shards, selection, out_dir), shards, "write"):

@@ -116,11 +116,9 @@ class LabelSource:
     def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:
         """Read the rows of one label file, in order, in batches.
 
-        Keys are read only if the exclusions have keys, ordinals and hashes only if needed: each column costs seconds.
-
-        Raises:
-            SelectError: the file is missing, damaged or of another teacher; a column is missing or has another type; a value is
-                out of range.
+        Keys are read only if the exclusions have keys, ordinals and hashes only if needed: each column costs seconds. Raises
+        SelectError when the file is missing, damaged or of another teacher; a column is missing or has another type; a value is
+        out of range.
         """
         path = storage.join(self.labels_dir, f"{shard}.parquet")
         columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)

@@ -272,8 +272,7 @@ def _narrow(search: _RankSearch, histogram: Int64) -> _RankSearch:
 def _finish(search: _RankSearch, rows: _Candidates, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
     """The cut-offs, from all rows within their intervals, in any order.
 
-    Raises:
-        SelectError: the number of rows differs from the last histogram's: label files changed between two readings.
+    Raises SelectError when the number of rows differs from the last histogram's: label files changed between two readings.
     """
     is_open = search.is_open
     found = np.bincount(rows.label, minlength=len(is_open))

@@ -57,11 +57,7 @@ class ReusedClasses:
 
 
 def previous_selection(layout: Layout) -> tuple[str, str]:
-    """Folder and digest of the selection to reuse: the current one of the generation before.
-
-    Raises:
-        StageError: there is none.
-    """
+    """Folder and digest of the selection to reuse: the current one of the generation before. Raises StageError when there is none."""
     before = replace(layout, generation=layout.generation - 1)
     folder = before.current_selection()
     if folder is None:
