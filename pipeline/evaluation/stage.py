@@ -17,7 +17,7 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, config_differences, done_record, open_stage, require_done
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
-from pipeline.evaluation.speed_file import write_speed
+from pipeline.evaluation.summary import write_speed
 from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
 from pipeline.inference.predictor import Predictor, predict_split, require_device

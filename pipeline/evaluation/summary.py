@@ -1,4 +1,4 @@
-"""RUN/summary.json: the figures of all finished stages."""
+"""RUN/summary.json, the figures of all finished stages; and speed.json, the speed of teacher and student. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from data import storage
+from data.json_files import read_json
 from data.labels.selected_labels import SelectedLabels
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
 from pipeline.core.timing import read_timing
 from pipeline.evaluation.generations import summarize
-from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.truth import Truth, read_truth, true_labels
 from pipeline.stages import with_folder
 
 SUMMARY_NAME = "summary.json"
+SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 
 
 def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
@@ -82,3 +84,19 @@ def _precision(truth: Truth, selected: SelectedLabels) -> dict[str, float]:
         counts += [is_known.sum(), is_right.sum(), is_kept.sum(), (is_right & is_kept).sum()]
     num_known, num_right, num_kept, num_kept_right = counts.tolist()
     return {"labels_right": num_right / max(num_known, 1), "kept_right": num_kept_right / max(num_kept, 1)}
+
+
+def write_speed(evaluation: str, speed: Mapping[str, Any]) -> None:
+    """Write the result of `measure_speed` into the folder of stage=evaluate."""
+    storage.write_text(storage.join(evaluation, SPEED_NAME), json.dumps(speed, indent=1) + "\n")
+
+
+def read_speed(evaluation: str) -> dict[str, Any] | None:
+    """Read what `write_speed` wrote; None for an evaluation of an earlier version."""
+    url = storage.join(evaluation, SPEED_NAME)
+    return read_json(url, "delete it: the report does without", _Speed) if storage.exists(url) else None
+
+
+class _Speed(BaseModel):
+    models: dict[str, dict[str, Any]]
+    where: str

@@ -18,8 +18,8 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.core.timing import Timing, read_timing
-from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.evaluation.summary import read_speed
 from pipeline.inference.accuracy import Comparison, paired_comparison
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta

@@ -30,7 +30,7 @@ from pipeline.serving.exported import open_version
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.metrics import Metrics
-from pipeline.upstream.overlay import open_overlay
+from pipeline.upstream.stage_inputs import open_overlay
 
 _IDLE_S = 10.0  # without a whole request, on a new connection or after the last answer
 _CONNECTION: dict[str, Any] = {

@@ -71,11 +71,15 @@ def trials_of(study: Study, config: Config, folder: str, experiment: Experiment)
         sources: dict[str, tuple[str, ...]] = {}
         for row in rows:
             seeded = configs[row.name].model_copy(update={"seed": seed})
-            trial_folder = storage.join(folder, re.sub(r"\W+", "_", row.name).strip("_").lower(), f"seed-{seed}")
+            trial_folder = storage.join(folder, _slug(row.name), f"seed-{seed}")
             below = sources[row.needs] if row.needs else ()
             sources[row.name] = (trial_folder, *below)
             trials.append(Trial(row.name, seed, seeded, trial_folder, experiment.fingerprint(seeded), below))
     return trials
+
+
+def _slug(row: str) -> str:
+    return re.sub(r"\W+", "_", row).strip("_").lower()
 
 
 def refuse_others(trials: Iterable[Trial]) -> None:

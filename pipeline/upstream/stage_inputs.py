@@ -9,8 +9,10 @@ from typing import Any
 from unicodedata import normalize
 
 from data import storage
-from data.labels.exclusions import exclude_inputs
-from data.shards.split import Split
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.labels.joined_tar import Provenance
+from data.labels.overlay import Overlay, read_committed
+from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
@@ -123,6 +125,24 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     if selection["fingerprint"]["inputs"].get("exclude") != exclude_inputs(config.data.exclude).get("exclude"):
         raise StageError(f"{folder}: the current selection was made with another data.exclude; run stage=select first")
     return folder, selection
+
+
+def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any], dict[str, Any]]:
+    """Open labels and selection over the unlabeled shards, for export and server; with their done-records.
+
+    Raises:
+        StageError: labels or selection are not done, do not belong together, or are of other unlabeled shards.
+        DataError: unlabeled shards are missing or cut short.
+    """
+    labels = require_labels(config, layout)
+    folder, selection = require_selection(config, layout, labels)
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    require_labeled_corpus(corpus, labels)
+    names = labels["summary"]["class_names"]
+    digests, entries = read_committed(layout.labels, selection)
+    provenance = Provenance(layout.generation, tuple(names) if names else None)
+    excluded = read_keys(config.data.exclude)
+    return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded, entries), labels, selection
 
 
 def fingerprint_of(config: Config, layout: Layout, stage: str) -> Fingerprint:
