@@ -207,7 +207,8 @@ class RayTasks(Executor):
 
         from pipeline.core.ray_runtime import as_finished
 
-        call, shared_task = ray.remote(num_cpus=1)(lambda task, part: task(part)), ray.put(task)
+        call: Any = ray.remote(num_cpus=1)(lambda task, part: task(part))
+        shared_task = ray.put(task)
         parts = _split(shards, min(self.num_workers, _MAX_RAY_TASKS))
         done = 0
         for part, result in as_finished((call.remote(shared_task, part), part) for part in parts):
