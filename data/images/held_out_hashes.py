@@ -45,8 +45,7 @@ class HeldOutHashes:
     """The images of one or several `hashes.parquet`; image i is row `rows[i]` of file `urls[files[i]]`.
 
     Attributes:
-        hashes: uint64 (N,).
-        hashes_flipped: uint64 (N,).
+        hashes, hashes_flipped: uint64 (N,).
         thumbnails: uint8 (N, SIDE, SIDE).
         urls: of the files.
         files: int32 (N,), positions in `urls`.

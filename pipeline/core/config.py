@@ -143,11 +143,7 @@ def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
 
 
 def write_config(config: Config, overrides: Sequence[str], typed: Any = None) -> None:
-    """Write RUN/config.yaml, without secrets (see `Loaded.write`).
-
-    Args:
-        typed: the nested fields as typed, with variables not filled in.
-    """
+    """Write RUN/config.yaml, without secrets (see `Loaded.write`); `typed`: the nested fields as typed, variables not filled in."""
     earlier = _read_run_config(config.run_dir)
     before = _words_of(earlier) if earlier is not None else {}
     words = before | {word.partition("=")[0]: word for word in overrides}

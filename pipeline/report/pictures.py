@@ -58,11 +58,7 @@ def sample(source: str | None, is_right: bool | None, **texts: str) -> dict[str,
 def load_pictures(
     labels_folder: str, unlabeled: Sequence[str], shown: Sequence[ShownLabel]
 ) -> list[tuple[str, str | None]]:
-    """Read (key, data: URI) of pseudo-labeled images from their shards; None for an image that cannot be read.
-
-    Args:
-        unlabeled: patterns of the unlabeled shards.
-    """
+    """Read (key, data: URI) of pseudo-labeled images from the shards `unlabeled` (patterns); None for an image that cannot be read."""
     urls, entries = urls_by_name(unlabeled), read_labels_manifest(labels_folder)
     return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item.row) for item in shown]
 

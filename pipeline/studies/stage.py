@@ -29,14 +29,9 @@ _EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the other studies t
 
 
 def ablate(config: Config, layout: Layout, force: bool = False) -> None:
-    """Run or continue the study `ablate.study`, then print its table and write its files.
+    """Run or continue the study `ablate.study`, then print its table and write its files; with `force`, first move earlier results aside.
 
-    Args:
-        force: first move all earlier results aside.
-
-    Raises:
-        StageError, StageRefusedError, ModelError, UsageError, DataError: as `open_study`.
-        TrainingError: a loss is not finite.
+    Raises as `open_study`, and TrainingError when a loss is not finite.
     """
     study, trials = open_study(config, layout, force)
     folder = layout.study(study.name)

@@ -21,11 +21,7 @@ def ray_nodes() -> list[float]:
 
 
 def resources_of(config: Config, nodes: Sequence[float]) -> dict[str, float]:
-    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node.
-
-    Args:
-        nodes: CPUs of each node.
-    """
+    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node; `nodes`: CPUs of each."""
     cpus = config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
     return {"num_cpus": min(cpus, max(nodes)), "num_gpus": GPU_SHARE if config.resolved_device() == "cuda" else 0}
 
