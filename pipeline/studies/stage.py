@@ -29,7 +29,7 @@ _EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the other studies t
 
 
 def ablate(config: Config, layout: Layout, force: bool = False) -> None:
-    """Run or continue the study `ablate.study`, then print its table and write its files; with `force`, first move earlier results aside.
+    """Run or continue the study `ablate.study`, print its table and write its files; with `force`, first move earlier results aside.
 
     Raises as `open_study`, and TrainingError when a loss is not finite.
     """
