@@ -22,7 +22,7 @@ from data.json_files import read_json
 from data.run_names import DONE_NAME
 from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
-from pipeline.core.timing import TIMING_NAME, Clock
+from pipeline.core.timing import SECONDS_NAME, Clock
 
 SCHEMA_VERSION = 1
 _STARTED = "started.json"
@@ -289,7 +289,7 @@ def _recorded(folder: str) -> dict[str, Any] | None:
 
 
 def _has_output(folder: str) -> bool:
-    return any(name not in (_STARTED, TIMING_NAME) for name in storage.list_names(folder))
+    return any(name not in (_STARTED, SECONDS_NAME) for name in storage.list_names(folder))
 
 
 def _check_outputs(folder: str) -> tuple[State, str]:

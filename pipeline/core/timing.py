@@ -12,7 +12,7 @@ from pathlib import Path
 from data import storage
 from data.json_files import read_if_usable
 
-TIMING_NAME = "seconds.json"
+SECONDS_NAME = "seconds.json"
 _MAX_RUNS = 1000  # newest runs whose times are kept
 
 
@@ -33,7 +33,7 @@ class Timing:
 
 def read_timing(folder: str) -> Timing:
     """Read `seconds.json`; all zero when it is missing or damaged. Raises StorageError when it cannot be read."""
-    return read_if_usable(storage.join(folder, TIMING_NAME), Timing) or Timing()
+    return read_if_usable(storage.join(folder, SECONDS_NAME), Timing) or Timing()
 
 
 class Clock:
@@ -49,7 +49,7 @@ class Clock:
         runs = [*before.runs, (round(self._at, 1), round(self._at + seconds, 1))]
         peak = max((value for value in (before.peak_memory, peak_memory()) if value is not None), default=None)
         values = {"seconds": round(before.seconds + seconds, 1), "runs": runs[-_MAX_RUNS:], "peak_memory": peak}
-        storage.write_text(storage.join(folder, TIMING_NAME), json.dumps(values) + "\n")
+        storage.write_text(storage.join(folder, SECONDS_NAME), json.dumps(values) + "\n")
 
 
 def duration(seconds: float) -> str:

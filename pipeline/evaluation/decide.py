@@ -19,6 +19,7 @@ from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
 from pipeline.inference.predictor import predict_split, require_device
 from pipeline.inference.stage_weights import load_predictor
+from pipeline.stages import NUMERICS
 
 
 def decide(config: Config, layout: Layout) -> Decision | None:
@@ -40,7 +41,7 @@ def decide(config: Config, layout: Layout) -> Decision | None:
 def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
     stages = {"teacher": layout.teacher_stage, "student": "student"}
     models = {role: require_done(folder, stages[role])["digest"] for role, folder in layout.models.items()}
-    return Fingerprint(config.numerics(), {"validation": validation.digest()} | models)
+    return Fingerprint(config.values_of(NUMERICS), {"validation": validation.digest()} | models)
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from pipeline.core.schema import ExportConfig
 from pipeline.core.stage import done_record
 from pipeline.export.text import code_span, markdown
 from pipeline.inference.stage_weights import read_info
+from pipeline.pages.render import MAX_CLASS_ROWS
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
-_MAX_CLASSES = 200  # rows of the table; selection.json has them all
 
 
 def read_card_facts(
@@ -71,5 +71,5 @@ def render_card(facts: Mapping[str, Any], records: Sequence[ShardRecord]) -> str
         num_files=len(records),
         num_bytes=sum(record.bytes for record in records),
         size=next((name for limit, name in _SIZES if num_samples < limit), "n>1T"),
-        max_classes=_MAX_CLASSES,
+        max_classes=MAX_CLASS_ROWS,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, Literal
@@ -106,15 +106,15 @@ class Config(Section):
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """`{dotted field: value}` of the fields that a stage's output depends on."""
+        return self.values_of(fields_in_force(find(stage).fingerprint, self))
+
+    def values_of(self, names: Iterable[str]) -> dict[str, Any]:
+        """`{dotted field: value}` of fields and whole sections, as a fingerprint has them."""
         found: dict[str, Any] = {}
-        for name in fields_in_force(find(stage).fingerprint, self):
+        for name in names:
             value = self.resolved_device() if name == "device" else attrgetter(name)(self)
             found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
         return found
-
-    def numerics(self) -> dict[str, Any]:
-        """The run's fields that every trained or predicted number depends on."""
-        return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
 
 
 @cache
