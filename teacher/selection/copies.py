@@ -35,7 +35,7 @@ class ShardCounts:
     held_out_duplicate: int
     excluded_by_user: int
     below_threshold: int
-    near_duplicate: int
+    near_duplicate: int  # look-alikes (`LabelRows.look_alike`)
     over_quota: int
 
 
@@ -100,7 +100,7 @@ def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
 def _count(rows: LabelRows, copies: UInt16) -> Int64:
     """The fields of ShardCounts, in order, int64 [8]."""
     left_out, so_far = None, [0]
-    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.near_duplicate):
+    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.look_alike):
         left_out = either(left_out, mask)
         so_far.append(0 if left_out is None else int(np.count_nonzero(left_out)))
     number, kept = len(copies), np.count_nonzero(copies)

@@ -75,7 +75,8 @@ class LabelRows:
         confidence: float32.
         ordinal: int32; None if not read.
         above: bool, at or above the threshold.
-        held_out, by_user, near_duplicate: bool, excluded for this reason; None if no row of the shard is.
+        held_out, by_user, look_alike: bool, excluded as a near-duplicate of a held-out image, by the user, as one of too many with its hash;
+            None if no row of the shard is.
         image_hash: uint64; None if not read.
     """
 
@@ -85,7 +86,7 @@ class LabelRows:
     above: Mask
     held_out: Mask | None
     by_user: Mask | None
-    near_duplicate: Mask | None
+    look_alike: Mask | None
     image_hash: UInt64 | None
 
     @property
@@ -96,7 +97,7 @@ class LabelRows:
     @property
     def eligible(self) -> Mask:
         """Rows at or above the threshold and not excluded, bool [n]."""
-        excluded = either(either(self.held_out, self.by_user), self.near_duplicate)
+        excluded = either(either(self.held_out, self.by_user), self.look_alike)
         return self.above if excluded is None else self.above & ~excluded
 
 
@@ -170,16 +171,16 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     if "ordinal" in batch.schema.names:
         ordinal = _values(path, batch, "ordinal")
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
-    held_out = by_user = near_duplicate = None
+    held_out = by_user = look_alike = None
     if (ordinals := exclusions.held_out_samples.get(shard)) and ordinal is not None:
         held_out = np.isin(ordinal, np.array(sorted(ordinals), np.int64))
     if exclusions.keys:
         keys = _as_array(keys_in(exclusions.keys, shard))
         by_user = pc.is_in(batch.column("__key__"), value_set=keys).to_numpy(zero_copy_only=False)
     if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
-        near_duplicate = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
+        look_alike = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
     above = rule.reaches_threshold(label, confidence)
-    return LabelRows(label, confidence, ordinal, above, held_out, by_user, near_duplicate, image_hash)
+    return LabelRows(label, confidence, ordinal, above, held_out, by_user, look_alike, image_hash)
 
 
 def _values(path: str, batch: pa.RecordBatch, name: str) -> np.ndarray:
