@@ -75,8 +75,9 @@ class LabelRows:
         confidence: float32.
         ordinal: int32; None if not read.
         above: bool, at or above the threshold.
-        held_out, by_user, look_alike: bool, excluded as a near-duplicate of a held-out image, by the user, as one of too many with its hash;
-            None if no row of the shard is.
+        held_out: bool, excluded as near-duplicates of held-out images. None, as for the next two, if no row of the shard is.
+        by_user: bool, excluded by the user.
+        look_alike: bool, excluded as one image too many of its perceptual hash.
         image_hash: uint64; None if not read.
     """
 
