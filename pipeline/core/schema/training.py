@@ -75,6 +75,15 @@ class TrainConfig(Section):
     )
     epochs: float = setting(350, "passes over the labeled images", gt=0)
     batch_size: int = setting(4096, "images per step over all workers, including pseudo-labeled ones", ge=1)
+    accumulate_steps: int = resumable(
+        1,
+        "micro-batches whose gradients are added up to one step of batch_size images, to fit memory; batch norm sees each by itself",
+        ge=1,
+    )
+    checkpoint_activations: bool = runtime(
+        False,
+        "keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
+    )
     lr: float = setting(0.1, "peak learning rate per 256 images of batch_size", gt=0)
     momentum: float = setting(0.9, "SGD momentum (not Nesterov)", ge=0, lt=1)
     weight_decay: float = setting(4e-5, "on all parameters except those of batch norm", ge=0)
