@@ -145,6 +145,7 @@ def _normalization(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 / (255 std) and mean / std, float32 (C, 1, 1), copied to a device once."""
-    scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(-1, 1, 1)
-    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+    with torch.inference_mode(False):  # for training, too, whoever asks first
+        scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(-1, 1, 1)
+        offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
     return scale, offset

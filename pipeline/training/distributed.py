@@ -68,19 +68,21 @@ def share_statistics(model: nn.Module) -> nn.Module:
     return converted
 
 
-def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """Wrap the model in DDP, which averages gradients over the ranks.
+def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) -> nn.Module:
+    """Wrap the model, in training mode, in DDP, which averages gradients over the ranks.
 
     Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
     order three or more ranks add it, so without that pass the first step after a restart would be rounded differently than in a
     run that was not stopped. Model and statistics stay as they are.
 
     Args:
-        batch: float32 (N, 3, S, S), with this rank's number of images per micro-batch; any values.
+        batch: float32 (N, 3, S, S), with the shape and memory format of a micro-batch, for which a model is compiled; any values.
+        share_buffers: send rank 0's statistics to the others before each step; needless where they are equal.
     """
-    network = DistributedDataParallel(model)
+    network = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    network.broadcast_buffers = share_buffers
     before = [buffer.clone() for buffer in model.buffers()]
-    network.train()(batch).sum().backward()
+    network(batch).sum().backward()
     network.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-import torch
-
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.inference.accuracy import top_k_accuracy
@@ -28,7 +26,7 @@ from pipeline.training.losses import StepLosses
 from pipeline.training.metrics_log import remove_events_after, write_events, write_lines
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import train_step, training_network
+from pipeline.training.step import set_up_device, train_step, training_network
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -47,7 +45,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     """
     require_device(job.device)
     job.config.require_averaged_statistics(job.name)
-    torch.set_num_threads(job.threads)
+    set_up_device(job)
     raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 
 

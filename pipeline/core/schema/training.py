@@ -103,8 +103,10 @@ class TrainConfig(Section):
         le=1,
     )
     eval_every_epochs: float = setting(5, "epochs between measurements of the EMA weights' validation accuracy", gt=0)
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "bf16: autocast, for GPUs; for training, labeling and evaluation"
+    precision: Literal["fp32", "tf32", "bf16"] = setting(
+        "fp32",
+        "of training, labeling and evaluation; bf16: autocast; fp32 is torch's, with TF32 in convolutions on GPUs; tf32: in the "
+        "matrix products of training, too",
     )
     channels_last: bool = False
     compile: bool = setting(False, "torch.compile")
