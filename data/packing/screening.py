@@ -88,7 +88,7 @@ def screen(job: SplitJob, start: int, end: int) -> Screened:
                     "nothing writes into it"
                 )
             try:
-                hashes = _check(content, job.labels is not None)
+                hashes = check_image(content, job.labels is not None)
             except DecodeError as error:
                 rejected.append((place, str(LeftOut(image.path, str(error)))))
                 continue
@@ -98,7 +98,7 @@ def screen(job: SplitJob, start: int, end: int) -> Screened:
     return Screened(spool, images, rejected, end - start)
 
 
-def _check(content: bytes, is_labeled: bool) -> HeldOutRow | None:
+def check_image(content: bytes, is_labeled: bool) -> HeldOutRow | None:
     """Decode an image; return its hashes if it is labeled. Raises DecodeError."""
     if is_labeled:
         return held_out_row(decode_fast(content))
