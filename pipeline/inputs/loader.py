@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 import ray
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
@@ -50,10 +50,12 @@ class _PipedBatch:
 class _BatchesOrErrors(Dataset[TrainBatch | _PipedBatch | Exception]):
     """Batches, or the error of one as a value: raised, torch would put the loading process's traceback into its message."""
 
-    def __init__(self, batches: TrainBatches, shared: bool) -> None:
-        self._batches, self._shared = batches, shared
+    def __init__(self, batches: TrainBatches, steps: range, shared: bool) -> None:
+        self._batches, self._steps, self._shared = batches, steps, shared
 
     def __getitem__(self, step: int) -> TrainBatch | _PipedBatch | Exception:
+        process = get_worker_info()  # torch gives each loading process every num_workers-th step
+        self._batches.expect(self._steps[self._steps.index(step) :: process.num_workers if process else 1])
         try:
             batch = self._batches[step]
         except (ValueError, OSError) as error:  # the user's or the machine's; others are bugs and keep their traceback
@@ -119,7 +121,7 @@ def _loader(
     # and the parent's next actor never answers. So spawn.
     spawns = num_workers > 0 and ray.is_initialized()
     return DataLoader(
-        _BatchesOrErrors(batches, shared=num_workers > 0),
+        _BatchesOrErrors(batches, steps, shared=num_workers > 0),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
