@@ -10,56 +10,39 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from data.errors import DataError
 from data.images.decode import DecodeError
-from data.shards.image_reader import Place
 from data.training_order import Order
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
+from pipeline.inputs.targets import SparseTargets
 from pipeline.inputs.train_transform import make_transform, sample_seed
 
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image (tests compare batches by them).
+    """Images uint8 (N, 3, S, S) and their targets; `dense` makes these float32 (N, C).
 
     `noise` is still to be added to each image; None: it has been added.
     """
 
     images: torch.Tensor
-    targets: torch.Tensor
-    keys: list[str]
+    targets: SparseTargets
     noise: list[Noise] | None = None
 
     def pin_memory(self) -> TrainBatch:
         """Called by torch's loader, before a copy to a GPU."""
-        return TrainBatch(self.images.pin_memory(), self.targets.pin_memory(), self.keys, self.noise)
+        return replace(self, images=self.images.pin_memory())
 
 
-class _Entry(NamedTuple):
-    """An image of a stream, and its place."""
-
-    epoch: int
-    shard: int
-    row: int
-    copy: int
-    place: Place
-
-
-class _Sample(NamedTuple):
-    image: torch.Tensor  # uint8 (3, S, S)
-    noise: Noise  # not added yet
-    target: np.ndarray  # float32 (C,)
-    key: str
+_Entry = tuple[int, int, int, int]  # epoch, shard, row, copy
 
 
 class TrainBatches(Dataset[TrainBatch]):
@@ -75,10 +58,11 @@ class TrainBatches(Dataset[TrainBatch]):
         world_size: int = 1,
     ) -> None:
         """Open the streams. Raises DataError: a selection is not what was committed."""
-        self._seed, self._rank, self._world = seed, rank, world_size
+        self._seed = seed
         self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
         self._noise_later = config.augment_on == "device"
+        self._of_rank = slice(rank, None, world_size)
         self._expected: Sequence[int] = ()
         self._reading: Iterator[int] = iter(())  # steps whose images are being read
         self._images: list[Iterator[tuple[_Entry, bytes]]] = []  # of these steps, per stream
@@ -101,15 +85,14 @@ class TrainBatches(Dataset[TrainBatch]):
         reading, self._reading = self._reading, iter(())  # after an error, begin anew
         if next(reading, None) != step or self._process != os.getpid():
             reading = self._begin(step)
-        samples = [sample for number in range(len(self._streams)) for sample in self._samples(number)]
+        parts = [(number, stream.entries(step).take(self._of_rank)) for number, stream in enumerate(self._streams)]
+        targets = SparseTargets.concatenate([self._streams[number].targets(entries) for number, entries in parts])
+        samples = [sample for number, entries in parts for sample in self._samples(number, len(entries))]
         self._reading = reading
-        noise = [sample.noise for sample in samples]
-        images = [sample.image for sample in samples]
+        images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
-            images = [self._transform.add_noise(*each) for each in zip(images, noise, strict=True)]
-        targets = torch.from_numpy(np.stack([sample.target for sample in samples]))
-        keys = [sample.key for sample in samples]
-        return TrainBatch(torch.stack(images), targets, keys, noise if self._noise_later else None)
+            images = [self._transform.add_noise(*each) for each in samples]
+        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None)
 
     def keys(self, step: int) -> list[str]:
         """Shard and key of each image of a step's batch, over all ranks; no image is read."""
@@ -129,29 +112,19 @@ class TrainBatches(Dataset[TrainBatch]):
         """Begin to read the images of a step and of those expected after it; the latter."""
         steps = self._expected if step in self._expected[:1] else (step,)
         self._process = os.getpid()
-        self._images = [stream.reader.read_ahead(self._entries(stream, steps), _place) for stream in self._streams]
+        self._images = [self._read(stream, steps) for stream in self._streams]
         return iter(steps[1:])
 
-    def _entries(self, stream: Stream, steps: Sequence[int]) -> Iterator[list[_Entry]]:
-        """This rank's images of one stream, per step."""
-        for step in steps:
-            entries = stream.entries(step)
-            columns = (entries.epoch, entries.shard, entries.row, entries.copy)
-            images = zip(*(column[self._rank :: self._world].tolist() for column in columns), strict=True)
-            yield [_Entry(e, s, row, copy, stream.rows(s).place(row)) for e, s, row, copy in images]
+    def _read(self, stream: Stream, steps: Sequence[int]) -> Iterator[tuple[_Entry, bytes]]:
+        """This rank's images of one stream, step by step."""
+        entries = (list(stream.entries(step).take(self._of_rank).tuples()) for step in steps)
+        return stream.reader.read_ahead(entries, lambda entry: (entry[1], stream.rows(entry[1]).place(entry[2])))
 
-    def _samples(self, number: int) -> Iterator[_Sample]:
-        """This rank's next samples of one stream, as many as a step has."""
+    def _samples(self, number: int, count: int) -> Iterator[tuple[torch.Tensor, Noise]]:
+        """The next images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
         stream = self._streams[number]
-        count = len(range(self._rank, stream.spec.images_per_step, self._world))
-        for (epoch, shard, row, copy, _), content in islice(self._images[number], count):
-            key, seed = stream.describe(shard, row), sample_seed(self._seed, number, epoch, shard, row, copy)
+        for entry, content in islice(self._images[number], count):
             try:
-                image, noise = self._transform.from_file(content, seed)
+                yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
             except DecodeError as error:
-                raise DataError(f"{key}: {error}; repair or remove the image") from error
-            yield _Sample(image, noise, stream.rows(shard).targets[row], key)
-
-
-def _place(entry: _Entry) -> tuple[int, Place]:
-    return entry.shard, entry.place
+                raise DataError(f"{stream.describe(*entry[1:3])}: {error}; repair or remove the image") from error

@@ -6,9 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from data import storage
 from data.errors import DataError
 from data.shards.split import Split, open_split
 from pipeline.inputs.batches import TrainBatch, TrainBatches
@@ -28,8 +30,7 @@ def remote(labeled: Split, s3: FaultyS3, folder: str, tmp_path: Path) -> Split:
 
 
 def same(one: TrainBatch, two: TrainBatch) -> bool:
-    names = [[key.rpartition("/")[2] for key in batch.keys] for batch in (one, two)]
-    return torch.equal(one.images, two.images) and torch.equal(one.targets, two.targets) and names[0] == names[1]
+    return not differences(vars(one) | vars(one.targets), vars(two) | vars(two.targets), "")
 
 
 def test_weights_trained_from_a_store_with_faults_are_those_from_a_disk(
@@ -50,6 +51,8 @@ def differences(one: Any, two: Any, where: str) -> list[str]:
     """Paths of the values that differ in two checkpoints."""
     if isinstance(one, torch.Tensor):
         return [] if one.dtype == two.dtype and torch.equal(one, two) else [where]
+    if isinstance(one, np.ndarray):
+        return [] if one.dtype == two.dtype and np.array_equal(one, two) else [where]
     if isinstance(one, dict | list | tuple):
         keys = list(one) if isinstance(one, dict) else range(len(one))
         if len(one) != len(two) or (isinstance(one, dict) and one.keys() != two.keys()):
@@ -89,16 +92,18 @@ def test_images_of_the_next_steps_are_asked_for_before_their_turn_and_none_behin
             assert bool(asked) == (step == 0), "for all steps at once"
 
 
-def test_an_image_that_is_damaged_is_told_at_its_step_and_the_others_come(remote: Split, tmp_path: Path) -> None:
+def test_an_image_that_is_damaged_is_told_at_its_step_and_the_others_come(
+    remote: Split, s3: FaultyS3, tmp_path: Path
+) -> None:
     job = make_job(remote, tmp_path / "run")
     with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
         order = batches.order(0).take(20, 20)
-        stream = batches._streams[0]
-        rows = stream.rows(int(order.shard[7]))
-        rows.key[int(order.row[7])] = "another"
+        shard, key = remote.shards[int(order.shard[7])], batches.keys(1)[7].rpartition(" ")[2].strip("'")
+        content = storage.read_bytes(shard.url)
+        put(shard.url, content.replace(f"{key}.png".encode(), b"other.png"))
         batches.expect(range(4))
         first = batches[0]
-        with pytest.raises(DataError, match=r"labeled-00000\d\.tar: sample \d+ should be 'another'"):
+        with pytest.raises(DataError, match=rf"labeled-00000\d\.tar: sample \d+ should be '{key}'"):
             batches[1]
         assert not same(batches[2], first)
         assert len(batches[2].images) == len(batches[3].images) == 20
