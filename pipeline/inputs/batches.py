@@ -9,16 +9,17 @@ shards are read before their turn, many at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, tee
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from data.errors import DataError
 from data.images.decode import DecodeError
-from data.training_order import Order
+from data.training_order import Order, OrderSlice
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
@@ -28,25 +29,34 @@ from pipeline.inputs.train_transform import make_transform, sample_seed
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S) and their targets; `dense` makes these float32 (N, C).
+    """Images uint8 (N, 3, S, S) and their targets; `targets.dense` makes these float32 (N, C).
 
-    `noise` is still to be added to each image; None: it has been added.
+    Attributes:
+        noise: still to be added to each image; None: it has been added.
+        positions: of a piece, where its images are in the batch, int (N,); None: this is the whole batch.
     """
 
     images: torch.Tensor
     targets: SparseTargets
     noise: list[Noise] | None = None
+    positions: np.ndarray | None = None
 
     def pin_memory(self) -> TrainBatch:
-        """Called by torch's loader, before a copy to a GPU."""
-        return replace(self, images=self.images.pin_memory())
+        """Called by torch's loader, before a copy to a GPU. Pieces are pinned when they are joined."""
+        return self if self.positions is not None else replace(self, images=self.images.pin_memory())
 
 
+_Piece = tuple[int, int, int]  # step, number of the piece, pieces of the step's batch
 _Entry = tuple[int, int, int, int]  # epoch, shard, row, copy
 
 
 class TrainBatches(Dataset[TrainBatch]):
-    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams."""
+    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams.
+
+    Attributes:
+        num_images: in a batch.
+        image_bytes: of an image in a batch.
+    """
 
     def __init__(
         self,
@@ -58,41 +68,51 @@ class TrainBatches(Dataset[TrainBatch]):
         world_size: int = 1,
     ) -> None:
         """Open the streams. Raises DataError: a selection is not what was committed."""
-        self._seed = seed
+        self._seed, self._rank = seed, rank
         self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
         self._noise_later = config.augment_on == "device"
-        self._of_rank = slice(rank, None, world_size)
-        self._expected: Sequence[int] = ()
-        self._reading: Iterator[int] = iter(())  # steps whose images are being read
-        self._images: list[Iterator[tuple[_Entry, bytes]]] = []  # of these steps, per stream
+        self.image_bytes = 3 * config.image_size**2
+        self.num_images = sum(len(range(rank, spec.images_per_step, world_size)) for spec in specs)
+        self.world_size = world_size
         self._process = os.getpid()
+        self._expected: Iterable[_Piece] = ()
+        self._upcoming: Iterator[_Piece] = iter(())  # those whose images are being read
+        self._images: list[Iterator[tuple[_Entry, bytes]]] = []  # of these, per stream
+        self._entries: dict[_Piece, tuple[np.ndarray | None, list[OrderSlice]]] = {}  # of these
 
     def order(self, stream: int) -> Order:
         """The order of one stream, over all ranks."""
         return self._streams[stream].order
 
-    def expect(self, steps: Sequence[int]) -> None:
-        """Tell which steps this process will be asked for next, in this order, so that their images are read ahead."""
-        self._expected = steps
+    def expect(self, pieces: Iterable[_Piece]) -> None:
+        """Tell which pieces (step, number, pieces) this process is asked for next, in order, so that their images are read ahead."""
+        self._expected = pieces
 
     def __getitem__(self, step: int) -> TrainBatch:
-        """The batch of a step.
+        """The batch of a step. Raises as `piece`."""
+        return self.piece(step)
+
+    def piece(self, step: int, number: int = 0, pieces: int = 1) -> TrainBatch:
+        """One of `pieces` about equal pieces of a step's batch; see `inputs.pieces`.
 
         Raises:
             DataError: an image cannot be decoded, or a shard has changed; the message names shard and key.
         """
-        reading, self._reading = self._reading, iter(())  # after an error, begin anew
-        if next(reading, None) != step or self._process != os.getpid():
-            reading = self._begin(step)
-        parts = [(number, stream.entries(step).take(self._of_rank)) for number, stream in enumerate(self._streams)]
-        targets = SparseTargets.concatenate([self._streams[number].targets(entries) for number, entries in parts])
-        samples = [sample for number, entries in parts for sample in self._samples(number, len(entries))]
-        self._reading = reading
+        piece = step, number, pieces
+        upcoming, self._upcoming = self._upcoming, iter(())  # after an error, begin anew
+        if next(upcoming, None) != piece or self._process != os.getpid():
+            upcoming = self._begin(piece)
+        positions, entries = self._entries_of(piece)
+        parts = [(stream, part) for stream, part in enumerate(entries) if len(part)]
+        targets = SparseTargets.concatenate([self._streams[stream].targets(part) for stream, part in parts])
+        samples = [sample for stream, part in parts for sample in self._samples(stream, len(part))]
+        del self._entries[piece]
+        self._upcoming = upcoming
         images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
             images = [self._transform.add_noise(*each) for each in samples]
-        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None)
+        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None, positions)
 
     def keys(self, step: int) -> list[str]:
         """Shard and key of each image of a step's batch, over all ranks; no image is read."""
@@ -104,21 +124,34 @@ class TrainBatches(Dataset[TrainBatch]):
 
     def close(self) -> None:
         """Close this process's open files."""
-        self._reading, self._images = iter(()), []
+        self._upcoming, self._images = iter(()), []
         for stream in self._streams:
             stream.reader.close()
 
-    def _begin(self, step: int) -> Iterator[int]:
-        """Begin to read the images of a step and of those expected after it; the latter."""
-        steps = self._expected if step in self._expected[:1] else (step,)
+    def _begin(self, piece: _Piece) -> Iterator[_Piece]:
+        """Begin to read the images of a piece and of those expected after it; the latter."""
         self._process = os.getpid()
-        self._images = [self._read(stream, steps) for stream in self._streams]
-        return iter(steps[1:])
+        self._entries.clear()
+        expected, self._expected = iter(self._expected), ()
+        after = expected if next(expected, None) == piece else iter(())
+        upcoming, *of_streams = tee(after, 1 + len(self._streams))
+        self._images = [self._read(number, chain([piece], pieces)) for number, pieces in enumerate(of_streams)]
+        return upcoming
 
-    def _read(self, stream: Stream, steps: Sequence[int]) -> Iterator[tuple[_Entry, bytes]]:
-        """This rank's images of one stream, step by step."""
-        entries = (list(stream.entries(step).take(self._of_rank).tuples()) for step in steps)
+    def _read(self, number: int, pieces: Iterator[_Piece]) -> Iterator[tuple[_Entry, bytes]]:
+        """This rank's images of one stream, piece by piece."""
+        stream = self._streams[number]
+        entries = (list(self._entries_of(piece)[1][number].tuples()) for piece in pieces)
         return stream.reader.read_ahead(entries, lambda entry: (entry[1], stream.rows(entry[1]).place(entry[2])))
+
+    def _entries_of(self, piece: _Piece) -> tuple[np.ndarray | None, list[OrderSlice]]:
+        """Positions of a piece in this rank's batch (None: it is the whole), and its entries of each stream."""
+        if piece not in self._entries:
+            step, number, pieces = piece
+            of_rank = slice(self._rank, None, self.world_size)
+            entries = [stream.entries(step).take(of_rank) for stream in self._streams]
+            self._entries[piece] = (None, entries) if pieces == 1 else _cut(entries, number, pieces)
+        return self._entries[piece]
 
     def _samples(self, number: int, count: int) -> Iterator[tuple[torch.Tensor, Noise]]:
         """The next images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
@@ -128,3 +161,17 @@ class TrainBatches(Dataset[TrainBatch]):
                 yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
             except DecodeError as error:
                 raise DataError(f"{stream.describe(*entry[1:3])}: {error}; repair or remove the image") from error
+
+
+def _cut(streams: Sequence[OrderSlice], number: int, pieces: int) -> tuple[np.ndarray, list[OrderSlice]]:
+    """Piece `number` of a batch: its positions in the batch, ascending by stream, shard and row, and its entries of each stream.
+
+    Cut by shard, because each process reads the table of every shard in its pieces.
+    """
+    ends = np.cumsum([len(entries) for entries in streams])
+    shard, row = (np.concatenate([getattr(entries, name) for entries in streams]) for name in ("shard", "row"))
+    stream = np.repeat(np.arange(len(streams)), [len(entries) for entries in streams])
+    positions = np.array_split(np.lexsort((row, shard, stream)), pieces)[number]
+    starts = ends - [len(entries) for entries in streams]
+    parts = [positions[stream[positions] == n] - start for n, start in enumerate(starts)]
+    return positions, [entries.take(part) for entries, part in zip(streams, parts, strict=True)]

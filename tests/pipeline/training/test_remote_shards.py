@@ -73,10 +73,12 @@ def test_batches_come_the_same_whatever_is_expected(
         expected = [local[step] for step in range(9)]
         loaded = list(load_batches(ours, range(2, 9), num_workers, pin=False))
         assert all(map(same, loaded, expected[2:]))
-        ours.expect([3, 5])
+        ours.expect([(3, 0, 1), (5, 0, 1)])
         assert all(same(ours[step], expected[step]) for step in (3, 5, 6, 0))
-        ours.expect(range(1, 9))
+        ours.expect((step, 0, 1) for step in range(1, 9))
         assert all(same(ours[step], expected[step]) for step in (1, 7, 1))  # asked for others after all
+        ours.expect((4, number, 3) for number in range(3))
+        assert all(same(ours.piece(4, number, 3), local.piece(4, number, 3)) for number in range(3))
 
 
 def test_images_of_the_next_steps_are_asked_for_before_their_turn_and_none_behind_the_last(
@@ -84,7 +86,7 @@ def test_images_of_the_next_steps_are_asked_for_before_their_turn_and_none_behin
 ) -> None:
     job = make_job(remote, tmp_path / "run", batch_size=5)
     with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
-        batches.expect(range(3))
+        batches.expect((step, 0, 1) for step in range(3))
         for step in range(3):
             s3.requests.clear()
             assert len(batches[step].images) == 5
@@ -101,7 +103,7 @@ def test_an_image_that_is_damaged_is_told_at_its_step_and_the_others_come(
         shard, key = remote.shards[int(order.shard[7])], batches.keys(1)[7].rpartition(" ")[2].strip("'")
         content = storage.read_bytes(shard.url)
         put(shard.url, content.replace(f"{key}.png".encode(), b"other.png"))
-        batches.expect(range(4))
+        batches.expect((step, 0, 1) for step in range(4))
         first = batches[0]
         with pytest.raises(DataError, match=rf"labeled-00000\d\.tar: sample \d+ should be '{key}'"):
             batches[1]
