@@ -75,7 +75,7 @@ def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/ben
 
 def timm(split: Split, config: TrainConfig, steps: int) -> float:
     """Run timm's loop on the same model."""
-    model = build_model(config.model, len(PHOTOS), config.model_args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_model(config.model, len(PHOTOS), config.model_args).to(memory_format=torch.channels_last)
     return timm_loop.train(model, timm_loop.make_loader(split, config), config, steps, WARM_UP)
 
 

@@ -46,15 +46,16 @@ def train(
     average, loss_function = ModelEmaV3(model, config.ema_decay), LabelSmoothingCrossEntropy(config.label_smoothing)
     device = next(model.parameters()).device.type
     autocast = torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
-    network = torch.compile(model) if config.compile else model
+    if config.compile:
+        model.compile()
     losses, done, started = AverageMeter(), 0, 0.0
-    network.train()
+    model.train()
     while done < steps:
         for images, target in loader:
             if config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast:
-                loss = loss_function(network(images), target)
+                loss = loss_function(model(images), target)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
