@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import names
+from data import base_names
 from data.base_names import is_base_name, read_limited, read_pointer
 from data.errors import DataError
 from data.labels.overlay import RowFilter
