@@ -315,4 +315,4 @@ def test_names_have_a_length() -> None:
     assert not is_base_name("x" * 256)
     assert not is_base_name("é" * 128)
     with pytest.raises(DataError, match="…"):
-        names.check_base_name("/" * 10_000, "manifest.json")
+        base_names.check_base_name("/" * 10_000, "manifest.json")
