@@ -122,10 +122,8 @@ def set_up_device(job: TrainJob) -> None:
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    On several GPUs, batch norms share their statistics.
-
-    Raises:
-        TrainingError: activations are to be checkpointed, and the model cannot.
+    On several GPUs, batch norms share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
+    cannot.
     """
     config = job.config
     same_statistics = world > 1 and job.device == "cuda"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import DataError
+from data.labels.exclusions import ExcludedKeys
 from data.labels.label_files import (
     describe_label_file,
     label_table,
@@ -38,7 +39,7 @@ from pipeline.report.facts import read_facts
 from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.stage_inputs import open_overlay
 from student.streams import pseudo_labeled_stream
-from teacher.diff import compare, side
+from teacher.diff import changes, side
 from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.reuse import every_row, reuse_images
 from teacher.selection.rule import SelectRule
@@ -50,7 +51,7 @@ NUM_BITS = 300  # of each file, for those who read it alone
 FEW_BITS = 50  # for those who read whole runs
 QUICK = ("whole, without its manifest", "columns", "one column, without its manifest", "select", "student", "copies")
 NAME = "unlabeled-000001"
-_KEYS = frozenset({"no such key"})  # so that keys are read, too
+_KEYS = ExcludedKeys({"no such key"})  # so that keys are read, too
 Readers = dict[str, Callable[[], Any]]
 
 
@@ -118,7 +119,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         "serve's counts": lambda: overlay.wanted(position, RowFilter(min_confidence=0.5)).tolist(),
         "PseudoLabels": lambda: PseudoLabels(config.run_dir).table().to_pylist(),
         "report": lambda: described(survey_labels(facts.generations[0], {}, 0, Limits.of(None, 10))),
-        "diff": lambda: described(compare(this, this)),
+        "diff": lambda: described(changes(this, this)),
         "copies": lambda: read_copies(f"{selection}/{NAME}.parquet").tolist(),
     }
 
