@@ -41,6 +41,7 @@ class Labeler:
             config.threads,
             config.decode_threads,
             self._made_by,
+            config.memory_mb << 20,
         )
 
     @ray.method(concurrency_group="labeling")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,6 +44,7 @@ class ShardLabeler:
             batch lose a quarter of the time when decoding takes their cores.
         decode_threads: number of decoding threads.
         made_by: see `LabeledShard`.
+        memory_bytes: for files and images; see `ImageBudget`.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class ShardLabeler:
         threads: int,
         decode_threads: int,
         made_by: str,
+        memory_bytes: int = 2 << 30,
     ) -> None:
         self._predictor, self._top_k, self._made_by = predictor, min(top_k, num_classes), made_by
         one_thread = partial(torch.set_num_threads, 1)
-        self._reader = BatchReader(predictor.view, predictor.batch_size, decode_threads, one_thread)
+        self._reader = BatchReader(predictor.view, predictor.batch_size, decode_threads, one_thread, memory_bytes)
         self._num_batches = 2 if predictor.device == "cpu" and threads > 1 else 1
         model_threads = partial(torch.set_num_threads, max(1, threads // self._num_batches))
         self._model = ThreadPoolExecutor(self._num_batches, initializer=model_threads)
@@ -65,6 +68,11 @@ class ShardLabeler:
     def meter(self) -> Meter:
         """Images and seconds so far, of all shards."""
         return self._reader.meter
+
+    @property
+    def peak_bytes(self) -> int:
+        """Maximum bytes of files and images held so far, as the budget counts them."""
+        return self._reader.peak_bytes
 
     def label(self, shard: Shard, url: str, problems: Mapping[int, str] | None = None) -> LabeledShard:
         """Label a shard and commit its label file `url`.
@@ -78,24 +86,28 @@ class ShardLabeler:
         """
         index, rows = _with_problems(shard.index(), problems or {}), _Rows()
         running: deque[tuple[ImageBatch, Future[np.ndarray]]] = deque()
-        for batch in ahead(self._reader.batches(shard, index)):
-            running.append((batch, self._model.submit(self._predict, batch)))
-            if len(running) > self._num_batches:
-                self._collect(shard, index, *running.popleft(), rows)
+        with closing(ahead(self._reader.batches(shard, index), self._reader.drop)) as batches:
+            for batch in batches:
+                running.append((batch, self._model.submit(self._predict, batch)))
+                if len(running) > self._num_batches:
+                    self._collect(shard, index, *running.popleft(), rows)
         while running:
             self._collect(shard, index, *running.popleft(), rows)
         with self.meter.timing("write"):
             return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
     def _predict(self, batch: ImageBatch) -> np.ndarray:
-        """Probabilities of the batch's decoded images, float32 [n, num_classes]."""
-        batch.wait()
-        good = batch.is_good
-        if not good.any():
-            return np.empty((0, 0), np.float32)
-        images = batch.images if good.all() else batch.images[good]
-        with self.meter.timing("model"):
-            return self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
+        """Probabilities of the batch's decoded images, float32 [n, num_classes]. The images' memory is free afterwards."""
+        try:
+            batch.wait()
+            good = batch.is_good
+            if not good.any():
+                return np.empty((0, 0), np.float32)
+            images = batch.images if good.all() else batch.images[good]
+            with self.meter.timing("model"):
+                return self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
+        finally:
+            self._reader.drop(batch)
 
     def _collect(
         self, shard: Shard, index: pa.Table, batch: ImageBatch, prediction: Future[np.ndarray], rows: _Rows
@@ -112,7 +124,7 @@ class ShardLabeler:
             rows.top_k.append(top_k_of(probabilities, self._top_k))
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
-        self._reader.release(batch)
+        self.meter.add_images(len(batch.problems))
 
 
 def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:

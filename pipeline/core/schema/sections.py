@@ -70,6 +70,12 @@ class LabelConfig(Section):
     )
     threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
     decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
+    memory_mb: int = Field(
+        2048,
+        ge=1,
+        description="MiB in each actor for files and decoded images; two batches and the largest image are held in any case",
+        json_schema_extra=RUNTIME,
+    )
     max_quarantined: Fraction = Field(
         0.01, description="stop when a larger fraction of the images is quarantined", json_schema_extra=RUNTIME
     )
