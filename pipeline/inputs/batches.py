@@ -8,44 +8,35 @@ A batch is a function of (seed, step, rank, world size). Resuming at step n make
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from data.errors import DataError
 from data.images.decode import DecodeError
-from data.training_order import Order
+from data.training_order import Order, OrderSlice
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
+from pipeline.inputs.targets import SparseTargets
 from pipeline.inputs.train_transform import make_transform, sample_seed
 
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image (tests compare batches by them).
+    """Images uint8 (N, 3, S, S) and their targets; `dense` makes these float32 (N, C).
 
     `noise` is still to be added to each image; None: it has been added.
     """
 
     images: torch.Tensor
-    targets: torch.Tensor
-    keys: list[str]
+    targets: SparseTargets
     noise: list[Noise] | None = None
 
     def pin_memory(self) -> TrainBatch:
         """Called by torch's loader, before a copy to a GPU."""
-        return TrainBatch(self.images.pin_memory(), self.targets.pin_memory(), self.keys, self.noise)
-
-
-class _Sample(NamedTuple):
-    image: torch.Tensor  # uint8 (3, S, S)
-    noise: Noise  # not added yet
-    target: np.ndarray  # float32 (C,)
-    key: str
+        return replace(self, images=self.images.pin_memory())
 
 
 class TrainBatches(Dataset[TrainBatch]):
@@ -76,14 +67,14 @@ class TrainBatches(Dataset[TrainBatch]):
         Raises:
             DataError: an image cannot be decoded, or a shard has changed; the message names shard and key.
         """
-        samples = [sample for number in range(len(self._streams)) for sample in self._samples(number, step)]
-        noise = [sample.noise for sample in samples]
-        images = [sample.image for sample in samples]
+        of_rank = slice(self._rank, None, self._world)
+        parts = [(number, stream.entries(step).take(of_rank)) for number, stream in enumerate(self._streams)]
+        targets = SparseTargets.concatenate([self._streams[number].targets(entries) for number, entries in parts])
+        samples = [sample for number, entries in parts for sample in self._samples(number, entries)]
+        images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
-            images = [self._transform.add_noise(*each) for each in zip(images, noise, strict=True)]
-        targets = torch.from_numpy(np.stack([sample.target for sample in samples]))
-        keys = [sample.key for sample in samples]
-        return TrainBatch(torch.stack(images), targets, keys, noise if self._noise_later else None)
+            images = [self._transform.add_noise(*each) for each in samples]
+        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None)
 
     def keys(self, step: int) -> list[str]:
         """Shard and key of each image of a step's batch, over all ranks; no image is read."""
@@ -98,20 +89,13 @@ class TrainBatches(Dataset[TrainBatch]):
         for stream in self._streams:
             stream.reader.close()
 
-    def _samples(self, number: int, step: int) -> Iterator[_Sample]:
-        """This rank's samples of one stream and step."""
+    def _samples(self, number: int, entries: OrderSlice) -> Iterator[tuple[torch.Tensor, Noise]]:
+        """Images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
         stream = self._streams[number]
-        entries = stream.entries(step)
-        for i in range(self._rank, len(entries), self._world):
-            epoch, shard, row, copy = (
-                int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
-            )
-            rows, key = stream.rows(shard), stream.describe(shard, row)
-            content = stream.reader.image(shard, rows.place(row))
+        for entry in entries.tuples():
+            _, shard, row, _ = entry
+            content = stream.reader.image(shard, stream.rows(shard).place(row))
             try:
-                image, noise = self._transform.from_file(
-                    content, sample_seed(self._seed, number, epoch, shard, row, copy)
-                )
+                yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
             except DecodeError as error:
-                raise DataError(f"{key}: {error}; repair or remove the image") from error
-            yield _Sample(image, noise, rows.targets[row], key)
+                raise DataError(f"{stream.describe(shard, row)}: {error}; repair or remove the image") from error

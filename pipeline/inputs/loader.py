@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
+from pipeline.inputs.targets import SparseTargets
 
 SILENT_S = 600  # after which a loading process counts as hanging
 _AHEAD = 4  # batches that each process loads ahead
@@ -34,13 +35,12 @@ class _PipedBatch:
     """A batch as arrays, which are sent as bytes, not in shared memory."""
 
     images: np.ndarray
-    targets: np.ndarray
-    keys: list[str]
+    targets: SparseTargets
     noise: list[Noise] | None
 
     def batch(self) -> TrainBatch:
         """The batch as tensors, without a copy."""
-        return TrainBatch(torch.from_numpy(self.images), torch.from_numpy(self.targets), self.keys, self.noise)
+        return TrainBatch(torch.from_numpy(self.images), self.targets, self.noise)
 
     def pin_memory(self) -> _PipedBatch:
         """Called by torch's loader, before a copy to a GPU. Leave it unpinned: only the copy takes longer."""
@@ -68,9 +68,8 @@ def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _PipedBatch:
     """
     try:
         batch.images.share_memory_()
-        batch.targets.share_memory_()
     except RuntimeError:
-        return _PipedBatch(batch.images.numpy(), batch.targets.numpy(), batch.keys, batch.noise)
+        return _PipedBatch(batch.images.numpy(), batch.targets, batch.noise)
     return batch
 
 
@@ -133,7 +132,7 @@ def _loader(
 
 def _report_pipes(name: str, batch: _PipedBatch, num_workers: int) -> None:
     """Print that there is too little shared memory, how much is needed, and where to change it."""
-    needed = shared_memory_needed(batch.images.nbytes + batch.targets.nbytes, num_workers)
+    needed = shared_memory_needed(batch.images.nbytes, num_workers)
     have = shutil.disk_usage(_SHARED).total
     print(
         f"{name}: shared memory ({_SHARED}, {_megabytes(have)}) is too small for the batches in flight ({_megabytes(needed)}), so some "

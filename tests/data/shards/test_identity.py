@@ -514,7 +514,7 @@ def test_training_stops_at_a_labeled_shard_that_changed_under_it(tmp_path: Path)
     write_shard(tmp_path / "x.tar", range(20), labels)
     stream = labeled_stream(open_split(f"{tmp_path}/x.tar", str(tmp_path / "index")), 20)
     config = TrainConfig(model="resnetrs26", image_size=16, loader_workers=0)
-    assert len(TrainBatches([stream], config, 10, seed=0)[0].keys) == 20
+    assert len(TrainBatches([stream], config, 10, seed=0)[0].images) == 20
     write_shard(tmp_path / "x.tar", range(19, -1, -1), labels)
     with pytest.raises(DataError, match=r"x\.tar: sample \d+ should be '\d\d'.*changed since it was indexed"):
         TrainBatches([stream], config, 10, seed=0)[0]
