@@ -110,6 +110,13 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
+def cores_and_gpus_here() -> tuple[int, int]:
+    """CPUs and GPUs of the node that this process runs on, as Ray counts them."""
+    here = ray.get_runtime_context().get_node_id()
+    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
+    return max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+
+
 def user_error(error: RayError) -> Exception:
     """The error to raise for a failed task: a ValueError or OSError as the task raised it; of a bug, Ray's error with the traceback; of
     a worker that died repeatedly (no memory, node gone), an OSError that says so."""

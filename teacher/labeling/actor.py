@@ -8,12 +8,14 @@ import ray
 
 from data.labels.label_files import LabeledShard
 from data.shards.split import Shard
+from pipeline.core.ray_runtime import cores_and_gpus_here
 from pipeline.core.schema import LabelConfig
 from pipeline.inference.ensemble import load_labeling_predictor
 from pipeline.inference.stage_weights import read_info
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.pool import here
+from teacher.labeling.worker_needs import decode_threads
 
 
 @ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
@@ -39,7 +41,7 @@ class Labeler:
             num_classes,
             config.top_k,
             config.threads,
-            config.decode_threads,
+            decode_threads(config, self._device, *cores_and_gpus_here()),
             self._made_by,
             config.memory_mb << 20,
         )

@@ -69,7 +69,12 @@ class LabelConfig(Section):
         json_schema_extra=RUNTIME,
     )
     threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
-    decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
+    decode_threads: int | None = Field(
+        None,
+        ge=1,
+        description="decoding threads in each actor; null: the actor's share of its machine's cores",
+        json_schema_extra=RUNTIME,
+    )
     memory_mb: int = Field(
         2048,
         ge=1,
