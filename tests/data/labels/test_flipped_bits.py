@@ -36,7 +36,7 @@ from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import Stream, labeled_stream
 from pipeline.report.facts import read_facts
 from pipeline.report.survey import Limits, survey_labels
-from pipeline.upstream.overlay import open_overlay
+from pipeline.upstream.stage_inputs import open_overlay
 from student.streams import pseudo_labeled_stream
 from teacher.diff import compare, side
 from teacher.selection.label_reader import Exclusions, LabelSource
