@@ -22,8 +22,11 @@ from teacher.labeling.worker_needs import decode_threads
 class Labeler:
     """What `teacher.labeling.pool` calls. `prepare` loads the model, not `__init__`: its errors reach the driver unchanged."""
 
-    def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
+    def __init__(
+        self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str, temperature: float
+    ) -> None:
         self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by
+        self._temperature = temperature
 
     @ray.method(concurrency_group="asking")
     def place(self) -> tuple[str, int]:
@@ -34,7 +37,7 @@ class Labeler:
     def prepare(self) -> None:
         """Load the model."""
         config = self._config
-        self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device)
+        self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device, self._temperature)
         num_classes = read_info(self._teachers[0]).num_classes
         self._labeler = ShardLabeler(
             predictor,

@@ -25,6 +25,7 @@ from data.shards.split import Shard
 from teacher.labeling.image_budget import ImageBudget
 
 Item = TypeVar("Item")
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _CHUNK = 32  # images per task of a decoding thread: large enough to schedule cheaply, small enough to end together
 _READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
 _AHEAD = 2  # batches that are read and decoded while the model works on another
@@ -67,10 +68,11 @@ class ImageMemory:
         batch_size: maximum number of images of a batch.
         image_size: side in pixels.
         num_batches: maximum number of batches at once.
+        allocate: makes uint8 memory of a shape.
     """
 
-    def __init__(self, batch_size: int, image_size: int, num_batches: int) -> None:
-        self._shape = (batch_size, image_size, image_size, 3)
+    def __init__(self, batch_size: int, image_size: int, num_batches: int, allocate: Allocate) -> None:
+        self._shape, self._allocate = (batch_size, image_size, image_size, 3), allocate
         self._free: list[np.ndarray] = []
         self._room = threading.Semaphore(num_batches)
 
@@ -85,7 +87,7 @@ class ImageMemory:
         try:
             whole = self._free.pop()
         except IndexError:
-            whole = np.empty(self._shape, np.uint8)
+            whole = self._allocate(self._shape)
         return whole[:number]
 
     def give_back(self, images: np.ndarray) -> None:
@@ -118,6 +120,15 @@ class ImageBatch:
         """Whether each image is decoded, bool [n]; call after `wait`."""
         return np.array([not problem for problem in self.problems])
 
+    def decoded(self) -> np.ndarray:
+        """The decoded images alone, uint8 [m, image_size, image_size, 3], moved to the front; call once, after `wait`."""
+        good = self.is_good
+        if good.all():
+            return self.images
+        number = int(good.sum())
+        self.images[:number] = self.images[good]
+        return self.images[:number]
+
     def wait(self) -> None:
         """Wait for the decoding tasks; raise what they raised, other than DecodeError."""
         for future in self.pending:
@@ -132,6 +143,7 @@ class BatchReader:
         decode_threads: number of decoding threads.
         initializer: runs first in each decoding thread.
         memory_bytes: for the files and images of all shards at once; see `ImageBudget`.
+        allocate: makes memory for batches.
     """
 
     def __init__(
@@ -141,10 +153,11 @@ class BatchReader:
         decode_threads: int,
         initializer: Callable[[], object],
         memory_bytes: int,
+        allocate: Allocate,
     ) -> None:
         self.meter, self._view, self._batch_size = Meter(), view, batch_size
         self.budget = ImageBudget.of(memory_bytes, batch_size, view.image_size)
-        self._memory = ImageMemory(batch_size, view.image_size, self.budget.num_batches)
+        self._memory = ImageMemory(batch_size, view.image_size, self.budget.num_batches, allocate)
         self._pool = ThreadPoolExecutor(decode_threads, initializer=initializer)
         self._read_lock = threading.Lock()
 

@@ -17,8 +17,7 @@ from data.labels.label_files import read_labels
 from data.shards.image_reader import Place
 from data.shards.split import Shard, open_split
 from teacher.labeling.batches import BatchReader, ImageMemory, _pieces, ahead
-from teacher.labeling.byte_budget import ByteBudget
-from teacher.labeling.image_budget import ImageBudget
+from teacher.labeling.image_budget import ByteBudget, ImageBudget
 from teacher.labeling.label_shard import ShardLabeler
 from tests.odd_images import encode
 
@@ -34,8 +33,12 @@ def large_files(tmp_path_factory: pytest.TempPathFactory) -> Shard:
     return open_split(f"{folder}/large/*.tar", str(folder)).shards[0]
 
 
+def plain_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
 def test_memory_is_used_again_only_after_it_was_given_back() -> None:
-    memory = ImageMemory(batch_size=4, image_size=2, num_batches=3)
+    memory = ImageMemory(batch_size=4, image_size=2, num_batches=3, allocate=plain_memory)
     first, second = memory.take(4), memory.take(3)
     assert first.shape == (4, 2, 2, 3)
     assert second.shape == (3, 2, 2, 3)
@@ -89,7 +92,7 @@ class StuckView(EvalView):
 def test_large_files_wait_outside_while_none_is_decoded(large_files: Shard) -> None:
     """The reader stops at its budget, however many batches it might read ahead."""
     view = StuckView(64, 1.0, "bicubic", "crop", "fast")
-    reader = BatchReader(view, 8, 2, lambda: None, 64 * MIB)
+    reader = BatchReader(view, 8, 2, lambda: None, 64 * MIB, plain_memory)
     batches = reader.batches(large_files, large_files.index())
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(list, batches)
@@ -116,7 +119,7 @@ def test_labels_do_not_depend_on_the_budget(large_files: Shard, tmp_path: Path) 
 
 
 def test_a_reader_that_is_left_early_gives_everything_back(large_files: Shard) -> None:
-    reader = BatchReader(EvalView(64, 1.0, "bicubic", "crop", "fast"), 8, 2, lambda: None, MIB)
+    reader = BatchReader(EvalView(64, 1.0, "bicubic", "crop", "fast"), 8, 2, lambda: None, MIB, plain_memory)
     batches = ahead(reader.batches(large_files, large_files.index()), reader.drop)
     reader.drop(next(batches))
     batches.close()
