@@ -202,6 +202,7 @@ class BatchReader:
                     chunk = rows[first : first + _CHUNK]
                     files = deque(contents[first : first + _CHUNK])
                     batch.pending.append(self._pool.submit(self._decode, batch, chunk, files))
+                del contents, files  # each file is freed as soon as it is decoded
         except BaseException:
             self.drop(batch)
             raise
