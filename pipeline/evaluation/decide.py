@@ -51,7 +51,8 @@ def _models(layout: Layout) -> list[tuple[str, str, str]]:
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
     teacher, student = (
-        _is_right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
+        _is_right(validation, folder, config.resolved_device(), config.training(stage).eval_batch_size)
+        for _, stage, folder in _models(layout)
     )
     return {
         "teacher_top1": float(teacher.mean()),
@@ -60,7 +61,7 @@ def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any
     }
 
 
-def _is_right(validation: Split, folder: str, device: str) -> np.ndarray:
+def _is_right(validation: Split, folder: str, device: str, batch_size: int) -> np.ndarray:
     """Whether a model's top-1 is right, per image: (N,) bool."""
-    logits, labels = predict_split(validation, load_predictor(folder, device))
+    logits, labels = predict_split(validation, load_predictor(folder, device, batch_size))
     return np.asarray(logits.argmax(axis=1) == labels)

@@ -191,10 +191,22 @@ class ServeConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What is measured on the test images besides accuracy."""
+    """How the test images are measured, and what besides accuracy."""
 
+    batch_size: int = Field(256, ge=1, description="images per forward pass")
     robustness_images: int = Field(
         0, ge=0, description="test images, chosen by the seed, to evaluate under 15 corruptions × 5 severities"
+    )
+
+
+class PlanConfig(Section):
+    """What plan=true, and the check before a stage, compare a stage's memory with."""
+
+    gpu_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="memory of one GPU, 10⁹ bytes; null: of the GPU that is found here, or 80 assumed in a plan",
+        json_schema_extra=RUNTIME,
     )
 
 

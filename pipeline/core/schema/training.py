@@ -91,6 +91,12 @@ class TrainConfig(Section):
     eval_every_epochs: float = Field(
         5, gt=0, description="epochs between measurements of the EMA weights' validation accuracy"
     )
+    eval_batch_size: int = Field(
+        256,
+        ge=1,
+        description="images per forward pass on data.validation: in the training, to calibrate and to compare",
+        json_schema_extra=RESUMABLE,
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast, for GPUs; for training, labeling and evaluation"
     )
