@@ -12,9 +12,10 @@ Files without checksums and seal, from earlier versions or other programs, can b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,7 +94,8 @@ def open_table(url: str, remedy: str) -> Iterator[TableFile]:
     """
     is_local = storage.is_local(url)
     with _naming(url, remedy), storage.open_native(url) as stream:
-        num_bytes, footer, is_sealed = _read_footer(stream)
+        num_bytes = int(stream.seek(0, 2))
+        footer, is_sealed = _read_footer(num_bytes, partial(_read_at, stream))
         with pq.ParquetFile(
             stream,
             metadata=None if is_local else pq.read_metadata(pa.BufferReader(footer)),  # no second request to a store
@@ -108,9 +110,35 @@ def open_table(url: str, remedy: str) -> Iterator[TableFile]:
 def open_content(content: bytes, url: str, remedy: str) -> Iterator[TableFile]:
     """As `open_table`, for a file's content."""
     with _naming(url, remedy):
-        num_bytes, _, is_sealed = _read_footer(pa.BufferReader(content))
+        _, is_sealed = _read_footer(len(content), lambda start, size: content[start : start + size])
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            yield TableFile(url, file, is_sealed, num_bytes)
+            yield TableFile(url, file, is_sealed, len(content))
+
+
+class Footer(NamedTuple):
+    """What a Parquet file says of itself.
+
+    Attributes:
+        num_rows: as its pages have when they are whole.
+        metadata: of the schema.
+        is_sealed: whether the footer has a checksum, which was verified.
+    """
+
+    num_rows: int
+    metadata: Mapping[bytes, bytes]
+    is_sealed: bool
+
+
+def read_footer(url: str, num_bytes: int, remedy: str) -> Footer:
+    """Read the footer alone of a file of `num_bytes`: one request to a store, two if it is long. Pages are not verified.
+
+    Raises:
+        DataError, FileNotFoundError, StorageError: as `open_table`.
+    """
+    with _naming(url, remedy):
+        footer, is_sealed = _read_footer(num_bytes, partial(storage.read_range, url))
+        found = pq.read_metadata(pa.BufferReader(footer))
+        return Footer(int(found.num_rows), found.metadata or {}, is_sealed)
 
 
 def read_table(
@@ -158,27 +186,35 @@ def write_table(url: str, table: pa.Table) -> None:
     storage.write_bytes(url, to_parquet(table))
 
 
-def _read_footer(stream: Any) -> tuple[int, bytes, bool]:
-    """Bytes of the file; the footer and what follows it; whether it is sealed. Raises ArrowInvalid for a damaged one."""
-    stream.seek(0, 2)
-    size = int(stream.tell())
-    tail = _tail(stream, size, _TAIL)
+def _read_footer(size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, bool]:
+    """The footer and what follows it; whether it is sealed. Raises ArrowInvalid for a damaged one.
+
+    Args:
+        size: bytes of the file.
+        read: offset and number of bytes → these bytes of the file.
+    """
+    tail = _tail(size, _TAIL, read)
     wanted = int.from_bytes(tail[-_END:-4], "little") + _END
     if size <= _END or not tail.endswith(b"PAR1") or wanted > size:
         raise pa.ArrowInvalid("it does not end as a Parquet file does")
     if wanted + _SEAL_BYTES > len(tail):
-        tail = _tail(stream, size, wanted + _SEAL_BYTES)
+        tail = _tail(size, wanted + _SEAL_BYTES, read)
     footer, before = tail[-wanted:], tail[: len(tail) - wanted]
     seal = before[-_SEAL_BYTES:]
     is_sealed = seal.startswith(_SEAL)
     if is_sealed and seal[len(_SEAL) :] != hashlib.sha256(footer).digest():
         raise pa.ArrowInvalid("the checksum of its footer differs")
-    return size, footer, is_sealed
+    return footer, is_sealed
 
 
-def _tail(stream: Any, size: int, wanted: int) -> bytes:
-    stream.seek(max(0, size - wanted))
-    return bytes(stream.read(wanted))
+def _tail(size: int, wanted: int, read: Callable[[int, int], bytes]) -> bytes:
+    start = max(0, size - wanted)
+    return read(start, size - start)
+
+
+def _read_at(stream: Any, start: int, size: int) -> bytes:
+    stream.seek(start)
+    return bytes(stream.read(size))
 
 
 def _check_schema(found: pa.Schema, expected: pa.Schema | None) -> None:

@@ -153,7 +153,11 @@ def _fixed_lists(values: np.ndarray, length: int) -> pa.FixedSizeListArray:
 
 @dataclass(frozen=True)
 class LabeledShard:
-    """A label file and its shard: an entry of the labels' manifest."""
+    """A label file and its shard: an entry of the labels' manifest.
+
+    Attributes:
+        sha256: of the file; empty where its footer alone was read (`data.labels.label_footers`).
+    """
 
     name: str
     source_bytes: int
@@ -178,28 +182,34 @@ def write_labels(
     metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
     content = _as_parquet(table.replace_schema_metadata(metadata))
     storage.write_bytes(url, content)
-    return _describe(shard.name, table.num_rows, metadata, content)
+    return describe(url, table.num_rows, metadata, len(content), hashlib.sha256(content).hexdigest())
 
 
 def describe_label_file(url: str) -> LabeledShard | None:
     """The manifest's entry for a label file, from the file itself; None when it is damaged or no label file. Reads all of it."""
     content = storage.read_bytes(url)
-    name = storage.base_name(url).removesuffix(".parquet")
     try:
         with open_content(content, url, "") as file:
-            return _describe(name, file.read().num_rows, file.metadata, content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            return describe(url, file.read().num_rows, file.metadata, len(content), sha256)
     except (DataError, LookupError):  # LookupError: a Parquet file without our metadata
         return None
 
 
-def _describe(name: str, rows: int, metadata: Mapping[bytes, bytes], content: bytes) -> LabeledShard:
-    source = _source(metadata, name)
+def describe(url: str, rows: int, metadata: Mapping[bytes, bytes], num_bytes: int, sha256: str) -> LabeledShard:
+    """The manifest's entry for a label file with this metadata.
+
+    Raises:
+        LookupError: it has no metadata of ours.
+        DataError: its metadata are damaged.
+    """
+    name = storage.base_name(url).removesuffix(".parquet")
+    source = _source(metadata, url)
     if source is None:
         raise LookupError(name)
-    sha256 = hashlib.sha256(content).hexdigest()
     identity = source["bytes"], source["index_sha256"]
     quarantined = len(json.loads(metadata[_QUARANTINE_KEY]))
-    return LabeledShard(name, *identity, rows, quarantined, len(content), sha256, source.get("made_by", ""))
+    return LabeledShard(name, *identity, rows, quarantined, num_bytes, sha256, source.get("made_by", ""))
 
 
 class _Source(BaseModel):
@@ -268,11 +278,18 @@ def _committed(url: str, entry: LabeledShard | None) -> bytes:
 
 
 def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
-    """Raise DataError for labels by another teacher or of another shard than the labels' manifest says."""
+    """Raise DataError for labels by another teacher or of another shard than the labels' manifest says, or of another size."""
     if entry is None:
         return
-    found = _source(file.metadata, file.url)
-    where = redacted(file.url)
+    check_source(file.url, file.metadata, entry)
+    if file.num_bytes != entry.bytes:
+        where = redacted(file.url)
+        raise DataError(f"{where}: {file.num_bytes} bytes, and {entry.bytes} were written; {LABELS_REMEDY}")
+
+
+def check_source(url: str, metadata: Mapping[bytes, bytes], entry: LabeledShard) -> None:
+    """Raise DataError for labels by another teacher or of another shard than the labels' manifest says."""
+    found, where = _source(metadata, url), redacted(url)
     if found is None:
         raise DataError(f"{where}: not a label file of this pipeline; {LABELS_REMEDY}")
     if found.get("made_by", "") != entry.made_by:
@@ -285,8 +302,6 @@ def _check_origin(file: TableFile, entry: LabeledShard | None) -> None:
             f"{where}: has the labels of a shard with {found['bytes']} bytes and index {found['index_sha256']}, but the manifest "
             f"beside it says {entry.source_bytes} bytes and index {entry.index_sha256}; {LABELS_REMEDY}"
         )
-    if file.num_bytes != entry.bytes:
-        raise DataError(f"{where}: {file.num_bytes} bytes, and {entry.bytes} were written; {LABELS_REMEDY}")
 
 
 def read_copies(url: str, sha256: str | None = None) -> np.ndarray:
@@ -305,8 +320,12 @@ def read_copies(url: str, sha256: str | None = None) -> np.ndarray:
 
 def read_quarantined(table: pa.Table) -> list[Quarantined]:
     """The quarantined samples in a label table's metadata."""
-    ledger = (table.schema.metadata or {}).get(_QUARANTINE_KEY, b"[]")
-    return [Quarantined(**row) for row in json.loads(ledger)]
+    return quarantined_in(table.schema.metadata or {})
+
+
+def quarantined_in(metadata: Mapping[bytes, bytes]) -> list[Quarantined]:
+    """The quarantined samples in a label file's metadata."""
+    return [Quarantined(**row) for row in json.loads(metadata.get(_QUARANTINE_KEY, b"[]"))]
 
 
 def quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:

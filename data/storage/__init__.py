@@ -11,10 +11,11 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeGuard, cast
+from typing import BinaryIO, TypeGuard, TypeVar, cast
 
 import pyarrow as pa
 
@@ -32,6 +33,9 @@ from data.storage.retry import ConditionError as ConditionError
 from data.storage.retry import FencedError as FencedError
 from data.storage.retry import MissingError as MissingError
 from data.storage.retry import StorageError as StorageError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def local_path(url: str) -> Path:
@@ -98,6 +102,25 @@ def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:
         if offset:
             file.seek(offset)
         return file.read() if size is None else file.read(size)
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes from `offset` of a file known to be that long, in one request to a store.
+
+    Raises FileNotFoundError, or StorageError when it is shorter.
+    """
+    if not is_local(url):
+        return remote.read_range(url, offset, size)
+    content = local.pread(path_of(url), offset, size)
+    if len(content) != size:
+        raise StorageError(f"{url}: expected {offset + size} bytes or more; it has become shorter; run again")
+    return content
+
+
+def in_parallel(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """`call` of each item, in order, in threads: for small reads, of which a store answers many at once. Raises as `call`."""
+    with ThreadPoolExecutor(remote.SMALL_REQUESTS) as pool:
+        yield from pool.map(call, items)
 
 
 def read_text(url: str) -> str:

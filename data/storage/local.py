@@ -164,6 +164,16 @@ def _sync(path: str, sync: Callable[[int], int | None] | None = None) -> None:
         os.close(descriptor)
 
 
+def pread(path: str, offset: int, size: int) -> bytes:
+    """At most `size` bytes from `offset`; three system calls, a third of what opening a Python file takes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with naming(path):
+            return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+
+
 def info_of(found: os.stat_result) -> FileInfo:
     """Size and version of a file."""
     return FileInfo(found.st_size, str(found.st_mtime_ns))

@@ -26,6 +26,8 @@ PART_BYTES = 50 << 20  # of an upload; up to twice as much is sent in one piece
 UPLOAD_BYTES_PER_S = 256 << 10  # a slower upload counts as stalled; no other timeout covers sending
 PARALLEL_REQUESTS = 8
 """Files read or copied at once: an object store answers each request after tens of milliseconds."""
+SMALL_REQUESTS = 64
+"""Small ranges read at once: 13,000 of them after 30 ms each take 6 s, and the CPU time of 64 answers is less than 30 ms."""
 _PIECE_BYTES = 32 << 20  # of a large read
 _FIRST_AHEAD, _MAX_AHEAD = 64 << 10, 8 << 20  # bytes read ahead: doubled from read to read
 _MAX_GAP = 256 << 10  # bytes skipped by a read that still counts as going forward
@@ -61,7 +63,10 @@ def _options(protocol: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in _S3:
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "tcp_keepalive": True}
-        options["config_kwargs"] = timeouts | {"retries": {"total_max_attempts": 1}}
+        options["config_kwargs"] = timeouts | {
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": SMALL_REQUESTS,  # botocore's 10 would let the others wait
+        }
     return options
 
 
@@ -178,6 +183,21 @@ def read(url: str, offset: int, size: int | None) -> bytes:
         return (file.readall() if size is None else file.read(size)) or b""
 
     return _whole(url, from_offset)
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """As `storage.read_range`."""
+    if is_http(url):
+        return read(url, offset, size)
+    fs, path = filesystem(url)
+    return attempt("read", url, _read_exactly, fs, path, offset, size)
+
+
+def _read_exactly(fs: Any, path: str, offset: int, size: int) -> bytes:
+    content = bytes(fs.cat_file(path, start=offset, end=offset + size))
+    if len(content) != size:
+        raise ConnectionError(f"{len(content)} bytes came of {size} at byte {offset}")
+    return content
 
 
 def read_version(url: str) -> tuple[bytes, str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
@@ -201,6 +202,7 @@ class ResNetRS(nn.Module):
         self.architecture = architecture
         self.in_chans = architecture.in_chans
         self.num_classes = num_classes
+        self.grad_checkpointing = False
         self._add_stem()
         self._add_stages(stochastic_depth)
         self.dropout = nn.Dropout(dropout)
@@ -235,10 +237,19 @@ class ResNetRS(nn.Module):
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)  # every block starts as its shortcut
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep each block's input alone for the backward pass, and compute the block again there; under timm's name for it."""
+        self.grad_checkpointing = enable
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images (batch, in_chans, height, width), float → logits (batch, num_classes)."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        if self.grad_checkpointing:
+            x = checkpoint_seq(stages, x, flatten=True)
+        else:
+            for stage in stages:
+                x = stage(x)
         return self.fc(self.dropout(x.mean((2, 3))))
 
 

@@ -46,17 +46,15 @@ def share_statistics(model: nn.Module) -> nn.Module:
 
 
 def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """Wrap the model in DDP, which averages gradients over the ranks; on GPUs, share batch-norm statistics, too.
+    """Wrap the model in DDP, which averages gradients over the ranks.
 
     Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
     order three or more ranks add it, so without that pass the first step after a restart would be rounded differently than in a
     run that was not stopped. Model and statistics stay as they are.
 
     Args:
-        batch: float32 (N, 3, S, S), with this rank's number of images per step; any values.
+        batch: float32 (N, 3, S, S), with this rank's number of images per micro-batch; any values.
     """
-    if batch.is_cuda:
-        model = share_statistics(model)
     network = DistributedDataParallel(model)
     before = [buffer.clone() for buffer in model.buffers()]
     network.train()(batch).sum().backward()

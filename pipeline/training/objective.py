@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 
-def mix_images(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each image and its target with another one of the batch: mixup (arXiv 1710.09412).
+class Mixing(NamedTuple):
+    """What each image of a batch is mixed with.
 
-    The coefficient is drawn per image from Beta(alpha, alpha); the image itself has the larger part.
-
-    Args:
-        images: float32 (N, 3, S, S).
-        targets: float32 (N, C).
+    Attributes:
+        partners: the row of another image, int64 (N,).
+        weight: of the image itself, float32 (N,), 0.5 to 1; the partner has the rest.
     """
-    drawn = torch.distributions.Beta(alpha, alpha).sample((len(images),))
-    weight = torch.maximum(drawn, 1 - drawn).to(images.device)
-    other = torch.randperm(len(images)).to(images.device)
-    channels_last = images.is_contiguous(memory_format=torch.channels_last)
-    mixed = torch.lerp(images[other], images, weight.view(-1, 1, 1, 1))
-    mixed = mixed.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return mixed, torch.lerp(targets[other], targets, weight.view(-1, 1))
+
+    partners: torch.Tensor
+    weight: torch.Tensor
+
+
+def draw_mixing(num_images: int, alpha: float, device: torch.device) -> Mixing:
+    """Draw a partner and a weight for each image of a batch: mixup (arXiv 1710.09412).
+
+    The weight is drawn per image from Beta(alpha, alpha); the image itself has the larger part.
+    """
+    drawn = torch.distributions.Beta(alpha, alpha).sample((num_images,))
+    weight = torch.maximum(drawn, 1 - drawn).to(device)
+    return Mixing(torch.randperm(num_images).to(device), weight)
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

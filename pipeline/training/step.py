@@ -6,15 +6,21 @@ mixup, dropout and stochastic depth.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs.batches import TrainBatch
 from pipeline.inputs.noise import add_noise
 from pipeline.inputs.train_transform import normalize
-from pipeline.training.distributed import share_gradients
+from pipeline.training.activations import checkpoint_activations
+from pipeline.training.distributed import share_gradients, share_statistics
 from pipeline.training.job import TrainJob
-from pipeline.training.objective import mix_images, soft_cross_entropy
+from pipeline.training.objective import Mixing, draw_mixing, soft_cross_entropy
 from pipeline.training.optimizer import NORMS
 from pipeline.training.state import TrainState
 
@@ -26,31 +32,76 @@ def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: Trai
         network: `training_network` of the state's model.
     """
     torch.manual_seed((job.seed * 1_000_003 + state.step) * 1_009 + rank)
-    images, targets = _on_device(job, batch)
-    if job.config.mixup:
-        images, targets = mix_images(images, targets, job.config.mixup)
+    pixels, targets = _on_device(job, batch)
+    mixing = draw_mixing(len(pixels), job.config.mixup, pixels.device) if job.config.mixup else None
     for group in state.optimizer.param_groups:
         group["lr"] = job.learning_rate(state.step)
-    with _autocast(job):
-        loss = soft_cross_entropy(network(images), targets)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = _accumulate_gradients(job, network, pixels, targets, mixing)
     state.optimizer.step()
     state.ema.update(state.model)
     state.step += 1
-    return loss.detach()
+    return loss
 
 
 def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, noised and normalized, float32 (N, 3, S, S), and targets, float32 (N, C)."""
-    config = job.config
-    images = batch.images.to(job.device, non_blocking=True)
+    """Noised pixels, uint8 (N, 3, S, S), and targets, float32 (N, C)."""
+    pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
-        images = add_noise(images, batch.noise, config.augment, config.mean)
-    images = normalize(images, config.mean, config.std)
-    if config.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, batch.targets.to(job.device, non_blocking=True)
+        pixels = add_noise(pixels, batch.noise, job.config.augment, job.config.mean)
+    return pixels, batch.targets.to(job.device, non_blocking=True)
+
+
+def _accumulate_gradients(
+    job: TrainJob, network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, mixing: Mixing | None
+) -> torch.Tensor:
+    """Add the gradients of all micro-batches, each weighted by its share of the images; return the mean loss of all images.
+
+    Ranks average gradients once, with the last micro-batch.
+    """
+    losses: list[torch.Tensor] = []
+    for rows in micro_batches(job.config.accumulate_steps):
+        images, labels = _micro_batch(job, pixels, targets, mixing, rows)
+        with _gradients_kept(network) if len(losses) + 1 < job.config.accumulate_steps else nullcontext():
+            with _autocast(job):
+                loss = soft_cross_entropy(network(images), labels) * (len(images) / len(pixels))
+            loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def micro_batches(accumulate_steps: int) -> Iterator[slice]:
+    """The rows of each micro-batch: every n-th image of the batch.
+
+    A batch has labeled images first, then pseudo-labeled ones. So every micro-batch has its share of both (to within one image), as
+    batch norm needs, whose statistics are those of a micro-batch.
+    """
+    return (slice(first, None, accumulate_steps) for first in range(accumulate_steps))
+
+
+def _micro_batch(
+    job: TrainJob, pixels: torch.Tensor, targets: torch.Tensor, mixing: Mixing | None, rows: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalized and mixed images, float32 (M, 3, S, S), and their targets, float32 (M, C).
+
+    Images are mixed with partners of the whole batch. Only a micro-batch is ever held as floats.
+    """
+    images, labels = _normalized(job, pixels[rows]), targets[rows]
+    if mixing is None:
+        return images, labels
+    partners, weight = mixing.partners[rows], mixing.weight[rows]
+    images = torch.lerp(_normalized(job, pixels[partners]), images, weight.view(-1, 1, 1, 1))
+    return images, torch.lerp(targets[partners], labels, weight.view(-1, 1))
+
+
+def _normalized(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
+    memory = torch.channels_last if job.config.channels_last else torch.contiguous_format
+    return normalize(pixels, job.config.mean, job.config.std).contiguous(memory_format=memory)
+
+
+def _gradients_kept(network: nn.Module) -> AbstractContextManager[None]:
+    """Inside, a backward pass adds to this rank's gradients, and sends none."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _autocast(job: TrainJob) -> torch.autocast:
@@ -58,14 +109,27 @@ def _autocast(job: TrainJob) -> torch.autocast:
 
 
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
-    """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same."""
-    if job.config.compile:
+    """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
+
+    On several GPUs, batch norms share their statistics.
+
+    Raises:
+        TrainingError: activations are to be checkpointed, and the model cannot.
+    """
+    config = job.config
+    if world > 1 and job.device == "cuda":
+        model = share_statistics(model)
+    if config.checkpoint_activations:
+        checkpoint_activations(model, job.name, config.compile)
+    if config.compile:
         model.compile()
     if world == 1:
         return to_training_mode(model)
-    side, images = job.config.image_size, job.images_per_step // world
+    images = math.ceil(job.images_per_step / world / config.accumulate_steps)
     with _autocast(job):
-        network = share_gradients(model, torch.zeros(images, 3, side, side, device=job.device))
+        network = share_gradients(
+            model, torch.zeros(images, 3, config.image_size, config.image_size, device=job.device)
+        )
     return to_training_mode(network)
 
 

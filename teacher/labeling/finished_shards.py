@@ -1,7 +1,8 @@
-"""Which shards have labels, so that a label stage can continue without opening every label file.
+"""Which shards have labels, so that a label stage can continue without reading every label file.
 
-`journal.json` in the labels folder is a cache, written every half minute. A label file that it does not list, or lists with another
-size, is opened: label files describe themselves.
+`journal.json` in the labels folder is a cache, written every half minute, of the entries of the labels' manifest. Of a label file that
+it does not list, or lists with another size, the footer is read: label files describe themselves. The journal stays because an entry
+has the SHA-256 of the whole file, which no footer can hold: without it a label stage would read all label files again before it ends.
 """
 
 from __future__ import annotations
@@ -10,23 +11,29 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
 from data.json_files import read_json
 from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
-from data.shards.split import Shard, Split
+from data.labels.label_footers import describe_by_footers
+from data.shards.split import Split
 
 JOURNAL_NAME = "journal.json"
 _EVERY_S = 30.0
 
 
 class Journal:
-    """The finished shards of a labels folder, by name, and the result of the teacher's check."""
+    """The finished shards of a labels folder, by name, and the result of the teacher's check.
+
+    Attributes:
+        shards: the entries of those known by their footers alone have no `sha256`; see `read_unread`.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder, self._written_at = folder, time.monotonic()
@@ -35,7 +42,7 @@ class Journal:
 
     @staticmethod
     def open(folder: str, corpus: Split, made_by: str) -> Journal:
-        """Find the finished shards of `corpus`: the label file is whole and of this shard (see `LabeledShard.is_of`)."""
+        """Find the finished shards of `corpus`: by its footer, the label file is of this shard (see `LabeledShard.is_of`)."""
         journal, known = Journal(folder), {}
         if storage.exists(storage.join(folder, LABELS_MANIFEST)):
             known = read_labels_manifest(folder)
@@ -50,9 +57,23 @@ class Journal:
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()
 
+    def read_unread(self) -> None:
+        """Read the label files of which only the footers were read; forget those that are damaged, so that they are made again."""
+        unread = [name for name, entry in self.shards.items() if not entry.sha256]
+        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
+            found = pool.map(lambda name: describe_label_file(_url(self._folder, name)), unread)
+            bar = tqdm(found, total=len(unread), desc="label: check", unit="file", delay=5, leave=False)
+            for name, entry in zip(unread, bar, strict=True):
+                if entry is None or replace(entry, sha256="") != self.shards[name]:
+                    _report_damaged(self._folder, name)
+                    del self.shards[name]
+                else:
+                    self.shards[name] = entry
+
     def write(self) -> None:
         """Write the journal now."""
-        content = {"teacher_check": self.teacher_check, "shards": [asdict(entry) for entry in self.shards.values()]}
+        entries = [asdict(entry) for entry in self.shards.values() if entry.sha256]
+        content = {"teacher_check": self.teacher_check, "shards": entries}
         storage.write_text(storage.join(self._folder, JOURNAL_NAME), json.dumps(content) + "\n")
         self._written_at = time.monotonic()
 
@@ -75,18 +96,22 @@ class _Content(BaseModel):
 
 
 def _finished(folder: str, corpus: Split, made_by: str, known: Mapping[str, LabeledShard]) -> dict[str, LabeledShard]:
-    sizes = storage.list_sizes(folder)
-
-    def describe(shard: Shard) -> LabeledShard | None:
-        entry, size = known.get(shard.name), sizes[f"{shard.name}.parquet"]
-        if entry is None or entry.bytes != size:
-            entry = describe_label_file(storage.join(folder, f"{shard.name}.parquet"))
+    listed = storage.list_sizes(folder)
+    sizes = {name.removesuffix(".parquet"): size for name, size in listed.items() if name.endswith(".parquet")}
+    found = {shard.name: known.get(shard.name) for shard in corpus.shards if shard.name in sizes}
+    unknown = [name for name, entry in found.items() if entry is None or entry.bytes != sizes[name]]
+    footers = describe_by_footers(folder, {f"{name}.parquet": sizes[name] for name in unknown})
+    for name, entry in zip(unknown, footers, strict=True):
+        found[name] = entry
         if entry is None:
-            print(
-                f"label: {folder}/{shard.name}.parquet is damaged, cut short or no label file; its shard is labeled again"
-            )
-        return entry if entry and entry.is_of(shard, made_by) else None
+            _report_damaged(folder, name)
+    shards = {shard.name: shard for shard in corpus.shards}
+    return {name: entry for name, entry in found.items() if entry is not None and entry.is_of(shards[name], made_by)}
 
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        found = pool.map(describe, [shard for shard in corpus.shards if f"{shard.name}.parquet" in sizes])
-        return {entry.name: entry for entry in found if entry is not None}
+
+def _url(folder: str, shard: str) -> str:
+    return storage.join(folder, f"{shard}.parquet")
+
+
+def _report_damaged(folder: str, shard: str) -> None:
+    print(f"label: {_url(folder, shard)} is damaged, cut short or no label file; its shard is labeled again")

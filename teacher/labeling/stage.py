@@ -24,11 +24,9 @@ from data.labels.label_files import (
     MAX_CLASSES,
     QUARANTINE_NAME,
     VALIDATION_NAME,
-    LabeledShard,
     quarantine_table,
-    read_labels,
-    read_quarantined,
 )
+from data.labels.label_footers import read_all_quarantined
 from data.shards.split import Shard, Split, open_split
 from data.storage.redact import redacted
 from data.tables import write_table
@@ -83,6 +81,8 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
     # before `open_stage`: a refusal must leave a finished output as it is
     info, validation = _check_before_changes(config, layout, corpus, journal, accept_chance)
     stage = open_stage(layout.labels, "label", expected, force)
+    journal.read_unread()
+    todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
     if stage.is_done:
         new = f"{len(todo)} of {len(corpus.shards)} shards are new, changed or without labels"
         stage.reopen(new if todo else "data.unlabeled has fewer shards than before")
@@ -227,7 +227,8 @@ def _check_quarantined(config: LabelConfig, stage: Stage, journal: Journal, corp
     """Stop once more images are quarantined than label.max_quarantined allows for the corpus; write the quarantine table first."""
     if too_many := _too_many_unusable(config, stage.folder, journal, corpus):
         known = [row for shard in corpus.flawed if shard.name not in journal.shards for row in known_problems(shard)]
-        table = pa.concat_tables([_quarantine(stage, list(journal.shards.values())), quarantine_table(known)])
+        labeled = read_all_quarantined(stage.folder, journal.shards.values())
+        table = pa.concat_tables([labeled, quarantine_table(known)])
         write_table(stage.path(QUARANTINE_NAME), table)
         raise StageError(too_many)
 
@@ -243,7 +244,7 @@ def _too_many_unusable(config: LabelConfig, folder: str, journal: Journal, corpu
 def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) -> dict[str, Any]:
     storage.remove_temporary(stage.folder)  # left by workers that died while others went on
     shards = [journal.shards[shard.name] for shard in corpus.shards]
-    quarantined = _quarantine(stage, shards)
+    quarantined = read_all_quarantined(stage.folder, shards)
     manifest = _manifest(stage, info, corpus, journal)
     write_table(stage.path(QUARANTINE_NAME), quarantined)
     storage.write_text(stage.path(LABELS_MANIFEST), json.dumps(manifest, indent=1) + "\n")
@@ -295,11 +296,3 @@ def _print_summary(summary: dict[str, Any]) -> None:
     bad = sum(summary["quarantined"].values())
     ignored = f", {summary['ignored_images']:,} more beside them not labeled" if summary["ignored_images"] else ""
     print(f"label: {summary['images']:,} images, {summary['labels']:,} labels, {bad:,} quarantined{ignored}{reasons}")
-
-
-def _quarantine(stage: Stage, shards: Sequence[LabeledShard]) -> pa.Table:
-    """The quarantined samples of all shards, read from their label files."""
-    tables = (
-        read_labels(stage.path(f"{entry.name}.parquet"), ["ordinal"], entry) for entry in shards if entry.quarantined
-    )
-    return pa.concat_tables([quarantine_table([]), *(quarantine_table(read_quarantined(table)) for table in tables)])

@@ -82,6 +82,12 @@ class Config(Section):
         for name, section in (("teacher", self.teacher), ("student", self.student)):
             if section.warmup_epochs > section.epochs:
                 yield f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
+            images = section.batch_size // section.workers
+            if section.accumulate_steps > images:
+                yield (
+                    f"{name}.accumulate_steps={section.accumulate_steps}: expected at most {images}, the images per process and step "
+                    f"step ({name}.batch_size={section.batch_size} / {name}.workers={section.workers})"
+                )
         size = self.student.fix_resolution_image_size
         if self.student.fix_resolution_epochs and (size is None or size < self.student.image_size):
             yield (

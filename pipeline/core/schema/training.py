@@ -70,6 +70,18 @@ class TrainConfig(Section):
     )
     epochs: float = Field(350, gt=0, description="passes over the labeled images")
     batch_size: int = Field(4096, ge=1, description="images per step over all workers, including pseudo-labeled ones")
+    accumulate_steps: int = Field(
+        1,
+        ge=1,
+        description="micro-batches whose gradients are added up to one step of batch_size images, to fit memory; batch norm sees each "
+        "by itself",
+        json_schema_extra=RESUMABLE,
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
+        json_schema_extra=RUNTIME,
+    )
     lr: float = Field(0.1, gt=0, description="peak learning rate per 256 images of batch_size")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (not Nesterov)")
     weight_decay: float = Field(4e-5, ge=0, description="on all parameters except those of batch norm")

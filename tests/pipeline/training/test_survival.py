@@ -101,6 +101,15 @@ def test_one_process_killed_at_any_moment_makes_the_same_bytes(data: Data, whole
     assert data.result("killed") == whole
 
 
+def test_micro_batches_with_activations_computed_twice_continue_to_the_same_bytes(data: Data) -> None:
+    changes: dict[str, Any] = {"accumulate_steps": 5, "checkpoint_activations": True}  # micro-batches of 3 and 2 images
+    assert train(data.job("whole-parts", **changes)) == [0]
+    killed = data.job("killed-parts", **changes)
+    assert train(killed, at=STEP.format(EPOCH + 2)) == [-signal.SIGKILL]
+    assert train(killed) == [0]
+    assert data.result("killed-parts") == data.result("whole-parts")
+
+
 def test_one_process_out_of_memory_or_stopped_makes_the_same_bytes(data: Data, whole: tuple[Any, ...]) -> None:
     job = data.job("stopped", checkpoint_every_s=1000)
     assert train(job, at=STEP.format(2), fault=out_of_memory) == [1]

@@ -75,9 +75,10 @@ def name(number: int) -> str:
     return f"unlabeled-{number:06d}"
 
 
-def flip_a_byte(path: Path) -> None:
+def flip_a_byte(path: Path, position: int | None = None) -> None:
+    """Flip a byte in the middle, or at `position`."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if position is None else position] ^= 1
     path.write_bytes(content)
 
 
@@ -218,10 +219,35 @@ def test_continuing_opens_no_label_file_that_the_journal_knows(run: Run, monkeyp
     whole = journal_module.Journal.open(str(folder), corpus, made_by)
     whole.write()
     (folder / LABELS_MANIFEST).unlink()
-    monkeypatch.setattr(journal_module, "describe_label_file", lambda url: pytest.fail(f"opened {url}"))
+    monkeypatch.setattr("data.labels.label_footers.read_footer", lambda *_: pytest.fail("read a footer"))
     assert journal_module.Journal.open(str(folder), corpus, made_by).shards == whole.shards
     changed = Split(tuple(replace(shard, index_sha256="other") for shard in corpus.shards))
     assert journal_module.Journal.open(str(folder), changed, made_by).shards == {}
+
+
+def test_without_a_journal_footers_tell_which_shards_have_labels_and_files_are_read_once_the_stage_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, layout, folder = run
+    corpus, made_by = open_split(config.data.unlabeled, layout.indexes), made_by_of(folder)
+    entries = read_labels_manifest(str(folder))
+    (folder / LABELS_MANIFEST).unlink()
+    flip_a_byte(folder / f"{name(2)}.parquet", 100)  # in a page
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", lambda *_: pytest.fail("read a whole file"))
+        patch.setattr(journal_module, "read_json", no_file)
+        journal = journal_module.Journal.open(str(folder), corpus, made_by)
+    assert journal.shards == {key: replace(entry, sha256="") for key, entry in entries.items()}
+    journal.write()
+    assert journal_module.Journal.open(str(folder), corpus, made_by).shards == journal.shards, "not in the journal"
+    journal.read_unread()
+    del entries[name(2)]
+    assert journal.shards == entries, "the rows of one are damaged, which its footer cannot tell"
+    assert f"{name(2)}.parquet is damaged" in capsys.readouterr().out
+
+
+def no_file(url: str, *_: object) -> object:
+    raise FileNotFoundError(url)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"teacher_check": null, "shards": [{"name": "x"}]}'])
