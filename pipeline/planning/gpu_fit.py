@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -12,9 +14,11 @@ from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, StudentConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record
+from pipeline.inference.stage_weights import read_info
 from pipeline.planning.estimate import print_table
 from pipeline.planning.memory import GpuMemory, evaluation_memory, inference_memory, training_memory
 from pipeline.stages import with_folder
+from pipeline.training.job import TrainingError
 from pipeline.upstream.labeled_splits import classes_of
 
 _GB = 1e9
@@ -50,35 +54,62 @@ def parts_of(config: Config, layout: Layout, stage: str, num_classes: int) -> li
         RuntimeError: a model cannot be counted.
         ModelError: there is no such model.
     """
+    if stage not in {row.name for row in with_folder(layout.generation)}:
+        return []  # a later generation's teacher is made already
     teacher = config.training(layout.teacher_stage)
-    teacher_batch = f"{layout.teacher_stage}.eval_batch_size"
-    if stage == "student" or (stage == "teacher" and config.teacher.weights is None):
-        return list(_training(stage, config.training(stage), num_classes))
-    if stage == "teacher":
-        return [_predicting(teacher_batch, teacher, num_classes, teacher.eval_batch_size)]
+    if stage == "teacher" and config.teacher.weights:
+        return [_measuring(stage, teacher, num_classes)]
     if stage == "label":
-        return [
-            _predicting("label.batch_size", teacher, num_classes, config.label.batch_size),
-            _predicting(teacher_batch, teacher, num_classes, teacher.eval_batch_size),
-        ]
+        return [_labeling(config, teacher, num_classes), _measuring(layout.teacher_stage, teacher, num_classes)]
+    if stage in ("teacher", "student"):
+        return list(_training(stage, config.training(stage), num_classes))
     if stage == "evaluate":
         size = config.evaluate.batch_size
         return [_predicting("evaluate.batch_size", model, num_classes, size) for model in (teacher, config.student)]
     return []
 
 
+def _measuring(stage: str, section: TrainConfig, num_classes: int) -> Part:
+    """Predictions of the validation images, to calibrate or check a model."""
+    return _predicting(f"{stage}.eval_batch_size", section, num_classes, section.eval_batch_size)
+
+
 def _training(stage: str, section: TrainConfig, num_classes: int) -> Iterator[Part]:
-    first = training_memory(section, num_classes)
-    yield Part(f"{stage}.batch_size", first, lambda room: _smaller_steps(stage, section, num_classes, room))
-    if section.eval_batch_size > first.images:  # else it takes less than the step, which keeps activations
+    step = _step(stage, section, num_classes, "trains")
+    yield step
+    if section.eval_batch_size > step.memory.images:  # else it takes less than the step, which keeps activations
+        yield _batched(
+            f"{stage}.eval_batch_size",
+            lambda size: evaluation_memory(section, num_classes, size),
+            section.eval_batch_size,
+        )
+    if (larger := _at_last_resolution(section)) is not section:
+        yield _step(stage, larger, num_classes, "frozen")
 
-        def count(batch_size: int) -> GpuMemory:
-            return evaluation_memory(section, num_classes, batch_size)
 
-        yield _batched(f"{stage}.eval_batch_size", count, section.eval_batch_size)
-    if isinstance(section, StudentConfig) and section.fix_resolution_epochs:
-        larger = training_memory(_at_last_resolution(section), num_classes, "frozen")
-        yield Part(f"{stage}.fix_resolution_image_size", larger, _no_remedy)
+def _step(stage: str, section: TrainConfig, num_classes: int, kind: Literal["trains", "frozen"]) -> Part:
+    memory = training_memory(section, num_classes, kind)
+    return Part(f"{stage}.batch_size", memory, lambda room: _smaller_steps(stage, section, num_classes, kind, room))
+
+
+def _labeling(config: Config, teacher: TrainConfig, num_classes: int) -> Part:
+    """The teacher, and the members of its ensemble: all loaded, one at work."""
+    members = [teacher, *map(_section_of_weights, config.teacher.ensemble)]
+
+    def count(batch_size: int) -> GpuMemory:
+        counted = [inference_memory(_at_last_resolution(member), num_classes, batch_size) for member in members]
+        largest = max(counted, key=lambda memory: memory.activations)
+        return replace(largest, weights=sum(memory.weights for memory in counted))
+
+    return _batched("label.batch_size", count, config.label.batch_size)
+
+
+def _section_of_weights(folder: str) -> TrainConfig:
+    """What weights record of their model. Raises ModelError as `read_info`."""
+    info = read_info(folder)
+    return TrainConfig(
+        model=info.model, model_args=info.model_args, image_size=info.image_size, precision=info.precision
+    )
 
 
 def _predicting(field: str, section: TrainConfig, num_classes: int, batch_size: int) -> Part:
@@ -95,24 +126,36 @@ def _at_last_resolution(section: TrainConfig) -> TrainConfig:
 
 def _batched(field: str, count: Callable[[int], GpuMemory], batch_size: int) -> Part:
     def remedies(room: float) -> Iterator[str]:
-        fitting = (size for size in _powers_of_two(batch_size) if count(size).total <= room)
-        yield from (f"{field}={size}" for size in [max(fitting, default=0)] if size)
+        fitting = [size for size in _powers_of_two(batch_size) if count(size).total <= room]
+        yield from (f"{field}={size}" for size in fitting[-1:])
+        if not fitting:
+            yield "a smaller model"
 
     return Part(field, count(batch_size), remedies)
 
 
-def _smaller_steps(stage: str, section: TrainConfig, num_classes: int, room: float) -> Iterator[str]:
-    for size in reversed(_powers_of_two(section.batch_size)):
-        if (
-            size >= section.workers
-            and training_memory(section.model_copy(update={"batch_size": size}), num_classes).total <= room
-        ):
-            yield f"{stage}.batch_size={size}"
-            return
+def _smaller_steps(
+    stage: str, section: TrainConfig, num_classes: int, kind: Literal["trains", "frozen"], room: float
+) -> Iterator[str]:
+    """Micro-batches, without and with activations computed twice; smaller batches; smaller images."""
 
+    def fits(**fields: Any) -> bool:
+        return training_memory(section.model_copy(update=fields), num_classes, kind).total <= room
 
-def _no_remedy(_: float) -> Iterator[str]:
-    return iter(())
+    images = section.batch_size // section.workers
+    for checkpoints in sorted({section.checkpoint_activations, True}):
+        words = [f"{stage}.checkpoint_activations=true"] * (checkpoints and not section.checkpoint_activations)
+        with suppress(TrainingError):  # a model that cannot
+            numbers = (
+                number
+                for number in [*_powers_of_two(images), images]
+                if fits(accumulate_steps=number, checkpoint_activations=checkpoints)
+            )
+            if number := next(numbers, None):
+                yield " ".join([*words, f"{stage}.accumulate_steps={number}"])
+    sizes = [size * section.workers for size in _powers_of_two(images)]
+    yield from (f"{stage}.batch_size={size}" for size in [size for size in sizes if fits(batch_size=size)][-1:])
+    yield f"a smaller {stage}.image_size"
 
 
 def _powers_of_two(limit: int) -> list[int]:
@@ -136,7 +179,9 @@ def require_memory(
             is_due = row.name in stages and done_record(layout.folder_of(row.name)) is None
             parts = counted_parts(config, layout, row.name, splits) if is_due else []
             if why := refusal(config, row.name, parts):
-                raise UsageError(f"stage={row.name} {why}; plan=true shows the parts, plan.gpu_memory_gb=… sets the limit")
+                raise UsageError(
+                    f"stage={row.name} {why}; plan=true shows the parts, plan.gpu_memory_gb=… sets the limit"
+                )
 
 
 def refusal(config: Config, stage: str, parts: Sequence[Part]) -> str:
@@ -170,8 +215,8 @@ def misfit(parts: Sequence[Part], room: float) -> str:
     if not too_large:
         return ""
     needed = max(map(_total, too_large.values()))
-    remedies = [" or ".join([*part.remedies(room)]) or f"a lower {part.field}" for part in too_large.values()]
-    return f"needs {_gb(needed)} GB of a GPU's {_gb(room)}: give {', and '.join(remedies)}"
+    remedies = [", or ".join(part.remedies(room)) for part in too_large.values()]
+    return f"needs {_gb(needed)} GB of a GPU's {_gb(room)}: give {'; and '.join(remedies)}"
 
 
 def _total(part: Part) -> float:

@@ -6,6 +6,7 @@ docs/training.md ("When it does not fit") explains the parts. What cannot be cou
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -15,6 +16,7 @@ from torch import nn
 from pipeline.core.schema import TrainConfig
 from pipeline.models.memory import PassMemory, count_pass
 from pipeline.models.registry import build_model
+from pipeline.training.activations import checkpoint_activations
 from pipeline.training.state import freeze_early_layers
 from pipeline.training.step import to_training_mode
 
@@ -31,7 +33,7 @@ class GpuMemory:
     """Bytes of one GPU at the peak of a stage, by what is in them.
 
     Attributes:
-        images: images of one pass.
+        images: images of one pass: of a micro-batch in training.
         per_image: activations per image: kept for the backward pass in training, else at the peak of the forward pass.
         gradients: with several training processes also their copies in buckets.
         optimizer: momentum.
@@ -71,18 +73,19 @@ def training_memory(section: TrainConfig, num_classes: int, kind: Literal["train
 
     Raises:
         RuntimeError: the model cannot be counted.
+        TrainingError: its activations are to be checkpointed, and cannot.
     """
     counted, images = _count(section, num_classes, kind), section.batch_size // section.workers
-    pixels = _pixels(section, images)
+    at_once = math.ceil(images / section.accumulate_steps)
     return GpuMemory(
-        images=images,
+        images=at_once,
         per_image=counted.kept_per_image,
         weights=counted.weights,
         gradients=counted.trained * (2 if section.workers > 1 else 1),
         optimizer=counted.trained,
         ema=counted.weights,
-        activations=counted.peak(images),
-        inputs=pixels + _FLOAT * pixels + _FLOAT * images * num_classes,
+        activations=counted.peak(at_once),
+        inputs=_pixels(section, images) + _FLOAT * _pixels(section, at_once) + _FLOAT * images * num_classes,
     )
 
 
@@ -110,21 +113,35 @@ def _pixels(section: TrainConfig, images: int) -> int:
 
 
 def _count(section: TrainConfig, num_classes: int, kind: _Kind) -> PassMemory:
-    arguments = json.dumps(section.model_args, sort_keys=True)
-    rates = section.dropout, section.stochastic_depth
     return _count_model(
-        section.model, arguments, num_classes, section.image_size, section.precision == "bf16", rates, kind
+        section.model,
+        json.dumps(section.model_args, sort_keys=True),
+        num_classes,
+        section.image_size,
+        section.precision == "bf16",
+        (section.dropout, section.stochastic_depth) if kind == "trains" else (0.0, 0.0),
+        kind,
+        section.checkpoint_activations and kind != "infers",
     )
 
 
 @cache
 def _count_model(
-    model: str, arguments: str, num_classes: int, image_size: int, bf16: bool, rates: tuple[float, float], kind: _Kind
+    model: str,
+    arguments: str,
+    num_classes: int,
+    image_size: int,
+    bf16: bool,
+    rates: tuple[float, float],
+    kind: _Kind,
+    checkpoints: bool,
 ) -> PassMemory:
     def build() -> nn.Module:
-        built = build_model(model, num_classes, json.loads(arguments), *(rates if kind == "trains" else (0.0, 0.0)))
+        built = build_model(model, num_classes, json.loads(arguments), *rates)
         if kind == "frozen":
             freeze_early_layers(built)
+        if checkpoints:
+            checkpoint_activations(built, "teacher or student")
         return built.eval() if kind == "infers" else to_training_mode(built)
 
     return count_pass(build, image_size, bf16, kind != "infers")

@@ -18,7 +18,7 @@ from pipeline.planning.gpu_fit import Part, counted_parts, print_memory, refusal
 from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
 from pipeline.stages import with_folder
-from pipeline.training.job import num_steps
+from pipeline.training.job import TrainingError, num_steps
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
@@ -59,11 +59,7 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
             found = forecast.outlook(stage)
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
                 found, forced = forecast.outlook(stage, forced=is_begun(layout.folder_of(stage))), None
-            if found.works:
-                parts = counted_parts(config, layout, stage, splits)
-                on_gpu[_name_of(config, layout, stage)] = parts
-                if why := refusal(config, stage, parts):
-                    found = Outlook(REFUSES, why)
+            found, on_gpu[_name_of(config, layout, stage)] = _fit(config, layout, stage, found, splits)
             workloads += _print_outlook(config, layout, stage, found, splits)
         student = forecast.seen.get("student")
         if config.generations == "auto":
@@ -77,6 +73,20 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
 
 def _name_of(config: Config, layout: Layout, stage: str) -> str:
     return f"{stage} {layout.generation}" if config.generations != 1 else stage
+
+
+def _fit(
+    config: Config, layout: Layout, stage: str, found: Outlook, splits: Mapping[str, Split]
+) -> tuple[Outlook, list[Part]]:
+    """The outlook of a stage once its memory is known, and what it runs on each GPU."""
+    if not found.works:
+        return found, []
+    try:
+        parts = counted_parts(config, layout, stage, splits)
+    except (ModelError, TrainingError) as error:
+        return Outlook(REFUSES, str(error)), []
+    why = refusal(config, stage, parts)
+    return (Outlook(REFUSES, why) if why else found), parts
 
 
 def _export_size(config: Config, layouts: Sequence[Layout], unlabeled: Split | None) -> str:

@@ -75,9 +75,9 @@ def test_the_peak_of_a_step_is_that_of_torchs_tracker(bf16: bool) -> None:
 
 @pytest.mark.parametrize("trains", [False, True])
 def test_no_smaller_batch_takes_more_than_the_chord(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = builder("efficientnet_b0", trains=trains)
+    build = builder("mobilenetv3_small_050", trains=trains)
     counted = count_pass(build, 64, True, trains)
-    for images in (2, 16, 300):
+    for images in (2, 100):
         monkeypatch.setattr(memory, "_COUNTED", images)
         exact = count_pass(build, 64, True, trains).peak(images)
         assert exact <= counted.peak(images) < 1.5 * exact + 2e7
@@ -94,7 +94,7 @@ def test_frozen_layers_keep_nothing_and_inference_less_than_training() -> None:
     infers = count_pass(builder("resnetrs50", SMALL, trains=False), 64, False, False)
     assert last.kept_per_image < 0.1 * trained.kept_per_image
     assert last.trained < 0.2 * trained.trained
-    assert infers.kept_per_image < 100  # bytes: the classifier's outputs
+    assert infers.kept_per_image == 4 * 1000  # the classifier's outputs
     assert infers.per_image < 0.5 * trained.per_image
 
 
