@@ -13,26 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, groupby
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from data.labels.label_files import top_k_columns
-from data.shards.image_reader import Place
+from data.shards.image_reader import ImageReader, Place
 from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
 _CHUNK, _CHUNK_BYTES = 64, 1 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
-
-
-class ByteSource(Protocol):
-    """A source of images; `data.shards.image_reader.ImageReader` is one."""
-
-    def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
-        """The images at several places, in ascending order, of the shard at position `shard`."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +58,23 @@ class Entry:
         return b"".join([*before, head]), b"".join([padding(self.size), *after])
 
 
-class Entries(Protocol):
-    """The archive's samples in order, made on demand."""
-
-    def __len__(self) -> int: ...
-
-    def part(self, start: int, stop: int) -> Iterator[Entry]:
-        """Entries `start` to `stop`."""
-
-
 class JoinedTar:
     """An archive of `entries`: its size in bytes, and any range of its bytes."""
 
-    def __init__(self, entries: Entries) -> None:
+    def __init__(self, entries: LabelEntries) -> None:
         self._entries = entries
         sizes = (sum(map(len, entry.around_image())) + entry.size for entry in entries.part(0, len(entries)))
         self._ends = np.fromiter(sizes, np.int64, len(entries)).cumsum()
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
-    def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def read(self, source: ImageReader, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Bytes `start` to `stop` of the archive, in pieces. Reads only the images in this range.
 
         A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once.
 
         Raises:
-            DataError: as the source's `images`.
+            DataError: as `ImageReader.images`.
         """
         stop = self.size if stop is None else min(stop, self.size)
         first, last = (int(np.searchsorted(self._ends, at, side="right")) for at in (start, stop - 1))
@@ -109,7 +92,7 @@ class JoinedTar:
             yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]
 
 
-def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes, bytes]]:
+def sample_bytes(entries: Sequence[Entry], source: ImageReader) -> Iterator[tuple[bytes, bytes, bytes]]:
     """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)

@@ -27,6 +27,7 @@ from pipeline.training import launch
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
+from tests import HANGS_S
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
 from tests.pipeline.inputs.test_loader import SignalsBlocked
@@ -75,7 +76,7 @@ def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + HANGS_S
     while saved_step(job) < step and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -156,7 +157,8 @@ def test_loading_processes_do_not_disturb_the_connection_to_ray(labeled: Split, 
     streams = (labeled_stream(labeled, CONFIG.batch_size),)
     for _ in range(3):
         with closing(SignalsBlocked(streams, CONFIG, 10, seed=0)) as batches:
-            assert [batch.keys for batch in load_batches(batches, range(2), 1, False)] == 2 * [["SIGINT", "SIGTERM"]]
+            blocked = [batch.images.tolist() for batch in load_batches(batches, range(2), 1, False)]
+        assert blocked == 2 * [[signal.SIGINT, signal.SIGTERM]]
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(ray.get(ANSWERING.remote().ping.remote())), daemon=True)
     asking.start()
