@@ -49,28 +49,31 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     )
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
-    address = config.ray_address
-    summary, columns = call_on_device(device, address, _measure_models, test, folders, device, config.threads)
+    address, batch_size = config.ray_address, config.evaluate.batch_size
+    summary, columns = call_on_device(
+        device, address, _measure_models, test, folders, device, config.threads, batch_size
+    )
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
     to = stage.path(ROBUSTNESS_FOLDER)
     files, robustness = call_on_device(device, address, _robustness, config, to, test, folders)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
-    write_speed(layout.evaluation, call_on_device(device, address, measure_speed, folders, device, config.threads))
+    speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
+    write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
 
 def _measure_models(
-    test: Split, folders: Mapping[str, str], device: str, threads: int
+    test: Split, folders: Mapping[str, str], device: str, threads: int, batch_size: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Figures per role, and columns of the table of predictions."""
     torch.set_num_threads(threads)
     figures: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     for role, folder in folders.items():
-        figures[role], predicted = _measure(test, load_predictor(folder, device))
+        figures[role], predicted = _measure(test, load_predictor(folder, device, batch_size))
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     return figures, columns
 
@@ -82,8 +85,9 @@ def _robustness(
     if not config.evaluate.robustness_images:
         return [], {}
     torch.set_num_threads(config.threads)
+    batch_size = min(IMAGES_PER_PART, config.evaluate.batch_size)
     models = {
-        role: load_predictor(folder, config.resolved_device(), IMAGES_PER_PART, fast=True)
+        role: load_predictor(folder, config.resolved_device(), batch_size, fast=True)
         for role, folder in folders.items()
     }
     names, figures = measure_robustness(test, models, to, config.evaluate.robustness_images, config.seed)
