@@ -7,13 +7,13 @@ image is read, and a byte range reads only its own images. An export writes the 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, groupby
-from typing import Protocol
+from json.encoder import encode_basestring_ascii
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 class ByteSource(Protocol):
     """A source of images; `data.shards.image_reader.ImageReader` is one."""
 
-    def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
-        """The images at several places, in ascending order, of the shard at position `shard`."""
+    def images(self, shard: int, places: Sequence[Place]) -> Sequence[bytes | memoryview]:
+        """The images at several places, in ascending order, of the shard at position `shard`; views are valid until the next call."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Provenance:
     class_names: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A sample of the archive: the place of its image in the source's shard `shard`, and the content of its other fields."""
 
     key: str
@@ -60,10 +59,13 @@ class Entry:
 
     def around_image(self) -> tuple[bytes, bytes]:
         """The sample's bytes before the image and after it; members are sorted by field."""
-        before = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f < self.extension]
-        after = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f > self.extension]
-        head = member_header(f"{self.key}.{self.extension}", self.size)
-        return b"".join([*before, head]), b"".join([padding(self.size), *after])
+        key, extension, size = self.key, self.extension, self.place.size
+        before: list[bytes] = []
+        after = [padding(size)]
+        for field, content in sorted(self.fields.items()):
+            (before if field < extension else after).append(member(f"{key}.{field}", content))
+        before.append(member_header(f"{key}.{extension}", size))
+        return b"".join(before), b"".join(after)
 
 
 class Entries(Protocol):
@@ -86,9 +88,16 @@ class JoinedTar:
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
     def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Bytes `start` to `stop` of the archive, in pieces. Reads only the images in this range.
+        """Bytes `start` to `stop` of the archive, in pieces. Limits and errors as for `parts`."""
+        return (b"".join(parts) for parts in self.parts(source, start, stop))
 
-        A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once.
+    def parts(
+        self, source: ByteSource, start: int = 0, stop: int | None = None
+    ) -> Iterator[Sequence[bytes | memoryview]]:
+        """Bytes `start` to `stop` of the archive, in pieces, each as parts to put together. Reads only the images in this range.
+
+        A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
+        them: views are valid until the next piece.
 
         Raises:
             DataError: as the source's `images`.
@@ -101,15 +110,26 @@ class JoinedTar:
             full = int(np.searchsorted(self._ends, at + _CHUNK_BYTES, side="right"))
             end = min(begin + _CHUNK, max(full, begin + 1), last)
             samples = sample_bytes(list(self._entries.part(begin, end)), source)
-            piece = b"".join(chain.from_iterable(samples))
-            yield piece[max(start - at, 0) : max(stop - at, 0)]
+            yield cut(chain.from_iterable(samples), start - at, stop - at)
             begin = end
         if stop > self._samples_end:
-            tail = end_of_archive(self._samples_end)
-            yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]
+            yield cut([end_of_archive(self._samples_end)], start - self._samples_end, stop - self._samples_end)
 
 
-def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes, bytes]]:
+def cut(parts: Iterable[bytes | memoryview], start: int, stop: int) -> list[bytes | memoryview]:
+    """The parts of bytes `start` to `stop` of all parts together; copies nothing that is a view."""
+    found, at = [], 0
+    for part in parts:
+        size = len(part)
+        if at >= start and at + size <= stop:
+            found.append(part)
+        elif at < stop and at + size > start:
+            found.append(part[max(start - at, 0) : stop - at])
+        at += size
+    return found
+
+
+def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes | memoryview, bytes]]:
     """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)
@@ -159,13 +179,14 @@ class LabelEntries:
 
     def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
         self._rows, self._names, self._provenance = rows, names, provenance
+        self._class_names = [_json_text(name) for name in provenance.class_names or ()]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def part(self, start: int, stop: int) -> Iterator[Entry]:
         """Entries `start` to `stop`."""
-        rows, part, names = self._rows, slice(start, stop), self._provenance.class_names
+        rows, part, generation = self._rows, slice(start, stop), self._provenance.generation
         labels = rows.labels.slice(start, stop - start)
         extensions = rows.extension.slice(start, stop - start).to_pylist()
         numbers = (values[part].tolist() for values in (rows.shard, rows.copies, rows.number))
@@ -175,13 +196,13 @@ class LabelEntries:
         ):
             ordinal, label, confidence, top_k, rest = fields
             name = self._names[shard]
-            class_name = json.dumps(names[label] if names else None)
+            class_name = self._class_names[label] if self._class_names else "null"
             text = (
                 f'{{"label":{label},"class_name":{class_name},"confidence":{confidence:.9g},"top_k":[{top_k}],"rest":{rest:.9g},'
-                f'"copies":{copies},"generation":{self._provenance.generation},'
-                f'"source":{{"shard":{json.dumps(name)},"ordinal":{ordinal},"key":{json.dumps(key)}}}}}'
+                f'"copies":{copies},"generation":{generation},'
+                f'"source":{{"shard":{_json_text(name)},"ordinal":{ordinal},"key":{encode_basestring_ascii(key)}}}}}'
             )
-            content = {LABEL_FIELD: str(label).encode(), JSON_FIELD: text.encode()}
+            content = {LABEL_FIELD: b"%d" % label, JSON_FIELD: text.encode()}
             place = Place(ordinal, key, offset, size)
             yield Entry(sample_key(name, ordinal, number), extension, shard, place, content)
 
@@ -194,8 +215,20 @@ def _json_fields(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float
     index, prob = (values.tolist() for values in top_k_columns(labels))
     plain = (labels.column(name).to_numpy().tolist() for name in ("ordinal", "label", "confidence", "rest"))
     for ordinal, label, confidence, rest, classes, probs in zip(*plain, index, prob, strict=True):
-        pairs = ",".join([f"[{c},{p:.5g}]" for c, p in zip(classes, probs, strict=True)])
+        pairs = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
         yield ordinal, label, confidence, pairs, rest
+
+
+@lru_cache(
+    maxsize=2**16
+)  # there are 15,361 probabilities in fp16, and making their texts takes half of an entry's time
+def _five_digits(value: float) -> str:
+    return f"{value:.5g}"
+
+
+@lru_cache(maxsize=2**10)
+def _json_text(text: str) -> str:
+    return encode_basestring_ascii(text)
 
 
 def sample_key(shard: str, ordinal: int, number: int = 0) -> str:
