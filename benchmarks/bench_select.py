@@ -42,8 +42,9 @@ from data import storage
 from data.settings import run_command
 from pipeline.core.stage import Fingerprint, open_stage
 from pipeline.core.timing import peak_memory
-from teacher.executors import in_threads, threads_or_processes
+from teacher.executors import Threads, threads_or_processes
 from teacher.selection.copies import write_all_copies
+from teacher.selection.label_reader import LabelSource
 from teacher.selection.quota_search import select_shards
 from teacher.selection.rule import SelectRule
 from teacher.selection.selection_file import selection_json
@@ -79,17 +80,18 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
     clock = [time.perf_counter()]
     with contextlib.redirect_stdout(io.StringIO()):
         stage = open_stage(out, "select", Fingerprint({}, {}))
-    with threads_or_processes(len(shards), THREADS) as (executor, number):
-        selection = select_shards(labels, shards, rule, num_workers=number, executor=executor)
+    with threads_or_processes(len(shards), max_processes=THREADS) as executor:
+        selection = select_shards(LabelSource(labels, rule), shards, executor)
         clock.append(time.perf_counter())
-        counts = write_all_copies(selection, labels, shards, out, num_workers=number, executor=executor)
+        counts = write_all_copies(selection, shards, out, executor)
         clock.append(time.perf_counter())
-        peaks = [0] if executor is in_threads else list(executor(own_memory_of_worker, shards, number, "measure"))
+        is_here = isinstance(executor, Threads)
+        peaks = [0] if is_here else list(executor(own_memory_of_worker, shards, "measure"))
     storage.write_text(stage.path("selection.json"), json.dumps(selection_json(selection, counts), indent=1))
     stage.commit(["selection.json", *(f"{shard}.parquet" for shard in shards)], {})
     clock.append(time.perf_counter())
     parts = dict(zip(("cut-offs", "copies", "commit"), np.diff(clock).tolist(), strict=True))
-    memory = (peak_memory() or 0) + number * max(peaks)
+    memory = (peak_memory() or 0) + executor.num_workers * max(peaks)
     return {
         "memory_mb": memory / 2**20,
         "parts": parts,
@@ -100,7 +102,7 @@ def ours(labels: str, shards: Sequence[str], rule: SelectRule, out: str) -> Run:
 def floor(labels: str, shards: Sequence[str]) -> Run:
     """Read the columns that ours reads."""
     for _ in range(3):
-        in_threads(partial(_read, labels, ["label", "confidence"]), shards, THREADS, "floor")
+        Threads(THREADS)(partial(_read, labels, ["label", "confidence"]), shards, "floor")
     return {}
 
 

@@ -68,10 +68,10 @@ def bench(
     overlay = replace(overlay, digests={shard.name: _digests(overlay, shard.name) for shard in overlay.shards})
     folder = _export(overlay, f"{out}/exported")
     names = [record.name for record in read_manifest(folder).shards]
-    exported = ExportedVersion(folder, read_manifest(folder), 1, "bench", [], {})
+    exported = ExportedVersion("bench", 1, None, [], folder, read_manifest(folder).shards, {})
     with ExitStack() as stack:
         ours = stack.enter_context(_server(exported))
-        joined = stack.enter_context(_server(JoinedRun(overlay, NUM_CLASSES, "bench", [])))
+        joined = stack.enter_context(_server(JoinedRun("bench", 1, None, [], overlay, NUM_CLASSES)))
         contenders = {"ours": (*ours, [f"/shards/{name}" for name in names])}
         if (program := shutil.which(nginx, path=f"{os.environ.get('PATH', '')}:/usr/sbin")) is None:
             print(f"{nginx}: no such program; install Debian's package nginx, or set nginx=PATH")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data import storage
 from data.errors import DataError, damaged
+
+Shape = TypeVar("Shape")
 
 
 def read_json(
@@ -54,6 +56,17 @@ def parse_json_lines(content: bytes, url: str, remedy: str) -> list[dict[str, An
     """The objects in a file with one per line. Raises as `read_json`."""
     lines = content.splitlines()
     return [parse_json(line, f"{url}, line {number + 1}", remedy) for number, line in enumerate(lines) if line]
+
+
+def read_if_usable(url: str, kind: type[Shape]) -> Shape | None:
+    """The object in a JSON file as a dataclass or model; None when it is missing, damaged or of another shape. Raises StorageError.
+
+    For files that the work can do without, and that another process may write at any moment.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(read_json(url, ""))
+    except (FileNotFoundError, DataError, ValidationError):
+        return None
 
 
 def _some_of(value: Any) -> str:

@@ -29,8 +29,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def parse_settings(function: Callable[..., Any], arguments: Sequence[str], usage: str) -> dict[str, Any]:
     """Keyword arguments of `function` from `key=value` words.
 
-    Raises:
-        UsageError: unknown, repeated, missing or ill-typed keys; all of them in one message, with `usage`.
+    Raises UsageError for unknown, repeated, missing or ill-typed keys; all of them in one message, with `usage`.
     """
     parameters = inspect.signature(function).parameters
     types = typing.get_type_hints(function)

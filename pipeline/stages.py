@@ -19,7 +19,7 @@ from typing import Any, Literal
 from data.run_names import LABELS, SELECTIONS
 
 Kind = Literal["generation", "study", "reader", "comparison"]
-_NUMERICS = ("seed", "device", "threads")  # what every trained or predicted number depends on
+NUMERICS = ("seed", "device", "threads")  # what every trained or predicted number depends on
 _HELP_WIDTH = 132
 SPLIT_FIELDS = ("data.labeled", "data.validation", "data.test", "data.unlabeled")  # each names shards
 
@@ -63,7 +63,7 @@ STAGES: tuple[StageRow, ...] = (
         "train on the labeled images, or take teacher.weights=FILE",
         "teacher.train:train_teacher",
         folder="teacher",
-        fingerprint=("teacher", "data.num_classes if data.num_classes", *_NUMERICS),
+        fingerprint=("teacher", "data.num_classes if data.num_classes", *NUMERICS),
         reads=("teacher.weights", "data.exclude", "data.labeled", "data.validation"),
         is_long=True,
         only_first=True,
@@ -73,7 +73,7 @@ STAGES: tuple[StageRow, ...] = (
         "label every unlabeled image with the teacher (on Ray), then select",
         "teacher.labeling.stage:label",
         folder=LABELS,
-        fingerprint=("label", *_NUMERICS),
+        fingerprint=("label", *NUMERICS),
         reads=("teacher.ensemble", "data.unlabeled", "data.validation"),
         upstream={"teacher": "teacher"},
         is_long=True,
@@ -93,7 +93,7 @@ STAGES: tuple[StageRow, ...] = (
         "train a noised, larger model on labeled and pseudo-labeled images",
         "student.train:train_student",
         folder="student",
-        fingerprint=("student", *_NUMERICS),
+        fingerprint=("student", *NUMERICS),
         reads=("data.exclude", "data.labeled", "data.validation", "data.unlabeled if student.unlabeled_ratio"),
         upstream={"selection": "select", "labels": "label"},
         is_long=True,
@@ -103,7 +103,7 @@ STAGES: tuple[StageRow, ...] = (
         "measure teacher and student on the test images",
         "pipeline.evaluation.stage:evaluate",
         folder="evaluation",
-        fingerprint=("evaluate", *_NUMERICS),
+        fingerprint=("evaluate", *NUMERICS),
         reads=("data.test",),
         upstream={"teacher": "teacher", "student": "student"},
     ),

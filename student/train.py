@@ -16,6 +16,7 @@ from pipeline.inference.commit_weights import TrainedModel, commit_weights
 from pipeline.inference.predictor import require_device
 from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.launch import run_training
+from pipeline.training.metrics_log import METRICS_NAME
 from pipeline.training.state import load_trained
 from pipeline.upstream.stage_inputs import (
     explain_inputs,
@@ -64,7 +65,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
         run_training(part, config.ray_address)
     last = jobs[-1]
     state, _ = load_trained(last)
-    metrics = ("metrics.jsonl", f"{FOLDER}/metrics.jsonl")[: len(jobs)]
+    metrics = (METRICS_NAME, f"{FOLDER}/{METRICS_NAME}")[: len(jobs)]
     trained = TrainedModel(last.config, state, num_classes, class_names, layout.generation)
     commit_weights(stage, trained, config, validation, metrics, {"steps": sum(part.total_steps for part in jobs)})
     return require_done(layout.student, "student")

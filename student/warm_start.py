@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 def initial_weights(config: Config, layout: Layout) -> str | None:
     """Folder of the teacher's weights if student.from_teacher=true, else None.
 
-    Raises:
-        StageError: the teacher has no weights, or the student's model cannot begin with them.
+    Raises StageError when the teacher has no weights, or the student's model cannot begin with them.
     """
     if not config.student.from_teacher:
         return None

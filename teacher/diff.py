@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
+from data.labels.selected_labels import SelectedLabels
 from pipeline.core.layout import PREVIOUS_NAME, VERSION, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, require_done
@@ -29,18 +29,12 @@ class Side:
 
     Attributes:
         name: `generation/selection digest`.
-        labels, selection: folders.
-        labeled: entries of the labels' manifest, by shard name.
-        copies: SHA-256 of the selection's files, by shard name.
     """
 
     name: str
-    labels: str
-    selection: str
+    selected: SelectedLabels
     num_classes: int
     class_names: tuple[str, ...] | None
-    labeled: Mapping[str, LabeledShard]
-    copies: Mapping[str, str]
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number if classes have no names."""
@@ -106,7 +100,7 @@ def diff(
     one, two = _choose_sides(by_generation, before, after)
     if one.num_classes != two.num_classes:
         raise StageError(
-            f"{one.labels} has {one.num_classes} classes, {two.labels} {two.num_classes}: they cannot be compared"
+            f"{one.selected.labels} has {one.num_classes} classes, {two.selected.labels} {two.num_classes}: they cannot be compared"
         )
     result = as_json(one, two, compare(one, two))
     url = storage.join(config.run_dir, "diff.json")
@@ -118,10 +112,10 @@ def diff(
 
 def compare(before: Side, after: Side) -> Counts:
     """Count what changed, shard by shard; images are joined by shard and ordinal."""
-    names = sorted({*before.labeled, *after.labeled})
+    names = sorted({*before.selected.labeled, *after.selected.labeled})
     total = Counts.zeros(after.num_classes)
-    with threads_or_processes(len(names)) as (executor, number):
-        for part in executor(partial(_count, before, after), names, number, "compare"):
+    with threads_or_processes(len(names)) as executor:
+        for part in executor(partial(_count, before.selected, after.selected, after.num_classes), names, "compare"):
             total.add(part)
     return total
 
@@ -160,9 +154,13 @@ def print_changes(result: dict[str, Any]) -> None:
         f"  kept: {kept['both']:,} as before, {kept['only_before']:,} no longer, {kept['only_after']:,} newly; "
         f"copies {result['copies']['before']:,} → {result['copies']['after']:,}"
     )
+
+    def drift(entry: dict[str, Any]) -> int:
+        return -sum(abs(entry[f"{what}_after"] - entry[f"{what}_before"]) for what in ("labels", "kept"))
+
     moved = [entry for entry in result["classes"] if entry["labels_before"] != entry["labels_after"]]
     changed = moved or [entry for entry in result["classes"] if entry["kept_before"] != entry["kept_after"]]
-    for entry in sorted(changed, key=lambda entry: -_drift(entry))[:_SHOWN]:
+    for entry in sorted(changed, key=drift)[:_SHOWN]:
         print(
             f"  {entry['class']}: labels {entry['labels_before']:,} → {entry['labels_after']:,}, "
             f"kept {entry['kept_before']:,} → {entry['kept_after']:,}"
@@ -171,20 +169,17 @@ def print_changes(result: dict[str, Any]) -> None:
         print(f"  {flip['before']} → {flip['after']}: {flip['images']:,} labels")
 
 
-def _drift(entry: dict[str, Any]) -> int:
-    return abs(entry["labels_after"] - entry["labels_before"]) + abs(entry["kept_after"] - entry["kept_before"])
-
-
-def _count(before: Side, after: Side, shards: Iterable[str]) -> Counts:
-    part = Counts.zeros(after.num_classes)
+def _count(before: SelectedLabels, after: SelectedLabels, num_classes: int, shards: Iterable[str]) -> Counts:
+    part = Counts.zeros(num_classes)
     for shard in shards:
         _add_shard(part, before, after, shard)
     return part
 
 
-def _add_shard(part: Counts, before: Side, after: Side, shard: str) -> None:
+def _add_shard(part: Counts, before: SelectedLabels, after: SelectedLabels, shard: str) -> None:
     one = _read_rows(before, shard)
-    two = _read_rows(after, shard, labels=one if after.labels == before.labels else None)
+    has_same_labels = after.labels == before.labels and shard in after.labeled
+    two = replace(one, copies=after.copies(shard, len(one.label))) if has_same_labels else _read_rows(after, shard)
     part.copies[:] += np.array([one.copies.sum(dtype=np.int64), two.copies.sum(dtype=np.int64)])
     if one.ordinal is not two.ordinal:
         one, two = _add_unmatched(part, one, two)
@@ -224,28 +219,12 @@ class _Rows:
         return _Rows(self.ordinal[rows], self.label[rows], self.copies[rows])
 
 
-def _read_rows(side: Side, shard: str, labels: _Rows | None = None) -> _Rows:
-    """A shard's rows, ordinals and labels from `labels` if given; no rows if the side does not have the shard."""
-    if (entry := side.labeled.get(shard)) is None:
+def _read_rows(selected: SelectedLabels, shard: str) -> _Rows:
+    """A shard's rows; none if it has no labels there."""
+    if shard not in selected.labeled:
         return _Rows(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16))
-    if labels is None:
-        table = read_labels(storage.join(side.labels, f"{shard}.parquet"), ["ordinal", "label"], entry)
-        ordinal, label = (table.column(name).to_numpy() for name in ("ordinal", "label"))
-    else:
-        ordinal, label = labels.ordinal, labels.label
-    return _Rows(ordinal, label, _read_copies(side, shard, len(label)))
-
-
-def _read_copies(side: Side, shard: str, num_rows: int) -> np.ndarray:
-    if not num_rows:
-        return np.empty(0, np.uint16)
-    url = storage.join(side.selection, f"{shard}.parquet")
-    copies = read_copies(url, side.copies.get(shard))
-    if len(copies) != num_rows:
-        raise StageError(
-            f"{url}: expected {num_rows} rows, as in {side.labels}/{shard}.parquet, but got {len(copies)}; run stage=select again"
-        )
-    return copies
+    rows, copies = selected.read(shard, ["ordinal", "label"])
+    return _Rows(rows.column("ordinal").to_numpy(), rows.column("label").to_numpy(), copies)
 
 
 def _classes_json(side: Side, counts: Counts) -> list[dict[str, Any]]:
@@ -314,12 +293,9 @@ def side(layouts: dict[str, Layout], name: str) -> Side:
     names = labels["summary"]["class_names"]
     return Side(
         name=f"{number}/{storage.base_name(folder)}",
-        labels=layout.labels,
-        selection=folder,
+        selected=SelectedLabels.of(layout.labels, folder, selection),
         num_classes=labels["summary"]["num_classes"],
         class_names=tuple(names) if names else None,
-        labeled=read_labels_manifest(layout.labels),
-        copies=copies_digests(selection),
     )
 
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from subprocess import Popen
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -34,51 +34,47 @@ Task = Callable[[Iterable[str]], Result]
 ReportProgress = Callable[[str, int, int], None]  # what the task does, shards begun, shards in all
 
 
-class Executor(Protocol):
-    """`in_threads`, an executor of `processes`, or `in_ray_tasks`."""
+@dataclass(frozen=True)
+class Executor:
+    """Calls tasks in `num_workers` workers: `Threads`, `Processes` or `RayTasks`."""
 
-    def __call__(
-        self,
-        task: Task[Result],
-        shards: Sequence[str],
-        num_workers: int,
-        doing: str,
-        progress: ReportProgress | None = None,
-    ) -> Iterable[Result]:
+    num_workers: int = 1
+    progress: ReportProgress | None = None
+
+    def __call__(self, task: Task[Result], shards: Sequence[str], doing: str) -> Iterable[Result]:
         """Return the result of `task` in each worker, in any order; raise what `task` raises."""
+        raise NotImplementedError
 
 
 @contextmanager
-def threads_or_processes(num_shards: int, max_processes: int = _MAX_PROCESSES) -> Iterator[tuple[Executor, int]]:
-    """Choose the faster executor for so many shards on this machine; yield it and its number of workers."""
+def threads_or_processes(
+    num_shards: int, progress: ReportProgress | None = None, max_processes: int = _MAX_PROCESSES
+) -> Iterator[Executor]:
+    """Choose the faster executor for so many shards on this machine."""
     if num_shards < MANY_SHARDS:
-        yield in_threads, _THREADS
+        yield Threads(_THREADS, progress)
         return
-    number = min(os.cpu_count() or 1, max_processes)
-    with processes(number) as executor:
-        yield executor, number
+    with processes(min(os.cpu_count() or 1, max_processes), progress) as executor:
+        yield executor
 
 
-def in_threads(
-    task: Task[Result],
-    shards: Sequence[str],
-    num_workers: int,
-    doing: str,
-    progress: ReportProgress | None = None,
-) -> list[Result]:
-    """Run `task` in `num_workers` threads, which take shards from one queue.
+class Threads(Executor):
+    """Threads of this process, which take shards from one queue. After an error or Ctrl-C no thread takes another shard."""
 
-    After an error or Ctrl-C no thread takes another shard; the error is raised.
-    """
-    retain_freed_memory()
-    queue = _ShardQueue(shards, progress, doing)
-    with ThreadPoolExecutor(num_workers) as pool:
-        try:
-            futures = [pool.submit(task, queue) for _ in range(num_workers)]
-            wait_for_futures(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            queue.stop()
-    return [future.result() for future in futures]
+    def __call__(self, task: Task[Result], shards: Sequence[str], doing: str) -> list[Result]:
+        """See `Executor`."""
+        retain_freed_memory()
+        queue = _ShardQueue(shards, self.progress, doing)
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            try:
+                futures = [pool.submit(task, queue) for _ in range(self.num_workers)]
+                wait_for_futures(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                queue.stop()
+        return [future.result() for future in futures]
+
+
+ONE_THREAD = Threads()
 
 
 def retain_freed_memory() -> None:
@@ -114,14 +110,13 @@ class _ShardQueue:
 
 
 @contextmanager
-def processes(number: int) -> Iterator[Executor]:
-    """Yield an executor of up to `number` processes. They end with the block, or when this process ends, even by SIGKILL.
+def processes(number: int, progress: ReportProgress | None = None) -> Iterator[Executor]:
+    """Yield an executor of `number` processes. They end with the block, or when this process ends, even by SIGKILL.
 
     Tasks and results are pickled. After an error the executor cannot be used again.
     """
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker_process()) for _ in range(number)]
-        yield partial(_in_processes, workers)
+        yield Processes(number, progress, tuple(stack.enter_context(_worker_process()) for _ in range(number)))
 
 
 @contextmanager
@@ -138,43 +133,38 @@ def _worker_process() -> Iterator[Connection]:
             process.kill()
 
 
-def _in_processes(
-    workers: Sequence[Connection],
-    task: Task[Result],
-    shards: Sequence[str],
-    num_workers: int,
-    doing: str,
-    progress: ReportProgress | None = None,
-) -> Iterator[Result]:
-    """Yield the result of `task` for each part of the shards, in the order in which they end. The task's own error is raised.
+@dataclass(frozen=True)
+class Processes(Executor):
+    """Processes of this machine (see `processes`), which take a part of the shards at a time. A killed one raises OSError."""
 
-    Raises:
-        OSError: a process was killed.
-    """
-    parts = iter(_split(shards, num_workers * _PARTS_PER_PROCESS))
-    pending: dict[Connection, int] = {}
-    done = 0
+    connections: tuple[Connection, ...] = ()
 
-    def send_next_part(worker: Connection) -> None:
-        part = next(parts, None)
-        if part is not None:
-            with _broken_pipe_as_os_error(doing):
-                worker.send((task, part))
-            pending[worker] = len(part)
+    def __call__(self, task: Task[Result], shards: Sequence[str], doing: str) -> Iterator[Result]:
+        """See `Executor`. Yields a result for each part, as they end."""
+        parts = iter(_split(shards, self.num_workers * _PARTS_PER_PROCESS))
+        pending: dict[Connection, int] = {}
+        done = 0
 
-    for worker in workers[:num_workers]:
-        send_next_part(worker)
-    while pending:
-        for worker in cast(list[Connection], wait(list(pending))):
-            with _broken_pipe_as_os_error(doing):
-                result, error = worker.recv()
-            if error is not None:
-                raise error
-            done += pending.pop(worker)
+        def send_next_part(worker: Connection) -> None:
+            part = next(parts, None)
+            if part is not None:
+                with _broken_pipe_as_os_error(doing):
+                    worker.send((task, part))
+                pending[worker] = len(part)
+
+        for worker in self.connections:
             send_next_part(worker)
-            if progress:
-                progress(doing, done, len(shards))
-            yield result
+        while pending:
+            for worker in cast(list[Connection], wait(list(pending))):
+                with _broken_pipe_as_os_error(doing):
+                    result, error = worker.recv()
+                if error is not None:
+                    raise error
+                done += pending.pop(worker)
+                send_next_part(worker)
+                if self.progress:
+                    self.progress(doing, done, len(shards))
+                yield result
 
 
 def _split(shards: Sequence[str], max_parts: int) -> list[Sequence[str]]:
@@ -208,42 +198,24 @@ def _serve(connection: Connection) -> None:
             connection.send(answer)
 
 
-def in_ray_tasks(
-    task: Task[Result],
-    shards: Sequence[str],
-    num_workers: int,
-    doing: str,
-    progress: ReportProgress | None = None,
-) -> Iterator[Result]:
-    """Yield the result of `task` in each of up to `num_workers` Ray tasks of one CPU, as they end; each has a fixed part of the shards.
+class RayTasks(Executor):
+    """Ray tasks of one CPU, each with a fixed part of the shards. When a node dies, Ray runs its task again on another."""
 
-    When a node dies, Ray runs its task again on another. The task's own error is raised; the other tasks are not cancelled and end
-    with this process at the latest: cancelling a task at the moment it ends crashes this process (Ray 2.60, "Tried to complete task
-    that was not pending").
-    """
-    import ray  # takes longer to import than most selections take; needed only on a cluster
-    from ray.exceptions import RayError
+    def __call__(self, task: Task[Result], shards: Sequence[str], doing: str) -> Iterator[Result]:
+        """See `Executor`. Yields the results as the tasks end."""
+        import ray  # takes longer to import than most selections take; needed only on a cluster
 
-    from pipeline.core.ray_runtime import user_error
+        from pipeline.core.ray_runtime import as_finished
 
-    call, shared_task = ray.remote(num_cpus=1)(_call), ray.put(task)
-    parts = _split(shards, min(num_workers, _MAX_RAY_TASKS))
-    pending: dict[ray.ObjectRef[Any], int] = {call.remote(shared_task, part): len(part) for part in parts}
-    done = 0
-    try:
-        while pending:
-            (ended,), _ = ray.wait(list(pending), num_returns=1, fetch_local=False)
-            result = ray.get(ended)
-            done += pending.pop(ended)
-            if progress:
-                progress(doing, done, len(shards))
+        call: Any = ray.remote(num_cpus=1)(lambda task, part: task(part))
+        shared_task = ray.put(task)
+        parts = _split(shards, min(self.num_workers, _MAX_RAY_TASKS))
+        done = 0
+        for part, result in as_finished((call.remote(shared_task, part), part) for part in parts):
+            done += len(part)
+            if self.progress:
+                self.progress(doing, done, len(shards))
             yield result
-    except RayError as error:
-        raise user_error(error) from None
-
-
-def _call(task: Task[Any], shards: Sequence[str]) -> Any:
-    return task(shards)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline.models.class_order import class_order, reorder_classes
 from pipeline.models.external_weights import load_external, other_preprocessing, weights_digest
 from pipeline.training.job import job_from_config
 from pipeline.training.launch import run_training
+from pipeline.training.metrics_log import METRICS_NAME
 from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
@@ -58,7 +59,7 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     else:
         assert labeled is not None, "fingerprint() requires it"
         state, steps = _train(config, layout, labeled, validation, num_classes)
-        made = {"outputs": ("metrics.jsonl",), "summary": {"steps": steps}}
+        made = {"outputs": (METRICS_NAME,), "summary": {"steps": steps}}
     trained = TrainedModel(config.teacher, state, num_classes, class_names, generation=0)
     commit_weights(stage, trained, config, validation, **made)
     return require_done(layout.teacher, "teacher")

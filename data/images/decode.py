@@ -87,13 +87,10 @@ class _JpegHeader(io.BytesIO):
 
 
 def decode(content: bytes) -> Pixels:
-    """Decode one JPEG, PNG or WebP file by the rule above.
+    """Decode one JPEG, PNG or WebP file by the rule above to RGB: uint8 (H, W, 3), writable and contiguous.
 
-    Returns:
-        uint8 (H, W, 3) RGB, writable and contiguous.
-
-    Raises:
-        DecodeError: another format, damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too slow to read.
+    Raises DecodeError for another format, and for a file that is damaged, truncated, over MAX_PIXELS, MAX_SIDE or MAX_SCANS, or too
+    slow to read.
     """
     try:
         try:
@@ -181,12 +178,6 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
     Args:
         shorter_side: wanted pixels of the shorter side; a scaled image has at least twice as many. 0: never scale.
         buffer: uint8 (N,), memory for the pixels if they fit: fresh memory for each image costs a fifth of the time.
-
-    Returns:
-        uint8 (H, W, 3) RGB, writable and contiguous.
-
-    Raises:
-        DecodeError: as `decode`.
     """
     shape = jpeg_shape(content)
     if shape is None:

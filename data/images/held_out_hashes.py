@@ -45,8 +45,7 @@ class HeldOutHashes:
     """The images of one or several `hashes.parquet`; image i is row `rows[i]` of file `urls[files[i]]`.
 
     Attributes:
-        hashes: uint64 (N,).
-        hashes_flipped: uint64 (N,).
+        hashes, hashes_flipped: uint64 (N,).
         thumbnails: uint8 (N, SIDE, SIDE).
         urls: of the files.
         files: int32 (N,), positions in `urls`.
@@ -85,8 +84,7 @@ def is_outdated(folder: str) -> bool:
 def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
     """Read all held-out images of these files.
 
-    Raises:
-        DataError: a file does not exist, has another form, or is of an earlier version; the message says what to do.
+    Raises DataError when a file does not exist, has another form, or is of an earlier version; the message says what to do.
     """
     tables, digest = [], hashlib.sha256()
     for url in urls:

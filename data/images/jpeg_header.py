@@ -109,11 +109,7 @@ def _is_upright(content: bytes, exif: list[_Slice], xmp: _Slice | None) -> bool:
 
 
 def has_many_scans(content: bytes, start: int) -> bool:
-    """Whether the image data has more than MAX_SCANS scans.
-
-    Args:
-        start: the byte after the first scan's header.
-    """
+    """Whether the image data has more than MAX_SCANS scans; `start`: the byte after the first scan's header."""
     if not any(True for _ in islice(_ANY_SCAN.finditer(content, start), MAX_SCANS - 1, None)):
         return False  # some may come after the image's end (a video, other images): count exactly
     scans, at = 1, start

@@ -17,22 +17,12 @@ _REACH = 3  # of the resize kernel: resized pixels, or source pixels when enlarg
 
 
 def eval_transform(
-    image: Pixels,
-    image_size: int,
-    crop_pct: float,
-    interpolation: str = "bicubic",
-    mode: str = "crop",
+    image: Pixels, image_size: int, crop_pct: float, interpolation: str = "bicubic", mode: str = "crop"
 ) -> Pixels:
-    """The view of an image without noise, for labeling, evaluation and serving.
+    """The view of an image without noise: uint8 (H, W, 3) to (image_size, image_size, 3).
 
     `crop` resizes the shorter side to floor(image_size / crop_pct) and crops the centre, pixel for pixel like timm's evaluation
     transform of a Pillow image. `pad` puts the centre on black without resizing, for small images.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (image_size, image_size, 3).
     """
     height, width = image.shape[:2]
     if mode == "pad":
@@ -61,9 +51,9 @@ def trim(image: Pixels) -> Pixels:
     return image[top : top + longest, left : left + longest]
 
 
-def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixels:
-    """The size × size window of `image` at (top, left), filled with `fill` outside the image."""
-    result = np.full((size, size, 3), fill, dtype=np.uint8)
+def window(image: Pixels, top: int, left: int, size: int) -> Pixels:
+    """The size × size window of `image` at (top, left), black outside the image."""
+    result = np.zeros((size, size, 3), np.uint8)
     inside = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
     y, x = min(max(-top, 0), size), min(max(-left, 0), size)
     result[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
@@ -71,14 +61,7 @@ def window(image: Pixels, top: int, left: int, size: int, fill: int = 0) -> Pixe
 
 
 def eval_transform_fast(image: Pixels, image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Pixels:
-    """As `eval_transform` in mode `crop`, with torch's uint8 kernels.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (image_size, image_size, 3).
-    """
+    """As `eval_transform` in mode `crop`, with torch's uint8 kernels."""
     image = trim(image)
     new_shape = resized_shape(image.shape[0], image.shape[1], image_size, crop_pct)
     rows, columns = (_axis(old, new, image_size) for old, new in zip(image.shape, new_shape, strict=False))

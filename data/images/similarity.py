@@ -18,17 +18,11 @@ GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def image_hash(image: Pixels) -> int:
-    """64-bit perceptual hash: few bits differ between copies of an image in other sizes or encodings.
+    """64-bit perceptual hash of an image, uint8 (H, W, 3): few bits differ between copies in other sizes or encodings.
 
     pHash's DCT hash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1): bit i
     is set if the i-th of the 8 × 8 lowest non-constant frequencies is above their median. Here the cosine transform is of
     every n-th pixel of the image at its own size, instead of the image resized to 32 × 32.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        0 ≤ hash < 2**64.
     """
     step = max(1, min(image.shape[:2]) // _HASH_SAMPLES)
     sampled = image[step // 2 :: step, step // 2 :: step]
@@ -46,14 +40,7 @@ def _cosines(length: int) -> NDArray[np.float32]:
 
 
 def thumbnail(image: Pixels) -> NDArray[np.uint8]:
-    """The whole image in grey, squeezed to a square by averaging.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (SIDE, SIDE).
-    """
+    """The whole image in grey, squeezed to a square by averaging: uint8 (H, W, 3) to (SIDE, SIDE)."""
     grey = image.astype(np.float32) @ GREY
     squeezed = _areas(image.shape[0]) @ grey @ _areas(image.shape[1]).T
     return np.rint(squeezed).astype(np.uint8)
@@ -72,15 +59,9 @@ def _areas(length: int) -> NDArray[np.float32]:
 
 
 def normalized(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Vectors of zero mean and unit length, whose dot product is the correlation of two thumbnails.
+    """Vectors of zero mean and unit length, float32 (N, SIDE * SIDE), whose dot product is the correlation of two thumbnails.
 
     A flat thumbnail has no correlation: it gets 1 with other flat ones and 0 with the rest.
-
-    Args:
-        thumbnails: uint8 (N, SIDE, SIDE).
-
-    Returns:
-        float32 (N, SIDE * SIDE).
     """
     vectors = thumbnails.reshape(len(thumbnails), SIDE * SIDE).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, groupby
 from json.encoder import encode_basestring_ascii
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from data.labels.label_files import top_k_columns
-from data.shards.image_reader import Place
+from data.shards.image_reader import ImageReader, Place
+from data.shards.image_views import ImageViews
 from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
 
@@ -27,12 +28,7 @@ JSON_FIELD = "json"
 _CHUNK, _CHUNK_BYTES = 64, 1 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
-
-class ByteSource(Protocol):
-    """A source of images; `data.shards.image_reader.ImageReader` is one."""
-
-    def images(self, shard: int, places: Sequence[Place]) -> Sequence[bytes | memoryview]:
-        """The images at several places, in ascending order, of the shard at position `shard`; views are valid until the next call."""
+Images = ImageReader | ImageViews
 
 
 @dataclass(frozen=True)
@@ -68,39 +64,28 @@ class Entry(NamedTuple):
         return b"".join(before), b"".join(after)
 
 
-class Entries(Protocol):
-    """The archive's samples in order, made on demand."""
-
-    def __len__(self) -> int: ...
-
-    def part(self, start: int, stop: int) -> Iterator[Entry]:
-        """Entries `start` to `stop`."""
-
-
 class JoinedTar:
     """An archive of `entries`: its size in bytes, and any range of its bytes."""
 
-    def __init__(self, entries: Entries) -> None:
+    def __init__(self, entries: LabelEntries) -> None:
         self._entries = entries
         sizes = (sum(map(len, entry.around_image())) + entry.size for entry in entries.part(0, len(entries)))
         self._ends = np.fromiter(sizes, np.int64, len(entries)).cumsum()
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
-    def read(self, source: ByteSource, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def read(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Bytes `start` to `stop` of the archive, in pieces. Limits and errors as for `parts`."""
         return (b"".join(parts) for parts in self.parts(source, start, stop))
 
-    def parts(
-        self, source: ByteSource, start: int = 0, stop: int | None = None
-    ) -> Iterator[Sequence[bytes | memoryview]]:
+    def parts(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[Sequence[bytes | memoryview]]:
         """Bytes `start` to `stop` of the archive, in pieces, each as parts to put together. Reads only the images in this range.
 
         A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
         them: views are valid until the next piece.
 
         Raises:
-            DataError: as the source's `images`.
+            DataError: as `ImageReader.images`.
         """
         stop = self.size if stop is None else min(stop, self.size)
         first, last = (int(np.searchsorted(self._ends, at, side="right")) for at in (start, stop - 1))
@@ -129,7 +114,7 @@ def cut(parts: Iterable[bytes | memoryview], start: int, stop: int) -> list[byte
     return found
 
 
-def sample_bytes(entries: Sequence[Entry], source: ByteSource) -> Iterator[tuple[bytes, bytes | memoryview, bytes]]:
+def sample_bytes(entries: Sequence[Entry], source: Images) -> Iterator[tuple[bytes, bytes | memoryview, bytes]]:
     """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)

@@ -92,7 +92,7 @@ def _as_parquet(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The highest probabilities of N images: `index` int64 (N, K) and `prob` float32 (N, K), highest first; `rest` float32 (N,)."""
+    """The highest probabilities of N images: `index` int (N, K) and `prob` float (N, K), highest first; `rest` float32 (N,)."""
 
     index: np.ndarray
     prob: np.ndarray
@@ -351,12 +351,20 @@ def top_k_columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
     """Class probabilities of label rows, (N, C) float32. `rest` is spread evenly over the classes outside the top k."""
-    index, top = top_k_columns(table)
-    top_k = index.shape[1]
-    others = max(num_classes - top_k, 1)
-    rest = table.column("rest").to_numpy() if num_classes > top_k else np.zeros(len(top), np.float32)
-    targets = np.repeat((rest / others)[:, None], num_classes, axis=1).astype(np.float32)
-    np.put_along_axis(targets, index.astype(np.int64), top.astype(np.float32), axis=1)
+    return dense_probabilities(stored_top_k(table), num_classes)
+
+
+def stored_top_k(table: pa.Table) -> TopK:
+    """The probabilities of label rows as they are stored: int16 indexes, float16 probabilities."""
+    return TopK(*top_k_columns(table), table.column("rest").to_numpy())
+
+
+def dense_probabilities(top_k: TopK, num_classes: int) -> np.ndarray:
+    """Class probabilities, (N, C) float32, rows sum to one. `rest` is spread evenly over the classes outside the top k."""
+    others = num_classes - top_k.index.shape[1]
+    rest = top_k.rest / others if others > 0 else np.zeros(len(top_k.rest), np.float32)
+    targets = np.repeat(rest[:, None], num_classes, axis=1).astype(np.float32)
+    np.put_along_axis(targets, top_k.index.astype(np.int64), top_k.prob.astype(np.float32), axis=1)
     return np.asarray(targets / targets.sum(axis=1, keepdims=True), np.float32)
 
 

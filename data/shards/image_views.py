@@ -16,7 +16,7 @@ _MAX_WASTE = 2  # bytes read per wanted byte; images that lie further apart are 
 
 
 class ImageViews:
-    """Images as views of a buffer, valid until the next call. For one thread at a time.
+    """Images as views of a buffer, valid until the next call for the same shard. For one thread at a time.
 
     Checks images as `ImageReader` does, which also reads what lies in no local file or far apart.
     """
@@ -47,7 +47,7 @@ class ImageViews:
         if shard != self._shard:
             self.close()
             self._descriptor = os.open(storage.local_path(self._urls[shard]), os.O_RDONLY | os.O_CLOEXEC)
-            self._shard = shard
+            self._shard, self._buffer = shard, bytearray()  # views of the shard before stay valid
         if len(self._buffer) < size:
             self._buffer = bytearray(size + size // 4)
         done, view = 0, memoryview(self._buffer)[:size]

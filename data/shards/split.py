@@ -125,6 +125,15 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
     return urls
 
 
+def urls_by_name(patterns: str | Sequence[str]) -> dict[str, str]:
+    """Shard name → URL; empty when the shards are gone (labels can travel alone). Raises StorageError when the storage does not answer:
+    an outage must not change what is committed."""
+    try:
+        return {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(patterns)}
+    except storage.MissingError:
+        return {}
+
+
 def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool = False) -> Split:
     """Open the shards behind paths, globs, braces or URLs, in order, each with its index.
 

@@ -80,11 +80,8 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
 def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     """The configuration of a command: defaults < `config` < the run directory's config.yaml < overrides (`key=value`).
 
-    If `config` is given for an existing run directory, only the key=value words that the run directory remembers count, not its other
-    fields.
-
-    Raises:
-        UsageError: one message with every bad field, and where its value is from.
+    If `config` is given for an existing run directory, only the key=value words that the run directory remembers count, not its
+    other fields. Raises one UsageError with every bad field, and where its value is from.
     """
     layers = [Layer(f"is from {config}", _read_yaml(config))] if config else []
     run_dir = _run_dir_of(_with_words(layers, overrides)[-1])
@@ -137,11 +134,7 @@ def _winning(words: Mapping[str, str], layers: Sequence[Layer], given: Sequence[
 
 
 def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
-    """Validate fields (nested mappings); `layers` tell where they are from.
-
-    Raises:
-        UsageError: one message with every bad field.
-    """
+    """Validate fields (nested mappings); `layers` tell where they are from. Raises one UsageError with every bad field."""
     try:
         return Config.model_validate(fields)
     except ValidationError as error:
@@ -150,11 +143,7 @@ def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
 
 
 def write_config(config: Config, overrides: Sequence[str], typed: Any = None) -> None:
-    """Write RUN/config.yaml, without secrets (see `Loaded.write`).
-
-    Args:
-        typed: the nested fields as typed, with variables not filled in.
-    """
+    """Write RUN/config.yaml, without secrets (see `Loaded.write`); `typed`: the nested fields as typed, variables not filled in."""
     earlier = _read_run_config(config.run_dir)
     before = _words_of(earlier) if earlier is not None else {}
     words = before | {word.partition("=")[0]: word for word in overrides}

@@ -10,6 +10,7 @@ from data import storage
 from data.run_names import CURRENT_NAME, INDEXES, generation_folder
 from pipeline.stages import find
 
+SELECTION_NAME = "selection.json"  # file that explains a selection
 PREVIOUS_NAME = "previous"  # file that names the selection in use before
 VERSION = re.compile(r"v([1-9]\d*)")  # name of an export
 

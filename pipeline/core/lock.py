@@ -48,8 +48,7 @@ class LockedError(ValueError):
 def run_lock(run_dir: str, command: str) -> Iterator[None]:
     """Lock a run directory for writing.
 
-    Raises:
-        LockedError: at once, when another process holds it; on an object store also later, when the lease is lost.
+    Raises LockedError: at once, when another process holds it; on an object store also later, when the lease is lost.
     """
     me = {"host": socket.gethostname(), "pid": os.getpid(), "command": redacted(command), "token": uuid.uuid4().hex}
     with _file_lock(run_dir, me) if storage.is_local(run_dir) else _lease(run_dir, me):

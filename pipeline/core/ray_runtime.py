@@ -10,9 +10,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import ray
 from ray._private import worker as ray_worker
@@ -22,14 +23,15 @@ from data.settings import UsageError
 from data.storage.fence import FENCE_VARIABLE
 
 _CONNECT_TIMEOUT_S, _HEALTH_TIMEOUT_S = 8.0, 60.0  # until the port of a starting cluster opens; for Ray's health check
+_TICK_S = 5.0
+Item = TypeVar("Item")
 _show = getattr(ray_worker, "print_to_stdstream", None)
 
 
 def start_ray(address: str | None) -> None:
     """Connect to the cluster at `address`; with None, start Ray on this machine and ignore RAY_ADDRESS. Do nothing when Ray runs.
 
-    Raises:
-        UsageError: no cluster answers at `address`.
+    Raises UsageError when no cluster answers at `address`.
     """
     if ray.is_initialized():
         return
@@ -108,6 +110,31 @@ def _no_cluster(address: str, reason: str) -> UsageError:
 def num_cpus() -> int:
     """Number of CPUs in Ray's cluster, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def as_finished(
+    tasks: Iterable[tuple[Any, Item]], max_running: int | None = None, tick: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Item, Any]]:
+    """Yield (item, result) as Ray tasks end, from (reference, item). Ray retries a task whose worker dies, three times.
+
+    A task's error is raised, see `user_error`. The other tasks are not cancelled then, and end with this process at the latest:
+    cancelling a task at the moment it ends crashes this process (Ray 2.60, "Tried to complete task that was not pending").
+
+    Args:
+        tasks: started when taken from here, at most `max_running` at once; None: all.
+        tick: called after each task that ended, and every five seconds.
+    """
+    waiting = iter(tasks)
+    pending = dict(islice(waiting, max_running))
+    try:
+        while pending:
+            ended, _ = ray.wait(list(pending), num_returns=1, timeout=_TICK_S, fetch_local=False)
+            for reference in ended:
+                yield pending.pop(reference), ray.get(reference)
+                pending.update(islice(waiting, 1))
+            tick()
+    except RayError as error:
+        raise user_error(error) from None
 
 
 def user_error(error: RayError) -> Exception:

@@ -22,7 +22,7 @@ from data.json_files import read_json
 from data.run_names import DONE_NAME
 from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
-from pipeline.core.timing import TIMING_NAME, Clock
+from pipeline.core.timing import SECONDS_NAME, Clock
 
 SCHEMA_VERSION = 1
 _STARTED = "started.json"
@@ -132,7 +132,9 @@ class Stage:
             outputs: names below the folder, all written under their final names.
             summary: facts for later stages and the report; a function of config and inputs alone.
         """
-        files = _describe_all(self.folder, sorted(outputs))
+        names = sorted(outputs)
+        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
+            files = dict(zip(names, pool.map(lambda name: _describe(self.path(name)), names), strict=True))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")
@@ -207,11 +209,9 @@ def inspect_stage(
 ) -> tuple[State, str]:
     """Find a stage's state, and why a stage with a done-marker is not done. Changes nothing.
 
-    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has another
-    size than recorded. `new`: nothing was made yet, whatever the fingerprint.
-
-    Raises:
-        StageRefusedError: the folder holds output of another configuration or of other inputs.
+    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has
+    another size than recorded. `new`: nothing was made yet, whatever the fingerprint. Raises StageRefusedError when the folder
+    holds output of another configuration or of other inputs.
     """
     recorded = _recorded(folder)
     if recorded is None:
@@ -269,11 +269,6 @@ def record_stopped_run(folder: str, clock: Clock) -> None:
         clock.add_to(folder)
 
 
-def _describe_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        return dict(zip(names, pool.map(lambda name: _describe(storage.join(folder, name)), names), strict=True))
-
-
 def _describe(url: str) -> dict[str, Any]:
     digest, num_bytes = hashlib.sha256(), 0
     with storage.open_read(url) as file:
@@ -294,7 +289,7 @@ def _recorded(folder: str) -> dict[str, Any] | None:
 
 
 def _has_output(folder: str) -> bool:
-    return any(name not in (_STARTED, TIMING_NAME) for name in storage.list_names(folder))
+    return any(name not in (_STARTED, SECONDS_NAME) for name in storage.list_names(folder))
 
 
 def _check_outputs(folder: str) -> tuple[State, str]:

@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from data import storage
-from data.json_files import read_json
+from data.json_files import read_if_usable
 
-TIMING_NAME = "seconds.json"
+SECONDS_NAME = "seconds.json"
 _MAX_RUNS = 1000  # newest runs whose times are kept
 
 
@@ -35,24 +33,7 @@ class Timing:
 
 def read_timing(folder: str) -> Timing:
     """Read `seconds.json`; all zero when it is missing or damaged. Raises StorageError when it cannot be read."""
-    try:
-        values = read_json(storage.join(folder, TIMING_NAME), "", _Values)
-        runs = tuple((float(start), float(end)) for start, end in values.get("runs", ()))
-    except FileNotFoundError:
-        return Timing()
-    except ValueError as error:  # damaged; an outage of the store (a ValueError too) is raised
-        if isinstance(error, storage.StorageError):
-            raise
-        return Timing()
-    return Timing(float(values["seconds"]), runs, values.get("peak_memory"))
-
-
-class _Values(BaseModel):
-    """The content of `seconds.json`."""
-
-    seconds: float
-    runs: list[list[float]] = []
-    peak_memory: int | None = None
+    return read_if_usable(storage.join(folder, SECONDS_NAME), Timing) or Timing()
 
 
 class Clock:
@@ -68,7 +49,7 @@ class Clock:
         runs = [*before.runs, (round(self._at, 1), round(self._at + seconds, 1))]
         peak = max((value for value in (before.peak_memory, peak_memory()) if value is not None), default=None)
         values = {"seconds": round(before.seconds + seconds, 1), "runs": runs[-_MAX_RUNS:], "peak_memory": peak}
-        storage.write_text(storage.join(folder, TIMING_NAME), json.dumps(values) + "\n")
+        storage.write_text(storage.join(folder, SECONDS_NAME), json.dumps(values) + "\n")
 
 
 def duration(seconds: float) -> str:

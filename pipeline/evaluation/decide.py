@@ -19,6 +19,7 @@ from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
 from pipeline.inference.predictor import predict_split, require_device
 from pipeline.inference.stage_weights import load_predictor
+from pipeline.stages import NUMERICS
 
 
 def decide(config: Config, layout: Layout) -> Decision | None:
@@ -38,21 +39,14 @@ def decide(config: Config, layout: Layout) -> Decision | None:
 
 
 def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
-    inputs = {"validation": validation.digest()}
-    for role, stage, folder in _models(layout):
-        inputs[role] = require_done(folder, stage)["digest"]
-    return Fingerprint(config.numerics(), inputs)
-
-
-def _models(layout: Layout) -> list[tuple[str, str, str]]:
-    """(role, stage, folder) of teacher and student."""
-    return [("teacher", layout.teacher_stage, layout.teacher), ("student", "student", layout.student)]
+    stages = {"teacher": layout.teacher_stage, "student": "student"}
+    models = {role: require_done(folder, stages[role])["digest"] for role, folder in layout.models.items()}
+    return Fingerprint(config.values_of(NUMERICS), {"validation": validation.digest()} | models)
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
-    teacher, student = (
-        _is_right(validation, folder, config.resolved_device()) for folder in (layout.teacher, layout.student)
-    )
+    device = config.resolved_device()
+    teacher, student = (_is_right(validation, folder, device) for folder in layout.models.values())
     return {
         "teacher_top1": float(teacher.mean()),
         "student_top1": float(student.mean()),

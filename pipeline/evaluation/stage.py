@@ -14,17 +14,10 @@ from data.shards.split import Split, open_split
 from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import (
-    Fingerprint,
-    Stage,
-    config_differences,
-    done_record,
-    open_stage,
-    require_done,
-)
+from pipeline.core.stage import Fingerprint, Stage, config_differences, done_record, open_stage, require_done
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
-from pipeline.evaluation.speed_file import write_speed
+from pipeline.evaluation.summary import write_speed
 from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
 from pipeline.inference.predictor import Predictor, predict_split, require_device
@@ -39,8 +32,7 @@ ROBUSTNESS_FOLDER = "robustness"
 def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
     """Run the stage; returns its done-record, whose summary has `teacher` and `student` with accuracies as fractions.
 
-    Raises:
-        StageError: no test shards are configured, or teacher and student are both missing.
+    Raises StageError when no test shards are configured, or teacher and student are both missing.
     """
     require_test(config)
     test = open_split(config.data.test, layout.indexes)
@@ -50,14 +42,15 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     for role, info in infos.items():  # before the old figures are moved aside
         require_same_classes(info.class_names, f"the {role}", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
-    stage = _open(layout, expected, force)
+    device, starts_over = config.resolved_device(), force or is_outdated(layout, expected)
+    stage = open_stage(layout.evaluation, "evaluate", expected, starts_over, check=lambda: require_device(device))
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
     torch.set_num_threads(config.threads)
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     for role, folder in folders.items():
-        figures, predicted = _measure(test, load_predictor(folder, config.resolved_device()))
+        figures, predicted = _measure(test, load_predictor(folder, device))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
@@ -65,10 +58,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     files, robustness = _robustness(config, stage, test, folders)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
-    write_speed(
-        layout.evaluation,
-        measure_speed(folders, config.resolved_device(), config.threads),
-    )
+    write_speed(layout.evaluation, measure_speed(folders, device, config.threads))
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
@@ -108,13 +98,6 @@ def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
     recorded = record["fingerprint"]
     changed = config_differences(recorded["config"], expected.config)
     return recorded["inputs"] != expected.inputs or set(changed) == {"evaluate.robustness_images"}
-
-
-def _open(layout: Layout, expected: Fingerprint, force: bool) -> Stage:
-    def check() -> None:
-        require_device(str(expected.config["device"]))  # before the old figures are moved aside
-
-    return open_stage(layout.evaluation, "evaluate", expected, force or is_outdated(layout, expected), check=check)
 
 
 def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

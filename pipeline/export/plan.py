@@ -52,11 +52,7 @@ class ExportFile:
 
 
 def plan_files(config: Config, overlay: Overlay) -> tuple[Iterator[ExportFile], int]:
-    """Return all files, in order, and the number of samples in them.
-
-    Raises:
-        StageError: nothing is selected.
-    """
+    """Return all files, in order, and the number of samples in them. Raises StageError when nothing is selected."""
     counts = [_num_written(config.export, overlay, position) for position in range(len(overlay.shards))]
     totals = [int(count.sum(dtype=np.int64)) for count in counts]
     if not sum(totals):

@@ -59,8 +59,7 @@ def has_tables(folder: str, record: ShardRecord) -> bool:
 def write_image_shard(overlay: Overlay, row_refs: RowRefs, folder: str, name: str) -> ShardRecord:
     """Write `<folder>/<name>.tar`, its index and its label table; the same rows give the same bytes.
 
-    Raises:
-        DataError: an unlabeled shard was cut short, or has other labels.
+    Raises DataError when an unlabeled shard was cut short, or has other labels.
     """
     rows = _read_rows(overlay, row_refs)
     tar, index = f"{name}.tar", list[dict[str, object]]()
@@ -71,7 +70,8 @@ def write_image_shard(overlay: Overlay, row_refs: RowRefs, folder: str, name: st
         file = HashingWriter(raw)
         for entry, before, image, after in _samples(overlay.entries(rows), reader):
             file.write(before)
-            index.append(_index_row(entry, file.size))
+            place = {"key": entry.key, "extension": entry.extension, "offset": file.size, "size": entry.size}
+            index.append(place | {"label": int(entry.fields["cls"]), "problem": ""})
             file.write(image)
             file.write(after)
         file.write(end_of_archive(file.size))
@@ -103,18 +103,11 @@ def _concatenate(found: Sequence[Rows]) -> Rows:
     return Rows(pa.concat_tables([rows.labels for rows in found]), shard, copies, number, extension)
 
 
-def _samples(entries: LabelEntries, reader: ImageReader) -> Iterator[tuple[Entry, bytes, bytes, bytes]]:
+def _samples(entries: LabelEntries, reader: ImageReader) -> Iterator[tuple[Entry, bytes, bytes | memoryview, bytes]]:
     for start in range(0, len(entries), _CHUNK):
         some = list(entries.part(start, min(start + _CHUNK, len(entries))))
         for entry, pieces in zip(some, sample_bytes(some, reader), strict=True):
             yield entry, *pieces
-
-
-def _index_row(entry: Entry, offset: int) -> dict[str, object]:
-    label = int(entry.fields["cls"])
-    return {
-        "key": entry.key, "extension": entry.extension, "offset": offset, "size": entry.size, "label": label, "problem": "",
-    }  # fmt: skip
 
 
 def _label_table(overlay: Overlay, rows: Rows, index: pa.Table) -> pa.Table:

@@ -33,7 +33,7 @@ from pipeline.export.manifests import read_manifest, write_manifests
 from pipeline.export.plan import plan_files
 from pipeline.export.shards import has_tables, tables_of
 from pipeline.export.tasks import RECORDS_FOLDER, ExportJob, make_files, read_records, write_record
-from pipeline.upstream.overlay import open_overlay
+from pipeline.upstream.stage_inputs import open_overlay
 
 CARD_NAME = "README.md"
 
@@ -111,7 +111,7 @@ def _commit(
     outputs = write_manifests(stage.folder, records, names, config.export.format == "shards")
     selection_folder = layout.current_selection()
     assert selection_folder is not None, "open_overlay has required it"
-    facts = read_card_facts(stage.folder, config.export, layout, labels, selection, selection_folder)
+    facts = read_card_facts(storage.base_name(stage.folder), config.export, layout, labels, selection, selection_folder)
     storage.write_text(stage.path(CARD_NAME), render_card(facts, records))
     storage.remove(stage.path(RECORDS_FOLDER))  # the manifest has them; after the marker nobody would remove them
     summary = {

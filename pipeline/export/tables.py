@@ -25,13 +25,9 @@ from pipeline.export.shards import HashingWriter
 def write_label_file(
     overlay: Overlay, position: int, row_filter: RowFilter, file_format: str, folder: str
 ) -> ShardRecord:
-    """Write the labels of the unlabeled shard at `position` as `<folder>/<shard name>.<extension>`.
+    """Write the labels of the unlabeled shard at `position` as `<folder>/<shard name>.<extension>`; `file_format`: a key of EXTENSIONS.
 
-    Args:
-        file_format: a key of EXTENSIONS.
-
-    Raises:
-        DataError: labels and shard do not match.
+    Raises DataError when labels and shard do not match.
     """
     name = f"{overlay.shards[position].name}.{EXTENSIONS[file_format]}"
     if file_format == "columns":

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from pydantic import ValidationError
-from ray.exceptions import RayError
 from tqdm import tqdm
 
 from data import storage
-from data.errors import DataError
-from data.json_files import read_json
+from data.json_files import read_if_usable
 from data.labels.overlay import Overlay, RowFilter
 from data.shards.split import ShardRecord
-from pipeline.core.ray_runtime import num_cpus, user_error
+from pipeline.core.ray_runtime import as_finished, num_cpus
 from pipeline.core.schema import ExportConfig
 from pipeline.export.plan import ExportFile, RowRefs
 from pipeline.export.shards import write_image_shard
@@ -48,38 +45,26 @@ def make_files(
         ValueError, OSError: as `make_file` raises them; OSError also if a task was lost again and again.
         RayTaskError: any other error of a task, with its traceback.
     """
-    names: list[str] = []
-    records: dict[str, ShardRecord] = {}
-    running: dict[ray.ObjectRef[Any], str] = {}
-    shared, max_running = ray.put(job), _AHEAD * num_cpus()
+    names, records, shared = list[str](), dict(finished), ray.put(job)
     with tqdm(total=total, desc="export", unit="image", unit_scale=True, mininterval=1) as bar:
-        try:
+
+        def started() -> Iterator[tuple[Any, str]]:
             for file in files:
                 names.append(file.name)
                 if file.name in finished:
-                    records[file.name] = finished[file.name]
                     bar.update(file.num_samples)
-                    continue
-                running[_make_file_task.remote(shared, file)] = file.name
-                while len(running) >= max_running:
-                    _collect_one(running, records, bar)
-            while running:
-                _collect_one(running, records, bar)
-        except RayError as error:
-            raise user_error(error) from None
+                else:
+                    yield _make_file_task.remote(shared, file), file.name
+
+        for name, record in as_finished(started(), _AHEAD * num_cpus()):
+            records[name] = record
+            bar.update(record.num_samples)
     return [records[name] for name in names]
 
 
 @ray.remote(num_cpus=1)
 def _make_file_task(job: ExportJob, file: ExportFile) -> ShardRecord:
     return make_file(job, file)
-
-
-def _collect_one(running: dict[ray.ObjectRef[Any], str], records: dict[str, ShardRecord], bar: tqdm[Any]) -> None:
-    (ended,), _ = ray.wait(list(running), num_returns=1)
-    record = ray.get(ended)
-    records[running.pop(ended)] = record
-    bar.update(record.num_samples)
 
 
 def make_file(job: ExportJob, file: ExportFile) -> ShardRecord:
@@ -99,16 +84,8 @@ def write_record(folder: str, record: ShardRecord) -> None:
 
 
 def read_records(folder: str) -> dict[str, ShardRecord]:
-    """Read the records of whole files, by file name; a file of another size than recorded is left out."""
+    """Read the records of whole files, by file name; left out are damaged records, and files of another size than recorded."""
     records = storage.join(folder, RECORDS_FOLDER)
     sizes = storage.list_sizes(folder)
-    found = (_read_record(storage.join(records, name)) for name in storage.list_names(records))
+    found = (read_if_usable(storage.join(records, name), ShardRecord) for name in storage.list_names(records))
     return {record.name: record for record in found if record and sizes.get(record.name) == record.bytes}
-
-
-def _read_record(url: str) -> ShardRecord | None:
-    """Return None for a damaged record: its file is made again."""
-    try:
-        return ShardRecord.model_validate(read_json(url, ""))
-    except (DataError, ValidationError):
-        return None

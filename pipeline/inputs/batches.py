@@ -8,8 +8,7 @@ A batch is a function of (seed, step, rank, world size). Resuming at step n make
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,39 +16,40 @@ from torch.utils.data import Dataset
 
 from data.errors import DataError
 from data.images.decode import DecodeError
-from data.training_order import Order
+from data.training_order import Order, OrderSlice
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
+from pipeline.inputs.targets import SparseTargets
 from pipeline.inputs.train_transform import make_transform, sample_seed
 
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S), targets float32 (N, C), and shard and key of each image (tests compare batches by them).
+    """Images uint8 (N, 3, S, S) and their targets; `targets.dense` makes these float32 (N, C).
 
-    `noise` is still to be added to each image; None: it has been added.
+    Attributes:
+        noise: still to be added to each image; None: it has been added.
+        positions: of a piece, where its images are in the batch, int (N,); None: this is the whole batch.
     """
 
     images: torch.Tensor
-    targets: torch.Tensor
-    keys: list[str]
+    targets: SparseTargets
     noise: list[Noise] | None = None
+    positions: np.ndarray | None = None
 
     def pin_memory(self) -> TrainBatch:
-        """Called by torch's loader, before a copy to a GPU."""
-        return TrainBatch(self.images.pin_memory(), self.targets.pin_memory(), self.keys, self.noise)
-
-
-class _Sample(NamedTuple):
-    image: torch.Tensor  # uint8 (3, S, S)
-    noise: Noise  # not added yet
-    target: np.ndarray  # float32 (C,)
-    key: str
+        """Called by torch's loader, before a copy to a GPU. Pieces are pinned when they are joined."""
+        return self if self.positions is not None else replace(self, images=self.images.pin_memory())
 
 
 class TrainBatches(Dataset[TrainBatch]):
-    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams."""
+    """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams.
+
+    Attributes:
+        num_images: in a batch.
+        image_bytes: of an image in a batch.
+    """
 
     def __init__(
         self,
@@ -61,29 +61,39 @@ class TrainBatches(Dataset[TrainBatch]):
         world_size: int = 1,
     ) -> None:
         """Open the streams. Raises DataError: a selection is not what was committed."""
-        self._seed, self._rank, self._world = seed, rank, world_size
+        self._seed, self._rank = seed, rank
         self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
         self._noise_later = config.augment_on == "device"
+        self.image_bytes = 3 * config.image_size**2
+        self.num_images = sum(len(range(rank, spec.images_per_step, world_size)) for spec in specs)
+        self.world_size = world_size
 
     def order(self, stream: int) -> Order:
         """The order of one stream, over all ranks."""
         return self._streams[stream].order
 
     def __getitem__(self, step: int) -> TrainBatch:
-        """The batch of a step.
+        """The batch of a step. Raises as `piece`."""
+        return self.piece(step)
+
+    def piece(self, step: int, number: int = 0, pieces: int = 1) -> TrainBatch:
+        """One of `pieces` about equal pieces of a step's batch; see `inputs.pieces`.
 
         Raises:
             DataError: an image cannot be decoded, or a shard has changed; the message names shard and key.
         """
-        samples = [sample for number in range(len(self._streams)) for sample in self._samples(number, step)]
-        noise = [sample.noise for sample in samples]
-        images = [sample.image for sample in samples]
+        of_rank = slice(self._rank, None, self.world_size)
+        entries, positions = [stream.entries(step).take(of_rank) for stream in self._streams], None
+        if pieces > 1:
+            positions, entries = _cut(entries, number, pieces)
+        parts = [(stream, part) for stream, part in enumerate(entries) if len(part)]
+        targets = SparseTargets.concatenate([self._streams[stream].targets(part) for stream, part in parts])
+        samples = [sample for stream, part in parts for sample in self._samples(stream, part)]
+        images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
-            images = [self._transform.add_noise(*each) for each in zip(images, noise, strict=True)]
-        targets = torch.from_numpy(np.stack([sample.target for sample in samples]))
-        keys = [sample.key for sample in samples]
-        return TrainBatch(torch.stack(images), targets, keys, noise if self._noise_later else None)
+            images = [self._transform.add_noise(*each) for each in samples]
+        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None, positions)
 
     def keys(self, step: int) -> list[str]:
         """Shard and key of each image of a step's batch, over all ranks; no image is read."""
@@ -98,20 +108,27 @@ class TrainBatches(Dataset[TrainBatch]):
         for stream in self._streams:
             stream.reader.close()
 
-    def _samples(self, number: int, step: int) -> Iterator[_Sample]:
-        """This rank's samples of one stream and step."""
+    def _samples(self, number: int, entries: OrderSlice) -> Iterator[tuple[torch.Tensor, Noise]]:
+        """Images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
         stream = self._streams[number]
-        entries = stream.entries(step)
-        for i in range(self._rank, len(entries), self._world):
-            epoch, shard, row, copy = (
-                int(part[i]) for part in (entries.epoch, entries.shard, entries.row, entries.copy)
-            )
-            rows, key = stream.rows(shard), stream.describe(shard, row)
-            content = stream.reader.image(shard, rows.place(row))
+        for entry in entries.tuples():
+            _, shard, row, _ = entry
+            content = stream.reader.image(shard, stream.rows(shard).place(row))
             try:
-                image, noise = self._transform.from_file(
-                    content, sample_seed(self._seed, number, epoch, shard, row, copy)
-                )
+                yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
             except DecodeError as error:
-                raise DataError(f"{key}: {error}; repair or remove the image") from error
-            yield _Sample(image, noise, rows.targets[row], key)
+                raise DataError(f"{stream.describe(shard, row)}: {error}; repair or remove the image") from error
+
+
+def _cut(streams: Sequence[OrderSlice], number: int, pieces: int) -> tuple[np.ndarray, list[OrderSlice]]:
+    """Piece `number` of a batch: its positions in the batch, ascending by stream, shard and row, and its entries of each stream.
+
+    Cut by shard, because each process reads the table of every shard in its pieces.
+    """
+    ends = np.cumsum([len(entries) for entries in streams])
+    shard, row = (np.concatenate([getattr(entries, name) for entries in streams]) for name in ("shard", "row"))
+    stream = np.repeat(np.arange(len(streams)), [len(entries) for entries in streams])
+    positions = np.array_split(np.lexsort((row, shard, stream)), pieces)[number]
+    starts = ends - [len(entries) for entries in streams]
+    parts = [positions[stream[positions] == n] - start for n, start in enumerate(starts)]
+    return positions, [entries.take(part) for entries, part in zip(streams, parts, strict=True)]

@@ -1,7 +1,8 @@
 """Batches from loading processes; what happens when such a process is lost, hangs, or finds no shared memory.
 
-A batch is sent in shared memory (/dev/shm), of which containers have 64 MB by default. When that is full, torch loses the batch and
-the trainer waits forever. So such a batch is sent through a pipe, as bytes: the same pixels, more copies.
+A batch is sent in shared memory (/dev/shm), of which containers have 64 MB by default: a large one in pieces (`inputs.pieces`), so
+that all in flight fit. When it is full all the same, torch loses the batch and the trainer waits forever. So such a batch or piece
+is sent through a pipe, as bytes: the same pixels, more copies.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import multiprocessing
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -22,25 +23,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
+from pipeline.inputs.pieces import AHEAD, MAX_SHARED, Joiner, num_pieces, shared_memory_needed
+from pipeline.inputs.targets import SparseTargets
 
 SILENT_S = 600  # after which a loading process counts as hanging
-_AHEAD = 4  # batches that each process loads ahead
 _SHARED = "/dev/shm"
+_MAX_SHARE = 0.8  # of the shared memory that there is; the rest is for others
 _processes: set[BaseProcess] = set()  # the loading processes of the one training that runs in this process
 
 
 @dataclass
 class _PipedBatch:
-    """A batch as arrays, which are sent as bytes, not in shared memory."""
+    """A batch or piece as arrays, which are sent as bytes, not in shared memory."""
 
     images: np.ndarray
-    targets: np.ndarray
-    keys: list[str]
+    targets: SparseTargets
     noise: list[Noise] | None
+    positions: np.ndarray | None
 
     def batch(self) -> TrainBatch:
         """The batch as tensors, without a copy."""
-        return TrainBatch(torch.from_numpy(self.images), torch.from_numpy(self.targets), self.keys, self.noise)
+        return TrainBatch(torch.from_numpy(self.images), self.targets, self.noise, self.positions)
 
     def pin_memory(self) -> _PipedBatch:
         """Called by torch's loader, before a copy to a GPU. Leave it unpinned: only the copy takes longer."""
@@ -48,14 +51,16 @@ class _PipedBatch:
 
 
 class _BatchesOrErrors(Dataset[TrainBatch | _PipedBatch | Exception]):
-    """Batches, or the error of one as a value: raised, torch would put the loading process's traceback into its message."""
+    """Batches in pieces, by (step, piece); or the error of one as a value: raised, torch would put the loading process's traceback
+    into its message."""
 
-    def __init__(self, batches: TrainBatches, shared: bool) -> None:
-        self._batches, self._shared = batches, shared
+    def __init__(self, batches: TrainBatches, pieces: int, shared: bool) -> None:
+        self._batches, self._pieces, self._shared = batches, pieces, shared
 
-    def __getitem__(self, step: int) -> TrainBatch | _PipedBatch | Exception:
+    def __getitem__(self, index: tuple[int, int]) -> TrainBatch | _PipedBatch | Exception:
+        step, number = index
         try:
-            batch = self._batches[step]
+            batch = self._batches[step] if self._pieces == 1 else self._batches.piece(step, number, self._pieces)
         except (ValueError, OSError) as error:  # the user's or the machine's; others are bugs and keep their traceback
             return error
         return _to_shared_memory(batch) if self._shared else batch
@@ -68,9 +73,8 @@ def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _PipedBatch:
     """
     try:
         batch.images.share_memory_()
-        batch.targets.share_memory_()
     except RuntimeError:
-        return _PipedBatch(batch.images.numpy(), batch.targets.numpy(), batch.keys, batch.noise)
+        return _PipedBatch(batch.images.numpy(), batch.targets, batch.noise, batch.positions)
     return batch
 
 
@@ -87,9 +91,11 @@ def load_batches(
         DataError: as `TrainBatches`.
         RuntimeError: a loading process was lost or hangs; call inside `raise_on_lost_loaders`.
     """
+    pieces = _num_pieces(batches, num_workers)
+    joiner = Joiner(pieces, batches.num_images, pin)
     before = set(multiprocessing.active_children())
     with _signals_blocked() if num_workers else nullcontext():
-        items = iter(_loader(batches, steps, num_workers, pin))
+        items = iter(_loader(batches, steps, pieces, num_workers, pin))
     _processes.update(set(multiprocessing.active_children()) - before)
     reported = lost = False
     try:
@@ -98,9 +104,8 @@ def load_batches(
                 if not reported:
                     _report_pipes(name, item, num_workers)
                 reported = True
-                yield item.batch()
-            else:
-                yield item
+                item = item.batch()
+            yield from joiner.add(item)
     except RuntimeError:
         lost = True  # the error holds torch's loader; `raise_on_lost_loaders` ends the processes when it is gone
         raise
@@ -112,19 +117,30 @@ def load_batches(
         raise item
 
 
+def _num_pieces(batches: TrainBatches, num_workers: int) -> int:
+    """Pieces of a batch, by the shared memory that there is for each training process, all of which may be on this machine."""
+    if not num_workers:
+        return 1
+    most = MAX_SHARED
+    with suppress(OSError):  # a system without /dev/shm
+        room = shutil.disk_usage(_SHARED)
+        most = min(most, int(_MAX_SHARE * min(room.free, room.total / batches.world_size)))
+    return num_pieces(batches.num_images, batches.image_bytes, num_workers, most)
+
+
 def _loader(
-    batches: TrainBatches, steps: range, num_workers: int, pin: bool
+    batches: TrainBatches, steps: range, pieces: int, num_workers: int, pin: bool
 ) -> DataLoader[TrainBatch | _PipedBatch | Exception]:
     # Forking while connected to Ray drops the handles of actors that other threads hold, in the middle of the parent's own messages,
     # and the parent's next actor never answers. So spawn.
     spawns = num_workers > 0 and ray.is_initialized()
     return DataLoader(
-        _BatchesOrErrors(batches, shared=num_workers > 0),
+        _BatchesOrErrors(batches, pieces, shared=num_workers > 0),
         batch_size=None,
-        sampler=steps,
+        sampler=((step, number) for step in steps for number in range(pieces)),
         num_workers=num_workers,
         worker_init_fn=_init_loader_worker,
-        prefetch_factor=_AHEAD if num_workers else None,
+        prefetch_factor=AHEAD if num_workers else None,
         pin_memory=pin,
         timeout=SILENT_S if num_workers else 0,
         multiprocessing_context="spawn" if spawns else None,
@@ -133,19 +149,14 @@ def _loader(
 
 def _report_pipes(name: str, batch: _PipedBatch, num_workers: int) -> None:
     """Print that there is too little shared memory, how much is needed, and where to change it."""
-    needed = shared_memory_needed(batch.images.nbytes + batch.targets.nbytes, num_workers)
+    needed = shared_memory_needed(batch.images.nbytes, num_workers)
     have = shutil.disk_usage(_SHARED).total
     print(
-        f"{name}: shared memory ({_SHARED}, {_megabytes(have)}) is too small for the batches in flight ({_megabytes(needed)}), so some "
-        f"go through pipes, which is slower; start the container with --shm-size={_megabytes(2 * needed).replace(' MB', 'm')}, or "
-        f"give a lower {name}.loader_workers={num_workers} or {name}.batch_size",
+        f"{name}: shared memory ({_SHARED}, {_megabytes(have)}) has too little room for the images in flight: {_megabytes(needed)}. "
+        f"Some go through pipes, which is slower; start the container with --shm-size={_megabytes(2 * needed).replace(' MB', 'm')}, or "
+        f"give a lower {name}.loader_workers={num_workers}",
         flush=True,
     )
-
-
-def shared_memory_needed(batch_bytes: int, num_workers: int) -> int:
-    """Bytes of all batches in flight: those that `num_workers` processes load ahead, and the one in training."""
-    return batch_bytes * (_AHEAD * num_workers + 1)
 
 
 def _megabytes(count: int) -> str:

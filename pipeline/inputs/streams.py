@@ -8,26 +8,27 @@ A stream is endless: entry i is a function of the spec and the seed, so resuming
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from data.errors import DataError
 from data.labels.exclusions import keys_in
-from data.labels.label_files import LABELS_REMEDY, read_copies, soft_targets
+from data.labels.label_files import LABELS_REMEDY, TopK, read_copies, stored_top_k
 from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
 from data.shards.split import Shard, Split
 from data.tables import parse_table, read_table, read_whole
 from data.training_order import WINDOW_SHARDS, Order, OrderSlice
-from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
+from pipeline.inputs.targets import SparseTargets, pseudo_label_targets, smoothed_targets
 
 _READERS = 16  # selection files read at once: there are thousands, and an object store answers each with a delay
-_CACHED_SHARDS = 3 * WINDOW_SHARDS  # tables kept per process
+_COLUMNS_AHEAD = 256  # columns of copies held in memory at once
+_CACHED_SHARDS = 3 * WINDOW_SHARDS  # tables kept per process, about 1 MB each
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,22 @@ def _rows_with_keys(shard: Shard, keys: frozenset[str]) -> tuple[int, ...]:
     return tuple(row for row, key in enumerate(shard.index().column("key").to_pylist()) if key in keys)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Rows:
-    """Rows of a shard: keys and, as arrays, each image's ordinal, offset and size (bytes); targets (N, C) float32."""
+    """Rows of a shard as stored: keys and, as arrays, each image's ordinal, offset and size (bytes).
 
-    key: list[str]
+    `labels` are those of the table, int (N,), or the probabilities that the teacher gave.
+    """
+
+    key: pa.StringArray
     ordinal: np.ndarray
     offset: np.ndarray
     size: np.ndarray
-    targets: np.ndarray
+    labels: np.ndarray | TopK
 
     def place(self, row: int) -> Place:
         """Where a row's image is in the shard."""
-        return Place(int(self.ordinal[row]), self.key[row], int(self.offset[row]), int(self.size[row]))
+        return Place(int(self.ordinal[row]), self.key[row].as_py(), int(self.offset[row]), int(self.size[row]))
 
 
 class Stream:
@@ -136,21 +140,29 @@ class Stream:
 
     def describe(self, shard: int, row: int) -> str:
         """Shard and key of an image, for messages."""
-        return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row]!r}"
+        return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row].as_py()!r}"
+
+    def targets(self, entries: OrderSlice) -> SparseTargets:
+        """The targets of entries. Raises as `rows`."""
+        labels = [self._label(shard, row) for _, shard, row, _ in entries.tuples()]
+        if self.spec.targets == "labels":
+            return smoothed_targets(np.array(labels), self._num_classes, self._smoothing)
+        top_k = TopK(*map(np.array, zip(*labels, strict=True)))
+        return pseudo_label_targets(top_k, self._num_classes, self.spec.targets, self.spec.temperature)
+
+    def _label(self, shard: int, row: int) -> Any:
+        """Label of a row; or its index, prob and rest."""
+        labels = self.rows(shard).labels
+        return (labels.index[row], labels.prob[row], labels.rest[row]) if isinstance(labels, TopK) else labels[row]
 
     def _load(self, shard: int) -> _Rows:
         table = _read_table(self.spec, shard)
-        if self.spec.targets == "labels":
-            labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
-            targets = smooth_one_hot(labels, self._num_classes, self._smoothing)
-        else:
-            probabilities = torch.from_numpy(soft_targets(table, self._num_classes))
-            targets = pseudo_targets(probabilities, self.spec.targets, self.spec.temperature)
+        labels = table.column("label").to_numpy() if self.spec.targets == "labels" else stored_top_k(table)
         is_index = "__key__" not in table.column_names
         ordinals = np.arange(table.num_rows) if is_index else table.column("ordinal").to_numpy()
-        keys = table.column("key" if is_index else "__key__").to_pylist()
+        keys = table.column("key" if is_index else "__key__").combine_chunks()
         offsets, sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
-        return _Rows(keys, ordinals, offsets, sizes, targets.numpy())
+        return _Rows(keys, ordinals, offsets, sizes, labels)
 
 
 def _read_table(spec: StreamSpec, shard: int) -> pa.Table:
@@ -167,16 +179,23 @@ def _read_table(spec: StreamSpec, shard: int) -> pa.Table:
     return parse_table(read_whole(url, digest, LABELS_REMEDY), url, LABELS_REMEDY)
 
 
-def _read_copies(spec: StreamSpec) -> list[np.ndarray]:
+def _read_copies(spec: StreamSpec) -> Iterator[np.ndarray]:
     """Per shard, how often each row is seen in an epoch, (num_rows,)."""
     if spec.copies_urls is None:
-        ones = [np.ones(rows, np.uint16) for rows in spec.num_rows]
-        for column, excluded in zip(ones, spec.excluded, strict=bool(spec.excluded)):
+        for rows, excluded in zip(spec.num_rows, spec.excluded or [()] * len(spec.num_rows), strict=True):
+            column = np.ones(rows, np.uint16)
             column[list(excluded)] = 0
-        return ones
+            yield column
+        return
+    digests = spec.copies_digests or [None] * len(spec.copies_urls)
+    files = list(zip(spec.copies_urls, digests, spec.num_rows, strict=True))
     with ThreadPoolExecutor(_READERS) as pool:
-        copies = list(pool.map(read_copies, spec.copies_urls, spec.copies_digests or [None] * len(spec.copies_urls)))
-    for url, column, rows in zip(spec.copies_urls, copies, spec.num_rows, strict=True):
-        if len(column) != rows:
-            raise DataError(f"{url}: {len(column)} rows, but the shard has {rows} labels; run stage=select again")
-    return copies
+        for start in range(0, len(files), _COLUMNS_AHEAD):
+            yield from pool.map(lambda file: _read_column(*file), files[start : start + _COLUMNS_AHEAD])
+
+
+def _read_column(url: str, digest: str | None, num_rows: int) -> np.ndarray:
+    column = read_copies(url, digest)
+    if len(column) != num_rows:
+        raise DataError(f"{url}: {len(column)} rows, but the shard has {num_rows} labels; run stage=select again")
+    return column

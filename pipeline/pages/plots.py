@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -48,8 +49,7 @@ def color_of(position: int) -> str:
 
 def accuracy_bars(names: Sequence[str], top1: Sequence[float], top5: Sequence[float], errors: Sequence[float]) -> bytes:
     """Draw top-1 (with its standard error) and top-5 side by side; values in percent."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing(width=max(_WIDTH, 1.5 * len(names))) as (axes, svg):
         place = np.arange(len(names))
         colors = [color_of(position) for position in range(len(names))]
         first = axes.bar(place - 0.2, top1, 0.36, color=colors, yerr=errors, ecolor=INK, capsize=3)
@@ -62,14 +62,12 @@ def accuracy_bars(names: Sequence[str], top1: Sequence[float], top5: Sequence[fl
         axes.set_ylim(0, 112)
         axes.set_ylabel("% of test images")
         axes.grid(axis="x", visible=False)
-
-    return _render(draw, width=max(_WIDTH, 1.5 * len(names)))
+    return svg.getvalue()
 
 
 def curves(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], y_label: str) -> bytes:
     """Draw lines over training steps, each (name, colour, steps, values)."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing() as (axes, svg):
         for name, color, steps, values in series:
             keep = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_POINTS)).astype(int))
             marker = "o" if len(keep) <= 30 else None
@@ -81,14 +79,12 @@ def curves(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], 
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend()
-
-    return _render(draw)
+    return svg.getvalue()
 
 
 def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray, copies: np.ndarray) -> bytes:
     """Draw for each class its images above the threshold, the kept ones, and further copies of these; (C,) each."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing(height=_rows_height(names, 0.36)) as (axes, svg):
         place = np.arange(len(names))
         axes.barh(place - 0.2, available, 0.36, color=BEFORE, label="above the threshold")
         axes.barh(place + 0.2, kept, 0.36, color=STUDENTS[0], label="kept")
@@ -102,14 +98,12 @@ def class_balance(names: Sequence[str], available: np.ndarray, kept: np.ndarray,
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         _legend_above(axes)
-
-    return _render(draw, height=_rows_height(names, 0.36))
+    return svg.getvalue()
 
 
 def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float]]], x_label: str) -> bytes:
     """Draw a row of dots for each name, joined by a line; a model is (name, colour, percent for each row)."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing(height=_rows_height(names, 0.3)) as (axes, svg):
         place = np.arange(len(names))
         values = np.array([percent for _, _, percent in models])
         axes.hlines(place, values.min(axis=0), values.max(axis=0), color=BEFORE, lw=2)
@@ -118,8 +112,7 @@ def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence
         _name_rows(axes, names)
         axes.set_xlabel(x_label)
         _legend_above(axes)
-
-    return _render(draw, height=_rows_height(names, 0.3))
+    return svg.getvalue()
 
 
 def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
@@ -132,7 +125,7 @@ def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
     edges = np.linspace(0, 1, counts.shape[-1] + 1)
     layers = [(right, "right", RIGHT, ""), (wrong, "wrong", WRONG, "////"), (unknown, "labels", BEFORE, "")]
 
-    def draw(axes: Axes) -> None:
+    with _drawing() as (axes, svg):
         bottom = np.zeros(len(right))
         for values, name, color, hatch in layers:
             if values.any():
@@ -147,14 +140,12 @@ def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
         axes.set_ylabel("images")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         _legend_above(axes)
-
-    return _render(draw)
+    return svg.getvalue()
 
 
 def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> bytes:
     """Draw accuracy against mean confidence, each model (name, colour, confidences, accuracies of its bins)."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing() as (axes, svg):
         axes.plot([0, 1], [0, 1], color="#6b7280", ls="--", lw=1, label="perfect calibration")
         for position, (name, color, confidence, accuracy) in enumerate(models):
             axes.plot(
@@ -165,14 +156,12 @@ def reliability(models: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> by
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         _legend_above(axes, columns=1)
-
-    return _render(draw)
+    return svg.getvalue()
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: str) -> bytes:
     """Draw when each row was at work: (name, (start, end) pairs in `unit` since the beginning)."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing(width=1.3 * _WIDTH, height=_rows_height([name for name, _ in rows], 0.25)) as (axes, svg):
         last = max(end for _, runs in rows for _, end in runs)
         for place, (_, runs) in enumerate(rows):
             bars = [(start, max(end - start, last / 300)) for start, end in runs]  # wide enough to be seen
@@ -180,14 +169,12 @@ def timeline(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], unit: st
         _name_rows(axes, [name for name, _ in rows])
         axes.set_xlim(0, last * 1.02 or 1)
         axes.set_xlabel(unit)
-
-    return _render(draw, width=1.3 * _WIDTH, height=_rows_height([name for name, _ in rows], 0.25))
+    return svg.getvalue()
 
 
 def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> bytes:
     """Draw top-1 over images per second, each model (name, colour, images/s, top-1 and standard error in percent)."""
-
-    def draw(axes: Axes) -> None:
+    with _drawing() as (axes, svg):
         for position, (name, color, rate, top1, error) in enumerate(models):
             axes.errorbar(
                 rate, top1, error, color=color, marker="os^Dv"[position % 5], ms=7, ls="", capsize=3, label=name
@@ -197,15 +184,14 @@ def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> by
         axes.set_ylabel("top-1, % of test images")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _legend_above(axes)
-
-    return _render(draw)
+    return svg.getvalue()
 
 
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
     """Draw a study's rows from top to bottom: points above the first row; seeds as dots, mean and published value as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed
 
-    def draw(axes: Axes) -> None:
+    with _drawing(width=1.3 * _WIDTH, height=_rows_height(names, 0.3)) as (axes, svg):
         place = np.arange(len(names))
         axes.axvline(0, color=INK, lw=1)
         for seed in above.T:
@@ -217,19 +203,19 @@ def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published:
         _name_rows(axes, names)
         axes.set_xlabel(f"top-1, points above {names[0]!r}")
         _legend_above(axes)
+    return svg.getvalue()
 
-    return _render(draw, width=1.3 * _WIDTH, height=_rows_height(names, 0.3))
 
-
-def _render(draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT) -> bytes:
+@contextmanager
+def _drawing(width: float = _WIDTH, height: float = _HEIGHT) -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Yield axes to draw on, and the buffer that gets the SVG when the block ends."""
     options: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": None}}
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has fonts of its own
         figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
+        yield figure.add_subplot(), buffer
         figure.savefig(buffer, **options)
-    return buffer.getvalue()
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+MAX_CLASS_ROWS = 200  # of a table of all classes
+
 
 @dataclass(frozen=True)
 class Figure:

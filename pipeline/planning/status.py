@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from pydantic import BaseModel
 from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
-from data.json_files import read_json
+from data.json_files import read_if_usable
 from data.labels.label_files import VALIDATION_NAME
 from data.settings import UsageError
 from data.storage.redact import redacted
@@ -96,10 +95,10 @@ def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     holder = read_holder(config.run_dir)
     if holder:
         lines.append(f"at work: process {holder.get('pid')} on {holder.get('host')} ({holder.get('command')})")
-    elif (stop := _read_stop(config.run_dir)) is not None:
-        ago = tqdm.format_interval(max(0.0, time.time() - stop["at"]))
-        reason = stop["reason"] if len(stop["reason"]) <= _MAX_REASON else stop["reason"][:_MAX_REASON] + " …"
-        lines.append(f"stopped {ago} ago, in stage {stop['stage']}: {reason}")
+    elif (stop := read_if_usable(storage.join(config.run_dir, _STOP_NAME), _Stop)) is not None:
+        ago = tqdm.format_interval(max(0.0, time.time() - stop.at))
+        reason = stop.reason if len(stop.reason) <= _MAX_REASON else stop.reason[:_MAX_REASON] + " …"
+        lines.append(f"stopped {ago} ago, in stage {stop.stage}: {reason}")
     return lines
 
 
@@ -145,13 +144,6 @@ def _details(stage: str, folder: str) -> str:
 def _as_of(written_at: float) -> str:
     age = time.time() - written_at
     return "" if age < _FRESH_S else f"; as of {tqdm.format_interval(age)} ago"
-
-
-def _read_stop(run_dir: str) -> dict[str, Any] | None:
-    try:
-        return read_json(storage.join(run_dir, _STOP_NAME), "", _Stop)
-    except (FileNotFoundError, DataError):
-        return None
 
 
 class _Stop(BaseModel):

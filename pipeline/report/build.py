@@ -7,11 +7,11 @@ versions: it holds no time of writing, and nothing random.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
 from data import storage
+from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.timing import duration
@@ -36,15 +36,14 @@ REPORT_NAME = "report.html"
 def write_report(config: Config, layouts: Sequence[Layout]) -> None:
     """Write RUN/report.html from what the run's stages committed, and print the table.
 
-    Raises:
-        StageError: no stage is done, or a file that a record names is missing.
+    Raises StageError when no stage is done, or a file that a record names is missing.
     """
     facts = read_facts(config, layouts)
     labels = survey_generations(facts)
     url = storage.join(layouts[0].run_dir, REPORT_NAME)
     storage.write_text(url, report_html(facts, labels))
     print_table(facts, labels)
-    print(f"report: {_without_credentials(url)}")
+    print(f"report: {redacted(url)}")
 
 
 def report_html(facts: Facts, labels: Sequence[SurveyedLabels]) -> str:
@@ -174,10 +173,3 @@ def _figures(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[tuple[str, 
             figures.append((f"{kept:,}", f"pseudo-labels kept{ending}"))
     figures.append((duration(sum(seconds for _, seconds in stage_times(facts))), "computing time of all stages"))
     return figures
-
-
-def _without_credentials(url: str) -> str:
-    if storage.is_local(url):
-        return url
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

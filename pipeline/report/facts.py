@@ -18,16 +18,16 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.core.timing import Timing, read_timing
-from pipeline.evaluation.speed_file import read_speed
 from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.evaluation.summary import read_speed
 from pipeline.inference.accuracy import Comparison, paired_comparison
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.stages import StageRow, find, with_folder
+from pipeline.training.metrics_log import METRICS_NAME
 
 Record = dict[str, Any]
-METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,7 @@ class Facts:
 
 
 def read_facts(config: Config, layouts: Sequence[Layout]) -> Facts:
-    """Read the run's records.
-
-    Raises:
-        StageError: no stage is done, or a record is damaged.
-    """
+    """Read the run's records. Raises StageError when no stage is done, or a record is damaged."""
     generations = [_read_generation(layout) for layout in layouts]
     models = _read_models(generations)
     if not models:
@@ -222,12 +218,9 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
     table = read_output_table(generation.layout.evaluation, PREDICTIONS_NAME, evaluation, remedy, names)
     columns = [table.column(name).to_numpy() for name in names]
     predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
-    return Model(name, folder, record, figures, predictions, _speed_of(generation.layout, role))
-
-
-def _speed_of(layout: Layout, role: str) -> Record | None:
-    speed = read_speed(layout.evaluation)
-    return None if speed is None or role not in speed["models"] else speed["models"][role] | {"where": speed["where"]}
+    speed = read_speed(generation.layout.evaluation)
+    measured = speed["models"][role] | {"where": speed["where"]} if speed and role in speed["models"] else None
+    return Model(name, folder, record, figures, predictions, measured)
 
 
 def _class_names(generations: Sequence[Generation], models: Sequence[Model]) -> list[str]:

@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.labels.label_files import LabeledShard, read_labels, read_labels_manifest
 from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
+from data.shards.split import urls_by_name
 from pipeline.report.survey import ShownLabel
 
 _THUMBNAIL = 96  # pixels of the longer side
@@ -57,16 +58,8 @@ def sample(source: str | None, is_right: bool | None, **texts: str) -> dict[str,
 def load_pictures(
     labels_folder: str, unlabeled: Sequence[str], shown: Sequence[ShownLabel]
 ) -> list[tuple[str, str | None]]:
-    """Read (key, data: URI) of pseudo-labeled images from their shards; None for an image that cannot be read.
-
-    Args:
-        unlabeled: patterns of the unlabeled shards.
-    """
-    try:
-        urls = {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(unlabeled)}
-    except storage.MissingError:
-        urls = {}
-    entries = read_labels_manifest(labels_folder)
+    """Read (key, data: URI) of pseudo-labeled images from the shards `unlabeled` (patterns); None for an image that cannot be read."""
+    urls, entries = urls_by_name(unlabeled), read_labels_manifest(labels_folder)
     return [_load_picture(labels_folder, entries[item.shard], urls.get(item.shard), item.row) for item in shown]
 
 

@@ -11,26 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import storage
-from data.labels.label_files import (
-    COPIES_REMEDY,
-    LabeledShard,
-    copies_digests,
-    read_copies,
-    read_labels,
-    read_labels_manifest,
-)
-from data.tables import read_table
+from data.labels.label_files import COPIES_REMEDY
+from data.labels.selected_labels import SelectedLabels
 from pipeline.core.committed_files import read_output_json
+from pipeline.core.layout import SELECTION_NAME
 from pipeline.core.stage import StageError
+from pipeline.evaluation.truth import Truth, read_truth, true_labels
 from pipeline.report.facts import Facts, Generation
 
 CONFIDENCE_BINS = 40
 NUM_DRAWN, NUM_LEAST = 24, 12
 UNKNOWN, RIGHT, WRONG = 0, 1, 2  # verdicts on a label
 _THREADS = 2
-
-Truth = Mapping[str, tuple[np.ndarray, np.ndarray]]  # shard → ordinals, labels
 
 
 class ShownLabel(NamedTuple):
@@ -126,7 +118,7 @@ def survey_generations(facts: Facts) -> list[SurveyedLabels]:
 def _read_selection(generation: Generation) -> dict[str, Any] | None:
     if "select" not in generation.records or generation.selection_folder is None:
         return None
-    return read_output_json(generation.selection_folder, "selection.json", generation.records["select"], COPIES_REMEDY)
+    return read_output_json(generation.selection_folder, SELECTION_NAME, generation.records["select"], COPIES_REMEDY)
 
 
 def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limits) -> Survey:
@@ -141,40 +133,21 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
         StageError: a label or selection file is missing.
         DataError: one is damaged, or not the one that was committed.
     """
-    entries = read_labels_manifest(generation.layout.labels)
     record = generation.records.get("select")
     selection = generation.selection_folder if record is not None else None
-    copies = copies_digests(record) if record is not None else {}
+    selected = SelectedLabels.of(generation.layout.labels, selection, record)
 
     def survey(name: str) -> Survey:
-        rows = _read_shard(generation.layout.labels, entries[name], selection, copies.get(name))
-        return _survey_shard(name, rows, truth, seed, limits)
+        return _survey_shard(name, _read_shard(selected, name), truth, seed, limits)
 
     num_classes, bins = generation.records["label"]["summary"]["num_classes"], CONFIDENCE_BINS
     counts, by_class, above = (np.zeros(shape, np.int64) for shape in ((2, 3, bins), (3, num_classes), (3,)))
     total = Survey(counts, by_class, above, 0.0, 0.0, [], [], [])
     with ThreadPoolExecutor(_THREADS) as pool:
-        for part in tqdm(
-            pool.map(survey, entries), total=len(entries), desc="report: labels", unit="shard", delay=5, leave=False
-        ):
+        parts, number = pool.map(survey, selected.labeled), len(selected.labeled)
+        for part in tqdm(parts, total=number, desc="report: labels", unit="shard", delay=5, leave=False):
             total = _merge(total, part)
     return total
-
-
-def read_truth(url: str | None) -> Truth:
-    """Read the truth file by shard; empty if none is configured. Raises StageError if it does not exist."""
-    if url is None:
-        return {}
-    if not storage.exists(url):
-        raise StageError(
-            f"data.truth={url}: no such file; expected Parquet of (shard, ordinal, label), or data.truth=null"
-        )
-    remedy = "data.truth must be Parquet of (shard, ordinal, label), or null"
-    table = read_table(url, remedy, ["shard", "ordinal", "label"]).sort_by("shard")
-    ordinals, labels = table.column("ordinal").to_numpy(), table.column("label").to_numpy()
-    names, starts = np.unique(table.column("shard").to_numpy(zero_copy_only=False).astype(str), return_index=True)
-    ends = [*starts[1:], len(labels)]
-    return {str(name): (ordinals[a:b], labels[a:b]) for name, a, b in zip(names, starts, ends, strict=True)}
 
 
 class _Rows(NamedTuple):
@@ -186,31 +159,22 @@ class _Rows(NamedTuple):
     kept: np.ndarray  # bool
 
 
-def _read_shard(
-    labels_folder: str, entry: LabeledShard, selection_folder: str | None, copies_digest: str | None
-) -> _Rows:
+def _read_shard(selected: SelectedLabels, name: str) -> _Rows:
     columns = ["ordinal", "label", "confidence"]
     try:
-        table = read_labels(storage.join(labels_folder, f"{entry.name}.parquet"), columns, entry)
-        ordinal, label, confidence = (table.column(column).to_numpy() for column in columns)
-        kept = np.zeros(len(label), bool)
-        if selection_folder is not None:
-            kept = read_copies(storage.join(selection_folder, f"{entry.name}.parquet"), copies_digest) > 0
+        rows, copies = selected.read(name, columns)
     except FileNotFoundError as error:
         raise StageError(
-            f"{error.filename or entry.name}: file of labels or selection is missing; run stage=label again"
+            f"{error.filename or name}: file of labels or selection is missing; run stage=label again"
         ) from error
-    if len(kept) != len(label):
-        raise StageError(
-            f"{selection_folder}/{entry.name}.parquet: {len(kept)} rows, but there are {len(label)} labels; run stage=select again"
-        )
-    return _Rows(ordinal, label, confidence, kept)
+    ordinal, label, confidence = (rows.column(column).to_numpy() for column in columns)
+    return _Rows(ordinal, label, confidence, copies > 0)
 
 
 def _survey_shard(name: str, shard: _Rows, truth: Truth, seed: int, limits: Limits) -> Survey:
     ordinal, label, confidence, kept = shard
     num_classes = len(limits.threshold)
-    answers = _answers(ordinal, truth.get(name))
+    answers = true_labels(truth, name, ordinal)
     verdict = np.where(answers < 0, UNKNOWN, np.where(answers == label, RIGHT, WRONG))
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
     cell = (kept * 3 + verdict) * CONFIDENCE_BINS + bins
@@ -245,17 +209,6 @@ def _first_of_classes(rows: np.ndarray, label: np.ndarray, rank: np.ndarray) -> 
     ordered = rows[np.argsort(rank[rows], kind="stable")]
     first = np.sort(np.unique(label[ordered], return_index=True)[1])
     return ordered[first[:NUM_LEAST]]
-
-
-def _answers(ordinal: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Find the true label of each ordinal; −1 if unknown."""
-    answers = np.full(len(ordinal), -1, np.int64)
-    if known is not None and len(known[0]):
-        order = np.argsort(known[0], kind="stable")
-        ordinals, labels = known[0][order], known[1][order]
-        place = np.minimum(np.searchsorted(ordinals, ordinal), len(ordinals) - 1)
-        answers = np.where(ordinals[place] == ordinal, labels[place], -1)
-    return answers
 
 
 def _merge(one: Survey, two: Survey) -> Survey:

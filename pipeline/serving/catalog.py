@@ -1,13 +1,14 @@
-"""The catalog a server serves: the interface of its two kinds (`JoinedRun`, `ExportedVersion`), the files in it, and manifest.json."""
+"""The catalog a server serves: the base of its two kinds (`JoinedRun`, `ExportedVersion`), the files in it, and manifest.json."""
 
 from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, ClassVar, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -76,47 +77,48 @@ class SampleImage:
     read: Callable[[], bytes]
 
 
-class Catalog(Protocol):
-    """What a server serves. `parse`, `shard` and `labels` do not block; the other methods do."""
+@dataclass(frozen=True)
+class Catalog(ABC):
+    """What a server serves. `parse`, `shard` and `labels` do not block; the other methods do.
 
-    @property
-    def kind(self) -> Kind:
-        """Kind, as the manifest names it."""
+    Attributes:
+        kind: as the manifest names it.
+        title: of the page.
+        generation: of the labels.
+        class_names: in label order, if known.
+        class_counts: per class, as in selection.json.
+    """
 
-    @property
-    def title(self) -> str:
-        """Title of the page."""
-
-    @property
-    def generation(self) -> int:
-        """Generation of the labels."""
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names in label order, if known."""
+    kind: ClassVar[Kind]
+    title: str
+    generation: int
+    class_names: tuple[str, ...] | None
+    class_counts: Sequence[Mapping[str, Any]]
 
     @property
     def files(self) -> Mapping[str, ServedFile]:
         """Files beside shards and labels, by name."""
+        return {}
 
-    @property
-    def class_counts(self) -> Sequence[Mapping[str, Any]]:
-        """Counts per class, as in selection.json."""
-
+    @abstractmethod
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
         """Parse the filter in a URL. Raises FilterError."""
 
+    @abstractmethod
     def shard(self, name: str, row_filter: RowFilter) -> ServedFile | None:
         """Return a shard's tar by its name (without `.tar`), or None if there is none."""
 
+    @abstractmethod
     def labels(self, name: str, row_filter: RowFilter) -> ServedFile | None:
         """Return a shard's labels as Parquet, or None if there is no such shard."""
 
+    @abstractmethod
     def entries(self, row_filter: RowFilter) -> list[ShardEntry]:
         """List all shards, in order."""
 
+    @abstractmethod
     def samples(self) -> list[SampleImage]:
-        """Choose a few images for the page."""
+        """Choose a few images for the page, evenly spaced over a few shards."""
 
 
 def manifest_of(catalog: Catalog, row_filter: RowFilter) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from data.labels.overlay import RowFilter
 from data.labels.sources.archives import LABELS_FOLDER
 from data.names import check_base_name, is_base_name
 from data.shards.image_reader import Place, read_image
-from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
+from data.shards.split import MANIFEST_NAME, ShardRecord
 from data.tables import parse_table
 from pipeline.core.stage import StageError, require_done
 from pipeline.export.manifests import read_manifest
@@ -21,7 +21,7 @@ from pipeline.serving.catalog import (
     MAXIMUM_SAMPLE_BYTES,
     SAMPLE_SHARDS,
     SAMPLES_PER_SHARD,
-    Kind,
+    Catalog,
     OutdatedError,
     SampleImage,
     ServedFile,
@@ -37,37 +37,28 @@ _MEDIA_TYPES = {"json": "application/json", "md": "text/markdown; charset=utf-8"
 
 
 @dataclass(frozen=True)
-class ExportedVersion:
+class ExportedVersion(Catalog):
     """Catalog of an export's files.
 
     Attributes:
-        class_counts: per class, as in selection.json.
         small_files: manifests and other small files, in memory, by name.
         tables: {"bytes", "sha256"} of each label table as committed, by path; empty for exports made before these were recorded.
     """
 
+    kind = "export"
     folder: str
-    manifest: Manifest
-    generation: int
-    title: str
-    class_counts: Sequence[Mapping[str, Any]]
+    shards: Sequence[ShardRecord]
     small_files: Mapping[str, ServedFile]
-    kind: Kind = "export"
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names in label order, if known."""
-        return tuple(self.manifest.class_names) if self.manifest.class_names else None
 
     @cached_property
     def files(self) -> Mapping[str, ServedFile]:
         """Small files, and the shards under their own names, where timm and wids look for them."""
-        return {**{record.name: self._tar(record) for record in self.manifest.shards}, **self.small_files}
+        return {**{record.name: self._tar(record) for record in self.shards}, **self.small_files}
 
     @cached_property
     def _records(self) -> Mapping[str, ShardRecord]:
-        return {record.name.removesuffix(".tar"): record for record in self.manifest.shards}
+        return {record.name.removesuffix(".tar"): record for record in self.shards}
 
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
         """Return the filter that lets everything through. Raises FilterError for any parameter."""
@@ -106,11 +97,11 @@ class ExportedVersion:
         return ServedFile(f'"{record.sha256}"', "application/x-tar", check, partial(file_content, url, record.bytes))
 
     def entries(self, row_filter: RowFilter) -> list[ShardEntry]:  # noqa: ARG002 (the catalog's interface)
-        """List all shards."""
+        """See `Catalog`."""
         return [ShardEntry(name, r.num_samples, r.sha256, r.bytes) for name, r in self._records.items()]
 
     def samples(self) -> list[SampleImage]:
-        """Choose images evenly spaced over a few shards."""
+        """See `Catalog`."""
         names = list(self._records)
         return [sample for at in spread(len(names), SAMPLE_SHARDS) for sample in self._samples_of(names[at])]
 
@@ -154,7 +145,10 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
     small_files = {name: _small_file(folder, name) for name in names}
     tables = {name: facts for name, facts in outputs.items() if name.startswith(f"{LABELS_FOLDER}/")}
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
-    return ExportedVersion(folder, manifest, summary["generation"], title, class_counts, small_files, tables=tables)
+    names_of_classes = tuple(manifest.class_names) if manifest.class_names else None
+    return ExportedVersion(
+        title, summary["generation"], names_of_classes, class_counts, folder, manifest.shards, small_files, tables
+    )
 
 
 def _small_file(folder: str, name: str) -> ServedFile:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,8 @@ from pipeline.serving.catalog import (
     MAXIMUM_SAMPLE_BYTES,
     SAMPLE_SHARDS,
     SAMPLES_PER_SHARD,
+    Catalog,
     Content,
-    Kind,
     OutdatedError,
     Piece,
     SampleImage,
@@ -41,34 +40,16 @@ _FORMAT = 2  # part of every ETag; increase it when `data.labels.joined_tar` or 
 
 
 @dataclass(frozen=True)
-class JoinedRun:
-    """Catalog of a run's unlabeled shards with its labels.
+class JoinedRun(Catalog):
+    """Catalog of a run's unlabeled shards with its labels. `num_classes`: bound of the classes in a filter."""
 
-    Attributes:
-        num_classes: bound of the classes in a filter.
-        class_counts: per class, as in selection.json.
-    """
-
+    kind = "joined"
     overlay: Overlay
     num_classes: int
-    title: str
-    class_counts: Sequence[Mapping[str, Any]]
-    kind: Kind = "joined"
-    files: Mapping[str, ServedFile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Fills the cache: for a million keys it takes a second, and ETags are made in the event loop.
         keys_digest(self.overlay.excluded)
-
-    @property
-    def generation(self) -> int:
-        """Generation of the labels."""
-        return self.overlay.provenance.generation
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names in label order, if known."""
-        return self.overlay.provenance.class_names
 
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
         """Parse the filter in a URL. Raises FilterError."""
@@ -99,7 +80,7 @@ class JoinedRun:
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 
     def samples(self) -> list[SampleImage]:
-        """Choose images evenly spaced over a few shards."""
+        """See `Catalog`."""
         positions = spread(len(self.overlay.shards), SAMPLE_SHARDS)
         return [sample for position in positions for sample in self._samples_of(position)]
 

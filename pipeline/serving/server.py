@@ -18,7 +18,7 @@ from data.labels.sources.archives import LATEST_NAME
 from data.names import check_base_name, read_pointer
 from pipeline.core import interrupt
 from pipeline.core.committed_files import read_output_json
-from pipeline.core.layout import Layout
+from pipeline.core.layout import SELECTION_NAME, Layout
 from pipeline.core.schema import Config, ServeConfig
 from pipeline.core.stage import StageError, done_record, require_done
 from pipeline.serving.access import AccessMiddleware, add_security_headers
@@ -30,7 +30,7 @@ from pipeline.serving.exported import open_version
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.joined import JoinedRun
 from pipeline.serving.metrics import Metrics
-from pipeline.upstream.overlay import open_overlay
+from pipeline.upstream.stage_inputs import open_overlay
 
 _IDLE_S = 10.0  # without a whole request, on a new connection or after the last answer
 _CONNECTION: dict[str, Any] = {
@@ -87,7 +87,8 @@ def _open_joined(config: Config, layouts: Sequence[Layout]) -> Catalog:
     layout = next((layout for layout in reversed(layouts) if layout.current_selection()), layouts[0])
     overlay, labels, _ = open_overlay(config, layout)
     title = f"generation {layout.generation}, selection {storage.base_name(overlay.selection_dir)}"
-    return JoinedRun(overlay, labels["summary"]["num_classes"], title, _class_counts(overlay.selection_dir))
+    names, counts = overlay.provenance.class_names, _class_counts(overlay.selection_dir)
+    return JoinedRun(title, layout.generation, names, counts, overlay, labels["summary"]["num_classes"])
 
 
 def _version(out: str, source: str) -> str:
@@ -101,9 +102,9 @@ def _version(out: str, source: str) -> str:
 
 def _class_counts(selection: str) -> list[Mapping[str, Any]]:
     """Read the counts per class from selection.json; empty if the selection is gone."""
-    if not storage.exists(storage.join(selection, "selection.json")):
+    if not storage.exists(storage.join(selection, SELECTION_NAME)):
         return []
-    content = read_output_json(selection, "selection.json", done_record(selection), COPIES_REMEDY, _Selection)
+    content = read_output_json(selection, SELECTION_NAME, done_record(selection), COPIES_REMEDY, _Selection)
     return list(content["classes"])
 
 

@@ -22,7 +22,7 @@ from pipeline.core.layout import Branch, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, require_done
 from pipeline.models.registry import build_model, on_meta
-from pipeline.studies.rows import Row, Study
+from pipeline.studies.rows import Row, Study, no_input_noise
 from pipeline.studies.tasks import GPU_SHARE
 from pipeline.studies.trainings import labeled_job, training_seconds
 from pipeline.studies.trials import Experiment
@@ -39,11 +39,6 @@ _PER_STEP = ("epochs", "warmup_epochs", "eval_every_epochs")
 _MAX_GENERATIONS = 3  # of the rows below
 _PARTS = ("teacher", "label", "select", "student")
 
-# Crop and flip remain, as in ResNet-RS's baseline.
-_NO_INPUT_NOISE: dict[str, Any] = {"student.mixup": 0.0} | {
-    f"student.augment.{name}": 0
-    for name in ("num_ops", "rotation", "zoom", "translate", "shear", "brightness", "contrast", "cutout")
-}
 _NO_MODEL_NOISE = {"student.dropout": 0.0, "student.stochastic_depth": 0.0}
 
 
@@ -77,7 +72,7 @@ NOISY_STUDENT = Study(
     rows=(
         Row(TEACHER, {}),
         _row(RECIPE, {}, "better", of=TEACHER),
-        _row("no input noise", _NO_INPUT_NOISE, "worse"),
+        _row("no input noise", no_input_noise("student"), "worse"),
         _row("no model noise", _NO_MODEL_NOISE, "worse"),
         _row("noised teacher", {"label.augment": lambda run: run["student"]["augment"]}, "worse"),
         _row("soft labels", {"student.pseudo_labels": "soft"}, "equal, better out of domain"),

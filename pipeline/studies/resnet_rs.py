@@ -12,18 +12,14 @@ from typing import Any
 from data.labels.exclusions import exclude_inputs
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
-from pipeline.studies.rows import FromRun, Row, Study, additive
+from pipeline.studies.rows import FromRun, Row, Study, additive, no_input_noise
 from pipeline.studies.trainings import labeled_job, open_splits, training_seconds
 from pipeline.studies.trials import Experiment
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
 
-# Turns off all input noise but crop and flip, as in ResNet-RS's baseline.
-_CROP_AND_FLIP: dict[str, Any] = {"teacher.weights": None, "teacher.mixup": 0.0, "teacher.augment.num_ops": 0} | {
-    f"teacher.augment.{name}": 0
-    for name in ("rotation", "zoom", "translate", "shear", "brightness", "contrast", "cutout")
-}
-_UNREGULARIZED = _CROP_AND_FLIP | {
+_UNREGULARIZED = no_input_noise("teacher") | {
+    "teacher.weights": None,
     "teacher.label_smoothing": 0.0,
     "teacher.stochastic_depth": 0.0,
     "teacher.dropout": 0.0,

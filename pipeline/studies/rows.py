@@ -70,8 +70,7 @@ def row_configs(study: Study, config: Config) -> dict[str, Config]:
 def rows_for(study: Study, config: Config) -> tuple[Row, ...]:
     """Return the rows without skipped ones; a row compared with a skipped row is compared with that row's equal instead.
 
-    Raises:
-        UsageError: a row changes nothing in this configuration, or a value is invalid.
+    Raises UsageError when a row changes nothing in this configuration, or a value is invalid.
     """
     fields, instead = _fields(study, config)
     rows = [row for row in study.rows if row.name in fields]
@@ -134,6 +133,12 @@ def _validated(study: Study, row: str, fields: Mapping[str, Any]) -> Config:
         return config_of(fields)
     except UsageError as error:
         raise UsageError(f"study {study.name}, row {row!r}: {error}") from None
+
+
+def no_input_noise(section: str) -> dict[str, Any]:
+    """Changes that turn off a section's input noise. Crop and flip remain, as in ResNet-RS's baseline."""
+    names = ("num_ops", "rotation", "zoom", "translate", "shear", "brightness", "contrast", "cutout")
+    return {f"{section}.mixup": 0.0} | {f"{section}.augment.{name}": 0 for name in names}
 
 
 def seeds_of(config: Config) -> Iterable[int]:

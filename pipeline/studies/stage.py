@@ -29,14 +29,9 @@ _EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the other studies t
 
 
 def ablate(config: Config, layout: Layout, force: bool = False) -> None:
-    """Run or continue the study `ablate.study`, then print its table and write its files.
+    """Run or continue the study `ablate.study`, print its table and write its files; with `force`, first move earlier results aside.
 
-    Args:
-        force: first move all earlier results aside.
-
-    Raises:
-        StageError, StageRefusedError, ModelError, UsageError, DataError: as `open_study`.
-        TrainingError: a loss is not finite.
+    Raises as `open_study`, and TrainingError when a loss is not finite.
     """
     study, trials = open_study(config, layout, force)
     folder = layout.study(study.name)
@@ -94,19 +89,15 @@ def _check_data(config: Config, layout: Layout) -> None:
 def plan_study(config: Config, layout: Layout) -> None:
     """Print every row with its changes and finished trainings, and the expected time of the others. Raises as `open_study`."""
     study, trials = open_study(config, layout)
+    configs = row_configs(study, config)
     for row in rows_for(study, config):
         done = sum(trial.result() is not None for trial in trials if trial.row == row.name)
-        values = row_configs(study, config)[row.name].fingerprint("")
+        values = configs[row.name].fingerprint("")
         changes = ", ".join(f"{field}={_value(values, field)}" for field in row.changes)
         print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
-    _print_skipped(study, config)
-    print(f"study {study.name}: {_duration(study, trials)}")
-
-
-def _print_skipped(study: Study, config: Config) -> None:
-    names = {row.name for row in rows_for(study, config)}
-    if skipped := [row.name for row in study.rows if row.name not in names]:
+    if skipped := [row.name for row in study.rows if row.name not in configs]:
         print(f"left out, as the configuration is like that already: {', '.join(skipped)}")
+    print(f"study {study.name}: {_duration(study, trials)}")
 
 
 def _duration(study: Study, trials: Sequence[Trial]) -> str:

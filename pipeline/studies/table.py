@@ -61,7 +61,7 @@ def row_results(rows: Sequence[Row], trials: Sequence[Trial]) -> list[RowResult]
                 mean=mean(top1[row.name]),
                 spread=_spread(top1[row.name]),
                 change=mean(differences) if differences else None,
-                change_error=_standard_error(differences),
+                change_error=None if (spread := _spread(differences)) is None else spread / len(differences) ** 0.5,
                 published=row.published,
                 published_change=None if before is None or row.published is None else row.published - before,
                 finding=row.finding,
@@ -82,11 +82,6 @@ def _by_row(trials: Iterable[Trial]) -> dict[str, list[Mapping[str, Any]]]:
 
 def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    spread = _spread(values)
-    return None if spread is None else spread / len(values) ** 0.5
 
 
 def describe(study: Study, results: Sequence[RowResult]) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import ray
-from ray.exceptions import RayError
 
-from pipeline.core.ray_runtime import user_error
+from pipeline.core.ray_runtime import as_finished
 from pipeline.core.schema import Config
 
-_TICK_S = 5.0
 GPU_SHARE = 0.6  # over half: one training per GPU; the rest is for what a training starts, as a labeling actor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,11 +21,7 @@ def ray_nodes() -> list[float]:
 
 
 def resources_of(config: Config, nodes: Sequence[float]) -> dict[str, float]:
-    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node.
-
-    Args:
-        nodes: CPUs of each node.
-    """
+    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node; `nodes`: CPUs of each."""
     cpus = config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
     return {"num_cpus": min(cpus, max(nodes)), "num_gpus": GPU_SHARE if config.resolved_device() == "cuda" else 0}
 
@@ -48,27 +42,14 @@ def in_tasks(
     tick: Callable[[], object] = lambda: None,
     needs: Sequence[int | None] = (),
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, `function(item)`) as Ray tasks finish. Ray retries a task whose worker dies, three times.
+    """Yield (item, `function(item)`) as Ray tasks finish; `tick` and errors as for `as_finished`.
 
     Args:
-        tick: called after each finished task, and every five seconds.
         needs: per item, the index of an earlier item that must finish first, or None; empty: no item needs another.
-
-    Raises:
-        Whatever `function` raises. The other tasks end with this process (why they are not cancelled:
-            `teacher.executors.in_ray_tasks`).
     """
     task = ray.remote(lambda item, *_: function(item)).options(**resources)
     references: list[ray.ObjectRef] = []
     for index, item in enumerate(items):
         needed = needs[index] if needs else None
         references.append(task.remote(item, *([] if needed is None else [references[needed]])))
-    pending = dict(zip(references, items, strict=True))
-    try:
-        while pending:
-            ended, _ = ray.wait(list(pending), num_returns=1, timeout=_TICK_S)
-            for reference in ended:
-                yield pending.pop(reference), ray.get(reference)
-            tick()
-    except RayError as error:
-        raise user_error(error) from None
+    return as_finished(zip(references, items, strict=True), tick=tick)

@@ -63,8 +63,7 @@ class Trial:
 def trials_of(study: Study, config: Config, folder: str, experiment: Experiment) -> list[Trial]:
     """Return all rows with the first seed, then with the next: an interrupted study has complete seeds.
 
-    Raises:
-        UsageError: as `row_configs`.
+    Raises UsageError as `row_configs`.
     """
     trials = []
     rows, configs = rows_for(study, config), row_configs(study, config)
@@ -114,17 +113,13 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     already = f"{len(trials)} trainings, {len(trials) - len(todo)} of them done"
     duration = tqdm.format_interval(total / at_once)
     print(f"study {study.name}: {already}; {at_once} at once take about {duration}", flush=True)
+    indexes = {trial.folder: index for index, trial in enumerate(todo)}
+    needs = [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
     with _bar(study, total) as bar:
-        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, _needs(todo))
+        ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, needs)
         for number, (trial, top1) in enumerate(ended, start=1):
             bar.set_postfix_str(f"{number} of {len(todo)}; {trial.row}, seed {trial.seed}: {top1:.2%}", refresh=False)
             bar.update(min(seconds[trial.row], total - bar.n))  # capped: rounding can exceed the total
-
-
-def _needs(todo: Sequence[Trial]) -> list[int | None]:
-    """Return for each trial the index in `todo` of the trial it builds on; None if that is done, or there is none."""
-    indexes = {trial.folder: index for index, trial in enumerate(todo)}
-    return [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
 
 
 def _run_trial(trial: Trial, experiment: Experiment) -> float:

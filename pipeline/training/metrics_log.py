@@ -14,15 +14,16 @@ from pathlib import Path
 
 from data import storage
 
+METRICS_NAME = "metrics.jsonl"
 _FOLDER, _PREFIX = "tensorboard", "events.out.tfevents."
 Lines = Sequence[Mapping[str, float]]
 
 
 def write_lines(folder: str, metrics: Lines, timing: Lines) -> None:
     """Write all lines to metrics.jsonl and timing.jsonl."""
-    for name, lines in (("metrics", metrics), ("timing", timing)):
+    for name, lines in ((METRICS_NAME, metrics), ("timing.jsonl", timing)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.write_text(storage.join(folder, f"{name}.jsonl"), text)
+        storage.write_text(storage.join(folder, name), text)
 
 
 def write_events(folder: str, metrics: Lines, timing: Lines, after: int, step: int) -> None:

@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
-from data.errors import DataError
-from data.json_files import read_json
+from data.json_files import read_if_usable
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # over which a rate is taken
@@ -65,11 +63,7 @@ class TrainingProgress:
 
 def read_training_progress(folder: str) -> TrainingProgress | None:
     """The last written progress of a training; None if there is none, or it cannot be read."""
-    try:
-        values = read_json(storage.join(folder, PROGRESS_NAME), "")
-        return TypeAdapter(TrainingProgress).validate_python(values)
-    except (FileNotFoundError, DataError, ValidationError):
-        return None  # for people only: a damaged file must not stop the work
+    return read_if_usable(storage.join(folder, PROGRESS_NAME), TrainingProgress)
 
 
 class TrainingDisplay:

@@ -49,7 +49,7 @@ def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Te
     pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
         pixels = add_noise(pixels, batch.noise, job.config.augment, job.config.mean)
-    return pixels, batch.targets.to(job.device, non_blocking=True)
+    return pixels, batch.targets.dense(job.device)
 
 
 def _accumulate_gradients(

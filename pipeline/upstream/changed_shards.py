@@ -30,8 +30,7 @@ def reindex(config: Config, layout: Layout, stage: str) -> None:
 def verify_splits(config: Config, layouts: Sequence[Layout]) -> None:
     """Check that data.labeled, data.validation and data.test are the shards that a run's models and figures were made from.
 
-    Raises:
-        StageError: shards have changed; names each.
+    Raises StageError, which names each shard that has changed.
     """
     problems: list[str] = []
     for name in ("labeled", "validation", "test"):

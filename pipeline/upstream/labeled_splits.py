@@ -32,8 +32,7 @@ def open_labeled(config: Config, layout: Layout) -> tuple[Split | None, Split | 
 def classes_of(config: Config, split: Split | None) -> tuple[int, tuple[str, ...] | None]:
     """The number of classes, and their names or None when no manifest has them.
 
-    Raises:
-        StageError: neither a manifest nor data.num_classes gives the number.
+    Raises StageError when neither a manifest nor data.num_classes gives the number.
     """
     names = split.class_names if split else None
     number = config.data.num_classes or (len(names) if names else None)

@@ -23,8 +23,7 @@ _ALWAYS = "data.truth"  # every stage writes the summary
 def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
     """Look for every file and shard that the stages read or that this command's words name. Their content is checked by the stages.
 
-    Raises:
-        UsageError: one does not exist, or cannot be looked up; names the field and where its value is from.
+    Raises UsageError, which names the field and where its value is from, when one does not exist or cannot be looked up.
     """
     needed = {_ALWAYS}
     for stage in stages:

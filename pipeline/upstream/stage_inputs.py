@@ -9,8 +9,10 @@ from typing import Any
 from unicodedata import normalize
 
 from data import storage
-from data.labels.exclusions import exclude_inputs
-from data.shards.split import Split
+from data.labels.exclusions import exclude_inputs, read_keys
+from data.labels.joined_tar import Provenance
+from data.labels.overlay import Overlay, read_committed
+from data.shards.split import Split, open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
@@ -125,11 +127,28 @@ def require_selection(config: Config, layout: Layout, labels: Mapping[str, Any])
     return folder, selection
 
 
+def open_overlay(config: Config, layout: Layout) -> tuple[Overlay, dict[str, Any], dict[str, Any]]:
+    """Open labels and selection over the unlabeled shards, for export and server; with their done-records.
+
+    Raises:
+        StageError: labels or selection are not done, do not belong together, or are of other unlabeled shards.
+        DataError: unlabeled shards are missing or cut short.
+    """
+    labels = require_labels(config, layout)
+    folder, selection = require_selection(config, layout, labels)
+    corpus = open_split(config.data.unlabeled, layout.indexes)
+    require_labeled_corpus(corpus, labels)
+    names = labels["summary"]["class_names"]
+    digests, entries = read_committed(layout.labels, selection)
+    provenance = Provenance(layout.generation, tuple(names) if names else None)
+    excluded = read_keys(config.data.exclude)
+    return Overlay(corpus.shards, layout.labels, folder, provenance, digests, excluded, entries), labels, selection
+
+
 def fingerprint_of(config: Config, layout: Layout, stage: str) -> Fingerprint:
     """The fingerprint of a stage that depends on nothing but its row's `fingerprint` and `upstream`.
 
-    Raises:
-        StageError: an upstream stage is not done.
+    Raises StageError when an upstream stage is not done.
     """
     upstream = find(stage).upstream
     inputs = {name: require_done(layout.folder_of(maker), maker)["digest"] for name, maker in upstream.items()}

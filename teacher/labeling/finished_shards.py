@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from data import storage
-from data.errors import DataError
-from data.json_files import read_json
+from data.json_files import read_if_usable
 from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
 from data.labels.label_footers import describe_by_footers
 from data.shards.split import Split
@@ -80,10 +79,8 @@ class Journal:
 
 def _read(folder: str) -> tuple[dict[str, Any] | None, dict[str, LabeledShard]]:
     """The teacher's check and the shards; (None, {}) if the journal is missing, damaged or of another version (it is a cache)."""
-    url = storage.join(folder, JOURNAL_NAME)
-    try:
-        content = _Content.model_validate(read_json(url, ""))
-    except (FileNotFoundError, DataError, ValidationError):
+    content = read_if_usable(storage.join(folder, JOURNAL_NAME), _Content)
+    if content is None:
         return None, {}
     return content.teacher_check, {entry.name: entry for entry in content.shards}
 

@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from data import storage
-from data.errors import DataError
-from data.json_files import read_json
+from data.json_files import read_if_usable
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
@@ -46,10 +44,7 @@ class LabelProgress:
 
 def read_progress(folder: str) -> LabelProgress | None:
     """Read the last progress of a label stage that runs or was stopped; None if there is none."""
-    try:
-        return TypeAdapter(LabelProgress).validate_python(read_json(storage.join(folder, PROGRESS_NAME), ""))
-    except (FileNotFoundError, DataError, ValidationError):
-        return None  # another process writes it at any moment
+    return read_if_usable(storage.join(folder, PROGRESS_NAME), LabelProgress)
 
 
 class ProgressDisplay:

@@ -20,7 +20,7 @@ from data.images.decode import DecodeError, decode_fast
 from data.images.held_out_hashes import HeldOutHashes
 from data.images.similarity import SIDE, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
-from data.shards.image_reader import ImageReader, places_of
+from data.shards.image_reader import PLACE_COLUMNS, ImageReader, places_of
 from teacher.near_duplicates.hash_index import HashIndex, Pairs, UInt64
 
 MAX_DISTANCE = 10
@@ -103,7 +103,7 @@ class NearDuplicateSearch:
         proposed = self.propose(hashes)
         if not len(proposed):
             return ShardResult(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
-        table = read_labels(url, ["ordinal", "__key__", "offset", "size"], entry).take(pa.array(proposed))
+        table = read_labels(url, PLACE_COLUMNS, entry).take(pa.array(proposed))
         pictures, seen = read_thumbnails(shard_url, table)
         matches = self.confirm(hashes[proposed], pictures, seen)
         rows = table.select(_ROWS.names).take(pa.array(matches.row))
@@ -139,7 +139,7 @@ class NearDuplicateSearch:
 
 
 def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read the thumbnails of label rows (`ordinal`, `__key__`, `offset`, `size`).
+    """Read the thumbnails of label rows (PLACE_COLUMNS).
 
     Returns:
         Thumbnails, uint8 [n, SIDE, SIDE], and whether each could be read, bool [n].

@@ -16,13 +16,14 @@ import pyarrow as pa
 from data import storage
 from data.images.held_out_hashes import HeldOutHashes, read_held_out_hashes
 from data.labels.label_files import LabeledShard, read_labels_manifest
+from data.shards.split import urls_by_name
 from data.storage.redact import redacted
 from data.tables import read_table, write_table
 from pipeline.core.committed_files import read_output_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, done_record, open_stage, require_done
-from teacher.executors import ReportProgress, in_threads
+from teacher.executors import ReportProgress, Threads
 from teacher.near_duplicates.hash_index import COMPLETE_DISTANCE
 from teacher.near_duplicates.search import MAX_DISTANCE, NearDuplicateSearch, ShardResult
 
@@ -71,9 +72,8 @@ def find_near_duplicates(
     """
     if not config.data.held_out_hashes:
         return None
-    held_out = _held_out(config)
-    expected = _fingerprint(config, held_out, labels)
-    stage = open_stage(storage.join(layout.near_duplicates, expected.digest()), _NAME, expected, force)
+    held_out, expected, folder = _open(config, layout, labels)
+    stage = open_stage(folder, _NAME, expected, force)
     if not stage.is_done:
         parts = _search(config, layout, held_out, stage, progress)
         write_table(stage.path(LISTING_NAME), pa.concat_tables([part.replace_schema_metadata() for part in parts]))
@@ -86,7 +86,7 @@ def recorded(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Searc
     """Return the finished search; None if there is none. Raises DataError as `find_near_duplicates`."""
     if not config.data.held_out_hashes:
         return None
-    folder = storage.join(layout.near_duplicates, _fingerprint(config, _held_out(config), labels).digest())
+    _, _, folder = _open(config, layout, labels)
     record = done_record(folder)
     return SearchResult(folder, record) if record is not None else None
 
@@ -100,26 +100,25 @@ def read_listing(searched: SearchResult) -> dict[str, list[int]]:
     return ordinals
 
 
-def _held_out(config: Config) -> HeldOutHashes:
-    return read_held_out_hashes(storage.expand(config.data.held_out_hashes))
-
-
-def _fingerprint(config: Config, held_out: HeldOutHashes, labels: Mapping[str, Any]) -> Fingerprint:
+def _open(config: Config, layout: Layout, labels: Mapping[str, Any]) -> tuple[HeldOutHashes, Fingerprint, str]:
+    """The held-out images, and the fingerprint and folder of the search."""
+    held_out = read_held_out_hashes(storage.expand(config.data.held_out_hashes))
     method = {
         "near_duplicates.complete_distance": COMPLETE_DISTANCE,
         "near_duplicates.max_distance": MAX_DISTANCE,
         "select.copy_correlation": config.select.copy_correlation,
     }
-    return Fingerprint(method, {"labels": labels["digest"], "held_out": held_out.digest})
+    expected = Fingerprint(method, {"labels": labels["digest"], "held_out": held_out.digest})
+    return held_out, expected, storage.join(layout.near_duplicates, expected.digest())
 
 
 def _search(
     config: Config, layout: Layout, held_out: HeldOutHashes, stage: Stage, progress: ReportProgress | None
 ) -> list[pa.Table]:
     """The listing in parts, in the labels' order, with `_counts` in their metadata; parts of an interrupted search are reused."""
-    search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), _shard_urls(config)
+    search, urls = NearDuplicateSearch(held_out, config.select.copy_correlation), urls_by_name(config.data.unlabeled)
     labeled = read_labels_manifest(layout.labels)
-    names, num_threads = list(labeled), min(os.cpu_count() or 1, _MAX_THREADS)
+    names = list(labeled)
 
     def task(shards: Iterable[str]) -> dict[str, ShardResult]:
         return {
@@ -133,8 +132,8 @@ def _search(
         url = stage.path(f"{_PARTS}/{first:06d}-{len(shards)}.parquet")  # another version may take other parts
         if not storage.exists(url):
             found: dict[str, ShardResult] = {}
-            part_progress = _offset(progress, first, len(names))
-            for results in in_threads(task, shards, num_threads, "near-duplicates", part_progress):
+            threads = Threads(min(os.cpu_count() or 1, _MAX_THREADS), _offset(progress, first, len(names)))
+            for results in threads(task, shards, "near-duplicates"):
                 found |= results
             write_table(url, _listing(held_out, {name: found[name] for name in shards}))
         parts.append(read_table(url, _REMEDY, schema=LISTING_SCHEMA))
@@ -146,20 +145,8 @@ def _offset(progress: ReportProgress | None, before: int, total: int) -> ReportP
     return progress and (lambda doing, begun, _: progress(doing, before + begun, total))
 
 
-def _shard_urls(config: Config) -> dict[str, str]:
-    """Shard name → URL of the unlabeled shards; empty if they are gone (labels can travel alone).
-
-    Raises:
-        StorageError: the storage does not answer; an outage must not change what is committed.
-    """
-    try:
-        return {storage.base_name(url).removesuffix(".tar"): url for url in storage.expand(config.data.unlabeled)}
-    except storage.MissingError:
-        return {}
-
-
 def _unchanged_url(url: str | None, entry: LabeledShard) -> str | None:
-    """The URL, if the shard still has the size that was labeled; else None. Raises StorageError as `_shard_urls`."""
+    """The URL, if the shard still has the size that was labeled; else None. Raises StorageError as `urls_by_name`."""
     try:
         return url if url and storage.size(url) == entry.source_bytes else None
     except (FileNotFoundError, storage.MissingError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels.label_files import COPIES_COLUMN, LabeledShard
+from data.labels.label_files import COPIES_COLUMN
 from data.tables import to_parquet
-from teacher.executors import Executor, ReportProgress, in_threads
+from teacher.executors import ONE_THREAD, Executor
 from teacher.selection.label_reader import LabelRows, LabelSource, either
 from teacher.selection.quota_search import Selection
 from teacher.selection.rule import Cutoffs, Int64, SelectError, UInt16
@@ -35,70 +35,47 @@ class ShardCounts:
     held_out_duplicate: int
     excluded_by_user: int
     below_threshold: int
-    near_duplicate: int
+    near_duplicate: int  # look-alikes (`LabelRows.look_alike`)
     over_quota: int
 
 
 def write_all_copies(
-    selection: Selection,
-    labels_dir: str,
-    shards: Sequence[str],
-    out_dir: str,
-    *,
-    labeled: Mapping[str, LabeledShard] | None = None,
-    num_workers: int = 1,
-    executor: Executor = in_threads,
-    progress: ReportProgress | None = None,
+    selection: Selection, shards: Sequence[str], out_dir: str, executor: Executor = ONE_THREAD
 ) -> dict[str, ShardCounts]:
     """Write the copies of all shards; return their counts, in the order of `shards`.
 
-    Args:
-        labeled: see `LabelSource`.
-
-    Raises:
-        SelectError: the totals differ from the selection's: label files or shards changed since it was made.
+    Raises SelectError when the totals differ from the selection's: label files or shards changed since it was made.
     """
-    source = LabelSource(labels_dir, selection.rule, selection.exclusions, labeled or {})
-    write = partial(_write_shards, selection, source, out_dir)
     written: dict[str, ShardCounts] = {}
-    for part in executor(write, shards, num_workers, "write", progress):
+    for part in executor(partial(_write_shards, selection, out_dir), shards, "write"):
         written |= part
     found = sum(counts.kept for counts in written.values()), sum(counts.copies for counts in written.values())
     expected = int(selection.cutoffs.kept.sum()), int(selection.cutoffs.copies.sum())
     if found != expected:
         raise SelectError(
-            f"{labels_dir}: expected {expected[0]} images kept and {expected[1]} copies but got {found[0]} and"
+            f"{selection.source.labels_dir}: expected {expected[0]} images kept and {expected[1]} copies but got {found[0]} and"
             f" {found[1]}: the label files are not those of the selection; select again"
         )
     return {shard: written[shard] for shard in shards}
 
 
-def _write_shards(
-    selection: Selection, source: LabelSource, out_dir: str, shards: Iterable[str]
-) -> dict[str, ShardCounts]:
+def _write_shards(selection: Selection, out_dir: str, shards: Iterable[str]) -> dict[str, ShardCounts]:
     # together: an interrupted selection starts over, so no file has to be committed before the others
     with storage.writing_together() as writing:
         return {
-            shard: write_copies(source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
+            shard: write_copies(selection.source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
             for shard in shards
         }
 
 
 def write_copies(
-    source: LabelSource,
-    shard: str,
-    out_dir: str,
-    copies_of: Callable[[LabelRows], UInt16],
-    writing: WriteFile,
+    source: LabelSource, shard: str, out_dir: str, copies_of: Callable[[LabelRows], UInt16], writing: WriteFile
 ) -> ShardCounts:
-    """Write `<out_dir>/<shard>.parquet`. Atomic.
+    """Write `<out_dir>/<shard>.parquet`, atomically. Raises SelectError as `LabelSource.read`.
 
     Args:
         copies_of: gives the copies of each batch of rows, uint16 [n].
         writing: opens a file to write, as `storage.writing`.
-
-    Raises:
-        SelectError: as `LabelSource.read`.
     """
     counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
     parts = [np.empty(0, np.uint16)]
@@ -123,7 +100,7 @@ def _copies(cutoffs: Cutoffs, shard: str, rows: LabelRows) -> UInt16:
 def _count(rows: LabelRows, copies: UInt16) -> Int64:
     """The fields of ShardCounts, in order, int64 [8]."""
     left_out, so_far = None, [0]
-    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.near_duplicate):
+    for mask in (rows.held_out, rows.by_user, ~rows.above, rows.look_alike):
         left_out = either(left_out, mask)
         so_far.append(0 if left_out is None else int(np.count_nonzero(left_out)))
     number, kept = len(copies), np.count_nonzero(copies)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher.executors import ReportProgress, in_threads
+from teacher.executors import ONE_THREAD, Threads
 from teacher.selection.label_reader import LabelRows, LabelSource
 from teacher.selection.rule import HashGroups, Int64, UInt32, UInt64, tie_hash
 
@@ -57,8 +57,7 @@ def find_hash_groups(
     shards: Sequence[str],
     max_images: int,
     *,
-    num_workers: int = 1,
-    progress: ReportProgress | None = None,
+    threads: Threads = ONE_THREAD,
     counter_bits: int = COUNTER_BITS,
     max_rows: int = MAX_ROWS,
 ) -> HashGroups:
@@ -74,13 +73,13 @@ def find_hash_groups(
         SelectError: a label file is missing or broken.
     """
     counters, lock = np.zeros(2**counter_bits, np.uint8), threading.Lock()
-    in_threads(partial(_count, source, counters, lock), shards, num_workers, "count copies", progress)
+    threads(partial(_count, source, counters, lock), shards, "count copies")
     counters *= counters > min(max_images, _FULL - 1)
     num_parts = max(1, -(-int(counters.sum(dtype=np.int64)) // max_rows))
     found = []
     for part in range(num_parts):
-        reading = _Reading(source, counters, part, num_parts, max_images + 1, max_rows // num_workers)
-        collected = in_threads(partial(_collect, reading), shards, num_workers, "collect copies", progress)
+        reading = _Reading(source, counters, part, num_parts, max_images + 1, max_rows // threads.num_workers)
+        collected = threads(partial(_collect, reading), shards, "collect copies")
         members = _highest(_merge(collected), max_images + 1)
         first_beyond = np.flatnonzero(_rank(members.hash) == max_images)
         found.append(members.take(first_beyond - 1))

@@ -75,7 +75,9 @@ class LabelRows:
         confidence: float32.
         ordinal: int32; None if not read.
         above: bool, at or above the threshold.
-        held_out, by_user, near_duplicate: bool, excluded for this reason; None if no row of the shard is.
+        held_out: bool, excluded as near-duplicates of held-out images. None, as for the next two, if no row of the shard is.
+        by_user: bool, excluded by the user.
+        look_alike: bool, excluded as one image too many of its perceptual hash.
         image_hash: uint64; None if not read.
     """
 
@@ -85,7 +87,7 @@ class LabelRows:
     above: Mask
     held_out: Mask | None
     by_user: Mask | None
-    near_duplicate: Mask | None
+    look_alike: Mask | None
     image_hash: UInt64 | None
 
     @property
@@ -96,7 +98,7 @@ class LabelRows:
     @property
     def eligible(self) -> Mask:
         """Rows at or above the threshold and not excluded, bool [n]."""
-        excluded = either(either(self.held_out, self.by_user), self.near_duplicate)
+        excluded = either(either(self.held_out, self.by_user), self.look_alike)
         return self.above if excluded is None else self.above & ~excluded
 
 
@@ -110,17 +112,15 @@ class LabelSource:
 
     labels_dir: str
     rule: SelectRule
-    exclusions: Exclusions
+    exclusions: Exclusions = field(default_factory=Exclusions)
     labeled: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def read(self, shard: str, *, needs_ordinals: bool = True, needs_hashes: bool = False) -> Iterator[LabelRows]:
         """Read the rows of one label file, in order, in batches.
 
-        Keys are read only if the exclusions have keys, ordinals and hashes only if needed: each column costs seconds.
-
-        Raises:
-            SelectError: the file is missing, damaged or of another teacher; a column is missing or has another type; a value is
-                out of range.
+        Keys are read only if the exclusions have keys, ordinals and hashes only if needed: each column costs seconds. Raises
+        SelectError when the file is missing, damaged or of another teacher; a column is missing or has another type; a value is
+        out of range.
         """
         path = storage.join(self.labels_dir, f"{shard}.parquet")
         columns = _needed_columns(shard, self.exclusions, needs_ordinals, needs_hashes)
@@ -172,13 +172,16 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     if "ordinal" in batch.schema.names:
         ordinal = _values(path, batch, "ordinal")
     image_hash = _values(path, batch, "image_hash") if "image_hash" in batch.schema.names else None
-    held_out = _is_one_of(ordinal, exclusions.held_out_samples.get(shard))
-    by_user = _has_key(batch, keys_in(exclusions.keys, shard)) if exclusions.keys else None
-    near_duplicate = None
+    held_out = by_user = look_alike = None
+    if (ordinals := exclusions.held_out_samples.get(shard)) and ordinal is not None:
+        held_out = np.isin(ordinal, np.array(sorted(ordinals), np.int64))
+    if exclusions.keys:
+        keys = _as_array(keys_in(exclusions.keys, shard))
+        by_user = pc.is_in(batch.column("__key__"), value_set=keys).to_numpy(zero_copy_only=False)
     if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
-        near_duplicate = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
+        look_alike = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
     above = rule.reaches_threshold(label, confidence)
-    return LabelRows(label, confidence, ordinal, above, held_out, by_user, near_duplicate, image_hash)
+    return LabelRows(label, confidence, ordinal, above, held_out, by_user, look_alike, image_hash)
 
 
 def _values(path: str, batch: pa.RecordBatch, name: str) -> np.ndarray:
@@ -193,17 +196,9 @@ def _check_range(path: str, name: str, low: float, high: float, minimum: float, 
         raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got values from {low} to {high}")
 
 
-def _has_key(batch: pa.RecordBatch, keys: frozenset[str]) -> Mask:
-    return pc.is_in(batch.column("__key__"), value_set=_as_array(keys)).to_numpy(zero_copy_only=False)
-
-
 @lru_cache(maxsize=8)  # a long list takes 0.1 s to convert, and there are thousands of batches
 def _as_array(keys: frozenset[str]) -> pa.Array:
     return pa.array(sorted(keys), type=_TYPES["__key__"])
-
-
-def _is_one_of(ordinal: Int32 | None, ordinals: Collection[int] | None) -> Mask | None:
-    return np.isin(ordinal, np.array(sorted(ordinals), np.int64)) if ordinals and ordinal is not None else None
 
 
 def either(first: Mask | None, second: Mask | None) -> Mask | None:

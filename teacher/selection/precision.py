@@ -10,7 +10,6 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from data import storage
 from data.labels.label_files import LABELS_OUTPUT_REMEDY, VALIDATION_NAME
@@ -40,12 +39,7 @@ class ValidationLabels:
             return ValidationLabels(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
         record = done_record(layout.labels)
         table = read_output_table(layout.labels, VALIDATION_NAME, record, LABELS_OUTPUT_REMEDY, columns)
-        return ValidationLabels.from_table(table)
-
-    @staticmethod
-    def from_table(table: pa.Table) -> ValidationLabels:
-        """The rows of `validation.parquet`."""
-        return ValidationLabels(*(table.column(name).to_numpy() for name in ("label", "predicted", "confidence")))
+        return ValidationLabels(*(table.column(name).to_numpy() for name in columns))
 
     def __len__(self) -> int:
         return len(self.label)

@@ -12,16 +12,17 @@ nor the order of reading. The results of several shards merge in any order, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data.labels.label_files import LabeledShard
-from teacher.executors import Executor, ReportProgress, Result, in_threads
-from teacher.selection.label_reader import Exclusions, LabelSource
+from teacher.executors import ONE_THREAD, Executor
+from teacher.selection.label_reader import LabelSource
 from teacher.selection.rule import (
     MAX_CONFIDENCE,
     NO_CUT,
@@ -48,51 +49,38 @@ _COUNT_AFTER = 2**19  # rows per call of np.bincount, which allocates a histogra
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A rule, its exclusions, and the cut-offs that follow: enough to compute the copies of every label row."""
+    """Label files with their rule and exclusions, and the cut-offs that follow: enough to compute the copies of every label row."""
 
-    rule: SelectRule
+    source: LabelSource
     cutoffs: Cutoffs
-    exclusions: Exclusions
 
 
 def select_shards(
-    labels_dir: str,
+    source: LabelSource,
     shards: Sequence[str],
-    rule: SelectRule,
-    exclusions: Exclusions | None = None,
-    *,
-    labeled: Mapping[str, LabeledShard] | None = None,
-    num_workers: int = 1,
-    executor: Executor = in_threads,
-    progress: ReportProgress | None = None,
+    executor: Executor = ONE_THREAD,
     max_candidates: int = MAX_CANDIDATES,
 ) -> Selection:
-    """Find the exact cut-offs over all label files of `shards`: the same for any order, worker count and memory limit.
+    """Find the exact cut-offs over all label files of `shards`: the same for any order, executor and memory limit.
 
     Args:
-        labels_dir: folder of `<shard name>.parquet`.
         shards: shard names, each once.
-        labeled: see `LabelSource`.
-        executor: runs each reading in `num_workers` workers.
         max_candidates: rows to hold in memory; more of them take a further reading.
 
     Raises:
         SelectError: a shard is named twice, or a label file is missing or broken.
     """
-    _check_names(shards)
-    source = LabelSource(labels_dir, rule, exclusions or Exclusions(), labeled or {})
-
-    def read(doing: str, task: Callable[[Iterable[str]], Result]) -> Iterable[Result]:
-        return executor(task, shards, num_workers, doing, progress)
-
-    histogram = _sum(source, read("count", partial(_count_rows, source)))
+    if twice := [shard for shard, count in Counter(shards).items() if count > 1]:
+        raise SelectError(f"shard {twice[0]!r} is named twice; give every shard a name of its own")
+    histogram = _sum(source, executor(partial(_count_rows, source), shards, "count"))
     available = histogram.sum(axis=1)
-    base_copies, num_extra = plan_copies(available, rule)
+    base_copies, num_extra = plan_copies(available, source.rule)
     search = _start(histogram, num_extra)
     while search.num_candidates > max_candidates:
-        search = _narrow(search, _sum(source, read("count finely", partial(_count_finely, source, search))))
-    rows = _Candidates.merge(list(read("collect", partial(_collect, source, search))))
-    return Selection(rule, _finish(search, rows, available, base_copies, num_extra), source.exclusions)
+        finer = executor(partial(_count_finely, source, search), shards, "count finely")
+        search = _narrow(search, _sum(source, finer))
+    rows = _merge(executor(partial(_collect, source, search), shards, "collect"))
+    return Selection(source, _finish(search, rows, available, base_copies, num_extra))
 
 
 def plan_copies(available: Int64, rule: SelectRule) -> tuple[UInt16, Int64]:
@@ -108,8 +96,7 @@ def plan_copies(available: Int64, rule: SelectRule) -> tuple[UInt16, Int64]:
     return base.astype(np.uint16), np.where(no_extra, 0, extra)
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
+class _Candidates(NamedTuple):
     """Rows that may be cut-offs: label int32, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
 
     label: Int32
@@ -119,13 +106,10 @@ class _Candidates:
     def take(self, rows: Mask) -> _Candidates:
         return _Candidates(self.label[rows], self.key[rows], self.hash[rows])
 
-    @staticmethod
-    def merge(parts: list[_Candidates]) -> _Candidates:
-        return _Candidates(
-            np.concatenate([np.empty(0, np.int32), *(part.label for part in parts)]),
-            np.concatenate([np.empty(0, np.uint32), *(part.key for part in parts)]),
-            np.concatenate([np.empty(0, np.uint64), *(part.hash for part in parts)]),
-        )
+
+def _merge(parts: Iterable[_Candidates]) -> _Candidates:
+    none = _Candidates(np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.uint64))
+    return _Candidates(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +215,7 @@ def _count_finely(source: LabelSource, search: _RankSearch, shards: Iterable[str
 
 
 def _collect(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> _Candidates:
-    return _Candidates.merge(list(_within_interval(source, search, shards)))
+    return _merge(_within_interval(source, search, shards))
 
 
 def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Iterator[_Candidates]:
@@ -245,14 +229,6 @@ def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[
             label, hashes = label[inside], tie_hash(shard, rows.ordinal[inside])
             candidates = _Candidates(label, key[inside], hashes)
             yield candidates.take((hashes >= search.hash_low[label]) & (hashes <= search.hash_last[label]))
-
-
-def _check_names(shards: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for shard in shards:
-        if shard in seen:
-            raise SelectError(f"shard {shard!r} is named twice; give every shard a name of its own")
-        seen.add(shard)
 
 
 def _sum(source: LabelSource, histograms: Iterable[Int64]) -> Int64:
@@ -296,8 +272,7 @@ def _narrow(search: _RankSearch, histogram: Int64) -> _RankSearch:
 def _finish(search: _RankSearch, rows: _Candidates, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
     """The cut-offs, from all rows within their intervals, in any order.
 
-    Raises:
-        SelectError: the number of rows differs from the last histogram's: label files changed between two readings.
+    Raises SelectError when the number of rows differs from the last histogram's: label files changed between two readings.
     """
     is_open = search.is_open
     found = np.bincount(rows.label, minlength=len(is_open))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from data import storage
-from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
+from data.labels.selected_labels import SelectedLabels
 from pipeline.core.layout import Layout
 from pipeline.core.stage import StageError, require_done
-from teacher.executors import Executor, ReportProgress, in_threads
+from teacher.executors import ONE_THREAD, Executor
 from teacher.selection.copies import ShardCounts, write_copies
 from teacher.selection.label_reader import LabelRows, LabelSource
 from teacher.selection.rule import NO_CUT, Int64, SelectRule, UInt16
@@ -56,22 +56,8 @@ class ReusedClasses:
         np.minimum.at(self.lowest_key, label, rows.key[kept].astype(np.int64))
 
 
-@dataclass(frozen=True)
-class _Previous:
-    """Labels and selection of the generation before: folders, and by shard name the label files and the copies' SHA-256."""
-
-    labels: str
-    selection: str
-    labeled: Mapping[str, LabeledShard]
-    copies: Mapping[str, str]
-
-
 def previous_selection(layout: Layout) -> tuple[str, str]:
-    """Folder and digest of the selection to reuse: the current one of the generation before.
-
-    Raises:
-        StageError: there is none.
-    """
+    """Folder and digest of the selection to reuse: the current one of the generation before. Raises StageError when there is none."""
     before = replace(layout, generation=layout.generation - 1)
     folder = before.current_selection()
     if folder is None:
@@ -87,14 +73,7 @@ def every_row(num_classes: int) -> SelectRule:
 
 
 def reuse_images(
-    layout: Layout,
-    source: LabelSource,
-    reuse_from: str,
-    out_dir: str,
-    *,
-    num_workers: int = 1,
-    executor: Executor = in_threads,
-    progress: ReportProgress | None = None,
+    layout: Layout, source: LabelSource, reuse_from: str, out_dir: str, executor: Executor = ONE_THREAD
 ) -> tuple[dict[str, ShardCounts], ReusedClasses]:
     """Write the copies of the generation before for every shard of `source`; images that are excluded now get none.
 
@@ -107,21 +86,21 @@ def reuse_images(
 
     Raises:
         SelectError: as `LabelSource.read`.
-        StageError: the selection to reuse does not match its labels.
+        DataError: as `SelectedLabels.read`, of the generation before.
     """
-    labels, record = replace(layout, generation=layout.generation - 1).labels, require_done(reuse_from, "select")
-    previous = _Previous(labels, reuse_from, read_labels_manifest(labels), copies_digests(record))
+    labels = replace(layout, generation=layout.generation - 1).labels
+    previous = SelectedLabels.of(labels, reuse_from, require_done(reuse_from, "select"))
     write, shards = partial(_write_shards, source, previous, out_dir), list(source.labeled)
     counts: dict[str, ShardCounts] = {}
     total = ReusedClasses.empty(source.rule.num_classes)
-    for part, classes in executor(write, shards, num_workers, "keep", progress):
+    for part, classes in executor(write, shards, "keep"):
         counts |= part
         total.add(classes)
     return {shard: counts[shard] for shard in shards}, total
 
 
 def _write_shards(
-    source: LabelSource, previous: _Previous, out_dir: str, shards: Iterable[str]
+    source: LabelSource, previous: SelectedLabels, out_dir: str, shards: Iterable[str]
 ) -> tuple[dict[str, ShardCounts], ReusedClasses]:
     counts, classes = {}, ReusedClasses.empty(source.rule.num_classes)
     with storage.writing_together() as writing:
@@ -144,18 +123,12 @@ def _count_into(classes: ReusedClasses, known: UInt16) -> Callable[[LabelRows], 
     return copies_of
 
 
-def _previous_copies(previous: _Previous, shard: str) -> UInt16:
+def _previous_copies(previous: SelectedLabels, shard: str) -> UInt16:
     """Copies by ordinal in the generation before, uint16 [n], and a last 0; that 0 alone for a new shard."""
-    if (entry := previous.labeled.get(shard)) is None:
+    if shard not in previous.labeled:
         return np.zeros(1, np.uint16)
-    url, copies_url = (storage.join(folder, f"{shard}.parquet") for folder in (previous.labels, previous.selection))
-    ordinals = read_labels(url, ["ordinal"], entry).column("ordinal").to_numpy()
-    found = read_copies(copies_url, previous.copies.get(shard))
-    if len(found) != len(ordinals):
-        raise StageError(
-            f"{copies_url}: expected {len(ordinals)} rows, as in {url}, but got {len(found)}; "
-            "run stage=select for that generation again"
-        )
+    rows, copies = previous.read(shard, ["ordinal"])
+    ordinals = rows.column("ordinal").to_numpy()
     known = np.zeros(int(ordinals.max(initial=0)) + 2, np.uint16)
-    known[ordinals] = found
+    known[ordinals] = copies
     return known

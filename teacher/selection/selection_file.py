@@ -34,9 +34,10 @@ def selection_json(
     Raises:
         SelectError: the number of class names is not the rule's number of classes.
     """
-    classes = [_class_json(selection, index) for index in range(selection.rule.num_classes)]
-    exclusions = _exclusions_json(selection.exclusions)
-    return {"schema_version": SCHEMA_VERSION} | _content(selection.rule, exclusions, classes, counts, class_names)
+    rule = selection.source.rule
+    classes = [_class_json(rule, selection.cutoffs, index) for index in range(rule.num_classes)]
+    exclusions = _exclusions_json(selection.source.exclusions)
+    return {"schema_version": SCHEMA_VERSION} | _content(rule, exclusions, classes, counts, class_names)
 
 
 def reused_json(
@@ -70,7 +71,9 @@ def _content(
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
     if class_names is not None:
-        _add_names(classes, class_names)
+        if len(class_names) != len(classes):
+            raise SelectError(f"class names: expected {len(classes)}, one per class, but got {len(class_names)}")
+        classes = [entry | {"name": name} for entry, name in zip(classes, class_names, strict=True)]
     totals = {name: sum(getattr(shard, name) for shard in counts.values()) for name in ShardCounts.__annotations__}
     reasons = {name: totals.pop(name) for name in REASONS}
     return {
@@ -84,8 +87,7 @@ def _content(
     }
 
 
-def _class_json(selection: Selection, index: int) -> dict[str, Any]:
-    rule, cutoffs = selection.rule, selection.cutoffs
+def _class_json(rule: SelectRule, cutoffs: Cutoffs, index: int) -> dict[str, Any]:
     copies, base = int(cutoffs.copies[index]), int(cutoffs.base_copies[index])
     one_more_from = _cut_off(cutoffs, index)
     threshold = {"confidence": float(rule.thresholds[index]), "hash": _NO_HASH}
@@ -122,13 +124,6 @@ def _reused_class_json(classes: ReusedClasses, index: int) -> dict[str, Any]:
         "cut_off": {"confidence": lowest, "hash": _NO_HASH},
         "shortfall": 0,
     }
-
-
-def _add_names(classes: list[dict[str, Any]], class_names: Sequence[str]) -> None:
-    if len(class_names) != len(classes):
-        raise SelectError(f"class names: expected {len(classes)}, one per class, but got {len(class_names)}")
-    for entry, name in zip(classes, class_names, strict=True):
-        entry["name"] = name
 
 
 def _exclusions_json(exclusions: Exclusions) -> dict[str, Any]:

@@ -7,23 +7,22 @@ The first selection of some labels searches the images for near-duplicates of he
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
-from data.labels.label_files import LabeledShard, read_labels_manifest
-from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, Layout
+from data.labels.label_files import read_labels_manifest
+from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, SELECTION_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import as_json, compare, print_changes, side
-from teacher.executors import ReportProgress, in_ray_tasks, threads_or_processes
+from teacher.executors import Executor, RayTasks, ReportProgress, Threads, threads_or_processes
 from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
 from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
@@ -33,7 +32,6 @@ from teacher.selection.quota_search import select_shards
 from teacher.selection.reuse import every_row, previous_selection, reuse_images
 from teacher.selection.selection_file import reused_json, selection_json
 
-SELECTION_NAME = "selection.json"
 _NUM_THREADS = 2
 
 
@@ -103,8 +101,9 @@ def _select(
 ) -> None:
     labeled = read_labels_manifest(layout.labels)
     exclusions = Exclusions(read_listing(searched) if searched else {}, read_keys(config.data.exclude))
+    source = LabelSource(layout.labels, every_row(labels["summary"]["num_classes"]), exclusions, labeled)
     choose = _reuse if keeps_images(config, layout) else _choose
-    content = choose(config, layout, labels["summary"], labeled, exclusions, stage.folder)
+    content = choose(config, layout, source, labels["summary"]["class_names"], stage.folder)
     print_precision(content["precision"])
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
     outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in labeled)]
@@ -117,22 +116,17 @@ def _select(
 
 
 def _choose(
-    config: Config,
-    layout: Layout,
-    labels: Mapping[str, Any],
-    labeled: Mapping[str, LabeledShard],
-    exclusions: Exclusions,
-    out_dir: str,
+    config: Config, layout: Layout, source: LabelSource, class_names: Sequence[str] | None, out_dir: str
 ) -> dict[str, Any]:
-    """Choose by confidence; return the content of selection.json. `labels` is the label stage's summary."""
-    shards, minimum, target = list(labeled), config.select.confidence_threshold, config.select.target_precision
+    """Choose by confidence; return the content of selection.json. `source`: its rule is not used."""
+    shards, minimum, target = list(source.labeled), config.select.confidence_threshold, config.select.target_precision
     validation = ValidationLabels.read(layout)
-    rule = make_rule(config.select, labels["num_classes"], validation)
-    exclusions = _with_hash_groups(config, LabelSource(layout.labels, rule, exclusions, labeled))
-    with _workers(config.ray_address, len(shards)) as workers:
-        selection = select_shards(layout.labels, shards, rule, exclusions, labeled=labeled, **workers)
-        counts = write_all_copies(selection, layout.labels, shards, out_dir, labeled=labeled, **workers)
-    content = selection_json(selection, counts, labels["class_names"])
+    rule = make_rule(config.select, source.rule.num_classes, validation)
+    source = _with_hash_groups(config, replace(source, rule=rule))
+    with _executor(config.ray_address, len(shards)) as executor:
+        selection = select_shards(source, shards, executor)
+        counts = write_all_copies(selection, shards, out_dir, executor)
+    content = selection_json(selection, counts, class_names)
     if content["totals"]["kept"] == 0:
         reasons = {name.replace("_", " "): number for name, number in content["reasons"].items() if number}
         why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
@@ -144,46 +138,41 @@ def _choose(
 
 
 def _reuse(
-    config: Config,
-    layout: Layout,
-    labels: Mapping[str, Any],
-    labeled: Mapping[str, LabeledShard],
-    exclusions: Exclusions,
-    out_dir: str,
+    config: Config, layout: Layout, source: LabelSource, class_names: Sequence[str] | None, out_dir: str
 ) -> dict[str, Any]:
     """As `_choose`, but take the images of the generation before."""
-    num_classes, (reuse_from, _) = labels["num_classes"], previous_selection(layout)
-    source = LabelSource(layout.labels, every_row(num_classes), exclusions, labeled)
-    with _workers(config.ray_address, len(labeled)) as workers:
-        counts, classes = reuse_images(layout, source, reuse_from, out_dir, **workers)
-    content = reused_json(reuse_from, exclusions, classes, counts, labels["class_names"])
+    reuse_from, _ = previous_selection(layout)
+    with _executor(config.ray_address, len(source.labeled)) as executor:
+        counts, classes = reuse_images(layout, source, reuse_from, out_dir, executor)
+    content = reused_json(reuse_from, source.exclusions, classes, counts, class_names)
     if content["totals"]["kept"] == 0:
         raise StageError(
             f"{layout.labels}: no image of the generation before is left to reuse; set select.keep_images=false"
         )
-    precision = precision_json(ValidationLabels.read(layout), np.zeros(num_classes, np.float32), None, 0.0)
+    precision = precision_json(ValidationLabels.read(layout), source.rule.thresholds, None, 0.0)
     return content | {"precision": precision}
 
 
 @contextmanager
-def _workers(ray_address: str | None, num_shards: int) -> Iterator[dict[str, Any]]:
-    """How to split the work: Ray tasks on a cluster, up to one per CPU; here threads, or processes if there are many shards."""
+def _executor(ray_address: str | None, num_shards: int) -> Iterator[Executor]:
+    """Ray tasks on a cluster, up to one per CPU; here threads, or processes if there are many shards."""
     if ray_address is not None:  # importing Ray takes longer than most selections
         from pipeline.core.ray_runtime import num_cpus, start_ray
 
         start_ray(ray_address)
-        yield {"executor": in_ray_tasks, "num_workers": num_cpus(), "progress": _progress_bars()}
+        yield RayTasks(num_cpus(), _progress_bars())
         return
-    with threads_or_processes(num_shards) as (executor, number):
-        yield {"executor": executor, "num_workers": number, "progress": _progress_bars()}
+    with threads_or_processes(num_shards, _progress_bars()) as executor:
+        yield executor
 
 
-def _with_hash_groups(config: Config, source: LabelSource) -> Exclusions:
+def _with_hash_groups(config: Config, source: LabelSource) -> LabelSource:
     max_images = config.select.max_near_duplicates
     if max_images is None:
-        return source.exclusions
-    options: dict[str, Any] = {"num_workers": _NUM_THREADS, "progress": _progress_bars()}
-    return replace(source.exclusions, hash_groups=find_hash_groups(source, list(source.labeled), max_images, **options))
+        return source
+    threads = Threads(_NUM_THREADS, _progress_bars())
+    groups = find_hash_groups(source, list(source.labeled), max_images, threads=threads)
+    return replace(source, exclusions=replace(source.exclusions, hash_groups=groups))
 
 
 def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:

@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tests.chaos import suite
 from tests.chaos.world import DAMAGED, PER_SHARD, World
 from tests.digits_run import label_and_selection_bytes
 
 Identity = tuple[str, int]  # shard, ordinal
 
 
-@dataclass
-class Outcome:
-    """The result of one fault: counts over its runs, and `problems` in words."""
+COLUMNS = ("times", "images", "labels", "quarantined", "lost", "duplicated")
 
-    times: int = 0
+
+@dataclass
+class Outcome(suite.Outcome):
+    """Counts over the runs under one fault; `skipped`: why it was not injected."""
+
     images: int = 0
     labels: int = 0
     quarantined: int = 0
     lost: int = 0
     duplicated: int = 0
-    same: bool = True
-    seconds: float = 0.0
     skipped: str = ""
-    problems: list[str] = field(default_factory=list)
-
-    def expect(self, holds: object, problem: str) -> None:
-        """Add the problem unless the condition holds."""
-        if not holds:
-            self.problems.append(problem)
 
     @property
     def is_good(self) -> bool:
         """Whether no image is lost or duplicated, the bytes are the same, and the fault did happen."""
         fine = self.same and not (self.lost or self.duplicated or self.problems)
         return bool(self.skipped) or (fine and self.times > 0)
+
+    def row(self) -> list[object]:
+        """The values of COLUMNS, whether the bytes are the same, and the seconds."""
+        if self.skipped:
+            return [f"skipped: {self.skipped}"]
+        return [*(getattr(self, column) for column in COLUMNS), "yes" if self.same else "NO", self.seconds]
 
 
 def count(world: World, run_dir: Path, outcome: Outcome) -> None:

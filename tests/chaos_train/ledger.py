@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.training.checkpoint import load_newest
+from tests.chaos import suite
 from tests.chaos_train.world import World, notes_of
 
 Keys = dict[tuple[int, int], list[str]]  # (rank, step) → keys of the images
@@ -18,24 +19,15 @@ COLUMNS = ("times", "steps", "steps lost", "images", "repeated", "skipped", "sam
 
 
 @dataclass
-class Outcome:
-    """Sums over the runs under one fault; `problems` in words."""
+class Outcome(suite.Outcome):
+    """Sums over the runs under one fault."""
 
-    times: int = 0
     steps: int = 0
     steps_lost: int = 0  # repeated after a kill
     images: int = 0
     repeated: int = 0
     skipped: int = 0
-    same: bool = True
     back_s: float = 0.0  # longest time from the start of a continued `fit` to its first step
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    def expect(self, holds: object, problem: str) -> None:
-        """Add the problem unless the condition holds."""
-        if not holds:
-            self.problems.append(problem)
 
     @property
     def is_good(self) -> bool:

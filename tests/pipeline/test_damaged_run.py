@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.json_files import read_json
 from data.labels.pseudo_labels import PseudoLabels
 from pipeline.core.stage import StageError
-from pipeline.evaluation.speed_file import write_speed
+from pipeline.evaluation.summary import write_speed
 from pipeline.export.plan import ExportFile
 from pipeline.export.tasks import ExportJob, make_file
 from pipeline.inputs.batches import TrainBatches

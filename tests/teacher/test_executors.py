@@ -19,13 +19,13 @@ import pytest
 import ray
 
 from pipeline.core.ray_runtime import start_ray
-from teacher.executors import MANY_SHARDS, Executor, in_ray_tasks, in_threads, processes
+from teacher.executors import MANY_SHARDS, Executor, RayTasks, Threads, processes
 from teacher.selection.copies import write_all_copies
-from teacher.selection.label_reader import Exclusions
+from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.quota_search import select_shards
 from teacher.selection.rule import SelectError, SelectRule
 from teacher.selection.selection_file import selection_json
-from teacher.selection.stage import _workers
+from teacher.selection.stage import _executor
 
 RULE = SelectRule(num_classes=6, confidence_threshold=0.3, per_class=120, max_copies=4)
 SHARDS = [f"shard-{number}" for number in range(9)]
@@ -55,52 +55,46 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def selected_bytes(
-    labels: Path, out: Path, executor: Executor, num_workers: int, shards: Sequence[str] = SHARDS
-) -> dict[str, bytes]:
+def selected_bytes(labels: Path, out: Path, executor: Executor, shards: Sequence[str] = SHARDS) -> dict[str, bytes]:
     exclusions = Exclusions(keys=frozenset({"shard-3-7"}), held_out_samples={"shard-2": [1, 2, 30]})
-    selection = select_shards(
-        str(labels), shards, RULE, exclusions, num_workers=num_workers, executor=executor, max_candidates=20
-    )
-    counts = write_all_copies(selection, str(labels), shards, str(out), num_workers=num_workers, executor=executor)
+    selection = select_shards(LabelSource(str(labels), RULE, exclusions), shards, executor, max_candidates=20)
+    counts = write_all_copies(selection, shards, str(out), executor)
     content = selection_json(selection, {shard: counts[shard] for shard in SHARDS})
     return {path.name: path.read_bytes() for path in out.iterdir()} | {"json": json.dumps(content).encode()}
 
 
 @pytest.fixture(scope="module")
 def expected(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    files = selected_bytes(labels, tmp_path_factory.mktemp("one"), in_threads, 1)
+    files = selected_bytes(labels, tmp_path_factory.mktemp("one"), Threads(1))
     assert sorted(files) == ["json", *(f"{shard}.parquet" for shard in SHARDS)]
     return files
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize(
-    ("executor", "num_workers"),
-    [(in_threads, 2), (in_threads, 7), (in_ray_tasks, 1), (in_ray_tasks, 2), (in_ray_tasks, 99)],
-)
+@pytest.mark.parametrize("executor", [Threads(2), Threads(7), RayTasks(1), RayTasks(2), RayTasks(99)], ids=repr)
 def test_the_bytes_are_the_same_however_the_label_files_are_shared_out(
-    labels: Path, tmp_path: Path, expected: dict[str, bytes], executor: Executor, num_workers: int, backwards: bool
+    labels: Path, tmp_path: Path, expected: dict[str, bytes], executor: Executor, backwards: bool
 ) -> None:
     shards = SHARDS[::-1] if backwards else SHARDS
-    assert selected_bytes(labels, tmp_path, executor, num_workers, shards) == expected
+    assert selected_bytes(labels, tmp_path, executor, shards) == expected
 
 
 def test_the_bytes_are_the_same_when_processes_share_the_label_files(
     labels: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    with processes(2) as executor:
-        for number in (1, 2, 7):
-            assert selected_bytes(labels, tmp_path / str(number), executor, number) == expected
+    for number in (1, 2, 7):
+        with processes(number) as executor:
+            assert selected_bytes(labels, tmp_path / str(number), executor) == expected
 
 
 def test_the_stage_takes_threads_processes_or_the_cluster_that_it_is_given() -> None:
-    with _workers("the cluster that runs", 1) as on_cluster:
-        assert (on_cluster["executor"], on_cluster["num_workers"]) == (in_ray_tasks, ray.cluster_resources()["CPU"])
-    with _workers(None, MANY_SHARDS - 1) as here:
-        assert here["executor"] is in_threads
-    with _workers(None, MANY_SHARDS) as here:
-        (process,) = here["executor"](_process_ids, ["a"], 1, "test")
+    with _executor("the cluster that runs", 1) as on_cluster:
+        assert isinstance(on_cluster, RayTasks)
+        assert on_cluster.num_workers == ray.cluster_resources()["CPU"]
+    with _executor(None, MANY_SHARDS - 1) as here:
+        assert isinstance(here, Threads)
+    with _executor(None, MANY_SHARDS) as here:
+        process, *_ = here(_process_ids, ["a"], "test")
     assert process != os.getpid()
 
 
@@ -113,7 +107,7 @@ def test_an_error_in_a_process_is_raised_as_it_was(tmp_path: Path) -> None:
         pytest.raises(SelectError, match=r"^\S*gone\.parquet: no such label file; run stage=label"),
         processes(1) as executor,
     ):
-        select_shards(str(tmp_path), ["gone"], RULE, executor=executor)
+        select_shards(LabelSource(str(tmp_path), RULE), ["gone"], executor)
 
 
 def _refused(shards: Iterable[str]) -> None:
@@ -122,7 +116,7 @@ def _refused(shards: Iterable[str]) -> None:
 
 def test_a_tasks_own_connection_error_is_not_taken_for_a_lost_process() -> None:
     with pytest.raises(ConnectionRefusedError, match=r"^the store is away"), processes(1) as executor:
-        list(executor(_refused, ["a"], 1, "count"))
+        list(executor(_refused, ["a"], "count"))
 
 
 def _end(shards: Iterable[str]) -> None:
@@ -134,7 +128,7 @@ def test_a_process_that_was_killed_is_told_in_a_sentence() -> None:
         pytest.raises(OSError, match=r"^a worker process of this command was killed during 'count' \(out of memory"),
         processes(2) as executor,
     ):
-        list(executor(_end, ["a", "b"], 2, "count"))
+        list(executor(_end, ["a", "b"], "count"))
 
 
 def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Path) -> None:
@@ -143,7 +137,7 @@ def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Pa
         "from teacher.executors import processes\n"
         "from tests.teacher.test_executors import _process_ids\n"
         "with processes(1) as executor:\n"
-        "    (number,) = executor(_process_ids, ['a'], 1, 'test')\n"
+        "    (number,) = executor(_process_ids, ['a'], 'test')\n"
         "    print(number, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -161,7 +155,7 @@ def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Pa
 
 def test_an_error_in_a_task_is_raised_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(SelectError, match=r"^\S*gone\.parquet: no such label file; run stage=label") as caught:
-        select_shards(str(tmp_path), ["gone"], RULE, executor=in_ray_tasks)
+        select_shards(LabelSource(str(tmp_path), RULE), ["gone"], RayTasks())
     assert type(caught.value) is SelectError
 
 
@@ -170,12 +164,12 @@ def test_a_bug_in_a_task_is_raised_with_its_place() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match=r"(?s)in task.*a bug"):
-        list(in_ray_tasks(task, ["a"], 1, "test"))
+        list(RayTasks()(task, ["a"], "test"))
 
 
 def test_progress_counts_the_shards_that_are_done() -> None:
     seen: list[tuple[str, int, int]] = []
-    parts = in_ray_tasks(list, ["a", "b", "c"], 2, "read", lambda *now: seen.append(now))
+    parts = RayTasks(2, lambda *now: seen.append(now))(list, ["a", "b", "c"], "read")
     assert sorted(shard for part in parts for shard in part) == ["a", "b", "c"]
     assert seen[-1] == ("read", 3, 3)
     assert len(seen) == 2

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.core.schema.section import RESUMABLE, RUNTIME, Section, fields_of
+from pipeline.core.schema.section import RESUMABLE, Section, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
     DataConfig,
@@ -32,20 +32,16 @@ def _check_generations(value: Any) -> Any:
 class Config(Section):
     """One run."""
 
-    run_dir: str = Field("", description="where everything goes: a folder or an fsspec URL", json_schema_extra=RUNTIME)
+    run_dir: str = runtime("", "where everything goes: a folder or an fsspec URL")
     seed: int = Field(0, ge=0)
-    generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = Field(
+    generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = setting(
         1,
-        description="self-training rounds: each student teaches the next; auto: go on while it beats its teacher on data.validation",
+        "self-training rounds: each student teaches the next; auto: go on while it beats its teacher on data.validation",
     )
-    max_generations: int = Field(3, ge=1, description="with generations=auto: the maximum")
+    max_generations: int = setting(3, "with generations=auto: the maximum", ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(2, ge=1, description="CPU threads of training and evaluation in one process")
-    ray_address: str | None = Field(
-        None,
-        description="a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS",
-        json_schema_extra=RUNTIME,
-    )
+    threads: int = setting(2, "CPU threads of training and evaluation in one process", ge=1)
+    ray_address: str | None = runtime(None, "a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS")
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     label: LabelConfig = LabelConfig()
@@ -116,15 +112,15 @@ class Config(Section):
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """`{dotted field: value}` of the fields that a stage's output depends on."""
+        return self.values_of(fields_in_force(find(stage).fingerprint, self))
+
+    def values_of(self, names: Iterable[str]) -> dict[str, Any]:
+        """`{dotted field: value}` of fields and whole sections, as a fingerprint has them."""
         found: dict[str, Any] = {}
-        for name in fields_in_force(find(stage).fingerprint, self):
+        for name in names:
             value = self.resolved_device() if name == "device" else attrgetter(name)(self)
             found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
         return found
-
-    def numerics(self) -> dict[str, Any]:
-        """The run's fields that every trained or predicted number depends on."""
-        return {"seed": self.seed, "device": self.resolved_device(), "threads": self.threads}
 
 
 @cache

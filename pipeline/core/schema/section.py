@@ -10,8 +10,6 @@ from pydantic.fields import FieldInfo
 
 from data.storage.redact import redacted
 
-# Marks of fields. RUNTIME: changes how fast or how loudly a stage runs, never its output, so it is in no fingerprint. RESUMABLE: is in
-# the fingerprint, but may change while a stage is not done. BY_DIGEST: the fingerprint has the digest of what it names, not its value.
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
 BY_DIGEST: dict[str, Any] = {"by_digest": True}
@@ -20,6 +18,26 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Patterns = list[str]
+
+
+def setting(default: Any, meaning: str, **options: Any) -> Any:
+    """A field that counts in fingerprints. --help and docs/fields.md print `meaning`; `options`, as limits, are those of `Field`."""
+    return Field(default, description=meaning, **options)
+
+
+def runtime(default: Any, meaning: str, **options: Any) -> Any:
+    """A field that changes how fast or how loudly a stage runs, never its output, so it is in no fingerprint."""
+    return setting(default, meaning, json_schema_extra=RUNTIME, **options)
+
+
+def resumable(default: Any, meaning: str, **options: Any) -> Any:
+    """A field in the fingerprint that may change while a stage is not done."""
+    return setting(default, meaning, json_schema_extra=RESUMABLE, **options)
+
+
+def by_digest(default: Any, meaning: str, **options: Any) -> Any:
+    """A field of which the fingerprint has the digest of what it names, not its value."""
+    return setting(default, meaning, json_schema_extra=BY_DIGEST, **options)
 
 
 class Section(BaseModel):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from pipeline.core.schema.section import BY_DIGEST, RUNTIME, Fraction, Patterns, Section
+from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, runtime, setting
 from pipeline.core.schema.training import AugmentConfig
 
 
@@ -15,69 +15,44 @@ class DataConfig(Section):
     """Where the images are: paths, globs, brace expansions (`{000..999}`, `{a,b}`) or fsspec URLs of .tar shards. A path that exists as
     written names that file, whatever characters it has. The query of an http(s) URL (after `?`) is not expanded."""
 
-    labeled: Patterns = Field([], description="labeled training shards")
-    validation: Patterns = Field([], description="held-out labeled shards, for calibration and training curves")
-    unlabeled: Patterns = Field([], description="unlabeled shards")
-    test: Patterns = Field([], description="labeled test shards, read by evaluate; the report shows a few of them")
-    held_out_hashes: Patterns = Field(
-        [], description="hashes.parquet files of held-out images; their near-duplicates are not selected"
+    labeled: Patterns = setting([], "labeled training shards")
+    validation: Patterns = setting([], "held-out labeled shards, for calibration and training curves")
+    unlabeled: Patterns = setting([], "unlabeled shards")
+    test: Patterns = setting([], "labeled test shards, read by evaluate; the report shows a few of them")
+    held_out_hashes: Patterns = setting(
+        [], "hashes.parquet files of held-out images; their near-duplicates are not selected"
     )
-    exclude: str | None = Field(
-        None, description="text file of keys, one a line, that no stage trains on, labeled or not"
+    exclude: str | None = setting(None, "text file of keys, one a line, that no stage trains on, labeled or not")
+    truth: str | None = setting(
+        None, "Parquet of (shard, ordinal, label) for unlabeled images; only report and summary use it"
     )
-    truth: str | None = Field(
-        None,
-        description="Parquet of (shard, ordinal, label) for unlabeled images; only report and summary use it",
-    )
-    num_classes: int | None = Field(None, ge=2, description="needed only when no manifest has class names")
+    num_classes: int | None = setting(None, "needed only when no manifest has class names", ge=2)
 
 
 class LabelConfig(Section):
     """How the teacher labels."""
 
-    top_k: int = Field(
-        10, ge=1, description="probabilities kept per image; all of them when there are at most this many classes"
+    top_k: int = setting(10, "probabilities kept per image; all of them when there are at most this many classes", ge=1)
+    batch_size: int = setting(256, "images per forward pass", ge=1)
+    augment: AugmentConfig | None = setting(
+        None, "input noise while labeling, for Noisy Student's ablation; null: none, as published"
     )
-    batch_size: int = Field(256, ge=1, description="images per forward pass")
-    augment: AugmentConfig | None = Field(
-        None,
-        description="input noise while labeling, for Noisy Student's ablation; null: none, as published",
+    views: int = setting(1, "average the teacher over this many mirrored and shifted views", ge=1, le=10)
+    decoder: Literal["fast", "pillow"] = setting(
+        "fast", "pillow: exactly timm's pixels; fast: half the time, other rounding"
     )
-    views: int = Field(1, ge=1, le=10, description="average the teacher over this many mirrored and shifted views")
-    decoder: Literal["fast", "pillow"] = Field(
-        "fast", description="pillow: exactly timm's pixels; fast: half the time, other rounding"
+    workers: int | str = runtime(1, "labeling actors: a number, or MIN..MAX to scale with free resources")
+    gpus_per_worker: float = runtime(1, "GPUs per actor with device=cuda; actors with fractions share one", gt=0)
+    cpus_per_worker: float = runtime(1, "cores that Ray reserves for each actor", ge=0)
+    stall_timeout_s: float = runtime(600, "seconds without progress after which an actor is replaced", gt=0)
+    start_timeout_s: float = runtime(
+        600, "seconds for a running actor to load the model; the stage fails when no actor has", gt=0
     )
-    workers: int | str = Field(
-        1, description="labeling actors: a number, or MIN..MAX to scale with free resources", json_schema_extra=RUNTIME
-    )
-    gpus_per_worker: float = Field(
-        1,
-        gt=0,
-        description="GPUs per actor with device=cuda; actors with fractions share one",
-        json_schema_extra=RUNTIME,
-    )
-    cpus_per_worker: float = Field(
-        1, ge=0, description="cores that Ray reserves for each actor", json_schema_extra=RUNTIME
-    )
-    stall_timeout_s: float = Field(
-        600, gt=0, description="seconds without progress after which an actor is replaced", json_schema_extra=RUNTIME
-    )
-    start_timeout_s: float = Field(
-        600,
-        gt=0,
-        description="seconds for a running actor to load the model; the stage fails when no actor has",
-        json_schema_extra=RUNTIME,
-    )
-    threads: int = Field(2, ge=1, description="CPU threads of the model in each actor")
-    decode_threads: int = Field(2, ge=1, description="decoding threads in each actor", json_schema_extra=RUNTIME)
-    max_quarantined: Fraction = Field(
-        0.01, description="stop when a larger fraction of the images is quarantined", json_schema_extra=RUNTIME
-    )
-    max_damaged_shards: int = Field(
-        0,
-        ge=0,
-        description="stop when more shards are cut short or damaged; up to this many, images before the damage are labeled",
-        json_schema_extra=RUNTIME,
+    threads: int = setting(2, "CPU threads of the model in each actor", ge=1)
+    decode_threads: int = runtime(2, "decoding threads in each actor", ge=1)
+    max_quarantined: Fraction = runtime(0.01, "stop when a larger fraction of the images is quarantined")
+    max_damaged_shards: int = runtime(
+        0, "stop when more shards are cut short or damaged; up to this many, images before the damage are labeled", ge=0
     )
 
     @field_validator("workers")
@@ -97,30 +72,26 @@ class LabelConfig(Section):
 class SelectConfig(Section):
     """Which pseudo-labels the student trains on, and in how many copies."""
 
-    confidence_threshold: Fraction = Field(0.3, description="minimum confidence of a selected label")
-    target_precision: float | None = Field(
-        None, gt=0, lt=1, description="raise the threshold until this fraction of the labels above it is right"
+    confidence_threshold: Fraction = setting(0.3, "minimum confidence of a selected label")
+    target_precision: float | None = setting(
+        None, "raise the threshold until this fraction of the labels above it is right", gt=0, lt=1
     )
-    precision_by_class: bool = Field(
-        False, description="with target_precision: one threshold per class that has enough validation images"
+    precision_by_class: bool = setting(
+        False, "with target_precision: one threshold per class that has enough validation images"
     )
-    per_class: int | None = Field(
-        130_000, ge=1, description="images per class, most confident first; null: no balancing"
+    per_class: int | None = setting(130_000, "images per class, most confident first; null: no balancing", ge=1)
+    keep_images: bool = by_digest(
+        False, "from the second generation on: reuse the images and copies of the generation before, with new labels"
     )
-    keep_images: bool = Field(
-        False,
-        description="from the second generation on: reuse the images and copies of the generation before, with new labels",
-        json_schema_extra=BY_DIGEST,
-    )
-    max_copies: int = Field(10, ge=1, le=60_000, description="maximum copies of one image in a rare class")
-    copy_correlation: float = Field(
+    max_copies: int = setting(10, "maximum copies of one image in a rare class", ge=1, le=60_000)
+    copy_correlation: float = setting(
         0.99,
+        "minimum correlation of thumbnails for an image to count as a copy of a held-out one; 0.95 works for photos",
         ge=0.5,
         le=1,
-        description="minimum correlation of thumbnails for an image to count as a copy of a held-out one; 0.95 works for photos",
     )
-    max_near_duplicates: int | None = Field(
-        None, ge=1, description="maximum images with one perceptual hash, most confident first; null: no limit"
+    max_near_duplicates: int | None = setting(
+        None, "maximum images with one perceptual hash, most confident first; null: no limit", ge=1
     )
 
     @model_validator(mode="before")
@@ -135,77 +106,54 @@ class SelectConfig(Section):
 class ExportConfig(Section):
     """Pseudo-labels for other projects."""
 
-    out: str | None = Field(
-        None,
-        description="folder or URL of the versions v1, v2, …; null: RUN/exports",
-        json_schema_extra=RUNTIME,
+    out: str | None = runtime(None, "folder or URL of the versions v1, v2, …; null: RUN/exports")
+    format: Literal["shards", "parquet", "columns", "csv"] = setting(
+        "shards", "shards: images and labels; parquet, columns (tars beside the unlabeled shards), csv: labels alone"
     )
-    format: Literal["shards", "parquet", "columns", "csv"] = Field(
-        "shards",
-        description="shards: images and labels; parquet, columns (tars beside the unlabeled shards), csv: labels alone",
-    )
-    selected: bool = Field(True, description="only the images that the student trains on; false: all labels")
-    samples_per_shard: int = Field(10_000, ge=1, description="format=shards: maximum samples per shard")
-    bytes_per_shard: int | None = Field(None, ge=1, description="format=shards: maximum bytes of images per shard")
-    shuffle_shards: int = Field(
+    selected: bool = setting(True, "only the images that the student trains on; false: all labels")
+    samples_per_shard: int = setting(10_000, "format=shards: maximum samples per shard", ge=1)
+    bytes_per_shard: int | None = setting(None, "format=shards: maximum bytes of images per shard", ge=1)
+    shuffle_shards: int = setting(
         0,
+        "format=shards: shuffle images within windows of this many unlabeled shards, seeded (0: keep their order)",
         ge=0,
-        description="format=shards: shuffle images within windows of this many unlabeled shards, seeded (0: keep their order)",
     )
-    repeats: Literal["field", "written"] = Field(
-        "field", description="an image with several copies: field writes it once with their number, written repeats it"
+    repeats: Literal["field", "written"] = setting(
+        "field", "an image with several copies: field writes it once with their number, written repeats it"
     )
 
 
 class ServeConfig(Section):
     """Pseudo-labels over HTTP. No field is in a fingerprint: nothing is written."""
 
-    host: str = Field(
-        "127.0.0.1",
-        description="address to listen on; 0.0.0.0: all addresses of this machine",
-        json_schema_extra=RUNTIME,
-    )
-    port: int = Field(8080, ge=0, le=65_535, description="0: any free port", json_schema_extra=RUNTIME)
-    source: str = Field(
+    host: str = runtime("127.0.0.1", "address to listen on; 0.0.0.0: all addresses of this machine")
+    port: int = runtime(8080, "0: any free port", ge=0, le=65_535)
+    source: str = runtime(
         "run",
+        "run: join labels to the unlabeled shards while sending; or an export: latest, v1, v2, …",
         pattern=r"^(run|latest|v[1-9]\d*)$",
-        description="run: join labels to the unlabeled shards while sending; or an export: latest, v1, v2, …",
-        json_schema_extra=RUNTIME,
     )
-    token_file: str | None = Field(
-        None,
-        description="file with the token that clients must send; or set NOISY_STUDENT_SERVER_TOKEN",
-        json_schema_extra=RUNTIME,
+    token_file: str | None = runtime(
+        None, "file with the token that clients must send; or set NOISY_STUDENT_SERVER_TOKEN"
     )
-    open_to_all: bool = Field(
-        False,
-        description="without a token, answer everyone, also beyond loopback and under any Host",
-        json_schema_extra=RUNTIME,
-    )
-    max_connections: int = Field(
-        256, ge=1, description="concurrent answers; further clients are told to retry", json_schema_extra=RUNTIME
-    )
-    grace_s: float = Field(
-        30, ge=0, description="seconds to finish running answers after Ctrl-C", json_schema_extra=RUNTIME
-    )
+    open_to_all: bool = runtime(False, "without a token, answer everyone, also beyond loopback and under any Host")
+    max_connections: int = runtime(256, "concurrent answers; further clients are told to retry", ge=1)
+    grace_s: float = runtime(30, "seconds to finish running answers after Ctrl-C", ge=0)
 
 
 class EvaluateConfig(Section):
     """What is measured on the test images besides accuracy."""
 
-    robustness_images: int = Field(
-        0, ge=0, description="test images, chosen by the seed, to evaluate under 15 corruptions × 5 severities"
+    robustness_images: int = setting(
+        0, "test images, chosen by the seed, to evaluate under 15 corruptions × 5 severities", ge=0
     )
 
 
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = Field(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = runtime(
         "resnet_rs",
-        description="ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student",
-        json_schema_extra=RUNTIME,
+        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student",
     )
-    seeds: int = Field(
-        3, ge=1, description="trainings per row, with seeds seed, seed + 1, …", json_schema_extra=RUNTIME
-    )
+    seeds: int = runtime(3, "trainings per row, with seeds seed, seed + 1, …", ge=1)

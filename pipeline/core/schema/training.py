@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from data.settings import UsageError
-from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Fraction, Positive, PositiveFraction, Section
+from pipeline.core.schema.section import (
+    Fraction,
+    Positive,
+    PositiveFraction,
+    Section,
+    by_digest,
+    resumable,
+    runtime,
+    setting,
+)
 
 _MAX_SHARE_OF_LAST_BATCH = 0.5
 
@@ -21,107 +30,90 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
 class AugmentConfig(Section):
     """Input noise, in training only."""
 
-    crop: Literal["random_resized_crop", "pad_crop"] = Field(
-        "random_resized_crop", description="how to bring an image to image_size"
+    crop: Literal["random_resized_crop", "pad_crop"] = setting(
+        "random_resized_crop", "how to bring an image to image_size"
     )
-    crop_scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = Field(
-        (0.08, 1.0), description="area range of random_resized_crop"
+    crop_scale: Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_check_range)] = setting(
+        (0.08, 1.0), "area range of random_resized_crop"
     )
-    crop_ratio: Annotated[tuple[Positive, Positive], AfterValidator(_check_range)] = Field(
-        (3 / 4, 4 / 3), description="aspect range of random_resized_crop"
+    crop_ratio: Annotated[tuple[Positive, Positive], AfterValidator(_check_range)] = setting(
+        (3 / 4, 4 / 3), "aspect range of random_resized_crop"
     )
-    pad: int = Field(4, ge=0, description="pixels of padding for pad_crop")
-    hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
-    num_ops: int = Field(2, ge=0, description="RandAugment: operations per image (0: none)")
-    magnitude: float = Field(
-        15, ge=0, le=30, description="RandAugment: magnitude on the published scale, not clipped at 10"
-    )
-    rotation: float = Field(0, ge=0, le=180, description="affine jitter: degrees, uniform in ±")
-    zoom: float = Field(0, ge=0, lt=1, description="affine jitter: scale, uniform in 1 ±")
-    translate: float = Field(0, ge=0, lt=1, description="affine jitter: fraction of the side, uniform in ±")
-    shear: float = Field(0, ge=0, le=1, description="affine jitter: shear factor, uniform in ±")
-    brightness: float = Field(0, ge=0, le=1, description="brightness factor, uniform in 1 ±")
-    contrast: float = Field(0, ge=0, le=1, description="contrast factor, uniform in 1 ±")
-    cutout: int = Field(0, ge=0, description="side in pixels of a grey square at a random place (0: none)")
+    pad: int = setting(4, "pixels of padding for pad_crop", ge=0)
+    hflip: Fraction = setting(0.5, "probability of a horizontal flip")
+    num_ops: int = setting(2, "RandAugment: operations per image (0: none)", ge=0)
+    magnitude: float = setting(15, "RandAugment: magnitude on the published scale, not clipped at 10", ge=0, le=30)
+    rotation: float = setting(0, "affine jitter: degrees, uniform in ±", ge=0, le=180)
+    zoom: float = setting(0, "affine jitter: scale, uniform in 1 ±", ge=0, lt=1)
+    translate: float = setting(0, "affine jitter: fraction of the side, uniform in ±", ge=0, lt=1)
+    shear: float = setting(0, "affine jitter: shear factor, uniform in ±", ge=0, le=1)
+    brightness: float = setting(0, "brightness factor, uniform in 1 ±", ge=0, le=1)
+    contrast: float = setting(0, "contrast factor, uniform in 1 ±", ge=0, le=1)
+    cutout: int = setting(0, "side in pixels of a grey square at a random place (0: none)", ge=0)
 
 
 class TrainConfig(Section):
     """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
 
-    model: str = Field("resnetrs50", description="resnetrs26 … resnetrs420, or any timm model")
-    model_args: dict[str, Any] = Field({}, description="for ResNet-RS: width, blocks; for a timm model: its arguments")
-    image_size: int = Field(224, ge=8, description="pixels")
-    crop_pct: float = Field(
-        0.875, gt=0, le=1, description="evaluation: side of the centre crop as a fraction of the resized side"
+    model: str = setting("resnetrs50", "resnetrs26 … resnetrs420, or any timm model")
+    model_args: dict[str, Any] = setting({}, "for ResNet-RS: width, blocks; for a timm model: its arguments")
+    image_size: int = setting(224, "pixels", ge=8)
+    crop_pct: float = setting(
+        0.875, "evaluation: side of the centre crop as a fraction of the resized side", gt=0, le=1
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="per-channel mean of pixels in 0 to 1")
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="per-channel deviation of pixels in 0 to 1"
+    mean: tuple[float, float, float] = setting((0.485, 0.456, 0.406), "per-channel mean of pixels in 0 to 1")
+    std: tuple[Positive, Positive, Positive] = setting(
+        (0.229, 0.224, 0.225), "per-channel deviation of pixels in 0 to 1"
     )
-    augment: AugmentConfig = Field(AugmentConfig(), description="input noise")
-    augment_on: Literal["host", "device"] = Field(
-        "host",
-        description="device: add noise to whole batches on the model's device, all but crop, flip and affine jitter",
+    augment: AugmentConfig = setting(AugmentConfig(), "input noise")
+    augment_on: Literal["host", "device"] = setting(
+        "host", "device: add noise to whole batches on the model's device, all but crop, flip and affine jitter"
     )
-    decoder: Literal["fast", "pillow"] = Field(
-        "pillow",
-        description="for training; fast: decode JPEGs that are four times too large for their crop at reduced size",
+    decoder: Literal["fast", "pillow"] = setting(
+        "pillow", "for training; fast: decode JPEGs that are four times too large for their crop at reduced size"
     )
-    epochs: float = Field(350, gt=0, description="passes over the labeled images")
-    batch_size: int = Field(4096, ge=1, description="images per step over all workers, including pseudo-labeled ones")
-    accumulate_steps: int = Field(
+    epochs: float = setting(350, "passes over the labeled images", gt=0)
+    batch_size: int = setting(4096, "images per step over all workers, including pseudo-labeled ones", ge=1)
+    accumulate_steps: int = resumable(
         1,
+        "micro-batches whose gradients are added up to one step of batch_size images, to fit memory; batch norm sees each by itself",
         ge=1,
-        description="micro-batches whose gradients are added up to one step of batch_size images, to fit memory; batch norm sees each "
-        "by itself",
-        json_schema_extra=RESUMABLE,
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: bool = runtime(
         False,
-        description="keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
-        json_schema_extra=RUNTIME,
+        "keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
     )
-    lr: float = Field(0.1, gt=0, description="peak learning rate per 256 images of batch_size")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (not Nesterov)")
-    weight_decay: float = Field(4e-5, ge=0, description="on all parameters except those of batch norm")
-    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
-    lr_schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training"
+    lr: float = setting(0.1, "peak learning rate per 256 images of batch_size", gt=0)
+    momentum: float = setting(0.9, "SGD momentum (not Nesterov)", ge=0, lt=1)
+    weight_decay: float = setting(4e-5, "on all parameters except those of batch norm", ge=0)
+    warmup_epochs: float = setting(5, "linear warm-up from 0", ge=0)
+    lr_schedule: Literal["cosine", "step"] = setting(
+        "cosine", "after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training"
     )
     label_smoothing: Fraction = 0.1
-    mixup: float = Field(0, ge=0, description="alpha of mixup's Beta distribution (0: none)")
-    dropout: Fraction = Field(0.25, description="after global pooling")
-    stochastic_depth: Fraction = Field(0, description="drop rate of the last stage's blocks")
-    ema_decay: Fraction = Field(0.9999, description="limit of min(decay, (1+t)/(10+t))")
-    bn_momentum: float = Field(
+    mixup: float = setting(0, "alpha of mixup's Beta distribution (0: none)", ge=0)
+    dropout: Fraction = setting(0.25, "after global pooling")
+    stochastic_depth: Fraction = setting(0, "drop rate of the last stage's blocks")
+    ema_decay: Fraction = setting(0.9999, "limit of min(decay, (1+t)/(10+t))")
+    bn_momentum: float = setting(
         1.0,
+        "share of the newest batch, as in torch; 1.0: statistics of the last batch, averaged by the EMA",
         gt=0,
         le=1,
-        description="share of the newest batch, as in torch; 1.0: statistics of the last batch, averaged by the EMA",
     )
-    eval_every_epochs: float = Field(
-        5, gt=0, description="epochs between measurements of the EMA weights' validation accuracy"
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: autocast, for GPUs; for training, labeling and evaluation"
+    eval_every_epochs: float = setting(5, "epochs between measurements of the EMA weights' validation accuracy", gt=0)
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "bf16: autocast, for GPUs; for training, labeling and evaluation"
     )
     channels_last: bool = False
-    compile: bool = Field(False, description="torch.compile")
-    workers: int = Field(
-        1, ge=1, description="training processes; two or more run under Ray Train", json_schema_extra=RESUMABLE
-    )
-    max_failures: int = Field(
-        3, ge=0, description="how often to restart lost training processes", json_schema_extra=RUNTIME
-    )
-    loader_workers: int = Field(
-        1, ge=0, description="loading processes per training process", json_schema_extra=RUNTIME
-    )
-    checkpoint_every_s: float = Field(60, ge=0, description="seconds between checkpoints", json_schema_extra=RUNTIME)
-    keep_checkpoints: int = Field(
-        2, ge=1, description="newest checkpoints to keep, besides the best one", json_schema_extra=RUNTIME
-    )
-    log_every_steps: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    compile: bool = setting(False, "torch.compile")
+    workers: int = resumable(1, "training processes; two or more run under Ray Train", ge=1)
+    max_failures: int = runtime(3, "how often to restart lost training processes", ge=0)
+    loader_workers: int = runtime(1, "loading processes per training process", ge=0)
+    checkpoint_every_s: float = runtime(60, "seconds between checkpoints", ge=0)
+    keep_checkpoints: int = runtime(2, "newest checkpoints to keep, besides the best one", ge=1)
+    log_every_steps: int = setting(50, "steps between lines of metrics.jsonl", ge=1)
 
     @property
     def labeled_per_step(self) -> int:
@@ -149,52 +141,38 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The teacher: trained here, or elsewhere (`weights`)."""
 
-    weights: str | None = Field(
-        None, description="weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)"
-    )
-    class_names: str | None = Field(
+    weights: str | None = setting(None, "weights trained elsewhere: a file, a weights folder, or 'pretrained' (timm's)")
+    class_names: str | None = by_digest(
         None,
-        description="of `weights`: text file of class names, one a line, in the order of its outputs; they are reordered to the data's",
-        json_schema_extra=BY_DIGEST,
+        "of `weights`: text file of class names, one a line, in the order of its outputs; they are reordered to the data's",
     )
-    ensemble: list[str] = Field(
-        [],
-        description="folders of further teachers (gen-N/teacher or gen-N/student of runs); labels are the mean over all",
-        json_schema_extra=BY_DIGEST,
+    ensemble: list[str] = by_digest(
+        [], "folders of further teachers (gen-N/teacher or gen-N/student of runs); labels are the mean over all"
     )
-    expected_top1: Fraction | None = Field(
-        None,
-        description="top-1 of `weights` on the validation images; checked before labeling",
-        json_schema_extra=RUNTIME,
+    expected_top1: Fraction | None = runtime(
+        None, "top-1 of `weights` on the validation images; checked before labeling"
     )
-    accuracy_tolerance: Fraction = Field(
-        0.02, description="how far below expected_top1 the check may find the top-1", json_schema_extra=RUNTIME
-    )
+    accuracy_tolerance: Fraction = runtime(0.02, "how far below expected_top1 the check may find the top-1")
 
 
 class StudentConfig(TrainConfig):
     """The student: noised, trained on labeled and pseudo-labeled images together."""
 
-    unlabeled_ratio: int = Field(
-        3, ge=0, description="pseudo-labeled images per labeled one in every batch (0: labeled images alone)"
+    unlabeled_ratio: int = setting(
+        3, "pseudo-labeled images per labeled one in every batch (0: labeled images alone)", ge=0
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
-    from_teacher: bool = Field(
-        False,
-        description="start from the teacher's weights: the same model, or a ResNet-RS with more blocks and the same width",
+    from_teacher: bool = setting(
+        False, "start from the teacher's weights: the same model, or a ResNet-RS with more blocks and the same width"
     )
-    pseudo_label_temperature: float = Field(1.0, gt=0, description="below 1 sharpens soft pseudo-labels")
-    fix_resolution_epochs: float = Field(
-        0,
-        ge=0,
-        description="after the training: epochs of the last layers at a larger image size, on labeled images without noise",
+    pseudo_label_temperature: float = setting(1.0, "below 1 sharpens soft pseudo-labels", gt=0)
+    fix_resolution_epochs: float = setting(
+        0, "after the training: epochs of the last layers at a larger image size, on labeled images without noise", ge=0
     )
-    fix_resolution_image_size: int | None = Field(
-        None, ge=8, description="image size of those epochs and of inference, in pixels"
+    fix_resolution_image_size: int | None = setting(
+        None, "image size of those epochs and of inference, in pixels", ge=8
     )
-    fix_resolution_lr: float = Field(
-        0.01, gt=0, description="peak learning rate of those epochs per 256 images; a cosine to 0"
-    )
+    fix_resolution_lr: float = setting(0.01, "peak learning rate of those epochs per 256 images; a cosine to 0", gt=0)
 
     @property
     def labeled_per_step(self) -> int:

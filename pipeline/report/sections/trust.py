@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from data import storage
-from data.labels.label_files import LABELS_OUTPUT_REMEDY, VALIDATION_NAME
-from pipeline.core.committed_files import read_output_table
 from pipeline.inference.calibration import MIN_IN_BIN, reliability_bins
 from pipeline.pages import plots
 from pipeline.pages.render import Figure, Section
@@ -17,6 +14,7 @@ from pipeline.report.numbers import percent
 from pipeline.report.sections.accuracy import MAX_CLASSES
 from pipeline.report.survey import RIGHT, WRONG, Survey, SurveyedLabels
 from teacher.diff import as_json, compare, side
+from teacher.selection.precision import ValidationLabels
 
 _MAX_FLIPS = 10
 _Series = tuple[str, str, np.ndarray, np.ndarray]  # name, colour, confidences, accuracies
@@ -104,12 +102,8 @@ def _temperature_series(facts: Facts, generation: Generation) -> list[_Series]:
 
 def _labeling_series(generation: Generation) -> list[_Series]:
     """The validation images scored in the way of the unlabeled ones: with all views."""
-    if not storage.exists(storage.join(generation.layout.labels, VALIDATION_NAME)):
-        return []
-    record, columns = generation.records.get("label"), ["label", "predicted", "confidence"]
-    rows = read_output_table(generation.layout.labels, VALIDATION_NAME, record, LABELS_OUTPUT_REMEDY, columns)
-    label, predicted, confidence = (rows.column(name).to_numpy() for name in columns)
-    means, accuracy = reliability_bins(confidence, label == predicted)
+    rows = ValidationLabels.read(generation.layout)
+    means, accuracy = reliability_bins(rows.confidence, rows.label == rows.predicted)
     return [("as it labels", plots.color_of(1), means, accuracy)] if len(means) else []
 
 

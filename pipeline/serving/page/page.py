@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.pages.render import environment
+from pipeline.pages.render import MAX_CLASS_ROWS, environment
 from pipeline.serving.catalog import Catalog, SampleImage
-
-_MAX_CLASSES = 200  # rows of the table
 
 
 def page_html(
@@ -32,8 +30,8 @@ def page_html(
         url=url,
         needs_token=needs_token,
         samples=[_sample(sample, names) for sample in samples],
-        classes=[_class_row(entry) for entry in counts[:_MAX_CLASSES]],
-        num_more_classes=max(0, len(counts) - _MAX_CLASSES),
+        classes=[_class_row(entry) for entry in counts[:MAX_CLASS_ROWS]],
+        num_more_classes=max(0, len(counts) - MAX_CLASS_ROWS),
     )  # fmt: skip
 
 

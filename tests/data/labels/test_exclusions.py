@@ -34,7 +34,7 @@ def seen_keys(split: Split, exclude: frozenset[str]) -> list[str]:
     stream = labeled_stream(split, 2, exclude)
     config = TeacherConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop", "num_ops": 0}})
     batches = TrainBatches((stream,), config, 10, seed=0)
-    keys = [key for step in range(stream.num_images) for key in batches[step].keys]
+    keys = [key for step in range(stream.num_images) for key in batches.keys(step)]
     batches.close()
     return sorted(key.rpartition("'")[0].rpartition("'")[2] for key in keys)
 

@@ -28,14 +28,15 @@ from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
 from data.shards.split import Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
+from data.training_order import OrderSlice
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export.tables import write_label_file
 from pipeline.inputs.batches import TrainBatches
-from pipeline.inputs.streams import labeled_stream
+from pipeline.inputs.streams import Stream, labeled_stream
 from pipeline.report.facts import read_facts
 from pipeline.report.survey import Limits, survey_labels
-from pipeline.upstream.overlay import open_overlay
+from pipeline.upstream.stage_inputs import open_overlay
 from student.streams import pseudo_labeled_stream
 from teacher.diff import compare, side
 from teacher.selection.label_reader import Exclusions, LabelSource
@@ -99,8 +100,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
 
     def trained() -> list[Any]:
         batches = TrainBatches([stream], config.student, 10, 0)
-        rows = batches._streams[0].rows(position)
-        return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist(), batches.keys(0)]
+        return [*described_rows(batches._streams[0], position), batches.keys(0)]
 
     def exported() -> bytes:
         record = write_label_file(overlay, position, RowFilter(), "columns", out)
@@ -121,6 +121,14 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         "diff": lambda: described(compare(this, this)),
         "copies": lambda: read_copies(f"{selection}/{NAME}.parquet").tolist(),
     }
+
+
+def described_rows(stream: Stream, shard: int) -> list[Any]:
+    """Places and targets of a shard's rows, as training sees them."""
+    rows, number = stream.rows(shard), stream.spec.num_rows[shard]
+    zeros = np.zeros(number, np.int64)
+    targets = stream.targets(OrderSlice(zeros, zeros + shard, np.arange(number), zeros))
+    return [*map(rows.place, range(number)), targets.dense().tolist()]
 
 
 def contents(table: pa.Table) -> list[Any]:
@@ -333,8 +341,7 @@ def test_a_flipped_bit_of_an_index_is_found_by_training(tmp_path: Path, write_di
     config = Config.model_validate({"run_dir": "x", "teacher": {"image_size": 8}}).teacher
 
     def trained() -> list[Any]:
-        rows = TrainBatches([labeled_stream(split, 4)], config, 10, 0)._streams[0].rows(0)
-        return [rows.key, rows.offset.tolist(), rows.size.tolist(), rows.targets.tolist()]
+        return described_rows(TrainBatches([labeled_stream(split, 4)], config, 10, 0)._streams[0], 0)
 
     path = Path(split.shards[0].index_url)
     readers: Readers = {"train": trained, "index": lambda: split.shards[0].index().to_pylist()}

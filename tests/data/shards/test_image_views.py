@@ -55,3 +55,12 @@ def test_shards_in_a_store_are_read_too(split: Split) -> None:
     places = places_in(split.shards[0].index())
     with closing(ImageViews([split.shards[0].url, memory])) as images:
         assert read(images, 1, places) == read(images, 0, places)
+
+
+def test_images_of_one_shard_outlive_those_of_the_next(split: Split) -> None:
+    places = [places_in(shard.index()) for shard in split.shards]
+    with closing(ImageViews([shard.url for shard in split.shards])) as images:
+        one = images.images(0, places[0])
+        before = [bytes(image) for image in one]
+        images.images(1, places[1])
+        assert [bytes(image) for image in one] == before

@@ -13,7 +13,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.stage import done_record
 from pipeline.evaluation import speed
 from pipeline.evaluation.speed import _measure
-from pipeline.evaluation.speed_file import write_speed
+from pipeline.evaluation.summary import write_speed
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model

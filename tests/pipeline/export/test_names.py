@@ -19,7 +19,7 @@ from data.labels.overlay import RowFilter
 from data.labels.sources.archives import open_exported
 from data.shards.split import ShardRecord
 from pipeline.core.stage import StageError
-from pipeline.export.card import CardFacts, render_card
+from pipeline.export.card import render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
 from pipeline.export.text import checksum_line, class_lines, code_span, markdown
@@ -44,10 +44,10 @@ def read_classes(text: str) -> list[str]:
 
 def card_of(names: list[str], **fields: Any) -> str:
     classes = [{"class": n, "name": name, "available": 1, "kept": 1, "copies": 1} for n, name in enumerate(names)]
-    facts = CardFacts(
-        version="v1", form="shards", generation=1, labels={"images": 1, "quarantined": {}}, label_fields=fields,
-        selection={"reasons": {}}, selected={"classes": classes, "rule": {}}, teacher=None, only_selected=True,
-    )  # fmt: skip
+    facts = {
+        "version": "v1", "form": "shards", "generation": 1, "labels": {"images": 1, "quarantined": {}}, "label_fields": fields,
+        "selection": {"reasons": {}}, "selected": {"classes": classes, "rule": {}}, "teacher": None, "only_selected": True,
+    }  # fmt: skip
     return render_card(facts, [RECORD])
 
 

@@ -156,7 +156,8 @@ def test_loading_processes_do_not_disturb_the_connection_to_ray(labeled: Split, 
     streams = (labeled_stream(labeled, CONFIG.batch_size),)
     for _ in range(3):
         with closing(SignalsBlocked(streams, CONFIG, 10, seed=0)) as batches:
-            assert [batch.keys for batch in load_batches(batches, range(2), 1, False)] == 2 * [["SIGINT", "SIGTERM"]]
+            blocked = [batch.images.tolist() for batch in load_batches(batches, range(2), 1, False)]
+        assert blocked == 2 * [[signal.SIGINT, signal.SIGTERM]]
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(ray.get(ANSWERING.remote().ping.remote())), daemon=True)
     asking.start()

@@ -2,6 +2,7 @@
 order. Without Ray; with Ray, see tests/pipeline/training/test_ray_train.py and `make chaos-train`."""
 
 import signal
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,22 +136,28 @@ def test_several_processes_killed_or_stopped_make_the_same_bytes(data: Data, wor
     assert data.result(f"killed-{world}") == data.result(f"whole-{world}")
 
 
-def step_keys(data: Data, step: int, world: int) -> list[str]:
-    """The images of a step in the global order, from the batches of `world` ranks."""
+def step_images(data: Data, step: int, world: int) -> list[bytes]:
+    """The noised images of a step in the global order, from the batches of `world` ranks."""
     ranks = [TrainBatches(data.streams, CONFIG, 10, 0, rank, world) for rank in range(world)]
-    parts = [batches[step].keys for batches in ranks]
+    parts = [[image.numpy().tobytes() for image in batches[step].images] for batches in ranks]
     for batches in ranks:
         batches.close()
     share = LABELED // world
     streams = ([part[:share] for part in parts], [part[share:] for part in parts])
-    return [key for stream in streams for keys in zip(*stream, strict=True) for key in keys]
+    return [image for stream in streams for images in zip(*stream, strict=True) for image in images]
+
+
+def step_keys(data: Data) -> list[list[str]]:
+    """Shard and key of the images of each step."""
+    with closing(TrainBatches(data.streams, CONFIG, 10, 0)) as batches:
+        return [batches.keys(step) for step in range(TOTAL)]
 
 
 def test_another_world_size_continues_the_same_global_order(data: Data) -> None:
-    alone = [step_keys(data, step, world=1) for step in range(TOTAL)]
-    changing = [step_keys(data, step, world=1 + step % 3) for step in range(TOTAL)]
+    alone = [step_images(data, step, world=1) for step in range(TOTAL)]
+    changing = [step_images(data, step, world=1 + step % 3) for step in range(TOTAL)]
     assert changing == alone
-    labeled = [key for keys in alone for key in keys[:LABELED]]
+    labeled = [key for keys in step_keys(data) for key in keys[:LABELED]]
     assert sorted(labeled) == sorted([key for key in set(labeled) for _ in range(TOTAL // EPOCH)])
     assert len(set(labeled)) == 24
 
@@ -169,8 +176,8 @@ def test_one_shard_is_enough_for_many_ranks_and_loading_processes(tmp_path: Path
     split = open_split(f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"))
     only = Data(tmp_path, split, (labeled_stream(split, LABELED),))
     assert len(split.shards) == 1
-    keys = [key for step in range(EPOCH) for key in step_keys(only, step, world=6)]
-    assert len(keys) == len(set(keys)) == 24
+    images = [image for step in range(EPOCH) for image in step_images(only, step, world=6)]
+    assert len(images) == len(set(images)) == 24
 
 
 def test_continuing_reads_and_decodes_only_the_next_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +190,6 @@ def test_continuing_reads_and_decodes_only_the_next_batch(data: Data, monkeypatc
 
     monkeypatch.setattr(ImageReader, "read", counted)
     batches = TrainBatches(data.streams, CONFIG, 10, 0)
-    assert len(batches[1_000_000].keys) == LABELED + PSEUDO_LABELED
+    assert len(batches[1_000_000].images) == LABELED + PSEUDO_LABELED
     batches.close()
     assert len(read) == LABELED + PSEUDO_LABELED

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.inputs.targets import pseudo_targets, smooth_one_hot
+from pipeline.inputs.targets import pseudo_targets, smoothed_targets
 from pipeline.training.ema import EMA, ema_decay
 from pipeline.training.objective import soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
@@ -23,7 +23,7 @@ def small_model() -> nn.Sequential:
 
 def test_smoothed_labels_equal_torchs() -> None:
     logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
-    targets = smooth_one_hot(labels, 5, 0.1)
+    targets = smoothed_targets(labels.numpy(), 5, 0.1).dense()
     torch.testing.assert_close(targets[1], torch.tensor([0.02, 0.92, 0.02, 0.02, 0.02]))
     expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(soft_cross_entropy(logits, targets), expected)
@@ -46,9 +46,10 @@ def test_the_loss_is_float32_under_autocast() -> None:
 def test_a_mixed_batch_is_one_mean_over_all_samples() -> None:
     """Not the sum of two means: with SGD that would change the learning rate."""
     labels, pseudo = torch.tensor([1, 2]), torch.randn(6, 5).softmax(1)
-    targets = torch.cat([smooth_one_hot(labels, 5, 0.1), pseudo])
+    smoothed = smoothed_targets(labels.numpy(), 5, 0.1).dense()
+    targets = torch.cat([smoothed, pseudo])
     logits = torch.randn(8, 5)
-    labeled = soft_cross_entropy(logits[:2], smooth_one_hot(labels, 5, 0.1))
+    labeled = soft_cross_entropy(logits[:2], smoothed)
     unlabeled = soft_cross_entropy(logits[2:], pseudo)
     torch.testing.assert_close(soft_cross_entropy(logits, targets), (2 * labeled + 6 * unlabeled) / 8)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.config import load_config
+from teacher.executors import Threads
 from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
@@ -68,9 +69,9 @@ def test_rows_that_stay_are_those_of_sorting_each_group(
     exclusions = Exclusions(held_out_samples={"s0": [0]})
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), shards)
-        groups = groups_of(name, names, max_images, exclusions, num_workers=num_workers, max_rows=max_rows)
-        selection = select_shards(name, list(shards), RULE, Exclusions({"s0": [0]}, hash_groups=groups))
-        counts = write_all_copies(selection, name, list(shards), f"{name}/out")
+        groups = groups_of(name, names, max_images, exclusions, threads=Threads(num_workers), max_rows=max_rows)
+        selection = select_shards(LabelSource(name, RULE, Exclusions({"s0": [0]}, hash_groups=groups)), list(shards))
+        counts = write_all_copies(selection, list(shards), f"{name}/out")
         copies = read_copies(Path(name) / "out", list(shards))
     expected = kept_of(shards, max_images, excluded)
     assert copies == expected
@@ -83,8 +84,8 @@ def test_rows_that_stay_are_those_of_sorting_each_group(
 def test_more_images_of_one_hash_than_a_counter_can_count(tmp_path: Path, max_images: int) -> None:
     write(tmp_path, {"a": [(0, 0.5, 7)] * 200, "b": [(0, 0.9, 7)] * 200, "c": [(0, 0.9, 8)] * 3})
     groups = groups_of(str(tmp_path), ["a", "b", "c"], max_images, counter_bits=27)
-    selection = select_shards(str(tmp_path), ["a", "b", "c"], RULE, Exclusions(hash_groups=groups))
-    write_all_copies(selection, str(tmp_path), ["a", "b", "c"], str(tmp_path / "out"))
+    selection = select_shards(LabelSource(str(tmp_path), RULE, Exclusions(hash_groups=groups)), ["a", "b", "c"])
+    write_all_copies(selection, ["a", "b", "c"], str(tmp_path / "out"))
     kept = {name: sum(copies) for name, copies in read_copies(tmp_path / "out", ["a", "b", "c"]).items()}
     assert kept == {"a": max(0, min(max_images, 400) - 200), "b": min(max_images, 200), "c": min(max_images, 3)}
 

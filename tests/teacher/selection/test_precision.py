@@ -1,7 +1,6 @@
 """Precision at a threshold: an estimate with an interval; thresholds chosen on one half of the images, checked on the other."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,9 +122,7 @@ def test_a_promise_that_the_check_refutes_is_called_missed() -> None:
 
 
 def test_without_validation_images_a_target_is_refused_and_nothing_is_reported() -> None:
-    nothing = ValidationLabels.from_table(
-        pa.table({name: pa.array([], pa.int32()) for name in ("label", "predicted", "confidence")})
-    )
+    nothing = ValidationLabels(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
     with pytest.raises(SelectError, match="without validation images"):
         choose_thresholds(nothing, 0.9, 0.0, 4)
     assert precision_json(nothing, np.zeros(4, np.float32), None, 0.0) is None

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher.executors import in_threads
+from teacher.executors import Threads
 from teacher.selection.copies import ShardCounts, write_all_copies
-from teacher.selection.label_reader import Exclusions
+from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.quota_search import plan_copies, select_shards
 from teacher.selection.rule import SelectError, SelectRule, tie_hash
 from teacher.selection.selection_file import selection_json
@@ -100,8 +100,8 @@ def read_copies(folder: Path, shards: Sequence[str]) -> dict[str, list[int]]:
 
 def select_and_write(folder: Path, shards: Sequence[str], rule: SelectRule, **options: Any) -> dict[str, list[int]]:
     """The copies that select_shards and write_all_copies make of the label files in `folder`/labels."""
-    selection = select_shards(str(folder / "labels"), shards, rule, **options)
-    write_all_copies(selection, str(folder / "labels"), shards, str(folder / "out"))
+    selection = select_shards(LabelSource(str(folder / "labels"), rule), shards, **options)
+    write_all_copies(selection, shards, str(folder / "out"))
     return read_copies(folder / "out", shards)
 
 
@@ -155,8 +155,10 @@ def test_any_worker_count_and_file_order_give_the_same_cut_offs(
         write_labels(Path(name), shards)
         shuffled = list(shards)
         order.shuffle(shuffled)
-        one = selection_json(select_shards(name, list(shards), rule), {})
-        many = selection_json(select_shards(name, shuffled, rule, num_workers=num_workers, max_candidates=3), {})
+        one = selection_json(select_shards(LabelSource(name, rule), list(shards)), {})
+        many = selection_json(
+            select_shards(LabelSource(name, rule), shuffled, Threads(num_workers), max_candidates=3), {}
+        )
     assert one == many
 
 
@@ -165,7 +167,7 @@ def test_any_worker_count_and_file_order_give_the_same_cut_offs(
 def test_quotas_are_met_exactly_or_the_shortfall_is_reported(shards: dict[str, list[Row]], rule: SelectRule) -> None:
     with tempfile.TemporaryDirectory() as name:
         write_labels(Path(name), shards)
-        content = selection_json(select_shards(name, list(shards), rule), {})
+        content = selection_json(select_shards(LabelSource(name, rule), list(shards)), {})
     for entry in content["classes"]:
         quota = rule.per_class or entry["available"]
         most = entry["available"] * (rule.max_copies if rule.per_class else 1)
@@ -184,9 +186,8 @@ def test_equal_confidences_fall_to_the_tie_hash_however_little_memory_there_is(
     rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=4567, max_copies=3)
     write_labels(tmp_path / "labels", shards)
     seen: list[str] = []
-    copies = select_and_write(
-        tmp_path, list(shards), rule, max_candidates=max_candidates, progress=lambda doing, *_: seen.append(doing)
-    )
+    executor = Threads(1, lambda doing, *_: seen.append(doing))
+    copies = select_and_write(tmp_path, list(shards), rule, max_candidates=max_candidates, executor=executor)
     assert copies == brute_force(shards, rule)
     assert sum(map(sum, copies.values())) == 4567
     assert ("count finely" in seen) == (max_candidates < 9000)
@@ -216,7 +217,7 @@ def test_copies_of_a_class_differ_by_at_most_one_and_stop_at_max_copies(
 def test_one_image_is_repeated_up_to_max_copies_and_the_rest_is_a_shortfall(tmp_path: Path) -> None:
     rule = SelectRule(num_classes=2, confidence_threshold=0.3, per_class=10, max_copies=4)
     write_labels(tmp_path, {"s": [(1, 0.9)]})
-    content = selection_json(select_shards(str(tmp_path), ["s"], rule), {}, ["cat", "dog"])
+    content = selection_json(select_shards(LabelSource(str(tmp_path), rule), ["s"]), {}, ["cat", "dog"])
     cat, dog = content["classes"]
     assert (cat["name"], cat["copies"], cat["shortfall"]) == ("cat", 0, 10)
     assert (dog["name"], dog["copies"], dog["shortfall"], dog["base_copies"]) == ("dog", 4, 6, 4)
@@ -246,8 +247,8 @@ def test_excluded_rows_get_no_copies_and_each_is_counted_under_one_reason(tmp_pa
         keys=frozenset({"b-1", "a-1", "b/b-0", "a/b-2", "elsewhere"}),
     )
     rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=2, max_copies=1)
-    selection = select_shards(str(labels), ["a", "b"], rule, exclusions)
-    counts = write_all_copies(selection, str(labels), ["a", "b"], str(out))
+    selection = select_shards(LabelSource(str(labels), rule, exclusions), ["a", "b"])
+    counts = write_all_copies(selection, ["a", "b"], str(out))
     assert read_copies(out, ["a", "b"]) == {"a": [1, 0, 0, 0, 0], "b": [0, 0, 1]}
     assert counts["a"] == ShardCounts(5, 1, 1, 2, 0, 1, 0, 1)
     assert counts["b"] == ShardCounts(3, 1, 1, 1, 1, 0, 0, 0)
@@ -272,8 +273,8 @@ def test_selection_json_says_the_copies_of_every_row(tmp_path: Path, per_class: 
     shards = {"x": rows[:400], "y": rows[400:]}
     write_labels(tmp_path / "labels", shards)
     rule = SelectRule(num_classes=8, confidence_threshold=0.3, per_class=per_class, max_copies=5)
-    selection = select_shards(str(tmp_path / "labels"), list(shards), rule)
-    counts = write_all_copies(selection, str(tmp_path / "labels"), list(shards), str(tmp_path / "out"))
+    selection = select_shards(LabelSource(str(tmp_path / "labels"), rule), list(shards))
+    counts = write_all_copies(selection, list(shards), str(tmp_path / "out"))
     content = json.loads(json.dumps(selection_json(selection, counts), allow_nan=False))
     expected = {
         shard: [copies_by_json(content, shard, position, row) for position, row in enumerate(rows)]
@@ -322,23 +323,23 @@ def test_an_empty_label_file_gets_an_empty_column(tmp_path: Path) -> None:
 def test_a_value_out_of_range_names_the_file(tmp_path: Path, rows: list[Row], message: str) -> None:
     write_labels(tmp_path, {"good": [(0, 0.5)] * 10, "s": rows})
     with pytest.raises(SelectError, match=message):
-        select_shards(str(tmp_path), ["good", "s"], SelectRule(4, 0.3, 5, 2), num_workers=2)
+        select_shards(LabelSource(str(tmp_path), SelectRule(4, 0.3, 5, 2)), ["good", "s"], Threads(2))
 
 
 def test_missing_damaged_and_foreign_label_files_are_named(tmp_path: Path) -> None:
     rule, folder = SelectRule(4, 0.3, 5, 2), str(tmp_path)
     with pytest.raises(SelectError, match=r"gone\.parquet: no such label file"):
-        select_shards(folder, ["gone"], rule)
+        select_shards(LabelSource(folder, rule), ["gone"])
     write_labels(tmp_path, {"cut": [(0, 0.5)] * 100})
     content = (tmp_path / "cut.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(SelectError, match=r"cut\.parquet: damaged or cut short"):
-        select_shards(folder, ["cut"], rule)
+        select_shards(LabelSource(folder, rule), ["cut"])
     write_labels(tmp_path, {"foreign": [(0, 0.5)]}, label=pa.array([0], pa.int64()))
     with pytest.raises(SelectError, match=r"foreign\.parquet: column 'label' must be int32 but is int64"):
-        select_shards(folder, ["foreign"], rule)
+        select_shards(LabelSource(folder, rule), ["foreign"])
     with pytest.raises(SelectError, match=r"shard 'cut' is named twice"):
-        select_shards(folder, ["cut", "x", "cut"], rule)
+        select_shards(LabelSource(folder, rule), ["cut", "x", "cut"])
 
 
 def test_labels_that_change_between_two_readings_are_refused(tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_labels_that_change_between_two_readings_are_refused(tmp_path: Path) -> 
             write_labels(tmp_path, {"s": [(0, 0.5)] * 8})
 
     with pytest.raises(SelectError, match="changed while they were read"):
-        select_shards(str(tmp_path), ["s"], SelectRule(2, 0.3, 5, 2), progress=change_before_collecting)
+        select_shards(LabelSource(str(tmp_path), SelectRule(2, 0.3, 5, 2)), ["s"], Threads(1, change_before_collecting))
 
 
 def test_an_error_in_one_thread_stops_the_others() -> None:
@@ -363,17 +364,17 @@ def test_an_error_in_one_thread_stops_the_others() -> None:
             time.sleep(0.005)
 
     with pytest.raises(SelectError, match="broken"):
-        in_threads(task, [str(index) for index in range(500)], 3, "test")
+        Threads(3)(task, [str(index) for index in range(500)], "test")
     assert len(taken) < 500
 
 
 def test_labels_that_changed_since_the_selection_are_refused(tmp_path: Path) -> None:
     labels, rule = tmp_path / "labels", SelectRule(2, 0.3, 5, 2)
     write_labels(labels, {"s": [(0, 0.5)] * 9})
-    selection = select_shards(str(labels), ["s"], rule)
+    selection = select_shards(LabelSource(str(labels), rule), ["s"])
     write_labels(labels, {"s": [(1, 0.5)] * 9})
     with pytest.raises(SelectError, match="not those of the selection"):
-        write_all_copies(selection, str(labels), ["s"], str(tmp_path / "out"))
+        write_all_copies(selection, ["s"], str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_threads_are_given_the_memory_of_freed_arrays_again() -> None:
     code = """if True:
         import resource, sys
         import numpy as np
-        from teacher.executors import in_threads
+        from teacher.executors import Threads
 
         def faults(shards):
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
@@ -414,7 +415,7 @@ def test_threads_are_given_the_memory_of_freed_arrays_again() -> None:
                 [np.ones(2**19, np.uint8) for _ in range(8)]
             return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
-        print(*in_threads(faults, [str(number) for number in range(200)], 1, "test"))
+        print(*Threads(1)(faults, [str(number) for number in range(200)], "test"))
     """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 200 * 2**22 / resource.getpagesize() / 10
