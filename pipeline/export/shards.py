@@ -30,7 +30,7 @@ class HashingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self.size = file, hashlib.sha256(), 0
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | memoryview) -> None:
         """Append bytes."""
         self._file.write(content)
         self._digest.update(content)
