@@ -25,7 +25,7 @@ from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
-_CHUNK, _CHUNK_BYTES = 64, 1 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
+_CHUNK, _CHUNK_BYTES = 64, 2 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 Images = ImageReader | ImageViews
@@ -81,7 +81,7 @@ class JoinedTar:
     def parts(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[Sequence[bytes | memoryview]]:
         """Bytes `start` to `stop` of the archive, in pieces, each as parts to put together. Reads only the images in this range.
 
-        A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
+        A piece has at most 2 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
         them: views are valid until the next piece.
 
         Raises:
@@ -163,57 +163,52 @@ class LabelEntries:
     """
 
     def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
-        self._rows, self._names, self._provenance = rows, names, provenance
+        self._names, self._provenance = names, provenance
         self._class_names = [_json_text(name) for name in provenance.class_names or ()]
+        # Columns, of which any range is cheap: a slice of a table costs as much as twenty samples.
+        self._texts = [_combined(column) for column in (rows.labels.column("__key__"), rows.extension)]
+        plain = [
+            rows.labels.column(name).to_numpy() for name in ("ordinal", "label", "confidence", "rest", "offset", "size")
+        ]
+        self._numbers = [*plain, *top_k_columns(rows.labels), rows.shard, rows.copies, rows.number]
+        self._length = len(rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     def part(self, start: int, stop: int) -> Iterator[Entry]:
-        """Entries `start` to `stop`."""
-        rows, part, generation = self._rows, slice(start, stop), self._provenance.generation
-        labels = rows.labels.slice(start, stop - start)
-        extensions = rows.extension.slice(start, stop - start).to_pylist()
-        numbers = (values[part].tolist() for values in (rows.shard, rows.copies, rows.number))
-        plain = (labels.column(name).to_pylist() for name in ("__key__", "offset", "size"))
-        for key, offset, size, fields, shard, copies, number, extension in zip(
-            *plain, _json_fields(labels), *numbers, extensions, strict=True
-        ):
-            ordinal, label, confidence, top_k, rest = fields
+        """Entries `start` to `stop`. Float32 is written with 9 digits, fp16 with 5."""
+        texts = (column.slice(start, stop - start).to_pylist() for column in self._texts)
+        numbers = (values[start:stop].tolist() for values in self._numbers)
+        generation = self._provenance.generation
+        for (
+            key, extension, ordinal, label, confidence, rest, offset, size, classes, probs, shard, copies, number,
+        ) in zip(*texts, *numbers, strict=True):  # fmt: skip
             name = self._names[shard]
             class_name = self._class_names[label] if self._class_names else "null"
+            top_k = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
             text = (
                 f'{{"label":{label},"class_name":{class_name},"confidence":{confidence:.9g},"top_k":[{top_k}],"rest":{rest:.9g},'
                 f'"copies":{copies},"generation":{generation},'
-                f'"source":{{"shard":{_json_text(name)},"ordinal":{ordinal},"key":{encode_basestring_ascii(key)}}}}}'
+                f'"source":{{"shard":{_json_text(name)},"ordinal":{ordinal},"key":{_json_text(key)}}}}}'
             )
             content = {LABEL_FIELD: b"%d" % label, JSON_FIELD: text.encode()}
             place = Place(ordinal, key, offset, size)
             yield Entry(sample_key(name, ordinal, number), extension, shard, place, content)
 
 
-def _json_fields(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:
-    """Ordinal, label, confidence, top k as JSON, and rest of each row. Float32 is written with 9 digits, fp16 with 5.
-
-    Reads columns: pyarrow's rows of lists take four times as long.
-    """
-    index, prob = (values.tolist() for values in top_k_columns(labels))
-    plain = (labels.column(name).to_numpy().tolist() for name in ("ordinal", "label", "confidence", "rest"))
-    for ordinal, label, confidence, rest, classes, probs in zip(*plain, index, prob, strict=True):
-        pairs = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
-        yield ordinal, label, confidence, pairs, rest
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
-@lru_cache(
-    maxsize=2**16
-)  # there are 15,361 probabilities in fp16, and making their texts takes half of an entry's time
+_json_text = encode_basestring_ascii
+
+
+@lru_cache(maxsize=2**16)
 def _five_digits(value: float) -> str:
+    """A cache, as there are 15,361 probabilities in fp16, and making their texts takes half of an entry's time."""
     return f"{value:.5g}"
-
-
-@lru_cache(maxsize=2**10)
-def _json_text(text: str) -> str:
-    return encode_basestring_ascii(text)
 
 
 def sample_key(shard: str, ordinal: int, number: int = 0) -> str:

@@ -12,6 +12,7 @@ from data import storage
 from data.shards.image_reader import ImageReader, Place
 from data.shards.tar_header import is_in_front
 
+_ROUNDED = 1 << 18  # the buffer's size in bytes is a multiple of this
 _MAX_WASTE = 2  # bytes read per wanted byte; images that lie further apart are read one by one
 
 
@@ -49,7 +50,7 @@ class ImageViews:
             self._descriptor = os.open(storage.local_path(self._urls[shard]), os.O_RDONLY | os.O_CLOEXEC)
             self._shard, self._buffer = shard, bytearray()  # views of the shard before stay valid
         if len(self._buffer) < size:
-            self._buffer = bytearray(size + size // 4)
+            self._buffer = bytearray(-(-size // _ROUNDED) * _ROUNDED)
         done, view = 0, memoryview(self._buffer)[:size]
         while done < size and (count := os.preadv(self._descriptor, [view[done:]], offset + done)):
             done += count

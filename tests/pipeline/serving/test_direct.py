@@ -56,7 +56,7 @@ async def receive(client: socket.socket, take: int) -> bytes:
 def test_parts_arrive_in_order_however_many_there_are(num_parts: int) -> None:
     size = -(-len(CONTENT) // num_parts)
     parts = [CONTENT[at : at + size] for at in range(0, len(CONTENT), size)]
-    assert asyncio.run(exchange(lambda direct: direct.send([b"", *map(memoryview, parts)]))) == CONTENT
+    assert asyncio.run(exchange(lambda direct: direct.send([b"", *(memoryview(part) for part in parts)]))) == CONTENT
 
 
 def test_no_parts_are_sent_at_once() -> None:
