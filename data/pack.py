@@ -1,50 +1,43 @@
 """Pack a folder of images into WebDataset shards with a manifest, an index per shard and perceptual hashes.
 
     python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0] [group=PATTERN]
+                        [processes=N]
 
 Labeled: one folder per class. Labels are positions in the sorted folder names; images go to `out/labeled` and, stratified by class,
 `out/validation`. Unlabeled (`labeled=false`): all images below the folder go to `out/unlabeled`. Image bytes are not changed.
 Images are shuffled with the seed. Byte-identical images stay in one split; so do images whose paths below `images` have the same
 text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+'.
 
+`processes` (default: one per core) read and decode images and write shards; the shards do not depend on their number.
+
 `rejected.txt` beside the shards lists files that are no images or cannot be decoded; `sources.parquet` has the path of each key.
-After an interruption the same command continues with the next split, if the folder has the same files.
+After an interruption the same command continues with the next shard, if no file in the folder was added, removed or written since.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
-from data.images.decode import DecodeError, decode
-from data.images.held_out_hashes import HeldOutRow, held_out_row, is_outdated, write_hashes
-from data.json_files import read_json
-from data.packing.folders import LeftOut
-from data.packing.plan import REJECTED_NAME, SOURCES_NAME, Plan, plan_packing, read_sources, require_decodable
+from data.images.held_out_hashes import is_outdated
+from data.packing.claim import Claim, is_packed, known_copies, make_claim, read_claim
+from data.packing.folders import find_classes
+from data.packing.lines import read_lines
+from data.packing.packed_shards import remove_records
+from data.packing.plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
+from data.packing.screening import SplitJob
+from data.packing.split_packing import PIECE, pack_split
 from data.packing.summary import print_summary
+from data.packing.workers import available_cores, workers
+from data.packing.workspace import workspace
 from data.settings import run_command
-from data.shards.samples import printable
-from data.shards.split import HASHES_NAME, MANIFEST_NAME
-from data.shards.write import Fields, labeled_members, require_ours, write_shards
-from data.tables import write_table
+from data.shards.samples import IMAGE_EXTENSIONS
+from data.shards.split import HASHES_NAME
 
-
-@dataclass
-class _Packed:
-    """Contents of the files beside a split's shards."""
-
-    sources: list[str] = field(default_factory=list)
-    hashes: list[HeldOutRow] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
+_INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def pack(
@@ -55,43 +48,63 @@ def pack(
     samples_per_shard: int = 10000,
     seed: int = 0,
     group: str = "",
+    processes: int = 0,
 ) -> None:
-    """Pack a folder; see the module's docstring.
+    """Pack a folder; see the module's docstring. `processes=0`: one per core.
 
     Raises:
-        DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`), or
-            `out` has other files.
+        DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`),
+            `out` has other files, or the folder has changed since the packing began.
     """
     root = Path(images)
     if not root.is_dir():
         raise DataError(f"images={images}: no such folder")
     if samples_per_shard < 1:
         raise DataError(f"samples_per_shard={samples_per_shard}: expected 1 or more")
+    if processes < 0:
+        raise DataError(f"processes={processes}: expected 1 or more, or 0 for one per core")
     if group and not labeled:
         raise DataError(f"group={group}: goes with labeled images, of which some are held out")
     _require_outside(root, out, ("labeled", "validation") if labeled else ("unlabeled",))
-    plan = plan_packing(root, out, labeled, validation, seed, group)
     settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}
-    _claim(out, settings | {"seed": seed, "group": group}, plan)
-    todo = {name: folder for name, folder in _folders(out, plan).items() if not _is_packed(folder)}
-    if "labeled" in todo:
+    claim = read_claim(out, "labeled" if labeled else "unlabeled", settings | {"seed": seed, "group": group})
+    with workspace(out, claim.kind) as folder:
+        plan = _plan(root, folder, claim, validation, seed, group)
+        folders = {name: storage.join(out, name) for name in plan.splits}
+        make_claim(claim, plan, folders)
+        _pack_splits(plan, folders, claim.digest, samples_per_shard, processes or available_cores())
+        print_summary(plan, folders, validation)
+
+
+def _plan(root: Path, folder: str, claim: Claim, validation: float, seed: int, group: str) -> Plan:
+    listing, found = scan_images(root, folder, claim.kind == "labeled")
+    classes = find_classes(root, found, claim.out) if claim.kind == "labeled" else None
+    if not found.num_images:
+        first = f"; {found.first_left_out}" if found.first_left_out else ""
+        raise DataError(f"images={root}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it{first}")
+    return plan_packing(root, listing, found, classes, validation, seed, group, known_copies(claim, listing))
+
+
+def _pack_splits(plan: Plan, folders: dict[str, str], settings: str, samples_per_shard: int, processes: int) -> None:
+    jobs = [
+        SplitJob(
+            plan.images, plan.splits[name], plan.labels, folder, name, samples_per_shard, plan.digest + settings,
+            plan.images.folder,
+        )
+        for name, folder in folders.items()
+    ]  # fmt: skip
+    todo = [job for job in jobs if not is_packed(job.folder)]
+    if any(job.name == "labeled" for job in todo):
         require_decodable(plan)
-    left_out: Sequence[LeftOut] = plan.found.left_out
-    for name, folder in _folders(out, plan).items():
-        if name in todo:
-            _pack_split(folder, plan, name, samples_per_shard, left_out)
-        else:
-            _report_packed(folder)
-        left_out = ()  # list them once, with the first split
-    print_summary(plan, _folders(out, plan), validation)
-
-
-def _folders(out: str, plan: Plan) -> dict[str, str]:
-    return {name: storage.join(out, name) for name in plan.splits}
-
-
-def _is_packed(folder: str) -> bool:
-    return storage.exists(storage.join(folder, MANIFEST_NAME))
+    processes = min(processes, max((-(-len(job.order) // PIECE) for job in todo), default=1))
+    with workers(processes) as executor:
+        for job in jobs:
+            if job in todo:
+                left_out = read_lines(f"{job.scratch}/{LEFT_OUT}") if job is jobs[0] else ()
+                pack_split(job, executor, processes, plan.classes, left_out)
+            else:
+                remove_records(job)  # a run that was killed after it wrote the manifest leaves them
+                _report_packed(job.folder)
 
 
 def _report_packed(folder: str) -> None:
@@ -116,93 +129,13 @@ def _require_outside(root: Path, out: str, splits: Sequence[str]) -> None:
             )
 
 
-def _claim(out: str, settings: Mapping[str, Any], plan: Plan) -> None:
-    """Record settings and files of the packing in `out`, so that the same command continues and another is refused."""
-    url = storage.join(out, f"packing-{'labeled' if plan.classes else 'unlabeled'}.json")
-    folders = _folders(out, plan)
-    files = {"count": len(plan.images), "digest": plan.digest}
-    if not storage.exists(url):
-        for name, folder in folders.items():
-            if _is_packed(folder):
-                raise DataError(f"{folder} holds shards of another packing; choose another out=")
-            require_ours(folder, name)
-    else:
-        before = read_json(url, "choose another out=")
-        if {"group": "", **before, "files": None} != {**settings, "files": None}:
-            raise DataError(f"{out} was packed with other settings ({json.dumps(before)}); choose another out=")
-        if "files" in before:
-            _require_same_files(out, before["files"], files, plan)
-            return
-        if not _has_splits_left(out, plan):
-            return
-    storage.write_text(url, json.dumps({**settings, "files": files}) + "\n")
-
-
-def _require_same_files(out: str, before: Any, now: Mapping[str, Any], plan: Plan) -> None:
-    if before != now:
-        then = (
-            f"{before['count']:,} images then"
-            if isinstance(before, dict) and "count" in before
-            else "other images then"
-        )
-        parts = " and ".join(f"{out}/{name}" for name in plan.splits)
-        raise DataError(
-            f"images={plan.root}: other files than when packing into {out} began ({then}, {now['count']:,} now, or other names, sizes "
-            "or copies), so images could be in two splits; choose another out=, or remove "
-            f"{parts} and {out}/packing-{'labeled' if plan.classes else 'unlabeled'}.json to begin again"
-        )
-
-
-def _has_splits_left(out: str, plan: Plan) -> bool:
-    """Whether a packing of an earlier version, which did not record its files, has splits left to pack.
-
-    Raises:
-        DataError: a finished split has images that would now be in another split.
-    """
-    folders = _folders(out, plan)
-    if all(_is_packed(folder) for folder in folders.values()):
-        return False
-    for name, folder in folders.items():
-        planned = {printable(str(plan.images[position].path)) for position in plan.splits[name].tolist()}
-        if _is_packed(folder) and (others := sorted(read_sources(folder) - planned)):
-            raise DataError(
-                f"{folder}: {others[0]} was packed into it, but images={plan.root} has changed since and would be split another way, "
-                "so images could be in two splits; choose another out="
-            )
-    return True
-
-
-def _pack_split(folder: str, plan: Plan, name: str, samples_per_shard: int, left_out: Sequence[LeftOut]) -> None:
-    packed = _Packed(rejected=[str(entry) for entry in left_out])
-
-    def samples() -> Iterator[tuple[str, Fields]]:
-        for position in tqdm(plan.splits[name].tolist(), desc=name, unit="img"):
-            image = plan.images[position]
-            content = image.read()
-            try:
-                packed.hashes.append(held_out_row(decode(content)))
-            except DecodeError as error:
-                packed.rejected.append(str(LeftOut(image.path, str(error))))
-                continue
-            key = f"{len(packed.sources):09d}"
-            packed.sources.append(printable(str(image.path)))
-            yield key, labeled_members(image.field, content, int(plan.labels[position]) if plan.classes else None)
-
-    def write_sidecars() -> None:
-        keys = [f"{number:09d}" for number in range(len(packed.sources))]
-        write_table(storage.join(folder, SOURCES_NAME), pa.table({"key": keys, "path": packed.sources}))
-        if plan.classes:
-            write_hashes(folder, packed.hashes)
-        storage.write_text(
-            storage.join(folder, REJECTED_NAME), "".join(line + "\n" for line in sorted(packed.rejected))
-        )
-
-    write_shards(samples(), folder, name, samples_per_shard, plan.classes, write_sidecars)
-
-
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
-    return run_command(pack, arguments, __doc__ or "")
+    try:
+        return run_command(pack, arguments, __doc__ or "")
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return _INTERRUPTED
 
 
 if __name__ == "__main__":

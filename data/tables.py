@@ -12,10 +12,11 @@ Files without checksums and seal, from earlier versions or other programs, can b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ _END = 8  # bytes after the footer: its length, and PAR1
 _TAIL = 2**14  # bytes to read first; most footers are shorter
 _BUFFER = 2**16  # bytes of a local file to read at once: they stay in a core's cache
 _REASON_CHARACTERS = 200
+ROWS_AT_ONCE = 2**20  # in a row group, as pyarrow's default
 
 
 class TableFile:
@@ -178,12 +180,58 @@ def to_parquet(table: pa.Table, **layout: Any) -> bytes:
     pq.write_table(table, sink, write_page_checksum=True, **({"compression": "zstd"} | layout))
     content = sink.getvalue().to_pybytes()
     start = len(content) - _END - int.from_bytes(content[-_END:-4], "little")
-    return b"".join([content[:start], _SEAL, hashlib.sha256(content[start:]).digest(), content[start:]])
+    return b"".join([content[:start], *_sealed(content[start:])])
 
 
 def write_table(url: str, table: pa.Table) -> None:
     """Write a Parquet file atomically."""
     storage.write_bytes(url, to_parquet(table))
+
+
+def write_table_parts(url: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+    """Write a Parquet file of which memory holds `ROWS_AT_ONCE` rows. The bytes are those of `write_table` for the whole table."""
+    with storage.writing(url) as file:
+        sink = _FooterHeldBack(file)
+        with pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, compression="zstd", write_page_checksum=True) as writer:
+            for part in _regrouped(schema, parts):
+                writer.write_table(part, ROWS_AT_ONCE)
+            sink.is_held = True
+        content = bytes(sink.held)
+        start = len(content) - _END - int.from_bytes(content[-_END:-4], "little")
+        file.write(b"".join([content[:start], *_sealed(content[start:])]))
+
+
+class _FooterHeldBack(io.RawIOBase):
+    """Pass on what is written; keep it in `held` from the moment when `is_held` is set."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.is_held, self.held = file, False, bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        if self.is_held:
+            self.held += content
+            return len(content)
+        return self._file.write(content)
+
+
+def _regrouped(schema: pa.Schema, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of ROWS_AT_ONCE, the last with fewer; one empty table for no rows."""
+    pending, is_empty = schema.empty_table(), True
+    for part in parts:
+        pending = pa.concat_tables([pending, part])
+        while pending.num_rows >= ROWS_AT_ONCE:
+            yield pending[:ROWS_AT_ONCE].combine_chunks()
+            pending, is_empty = pending[ROWS_AT_ONCE:], False
+    if pending.num_rows or is_empty:
+        yield pending.combine_chunks()
+
+
+def _sealed(footer: bytes) -> tuple[bytes, ...]:
+    """The seal of a footer, and the footer."""
+    return _SEAL, hashlib.sha256(footer).digest(), footer
 
 
 def _read_footer(size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, bool]:

@@ -152,9 +152,8 @@ def _run_study(loaded: Loaded, layout: Layout, study: str, command: Command) -> 
         require_inputs(loaded, [study])
         if force:
             reindex(config, layout, study)
-        _later("pipeline.studies.stage:open_study", config, layout, force)  # refuses before config.yaml changes
-        loaded.write(command.overrides)
-        stages.function_of(study)(config, layout, force)
+        with on_acceptance(lambda: loaded.write(command.overrides)):
+            stages.function_of(study)(config, layout, force)
 
 
 def _run_stages(config: Config, layouts: Sequence[Layout], names: Sequence[str], forced: str | None) -> None:

@@ -102,7 +102,7 @@ def diff(
         raise StageError(
             f"{one.selected.labels} has {one.num_classes} classes, {two.selected.labels} {two.num_classes}: they cannot be compared"
         )
-    result = as_json(one, two, compare(one, two))
+    result = changes(one, two)
     url = storage.join(config.run_dir, "diff.json")
     storage.write_text(url, json.dumps(result, indent=1) + "\n")
     print_changes(result)
@@ -110,7 +110,7 @@ def diff(
     return result
 
 
-def compare(before: Side, after: Side) -> Counts:
+def _compare(before: Side, after: Side) -> Counts:
     """Count what changed, shard by shard; images are joined by shard and ordinal."""
     names = sorted({*before.selected.labeled, *after.selected.labeled})
     total = Counts.zeros(after.num_classes)
@@ -120,8 +120,9 @@ def compare(before: Side, after: Side) -> Counts:
     return total
 
 
-def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
-    """The content of diff.json."""
+def changes(before: Side, after: Side) -> dict[str, Any]:
+    """What changed from one side to the other: the content of diff.json."""
+    counts = _compare(before, after)
     flipped, num_classes = counts.flips.total(), after.num_classes
     common = int(counts.same.sum()) + flipped
     pairs = sorted(counts.flips.items(), key=lambda item: (-item[1], item[0]))[: 10 * num_classes]
@@ -143,7 +144,7 @@ def as_json(before: Side, after: Side, counts: Counts) -> dict[str, Any]:
 
 
 def print_changes(result: dict[str, Any]) -> None:
-    """Print the changes (`as_json`) in a few lines."""
+    """Print the changes (`changes`) in a few lines."""
     images, kept = result["images"], result["kept"]
     print(f"diff: {result['before']} → {result['after']}")
     if result["flip_rate"] is not None:

@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 
 from data.settings import run_command
+from tests import HANGS_S
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -29,7 +30,6 @@ _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
-_ANSWER_S = 60
 
 _FAULTS = """
 (() => {
@@ -89,7 +89,7 @@ class Page:
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         await self.socket.send_json(message | ({"sessionId": self.session} if self.session else {}))
         while True:
-            answer = await self.socket.receive_json(timeout=_ANSWER_S)
+            answer = await self.socket.receive_json(timeout=HANGS_S)
             self._record(answer)
             if answer.get("id") == self._number:
                 if "error" in answer:
@@ -121,7 +121,7 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
         await self.call("Page.navigate", url=url)
         while not self._loaded:
-            self._record(await self.socket.receive_json(timeout=_ANSWER_S))
+            self._record(await self.socket.receive_json(timeout=HANGS_S))
         await self.resize(width, await self.evaluate("document.documentElement.scrollHeight"))  # loads lazy images
         await self.evaluate("Promise.all([...document.images].map(image => image.decode().catch(() => 0)))")
 
@@ -161,13 +161,13 @@ async def browser() -> AsyncIterator[Page]:
             CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )  # fmt: skip
         try:
-            address = await asyncio.wait_for(_address(process), _ANSWER_S)
+            address = await asyncio.wait_for(_address(process), HANGS_S)
             async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
                 page = Page(socket)
                 yield page
                 page.session = ""
                 await page.call("Browser.close")
-            await asyncio.wait_for(process.wait(), _ANSWER_S)
+            await asyncio.wait_for(process.wait(), HANGS_S)
         finally:
             if process.returncode is None:
                 process.kill()

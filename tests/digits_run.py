@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.tables import write_table
+from tests import HANGS_S
 
 Digits = tuple[np.ndarray, np.ndarray]  # images, labels
 NUM_UNLABELED, PER_SHARD = 900, 150
@@ -84,7 +85,9 @@ def command(*words: str) -> list[str]:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=500, check=False, env=environment)
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=HANGS_S, check=False, env=environment
+    )
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:

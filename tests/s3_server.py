@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from data import storage
 from pipeline.core import lock
+from tests import HANGS_S
 
 BUCKET = "bucket"
 SECRET = "a-secret-that-nobody-sees"
-_START_S = 90
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Pass the request on to the server."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=HANGS_S)
         try:
             connection.request(self.command, self.path, body, dict(self.headers))
             with connection.getresponse() as response:
@@ -205,7 +205,7 @@ def _proxy(port: int) -> Iterator[FaultyS3]:
 
 def _make_bucket(process: subprocess.Popen[bytes], port: int) -> None:
     """Wait until the server answers, and make the bucket."""
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + HANGS_S
     while True:
         assert process.poll() is None, "the S3 server ended at its start"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

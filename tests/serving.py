@@ -28,11 +28,10 @@ from pipeline.core.schema import Config, ServeConfig
 from pipeline.serving.catalog import Catalog
 from pipeline.serving.server import open_catalog, serve_until
 from teacher.selection.stage import select
+from tests import HANGS_S
 from tests.conftest import WriteDigits, png
 from tests.pipeline.export.test_export import with_teacher
 from tests.small_run import SmallRun
-
-_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Answer:
 def fetch(url: str, headers: Mapping[str, str | bytes] | None = None, method: str = "GET") -> Answer:
     """Send one request on a connection of its own."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=HANGS_S)
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target, headers=dict(headers or {}))
@@ -88,7 +87,7 @@ def connected(url: str, receive_buffer: int | None = None) -> Iterator[socket.so
     """Connect to a server; a small `receive_buffer` (bytes) soon blocks the sender."""
     parts = urlsplit(url)
     with socket.socket() as connection:
-        connection.settimeout(_TIMEOUT_S)
+        connection.settimeout(HANGS_S)
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connection.connect((parts.hostname, parts.port))
@@ -106,16 +105,16 @@ def server_thread(catalog: Catalog, token: str | None = None, **fields: Any) -> 
     thread = threading.Thread(target=asyncio.run, args=(run,))
     thread.start()
     try:
-        yield reported.get(timeout=_TIMEOUT_S)
+        yield reported.get(timeout=HANGS_S)
     finally:
         ended.set()
-        thread.join(_TIMEOUT_S)
+        thread.join(HANGS_S)
         assert not thread.is_alive(), "the server did not end"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until the condition holds; fail after a minute."""
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + HANGS_S
     while not condition():
         assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.02)
@@ -179,7 +178,7 @@ class ServerProcess:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal; return the exit code and stderr."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=_TIMEOUT_S)
+        _, errors = self.process.communicate(timeout=HANGS_S)
         return self.process.returncode, errors
 
     def __enter__(self) -> ServerProcess:

@@ -18,6 +18,7 @@ from setuptools import find_packages
 
 from pipeline.core.config import load_config
 from pipeline.core.reference import reference
+from tests import HANGS_S
 from tests.conftest import png
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program, *words = shlex.split(command)
     assert program == "python"
     return subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=HANGS_S, check=False,
     )  # fmt: skip
 
 

@@ -22,10 +22,10 @@ from pipeline.inputs.streams import StreamSpec
 from pipeline.training import loop
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
+from tests import HANGS_S
 
 # Forked from a server that has imported all this already, each starts in a fraction of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
-_LIMIT_S = 200.0
 
 
 def out_of_memory() -> None:
@@ -67,7 +67,7 @@ def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None]
         process.start()
     running = list(processes)
     while running:
-        assert wait([process.sentinel for process in running], _LIMIT_S), "a training process hangs"
+        assert wait([process.sentinel for process in running], HANGS_S), "a training process hangs"
         if any(process.exitcode not in (None, 0, 128 + signal.SIGTERM) for process in processes):
             for process in running:
                 process.kill()

@@ -19,9 +19,9 @@ from data.errors import DataError
 from data.images.decode import Pixels
 from data.images.similarity import SIDE, image_hash, thumbnail
 from data.shards.split import HASHES_NAME
-from data.tables import open_content, parse_table, write_table
+from data.tables import open_content, open_table, parse_table, write_table
 
-_SCHEMA = pa.schema(
+HASH_SCHEMA = pa.schema(
     [
         pa.field("image_hash", pa.uint64(), nullable=False),
         pa.field("image_hash_flipped", pa.uint64(), nullable=False),
@@ -68,17 +68,24 @@ def held_out_row(image: Pixels) -> HeldOutRow:
     return HeldOutRow(image_hash(image), image_hash(flipped), thumbnail(image).tobytes())
 
 
+def hash_table(images: Iterable[HeldOutRow]) -> pa.Table:
+    """The rows of a `hashes.parquet` as a table."""
+    columns = list(zip(*images, strict=True)) or [(), (), ()]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, HASH_SCHEMA, strict=True)], schema=HASH_SCHEMA)
+
+
 def write_hashes(folder: str, images: Iterable[HeldOutRow]) -> None:
     """Write `hashes.parquet` beside a split's shards; `images` in the split's order."""
-    columns = list(zip(*images, strict=True)) or [(), (), ()]
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
-    write_table(storage.join(folder, HASHES_NAME), table)
+    write_table(storage.join(folder, HASHES_NAME), hash_table(images))
 
 
 def is_outdated(folder: str) -> bool:
     """Whether a folder's `hashes.parquet` is of an earlier version, which had hashes only."""
     url = storage.join(folder, HASHES_NAME)
-    return storage.exists(url) and not _schema(storage.read_bytes(url), url).equals(_SCHEMA)
+    if not storage.exists(url):
+        return False
+    with open_table(url, _REMEDY) as file:
+        return not file.schema.remove_metadata().equals(HASH_SCHEMA)
 
 
 def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
@@ -89,15 +96,15 @@ def read_held_out_hashes(urls: Sequence[str]) -> HeldOutHashes:
     tables, digest = [], hashlib.sha256()
     for url in urls:
         content = _read(url)
-        if not _schema(content, url).equals(_SCHEMA):
+        if not _schema(content, url).equals(HASH_SCHEMA):
             raise DataError(
-                f"data.held_out_hashes: {url}: expected the columns {', '.join(_SCHEMA.names)}, but it has"
+                f"data.held_out_hashes: {url}: expected the columns {', '.join(HASH_SCHEMA.names)}, but it has"
                 f" {', '.join(_schema(content, url).names)}: an earlier version wrote it. Pack that split again: give the command"
                 " that packed it another out=, or remove the split's folder by hand first"
             )
         digest.update(hashlib.sha256(content).digest())
         tables.append(parse_table(content, url, _REMEDY))
-    table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).combine_chunks()
+    table = pa.concat_tables([HASH_SCHEMA.empty_table(), *tables]).combine_chunks()
     sizes = [t.num_rows for t in tables]
     pixels = b"".join(table.column("thumbnail").to_pylist())
     return HeldOutHashes(

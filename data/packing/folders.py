@@ -8,9 +8,10 @@ import shlex
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import DataError
 from data.shards.samples import IMAGE_EXTENSIONS, image_extension, printable
@@ -63,59 +64,109 @@ class LeftOut:
         return f"{printable(str(self.path))}: {self.reason}"
 
 
-@dataclass(frozen=True)
+class ScannedImage(NamedTuple):
+    """An image file below the scanned folder."""
+
+    name: str  # path below the folder
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+@dataclass
 class Found:
-    """The images below a folder, and what is left out, each sorted by path."""
+    """What a scan found, in memory that grows with the number of class folders and of reasons.
 
-    images: tuple[ImageFile, ...]
-    left_out: tuple[LeftOut, ...]
+    Attributes:
+        by_class: whether the folders in the scanned one are classes; the next two are filled only then.
+        images_of: class folder → number of images below it, in the order of the scan.
+        first_left_out_of: class folder → the first file or folder below it that is left out.
+        num_images: in all.
+        stray: the first image in no class folder.
+        reasons: of what is left out → how often.
+        first_left_out: of all.
+    """
+
+    by_class: bool
+    images_of: dict[str, int] = field(default_factory=dict)
+    first_left_out_of: dict[str, LeftOut] = field(default_factory=dict)
+    num_images: int = 0
+    stray: str = ""
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_left_out: LeftOut | None = None
+
+    def add_image(self, image: ScannedImage) -> None:
+        """Count an image."""
+        self.num_images += 1
+        if self.by_class:
+            folder, slash, _ = image.name.partition("/")
+            if slash:
+                self.images_of[folder] = self.images_of.get(folder, 0) + 1
+            else:
+                self.stray = self.stray or image.name
+
+    def add_left_out(self, root: Path, entry: LeftOut) -> None:
+        """Count what is left out."""
+        self.reasons[entry.reason] += 1
+        self.first_left_out = self.first_left_out or entry
+        if self.by_class:
+            self.first_left_out_of.setdefault(entry.path.relative_to(root).parts[0], entry)
 
 
-def find_images(root: Path) -> Found:
-    """Scan a folder and its subfolders. Follows links to files, but not to folders.
+def scan(root: Path) -> Iterator[ScannedImage | LeftOut]:
+    """Yield the images below a folder, and what is left out, sorted by the parts of their paths. Follows links to files, but not to
+    folders. Memory grows with the largest folder alone.
 
     Raises:
         OSError: the folder itself cannot be read.
     """
-    images: list[ImageFile] = []
-    left_out: list[LeftOut] = []
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(folder) as scan:
-                entries = list(scan)
-        except OSError as error:
-            if folder == root:
-                raise
-            left_out.append(LeftOut(folder, f"a folder that cannot be read ({error.strerror})"))
+    pending = [_entries(root, "")]
+    while pending:
+        name, kind = next(pending[-1], ("", ""))
+        if not kind:
+            pending.pop()
             continue
+        found = _inspect(root, name, kind)
+        if isinstance(found, str):
+            yield LeftOut(root / name, found)
+        elif not stat.S_ISDIR(found.st_mode):
+            yield ScannedImage(name, found.st_size, found.st_mtime_ns)
+        else:
+            try:
+                pending.append(_entries(root, f"{name}/"))
+            except OSError as error:
+                yield LeftOut(root / name, f"a folder that cannot be read ({error.strerror})")
+
+
+def _entries(root: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    """(path below `root`, kind) of what is in a folder, sorted by name: kinds are `folder`, `link` and `file`."""
+    kinds: dict[str, str] = {}
+    names = []
+    with os.scandir(root / prefix) as entries:
         for entry in entries:
-            path = folder / entry.name
-            found = _inspect(entry, path)
-            if isinstance(found, str):
-                left_out.append(LeftOut(path, found))
-            elif stat.S_ISDIR(found.st_mode):
-                folders.append(path)
-            else:
-                images.append(ImageFile(path, found.st_size))
-    return Found(tuple(sorted(images)), tuple(sorted(left_out, key=lambda entry: entry.path)))
+            names.append(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                kinds[entry.name] = "folder"
+            elif entry.is_symlink():
+                kinds[entry.name] = "link"
+    names.sort()
+    return ((prefix + name, kinds.get(name, "file")) for name in names)
 
 
-def _inspect(entry: os.DirEntry[str], path: Path) -> os.stat_result | str:
+def _inspect(root: Path, name: str, kind: str) -> os.stat_result | str:
     """The file status of an image or a folder to scan; for anything else, the reason to leave it out."""
-    kind = "folder" if entry.is_dir(follow_symlinks=False) else "file"
-    if is_hidden(entry.name):
-        return f"a hidden or system {kind}"
+    base = name.rpartition("/")[2]
+    if is_hidden(base):
+        return f"a hidden or system {'folder' if kind == 'folder' else 'file'}"
+    path = f"{root}/{name}"
     try:
-        state = entry.stat()
+        state = os.stat(path)  # noqa: PTH116 (a Path for each of millions of files takes longer than the call)
     except OSError as error:
-        return "a dead link" if entry.is_symlink() else f"cannot be read ({error.strerror})"
+        return "a dead link" if kind == "link" else f"cannot be read ({error.strerror})"
     if stat.S_ISDIR(state.st_mode):
-        return "a link to a folder; these are not followed" if entry.is_symlink() else state
+        return "a link to a folder; these are not followed" if kind == "link" else state
     if not stat.S_ISREG(state.st_mode):
         return "not a regular file"
-    if not image_extension(path.suffix):
+    if "." not in base or not image_extension(base):
         return NOT_AN_IMAGE
     if not os.access(path, os.R_OK):
         return "cannot be read (no permission)"
@@ -192,16 +243,15 @@ def _refuse_splits(root: Path, names: Iterable[str], out: str) -> None:
 
 
 def _require_images(root: Path, found: Found, names: dict[str, str]) -> None:
-    depth = len(root.parts)
-    if stray := [image for image in found.images if len(image.path.parts) == depth + 1]:
+    if found.stray:
         raise DataError(
-            f"{printable(str(stray[0].path))}: not in a class folder; move it into one, or say labeled=false"
+            f"{printable(str(root / found.stray))}: not in a class folder; move it into one, or say labeled=false"
         )
-    empty = sorted(set(names) - {image.path.parts[depth] for image in found.images})
+    empty = sorted(names.keys() - found.images_of.keys())
     if not empty:
         return
-    inside = [entry for entry in found.left_out if entry.path.parts[depth] == empty[0]]
-    first = f" ({inside[0]})" if inside else ""
+    inside = found.first_left_out_of.get(empty[0])
+    first = f" ({inside})" if inside else ""
     raise DataError(
         f"images={root}: no images in {_listed(empty)}{first}, and every folder is a class; put images there, or move the folder away"
     )

@@ -10,7 +10,8 @@ import numpy as np
 
 from data import storage
 from data.packing.folders import natural_order
-from data.packing.plan import REJECTED_NAME, Plan, read_sources
+from data.packing.plan import Plan
+from data.packing.sidecars import REJECTED_NAME, read_sources
 from data.shards.index import read_index
 from data.shards.samples import printable
 from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest
@@ -92,9 +93,9 @@ def _splits(plan: Plan, manifests: Mapping[str, Manifest], validation: float) ->
 
 
 def _left_out(plan: Plan, folders: Mapping[str, str], manifests: Mapping[str, Manifest]) -> Iterator[str]:
-    reasons = Counter(entry.reason for entry in plan.found.left_out)
-    for name, positions in plan.splits.items():
-        reasons["cannot be decoded"] += max(0, len(positions) - _images(manifests[name]))
+    reasons = Counter(plan.found.reasons)
+    for name, order in plan.splits.items():
+        reasons["cannot be decoded"] += max(0, len(order) - _images(manifests[name]))
     if total := sum(reasons.values()):
         files = " and ".join(storage.join(folder, REJECTED_NAME) for folder in folders.values())
         yield f"left out: {total:,} ({files} {'say' if len(folders) > 1 else 'says'} which and why)"
@@ -108,7 +109,7 @@ def _copies(plan: Plan) -> Iterator[str]:
         yield (
             f"byte-identical: {_count(len(plan.copies), 'group')} of {images:,} images in all, each kept in one split: {_some(pairs)}"
         )
-    if mixed := [group for group in plan.copies if len(set(plan.labels[group].tolist())) > 1]:
+    if mixed := [group for group in plan.copies if len({plan.label(position) for position in group}) > 1]:
         found = [" = ".join(_name(plan, position) for position in group[:_SHOWN]) for group in mixed]
         yield f"  {_count(len(mixed), 'group')} in more than one class, so that some labels are wrong: {_some(found)}"
 
@@ -123,10 +124,9 @@ def _in_two_splits(plan: Plan, folders: Mapping[str, str]) -> Iterator[str]:
         return
     paths = [[printable(str(plan.images[position].path)) for position in group] for group in plan.copies]
     first_copy = {path: group[0] for group in paths for path in group}
-    training, held_out = (
-        {first_copy.get(path, path): path for path in sorted(read_sources(folder))} for folder in folders.values()
-    )
-    if both := sorted(held_out[image] for image in set(training) & set(held_out)):
+    held_out = {first_copy.get(path, path): path for path in sorted(read_sources(folders["validation"]))}
+    training = (first_copy.get(path, path) for path in read_sources(folders["labeled"]))
+    if both := sorted({held_out[image] for image in training if image in held_out}):
         yield (
             f"WRONG: {len(both):,} of {len(held_out):,} validation images are in {folders['labeled']} too ({_some(both)}): "
             "accuracy on them says nothing. Pack into another out="

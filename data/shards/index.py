@@ -7,13 +7,14 @@ Columns: `key`, `extension`, `offset` and `size` of the image's bytes in the tar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
 from data.shards.findings import index_metadata
-from data.shards.samples import iterate_samples, mark_parted
+from data.shards.samples import Sample, iterate_samples, mark_parted
 from data.storage.redact import redacted
 from data.tables import read_table
 
@@ -31,15 +32,20 @@ INDEX_REMEDY = "if this project packed the shard, pack it again; else delete the
 
 
 def build_index(url: str) -> pa.Table:
-    """Index a shard in one pass over its headers. A problem becomes a row, not an exception.
+    """Index a shard in one pass over its headers. A problem becomes a row, not an exception."""
+    with storage.open_read(url) as file:
+        samples = list(iterate_samples(file))
+    mark_parted(samples)
+    return index_table(samples)
+
+
+def index_table(samples: Sequence[Sample]) -> pa.Table:
+    """The index of a shard with these samples.
 
     Metadata: `rule` (INDEX_RULE); `odd_keys`, the number of usable samples with a repeated key or one that
         `data.shards.samples.check_key` refuses, and `odd_key`, the first such key; `ignored`, the image members that are in no row
         (see `data.shards.findings`).
     """
-    with storage.open_read(url) as file:
-        samples = list(iterate_samples(file))
-    mark_parted(samples)
     columns = {name: [getattr(sample, name) for sample in samples] for name in INDEX_SCHEMA.names}
     return pa.table(columns, schema=INDEX_SCHEMA.with_metadata(index_metadata(samples)))
 

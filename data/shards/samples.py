@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -138,6 +138,26 @@ def iterate_samples(file: BinaryIO) -> Iterator[Sample]:
             yield from _samples(current)
 
 
+def written_samples(key: str, written: Iterable[tuple[str, bytes, int]]) -> Iterator[Sample]:
+    """What `iterate_samples` finds for one key (see `check_key`), from its members as they are written.
+
+    Args:
+        written: (field, content, offset) of each member, in the order of the tar.
+    """
+    members = _KeyMembers(key)
+    for field_name, content, offset in written:
+        name, field_name = f"{key}.{field_name}", field_name.lower()
+        if _is_system_file(name):
+            continue
+        members.fields.add(field_name)
+        if image_extension(field_name):
+            members.images.append((field_name, Member(name, offset, len(content), is_file=True, is_plain=True)))
+        elif field_name == LABEL_FIELD:
+            _set_label(members, content)
+    if members.fields:
+        yield from _samples(members)
+
+
 def mark_parted(samples: Sequence[Sample]) -> None:
     """Set the problem of samples whose members are not adjacent, so that their key comes back.
 
@@ -184,10 +204,14 @@ def _add_member(members: _KeyMembers, file: BinaryIO, member: Member, field_name
         members.images.append((field_name, member))
     elif field_name == LABEL_FIELD and member.is_plain:
         file.seek(member.offset)
-        text = file.read(min(member.size, _LABEL_LIMIT)).decode("ascii", "replace").strip()
-        if text.isdigit() and int(text) < _MAX_LABEL:  # anything else is no label, and the sample counts as unlabeled
-            members.label = int(text)
-        members.label_text = text
+        _set_label(members, file.read(min(member.size, _LABEL_LIMIT)))
+
+
+def _set_label(members: _KeyMembers, content: bytes) -> None:
+    text = content[:_LABEL_LIMIT].decode("ascii", "replace").strip()
+    if text.isdigit() and int(text) < _MAX_LABEL:  # anything else is no label, and the sample counts as unlabeled
+        members.label = int(text)
+    members.label_text = text
 
 
 def _is_exact(field_name: str) -> bool:

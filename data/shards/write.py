@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import BinaryIO
 
 from data import storage
 from data.errors import DataError
-from data.shards.index import build_index, index_digest
-from data.shards.samples import LABEL_FIELD, check_key
+from data.shards.index import index_digest, index_table
+from data.shards.samples import LABEL_FIELD, Sample, check_key, written_samples
 from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
-from data.shards.tar import archive
+from data.shards.tar import end_of_archive, member_header, padding
 from data.tables import write_table
 
 Fields = Mapping[str, bytes]  # field (extension) → content
@@ -53,24 +50,30 @@ def write_shards(
     """
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         raise DataError(f"{folder} holds shards already (it has a {MANIFEST_NAME}); choose another folder or remove it")
-    _remove_begun(folder, prefix)
+    remove_begun(folder, prefix)
     stream = iter(_checked(samples))
     records: list[ShardRecord] = []
     while chunk := list(islice(stream, samples_per_shard)):
-        _mark(folder, prefix, len(records) + 1)
-        records.append(_write_shard(storage.join(folder, _shard_name(prefix, len(records))), chunk))
+        mark_begun(folder, prefix, len(records) + 1)
+        records.append(write_shard(storage.join(folder, shard_name(prefix, len(records))), chunk))
     if before_manifest:
         before_manifest()
-    manifest = Manifest(class_names=list(class_names) if class_names else None, shards=records)
+    return write_manifest(folder, records, class_names)
+
+
+def write_manifest(folder: str, records: Sequence[ShardRecord], class_names: Sequence[str] | None) -> Manifest:
+    """Write the manifest of a folder whose shards are complete."""
+    manifest = Manifest(class_names=list(class_names) if class_names else None, shards=list(records))
     storage.write_text(storage.join(folder, MANIFEST_NAME), manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
 
-def _shard_name(prefix: str, number: int) -> str:
+def shard_name(prefix: str, number: int) -> str:
+    """The file name of a shard that this project writes."""
     return f"{prefix}-{number:06d}.tar"
 
 
-def _mark(folder: str, prefix: str, num_shards: int) -> None:
+def mark_begun(folder: str, prefix: str, num_shards: int) -> None:
     """Record, before writing the last of them, that shards 0 to `num_shards` - 1 are ours and may be removed."""
     marker = {"schema_version": 1, "prefix": prefix, "shards": num_shards}
     storage.write_text(storage.join(folder, MARKER_NAME), json.dumps(marker) + "\n")
@@ -84,7 +87,7 @@ def require_ours(folder: str, prefix: str) -> int:
     """
     names = storage.list_names(folder)
     begun = _read_marker(folder, prefix) if MARKER_NAME in names else None
-    ours = {_shard_name(prefix, number) for number in range(begun or 0)}
+    ours = {shard_name(prefix, number) for number in range(begun or 0)}
     visible = [name for name in names if not name.startswith(".")]
     if begun is None and visible:
         raise DataError(
@@ -113,11 +116,11 @@ def _read_marker(folder: str, prefix: str) -> int:
     return begun
 
 
-def _remove_begun(folder: str, prefix: str) -> None:
-    """Remove a killed packing's shards, indexes and temporary files, and nothing else."""
+def remove_begun(folder: str, prefix: str, first: int = 0) -> None:
+    """Remove a killed packing's shards from number `first` on, their indexes and temporary files, and nothing else."""
     begun = require_ours(folder, prefix)
-    for number in range(begun):
-        name = _shard_name(prefix, number)
+    for number in range(first, begun):
+        name = shard_name(prefix, number)
         storage.remove(storage.join(folder, name))
         storage.remove(index_url(folder, name))
     if begun:
@@ -138,25 +141,32 @@ def _checked(samples: Iterable[tuple[str, Fields]]) -> Iterator[tuple[str, Field
         yield key, members
 
 
-def _write_shard(url: str, samples: Sequence[tuple[str, Fields]]) -> ShardRecord:
-    with tempfile.TemporaryFile() as local:
-        write_tar(local, samples)
-        num_bytes = local.tell()
-        local.seek(0)
-        sha256 = hashlib.file_digest(local, "sha256").hexdigest()
-        local.seek(0)
-        with storage.writing(url) as file:
-            shutil.copyfileobj(local, file)
-    table = build_index(url)
-    name = storage.base_name(url)
+def write_shard(url: str, samples: Iterable[tuple[str, Fields]]) -> ShardRecord:
+    """Write one shard and its index, from samples with keys that `check_key` takes, no two alike.
+
+    Fields are sorted, and members have no owner and no time, so that equal samples give equal bytes.
+    """
+    digest, size, found = hashlib.sha256(), 0, list[Sample]()
+    with storage.writing(url) as file:
+        for key, fields in samples:
+            written = []
+            for field in sorted(fields):
+                header = member_header(f"{key}.{field}", len(fields[field]))
+                written.append((field, fields[field], size + len(header)))
+                for piece in (header, fields[field], padding(len(fields[field]))):
+                    file.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+            found += written_samples(key, written)
+        end = end_of_archive(size)
+        file.write(end)
+        digest.update(end)
+    table, name = index_table(found), storage.base_name(url)
     write_table(index_url(url.rpartition("/")[0], name), table)
     return ShardRecord(
-        name=name, bytes=num_bytes, num_samples=table.num_rows, index_sha256=index_digest(table), sha256=sha256
+        name=name,
+        bytes=size + len(end),
+        num_samples=table.num_rows,
+        index_sha256=index_digest(table),
+        sha256=digest.hexdigest(),
     )
-
-
-def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Fields]]) -> None:
-    """Write samples as a tar with sorted fields, no owner and no time, so that equal samples give equal bytes."""
-    members = ((f"{key}.{field}", fields[field]) for key, fields in samples for field in sorted(fields))
-    for piece in archive(members):
-        file.write(piece)

@@ -154,12 +154,13 @@ def on_acceptance(action: Callable[[], None]) -> Iterator[None]:
     _on_acceptance.append(action)
     try:
         yield
-        _accept()
+        accept()
     finally:
         _on_acceptance.clear()
 
 
-def _accept() -> None:
+def accept() -> None:
+    """Call the action of the running `on_acceptance` block, if it was not called yet: all checks have passed."""
     while _on_acceptance:
         _on_acceptance.pop()()
 
@@ -188,7 +189,7 @@ def open_stage(
         state, reason = inspect_stage(folder, name, fingerprint, explain)
     if state != "done" and check is not None:
         check()
-    _accept()
+    accept()
     if starts_over:
         _move_aside(folder, name)
     elif reason:

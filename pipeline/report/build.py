@@ -107,10 +107,9 @@ def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
 def _model_rows(facts: Facts) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("", "top-1", "top-5", "parameters", "against its teacher, points")]
     for position, model in enumerate(facts.models):
-        figures = model.figures or {}
         against = compare(facts.models[position - 1], model) if position else None
-        accuracies = [percent(figures.get(key)) for key in ("top1", "top5")]
-        if not figures and model.validation_top1 is not None:
+        accuracies = [percent(model.figures.get(key)) for key in ("top1", "top5")]
+        if not model.figures and model.validation_top1 is not None:
             accuracies[0] = f"{percent(model.validation_top1)} (validation)"
         rows.append((model.name, *accuracies, millions(num_parameters(model)), points(against) if against else ""))
     return rows
@@ -153,8 +152,7 @@ def _figures(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[tuple[str, 
     """The large figures on top of the page, each with what it is."""
     if any(model.figures for model in facts.models):
         figures = [
-            (percent((model.figures or {}).get("top1")), f"{model.name}, top-1 on test images")
-            for model in facts.models
+            (percent(model.figures.get("top1")), f"{model.name}, top-1 on test images") for model in facts.models
         ]
     else:
         figures = [

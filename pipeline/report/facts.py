@@ -52,7 +52,7 @@ class Model:
     name: str
     folder: str
     record: Record
-    figures: Record | None = None  # stage=evaluate's summary: top1, top5, images, …
+    figures: Record = field(default_factory=dict)  # stage=evaluate's summary: top1, top5, images, …; empty before it
     predictions: Predictions | None = None
     speed: Record | None = None  # measured by stage=evaluate: latency_ms, images_per_s, batch_size, where
 
@@ -137,7 +137,7 @@ def read_metrics(model: Model) -> list[dict[str, float]]:
 
 def num_parameters(model: Model) -> int | None:
     """Number of parameters, from stage=evaluate or else counted in the network of the weights; None without either."""
-    if model.figures is not None:
+    if model.figures:
         return int(model.figures["parameters"])
     try:
         info = read_info(model.folder)

@@ -15,7 +15,7 @@ from data import storage
 from data.shards.image_reader import check_labeled
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError
+from pipeline.core.stage import StageError, accept
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
@@ -34,6 +34,7 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
     Raises as `open_study`, and TrainingError when a loss is not finite.
     """
     study, trials = open_study(config, layout, force)
+    accept()
     folder = layout.study(study.name)
     run_trials(study, trials, experiment_of(study), force)
     results = row_results(rows_for(study, config), trials)

@@ -13,31 +13,18 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher.executors import ONE_THREAD, Threads
 from teacher.selection.label_reader import LabelRows, LabelSource
-from teacher.selection.rule import HashGroups, Int64, UInt32, UInt64, tie_hash
+from teacher.selection.rule import HashGroups, Int64, RankedRows, UInt64, tie_hash
 
 COUNTER_BITS = 27  # 128 MiB of counters
 MAX_ROWS = 8_000_000  # collected in one reading: about 400 MB with the sort
 _FULL = 255  # a counter's maximum
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # distributes perceptual hashes, whose bits are far from random, over the cells
-
-
-class Members(NamedTuple):
-    """Rows that may be in a group: perceptual hash uint64, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
-
-    hash: UInt64
-    key: UInt32
-    tie: UInt64
-
-    def take(self, rows: Int64) -> Members:
-        """The rows at these positions."""
-        return Members(self.hash[rows], self.key[rows], self.tie[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +67,11 @@ def find_hash_groups(
     for part in range(num_parts):
         reading = _Reading(source, counters, part, num_parts, max_images + 1, max_rows // threads.num_workers)
         collected = threads(partial(_collect, reading), shards, "collect copies")
-        members = _highest(_merge(collected), max_images + 1)
-        first_beyond = np.flatnonzero(_rank(members.hash) == max_images)
+        members = _highest(RankedRows.merge(collected, np.uint64), max_images + 1)
+        first_beyond = np.flatnonzero(_rank(members.group) == max_images)
         found.append(members.take(first_beyond - 1))
-    groups = _merge(found)
-    return HashGroups(*groups.take(np.argsort(groups.hash)))
+    groups = RankedRows.merge(found, np.uint64)
+    return HashGroups(*groups.take(np.argsort(groups.group)))
 
 
 def _count(source: LabelSource, counters: NDArray[np.uint8], lock: threading.Lock, shards: Iterable[str]) -> None:
@@ -96,27 +83,27 @@ def _count(source: LabelSource, counters: NDArray[np.uint8], lock: threading.Loc
                 counters[cells] = np.minimum(counters[cells] + counts, _FULL)
 
 
-def _collect(reading: _Reading, shards: Iterable[str]) -> Members:
+def _collect(reading: _Reading, shards: Iterable[str]) -> RankedRows:
     """The highest-ranking rows of each hash."""
     held, number, limit = [], 0, reading.max_rows
     for shard in shards:
         for rows in reading.source.read(shard, needs_hashes=True):
             held.append(_members(reading, rows, shard))
-            number += len(held[-1].hash)
+            number += len(held[-1].group)
             if number > limit:
-                held = [_highest(_merge(held), reading.rows_per_hash)]
-                number = len(held[0].hash)
+                held = [_highest(RankedRows.merge(held, np.uint64), reading.rows_per_hash)]
+                number = len(held[0].group)
                 limit = max(reading.max_rows, 2 * number)
-    return _highest(_merge(held), reading.rows_per_hash)
+    return _highest(RankedRows.merge(held, np.uint64), reading.rows_per_hash)
 
 
-def _members(reading: _Reading, rows: LabelRows, shard: str) -> Members:
+def _members(reading: _Reading, rows: LabelRows, shard: str) -> RankedRows:
     hashes, positions = _eligible(rows)
     cells = _cells(hashes, len(reading.counters))
     chosen = np.flatnonzero((reading.counters.take(cells) > 0) & (cells % reading.num_parts == reading.part))
     positions = positions[chosen]
     assert rows.ordinal is not None
-    return Members(hashes[chosen], rows.key[positions], tie_hash(shard, rows.ordinal[positions]))
+    return RankedRows(hashes[chosen], rows.key[positions], tie_hash(shard, rows.ordinal[positions]))
 
 
 def _eligible(rows: LabelRows) -> tuple[UInt64, Int64]:
@@ -131,15 +118,10 @@ def _cells(hashes: UInt64, num_cells: int) -> Int64:
     return ((hashes * _SPREAD) >> np.uint64(64 - bits)).astype(np.int64)
 
 
-def _merge(parts: Sequence[Members]) -> Members:
-    none = Members(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.uint64))
-    return Members(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
-
-
-def _highest(members: Members, count: int) -> Members:
+def _highest(members: RankedRows, count: int) -> RankedRows:
     """The `count` highest-ranking rows of each hash, ordered by hash and rank."""
-    ordered = members.take(np.lexsort((~members.tie, ~members.key, members.hash)))
-    return ordered.take(np.flatnonzero(_rank(ordered.hash) < count))
+    ordered = members.take(np.lexsort((~members.tie, ~members.key, members.group)))
+    return ordered.take(np.flatnonzero(_rank(ordered.group) < count))
 
 
 def _rank(ordered: UInt64) -> Int64:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from teacher.selection.rule import (
     Int32,
     Int64,
     Mask,
+    RankedRows,
     SelectError,
     SelectRule,
     UInt16,
@@ -79,7 +79,7 @@ def select_shards(
     while search.num_candidates > max_candidates:
         finer = executor(partial(_count_finely, source, search), shards, "count finely")
         search = _narrow(search, _sum(source, finer))
-    rows = _merge(executor(partial(_collect, source, search), shards, "collect"))
+    rows = RankedRows.merge(executor(partial(_collect, source, search), shards, "collect"), np.int32)
     return Selection(source, _finish(search, rows, available, base_copies, num_extra))
 
 
@@ -94,22 +94,6 @@ def plan_copies(available: Int64, rule: SelectRule) -> tuple[UInt16, Int64]:
     no_extra = (available == 0) | (base >= rule.max_copies)
     base = np.where(available == 0, 0, np.minimum(base, rule.max_copies))
     return base.astype(np.uint16), np.where(no_extra, 0, extra)
-
-
-class _Candidates(NamedTuple):
-    """Rows that may be cut-offs: label int32, key uint32 (`confidence_key`) and tie hash uint64, all [n]."""
-
-    label: Int32
-    key: UInt32
-    hash: UInt64
-
-    def take(self, rows: Mask) -> _Candidates:
-        return _Candidates(self.label[rows], self.key[rows], self.hash[rows])
-
-
-def _merge(parts: Iterable[_Candidates]) -> _Candidates:
-    none = _Candidates(np.empty(0, np.int32), np.empty(0, np.uint32), np.empty(0, np.uint64))
-    return _Candidates(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +154,12 @@ class _Histogram:
         )  # counting the other rows in an extra cell is faster than filtering them out
         self._add(np.where(eligible, cell, ignored))
 
-    def add_fine(self, rows: _Candidates, search: _RankSearch) -> None:
+    def add_fine(self, rows: RankedRows, search: _RankSearch) -> None:
         """Count rows by label and equal steps of their class's interval."""
-        bins, label = self._counts.shape[1], rows.label
+        bins, label = self._counts.shape[1], rows.group
         key_shift, hash_shift = _shifts(search, bins)
         by_key = (rows.key - search.key_low[label]) >> key_shift[label]
-        by_hash = (rows.hash - search.hash_low[label]) >> hash_shift[label]
+        by_hash = (rows.tie - search.hash_low[label]) >> hash_shift[label]
         single_key = (search.key_low == search.key_last)[label]
         self._add(label.astype(np.int64) * bins + np.where(single_key, by_hash, by_key).astype(np.int64))
 
@@ -214,11 +198,11 @@ def _count_finely(source: LabelSource, search: _RankSearch, shards: Iterable[str
     return histogram.counts()
 
 
-def _collect(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> _Candidates:
-    return _merge(_within_interval(source, search, shards))
+def _collect(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> RankedRows:
+    return RankedRows.merge(_within_interval(source, search, shards), np.int32)
 
 
-def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Iterator[_Candidates]:
+def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Iterator[RankedRows]:
     """The eligible rows within their class's interval."""
     low, last = search.key_limits()
     for shard in shards if search.num_candidates else ():
@@ -227,7 +211,7 @@ def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[
             inside = np.flatnonzero((key >= low.take(label)) & (key <= last.take(label)) & rows.eligible)
             assert rows.ordinal is not None
             label, hashes = label[inside], tie_hash(shard, rows.ordinal[inside])
-            candidates = _Candidates(label, key[inside], hashes)
+            candidates = RankedRows(label, key[inside], hashes)
             yield candidates.take((hashes >= search.hash_low[label]) & (hashes <= search.hash_last[label]))
 
 
@@ -269,26 +253,26 @@ def _narrow(search: _RankSearch, histogram: Int64) -> _RankSearch:
     )
 
 
-def _finish(search: _RankSearch, rows: _Candidates, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
+def _finish(search: _RankSearch, rows: RankedRows, available: Int64, base_copies: UInt16, num_extra: Int64) -> Cutoffs:
     """The cut-offs, from all rows within their intervals, in any order.
 
     Raises SelectError when the number of rows differs from the last histogram's: label files changed between two readings.
     """
     is_open = search.is_open
-    found = np.bincount(rows.label, minlength=len(is_open))
+    found = np.bincount(rows.group, minlength=len(is_open))
     if not np.array_equal(found, np.where(is_open, search.count, 0)):
         raise SelectError("the label files changed while they were read; select again when nothing writes to them")
     cut_key = np.where(search.rank > 0, search.key_low, np.uint32(NO_CUT))
     cut_hash = np.where(search.rank > 0, search.hash_low, np.uint64(0))
     rank, ends = search.rank[is_open], np.cumsum(found)[is_open]
     # label and key as one number sort five times faster than as two columns
-    keys = np.sort(rows.label.astype(np.uint64) << np.uint64(32) | rows.key)
+    keys = np.sort(rows.group.astype(np.uint64) << np.uint64(32) | rows.key)
     cuts = keys[ends - rank]
     cut_key[is_open] = cuts & np.uint64(2**32 - 1)
     rank -= ends - np.searchsorted(keys, cuts, side="right")  # among the rows with the cut's key
-    tied = rows.take(rows.key == cut_key[rows.label])
-    ends = np.cumsum(np.bincount(tied.label, minlength=len(is_open)))[is_open]
-    cut_hash[is_open] = tied.hash[np.lexsort((tied.hash, tied.label))[ends - rank]]
+    tied = rows.take(rows.key == cut_key[rows.group])
+    ends = np.cumsum(np.bincount(tied.group, minlength=len(is_open)))[is_open]
+    cut_hash[is_open] = tied.tie[np.lexsort((tied.tie, tied.group))[ends - rank]]
     return Cutoffs(available, base_copies, num_extra, cut_key, cut_hash)
 
 

@@ -9,7 +9,9 @@ distributes the remainder.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +149,30 @@ class HashGroups:
         tied = key[rows] == self.key[cut]
         result[rows] = (key[rows] < self.key[cut]) | (tied & (tie_hash(shard, ordinal[rows]) < self.tie[cut]))
         return result
+
+
+class RankedRows(NamedTuple):
+    """Rows of groups that are ranked by (confidence, tie hash); all [n].
+
+    Attributes:
+        group: a label, int32, or a perceptual hash, uint64.
+        key: uint32, `confidence_key`.
+        tie: uint64, `tie_hash`.
+    """
+
+    group: npt.NDArray[Any]
+    key: UInt32
+    tie: UInt64
+
+    def take(self, rows: Int64 | Mask) -> RankedRows:
+        """The rows at these positions, or where a mask is true."""
+        return RankedRows(self.group[rows], self.key[rows], self.tie[rows])
+
+    @staticmethod
+    def merge(parts: Iterable[RankedRows], group: type[np.int32 | np.uint64]) -> RankedRows:
+        """All rows; `group` is the type of their group, for when there are none."""
+        none = RankedRows(np.empty(0, group), np.empty(0, np.uint32), np.empty(0, np.uint64))
+        return RankedRows(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
 def confidence_key(confidence: Float32) -> UInt32:

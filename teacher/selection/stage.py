@@ -21,7 +21,7 @@ from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, SELECTION_NAME, La
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
-from teacher.diff import as_json, compare, print_changes, side
+from teacher.diff import changes, print_changes, side
 from teacher.executors import Executor, RayTasks, ReportProgress, Threads, threads_or_processes
 from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
 from teacher.selection.copies import write_all_copies
@@ -71,7 +71,7 @@ def _make_current(layout: Layout, digest: str, labels_digest: str) -> None:
     if record is not None and record["fingerprint"]["inputs"]["labels"] == labels_digest:
         number = str(layout.generation)
         one, two = (side({number: layout}, f"{number}/{name}") for name in (storage.base_name(before), digest))
-        print_changes(as_json(one, two, compare(one, two)))
+        print_changes(changes(one, two))
 
 
 def fingerprint(config: Config, layout: Layout, labels: Mapping[str, Any]) -> Fingerprint:

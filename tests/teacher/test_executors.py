@@ -26,6 +26,7 @@ from teacher.selection.quota_search import select_shards
 from teacher.selection.rule import SelectError, SelectRule
 from teacher.selection.selection_file import selection_json
 from teacher.selection.stage import _executor
+from tests import HANGS_S
 
 RULE = SelectRule(num_classes=6, confidence_threshold=0.3, per_class=120, max_copies=4)
 SHARDS = [f"shard-{number}" for number in range(9)]
@@ -144,10 +145,12 @@ def test_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path: Pa
     script = tmp_path / "script.py"
     script.write_text(f"if __name__ == '__main__':\n{textwrap.indent(code, '    ')}")
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=HANGS_S
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     number = int(ended.stdout)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS_S
     while Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "the process goes on"
         time.sleep(0.1)

@@ -79,7 +79,7 @@ class Config(Section):
             images = section.batch_size // section.workers
             if section.accumulate_steps > images:
                 yield (
-                    f"{name}.accumulate_steps={section.accumulate_steps}: expected at most {images}, the images per process and step "
+                    f"{name}.accumulate_steps={section.accumulate_steps}: expected at most {images}, the images per process and "
                     f"step ({name}.batch_size={section.batch_size} / {name}.workers={section.workers})"
                 )
         size = self.student.fix_resolution_image_size

@@ -22,7 +22,7 @@ def accuracy_section(facts: Facts) -> Section:
     values = {
         "models": [model.name for model in facts.models],
         "rows": _accuracy_rows(facts.models),
-        "num_images": (tested[-1].figures or {})["images"] if tested else None,
+        "num_images": tested[-1].figures["images"] if tested else None,
         "differences": _differences(facts),
         "chart": _accuracy_chart(tested) if tested else None,
     }
@@ -47,9 +47,8 @@ def _accuracy_rows(models: Sequence[Model]) -> list[list[str]]:
 
 
 def _accuracy_chart(tested: Sequence[Model]) -> Figure:
-    figures = [model.figures or {} for model in tested]
-    top1, top5 = ([100 * entry[key] for entry in figures] for key in ("top1", "top5"))
-    errors = [100 * binomial_error(entry["top1"], entry["images"]) for entry in figures]
+    top1, top5 = ([100 * model.figures[key] for model in tested] for key in ("top1", "top5"))
+    errors = [100 * binomial_error(model.figures["top1"], model.figures["images"]) for model in tested]
     names = [model.name for model in tested]
     values = "; ".join(f"{name} {a:.2f} % and {b:.2f} %" for name, a, b in zip(names, top1, top5, strict=True))
     return Figure(plots.accuracy_bars(names, top1, top5, errors), f"Bar chart of top-1 and top-5 accuracy: {values}.")
@@ -72,8 +71,9 @@ def class_section(facts: Facts) -> Section | None:
     tested = [model for model in facts.models if model.figures]
     if not tested:
         return None
-    top1 = [(model.figures or {})["per_class_top1"] for model in tested]
-    values = 100 * np.array(top1, float)  # (models, C); NaN for a class without test images
+    values = 100 * np.array(
+        [model.figures["per_class_top1"] for model in tested], float
+    )  # (models, C); NaN for a class without test images
     change = values[-1] - values[0]
     known = np.flatnonzero(~np.isnan(values).any(axis=0))
     if not len(known):

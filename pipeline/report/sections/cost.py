@@ -10,7 +10,7 @@ from pipeline.report.numbers import binomial_error, millions
 
 def cost_section(facts: Facts) -> Section | None:
     """Show latency, images per second, parameters and FLOPs, and accuracy against speed; None if not measured."""
-    models = [(model, model.figures, model.speed) for model in facts.models if model.figures and model.speed]
+    models = [(model, model.figures, model.speed) for model in facts.models if model.speed]
     if not models:
         return None
     columns = [_column(figures, speed) for _, figures, speed in models]

@@ -51,7 +51,7 @@ def calibration_section(facts: Facts) -> Section | None:
 def _reliability(facts: Facts) -> Figure | None:
     series = []
     for position, model in enumerate(facts.models):
-        if model.predictions is not None and model.figures is not None:
+        if model.predictions is not None:
             bins = reliability_bins(model.predictions.confidence, model.predictions.right)
             name = f"{model.name} (ECE {percent(model.figures['calibration_error'])})"
             series.append((name, plots.color_of(position), *bins))

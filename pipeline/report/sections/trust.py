@@ -13,7 +13,7 @@ from pipeline.report.facts import Facts, Generation
 from pipeline.report.numbers import percent
 from pipeline.report.sections.accuracy import MAX_CLASSES
 from pipeline.report.survey import RIGHT, WRONG, Survey, SurveyedLabels
-from teacher.diff import as_json, compare, side
+from teacher.diff import changes, side
 from teacher.selection.precision import ValidationLabels
 
 _MAX_FLIPS = 10
@@ -115,7 +115,7 @@ def flips_section(facts: Facts, labels: SurveyedLabels) -> Section | None:
         return None
     layouts = {str(entry.layout.generation): entry.layout for entry in (before, generation)}
     one, two = (side(layouts, name) for name in layouts)
-    result = as_json(one, two, compare(one, two))
+    result = changes(one, two)
     moved = sorted(result["classes"], key=lambda entry: (-entry["flipped_away"], entry["class"]))[:_MAX_FLIPS]
     values = {
         "of_generation": facts.of_generation(labels.generation),

@@ -38,7 +38,7 @@ from pipeline.report.facts import read_facts
 from pipeline.report.survey import Limits, survey_labels
 from pipeline.upstream.stage_inputs import open_overlay
 from student.streams import pseudo_labeled_stream
-from teacher.diff import compare, side
+from teacher.diff import changes, side
 from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.reuse import every_row, reuse_images
 from teacher.selection.rule import SelectRule
@@ -118,7 +118,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         "serve's counts": lambda: overlay.wanted(position, RowFilter(min_confidence=0.5)).tolist(),
         "PseudoLabels": lambda: PseudoLabels(config.run_dir).table().to_pylist(),
         "report": lambda: described(survey_labels(facts.generations[0], {}, 0, Limits.of(None, 10))),
-        "diff": lambda: described(compare(this, this)),
+        "diff": lambda: described(changes(this, this)),
         "copies": lambda: read_copies(f"{selection}/{NAME}.parquet").tolist(),
     }
 

@@ -34,6 +34,7 @@ from pipeline.core.schema import Config
 from pipeline.export.stage import export
 from pipeline.export.tasks import make_file
 from teacher.selection.stage import select
+from tests import HANGS_S
 from tests.conftest import DIGIT_NAMES, make_writer
 from tests.label_server import TOKEN, LabelServer, label_server
 from tests.pipeline.export.test_export import with_teacher
@@ -161,7 +162,7 @@ def test_ranks_and_their_workers_share_the_samples(sources: Sources, tmp_path: P
         )
         for rank in range(2)
     ]
-    parts = [process.communicate(timeout=300)[0].split() for process in ranks]
+    parts = [process.communicate(timeout=HANGS_S)[0].split() for process in ranks]
     assert sorted(parts[0] + parts[1]) == sorted(sources.kept)
     assert all(parts), "both have some"
 

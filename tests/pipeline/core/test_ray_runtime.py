@@ -19,6 +19,7 @@ from data.storage.fence import FENCE_VARIABLE, workers_fenced
 from pipeline.core import interrupt
 from pipeline.core import ray_runtime as cluster
 from pipeline.training import launch
+from tests import HANGS_S
 
 STOPPED_AS_RAY_CONNECTS = """
 import os, signal, sys, time
@@ -39,7 +40,7 @@ except interrupt.Interrupted as stop:
 @pytest.mark.slow
 def test_sigterm_as_ray_connects_ends_the_command_as_sigterm() -> None:
     command = [sys.executable, "-c", STOPPED_AS_RAY_CONNECTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGS_S)
     assert "SIGTERM received" in done.stderr  # by Ray's handler: this is the moment that is meant
     assert done.returncode == 143, done.stderr
 

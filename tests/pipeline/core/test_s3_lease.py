@@ -22,6 +22,7 @@ from data import storage
 from data.storage import FencedError, StorageError, fence, remote, retry
 from pipeline.core import interrupt, lock
 from pipeline.core.lock import LEASE_S, Lease, LockedError, run_lock
+from tests import HANGS_S
 from tests.s3_server import FaultyS3, hold_lease, put, try_to_write
 
 
@@ -93,7 +94,7 @@ def test_a_driver_in_another_process_is_named_and_its_lease_taken_over_after_its
     process = multiprocessing.get_context("spawn").Process(target=hold_lease, args=(folder,))
     process.start()
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANGS_S
         while not storage.exists(f"{folder}/lock.json"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -201,7 +202,7 @@ def test_a_run_whose_lease_is_taken_over_stops_and_writes_nothing_more(
     def run() -> None:
         with run_lock(folder, "first"):
             put(f"{folder}/lock.json", json.dumps({"command": "second", "token": "other"}).encode())
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + HANGS_S
             try:
                 while time.monotonic() < deadline:
                     time.sleep(0.05)
@@ -234,7 +235,10 @@ def test_a_write_asks_the_clock_itself(s3: FaultyS3, folder: str, clocks: Clocks
 # workers: processes that a driver starts, here or on other machines
 
 
-def test_workers_write_as_long_as_the_lease_is_their_drivers(s3: FaultyS3, folder: str, clocks: Clocks) -> None:
+def test_workers_write_as_long_as_the_lease_is_their_drivers(
+    s3: FaultyS3, folder: str, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 3600.0)  # a renewal would find the other token, and stop this process
     with run_lock(folder, "first"):
         variable = os.environ[fence.FENCE_VARIABLE]
         assert try_to_write(f"{folder}/x.bin") == "written"

@@ -20,6 +20,7 @@ from data.shards.split import Split
 from pipeline.inputs import loader as loading
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.loader import LoaderLostError, load_batches, raise_on_lost_loaders
+from tests import HANGS_S
 from tests.pipeline.training.test_training import make_job
 
 
@@ -195,7 +196,7 @@ def run_with_8_mb(tmp_path: Path, patch: str) -> str:
     arguments = [f"{tmp_path}/labeled/*.tar", str(tmp_path / "index"), str(tmp_path / "run")]
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", code, *arguments],
-        capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=HANGS_S, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -27,6 +27,7 @@ from pipeline.training import launch
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.launch import run_training
 from pipeline.training.state import load_trained
+from tests import HANGS_S
 from tests.conftest import WriteDigits, make_writer
 from tests.digits_run import Digits
 from tests.pipeline.inputs.test_loader import SignalsBlocked
@@ -75,7 +76,7 @@ def kill_a_worker_then_ask_to_stop(job: TrainJob) -> None:
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + HANGS_S
     while saved_step(job) < step and time.monotonic() < deadline:
         time.sleep(0.01)
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.timing import read_timing
 from pipeline.inference.stage_weights import read_info
-from tests import digits_run
+from tests import HANGS_S, digits_run
 from tests.conftest import make_writer
 
 
@@ -35,13 +35,13 @@ def stop_when(condition: Callable[[], bool], number: signal.Signals, command: li
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANGS_S
         while not condition():
             assert process.poll() is None, f"the command ended before it could be stopped: {process.communicate()[1]}"
             assert time.monotonic() < deadline, "what should have stopped the command never came"
             time.sleep(0.005)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANGS_S)
         return process.returncode, errors
 
 

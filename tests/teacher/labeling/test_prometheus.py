@@ -14,6 +14,7 @@ import ray
 from pipeline.core.ray_runtime import start_ray
 from teacher.labeling.progress import LabelProgress
 from teacher.labeling.prometheus import Gauges
+from tests import HANGS_S
 
 PROGRESS = LabelProgress(
     images_done=50,
@@ -49,7 +50,7 @@ def exposed(address: str) -> dict[str, float]:
 def test_progress_is_exposed_beside_rays_own_metrics(ray_here: None) -> None:
     (node,) = ray.nodes()
     Gauges("runs/mine/gen-1/labels").set(PROGRESS)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS_S
     while len(found := exposed(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}")) < 7:
         assert time.monotonic() < deadline, found
         time.sleep(0.5)

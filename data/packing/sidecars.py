@@ -1,0 +1,69 @@
+"""The files beside a split's shards: `sources.parquet`, `hashes.parquet`, `rejected.txt`. Memory does not grow with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import pyarrow as pa
+
+from data import storage
+from data.errors import DataError
+from data.images.held_out_hashes import HASH_SCHEMA
+from data.packing.lines import LineWriter, read_lines, sort_lines
+from data.packing.packed_shards import finished_tables, key_of
+from data.packing.screening import SplitJob
+from data.shards.split import HASHES_NAME
+from data.tables import open_table, write_table_parts
+
+SOURCES_NAME = "sources.parquet"  # key → path
+REJECTED_NAME = "rejected.txt"  # what was left out, and why
+_SOURCES = pa.schema([pa.field("key", pa.string()), pa.field("path", pa.string())])
+_ROWS = 100_000
+
+
+def write_sidecars(job: SplitJob, num_shards: int, rejected: Iterable[str], left_out: Iterable[str]) -> None:
+    """Write the files from the records of the split's shards.
+
+    Args:
+        rejected: lines for `rejected.txt` of images after the last shard.
+        left_out: lines for `rejected.txt` of files that are no images.
+    """
+    lines = f"{job.scratch}/rejected"
+    with LineWriter(lines) as file:
+        write_table_parts(storage.join(job.folder, SOURCES_NAME), _SOURCES, _sources(job, num_shards, file))
+        for line in rejected:
+            file.add(line)
+    if job.labels is not None:
+        hashes = (table.select(HASH_SCHEMA.names).cast(HASH_SCHEMA) for table, _ in finished_tables(job, num_shards))
+        write_table_parts(storage.join(job.folder, HASHES_NAME), HASH_SCHEMA, hashes)
+    with storage.writing(storage.join(job.folder, REJECTED_NAME)) as target:
+        for line in sort_lines(chain(left_out, read_lines(lines)), job.scratch):
+            target.write(f"{line}\n".encode())
+
+
+def _sources(job: SplitJob, num_shards: int, rejected: LineWriter) -> Iterator[pa.Table]:
+    """Keys and paths of each shard; writes what was rejected before they end."""
+    first = 0
+    for table, lines in finished_tables(job, num_shards):
+        keys = [key_of(number) for number in range(first, first + table.num_rows)]
+        yield pa.table([pa.array(keys, pa.string()), table.column("path")], schema=_SOURCES)
+        first += table.num_rows
+        for line in lines:
+            rejected.add(line)
+
+
+def read_sources(folder: str) -> Iterator[str]:
+    """The paths of the images that were packed into a split, in order, a few at a time.
+
+    Raises:
+        DataError: `sources.parquet` does not exist or is damaged.
+    """
+    url = storage.join(folder, SOURCES_NAME)
+    remedy = "pack into another out="
+    try:
+        with open_table(url, remedy) as file:
+            for batch in file.batches(_ROWS, ["path"]):
+                yield from batch.column(0).to_pylist()
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: not there; {remedy}") from error
