@@ -1,4 +1,4 @@
-"""Memory of a benchmark's worker process: a task for `teacher.executors`, whose tasks must be importable."""
+"""Memory of a benchmark's processes."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def own_memory_of_worker(shards: Iterable[str]) -> int:  # noqa: ARG001 (an exec
         return 0
     shared = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return peak - (int(shared[1]) * 1024 if shared else 0)
+
+
+def private_memory() -> int:
+    """Bytes that this process alone holds (USS): neither libraries' files nor pages of a parent that it has not written."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * sum(int(number) for number in re.findall(r"Private_\w+:\s+(\d+) kB", rollup))

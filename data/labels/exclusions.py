@@ -3,65 +3,93 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import storage
 from data.errors import DataError
 
 
-def read_keys(url: str | None) -> frozenset[str]:
-    """The lines of a text file of keys; empty without a file. See `keys_in`.
+class ExcludedKeys:
+    """Lines of the list, grouped by shard once: a shard costs by its own keys, however long the list. Can be pickled.
+
+    A line `shard/key` is of the shard of that name (without `.tar`). Any line is also a whole key, in every shard: keys may have
+    slashes.
+    """
+
+    def __init__(self, lines: Iterable[str] = ()) -> None:
+        ordered = sorted(set(lines))
+        self._lines = pa.array(ordered, pa.string())
+        self._ranges: dict[str, slice] = {}
+        start = 0
+        for shard, group in groupby(ordered, lambda line: line.partition("/")[0] if "/" in line else None):
+            stop = start + sum(1 for _ in group)
+            if shard is not None:
+                self._ranges[shard] = slice(start, stop)
+            start = stop
+        self._all_have_slashes = all("/" in line for line in ordered)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lines(self) -> list[str]:
+        """The lines, sorted."""
+        return list(self._lines.to_pylist())
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of the lines as a set. Kept: a million lines take a second."""
+        return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()[:16]
+
+    def mask(self, shard: str, keys: pa.StringArray) -> np.ndarray:
+        """Which of a shard's keys are excluded, bool (N,)."""
+        found = np.zeros(len(keys), bool)
+        if (own := self._ranges.get(shard)) is not None:
+            values = pc.utf8_slice_codeunits(self._lines[own], len(shard) + 1)
+            found |= _to_numpy(pc.is_in(keys, value_set=values))
+        if len(self) and not (self._all_have_slashes and _lack_slashes(keys)):
+            found |= np.fromiter((key in self._whole for key in keys.to_pylist()), bool, len(keys))
+        return found
+
+    @cached_property
+    def _whole(self) -> frozenset[str]:
+        """The lines as whole keys. A set, as pyarrow's would be made again for every shard."""
+        return frozenset(self.lines())
+
+
+NOTHING_EXCLUDED = ExcludedKeys()
+
+
+def _lack_slashes(keys: pa.StringArray) -> bool:
+    """Whether no key has a slash; may be False for a slice of an array that has one."""
+    characters = keys.buffers()[2]
+    return characters is None or b"/" not in characters.to_pybytes()
+
+
+def _to_numpy(mask: pa.BooleanArray) -> np.ndarray:
+    return np.asarray(mask.to_numpy(zero_copy_only=False))
+
+
+def read_keys(url: str | None) -> ExcludedKeys:
+    """The lines of a text file of keys; empty without a file.
 
     Raises:
         DataError: there is no such file, or it is not a text file.
     """
     if url is None:
-        return frozenset()
+        return NOTHING_EXCLUDED
     try:
         lines = storage.read_text(url).removeprefix("\ufeff").splitlines()  # a byte order mark
-        return frozenset(line.strip() for line in lines) - {""}
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude={url}: expected a text file of keys, one a line ({error})") from error
-
-
-@lru_cache(maxsize=8)
-def keys_in(lines: frozenset[str], shard: str) -> frozenset[str]:
-    """The keys that `lines` exclude in a shard, by its name (without `.tar`)."""
-    own = _by_shard(lines).get(shard)
-    return lines | own if own else lines
-
-
-def is_excluded(lines: frozenset[str], shard: str, keys: Sequence[str]) -> np.ndarray:
-    """Which keys of a shard `lines` exclude, bool [n]. As `keys_in`, without building a set of all keys per shard."""
-    own = _by_shard(lines).get(shard, frozenset())
-    return np.fromiter((key in lines or key in own for key in keys), bool, len(keys))
-
-
-@lru_cache(maxsize=2)
-def keys_digest(lines: frozenset[str]) -> str:
-    """Hex digest of lines as a set, empty for none. Cached: a million lines take a second."""
-    return _digest(lines) if lines else ""
-
-
-@lru_cache(maxsize=2)
-def _by_shard(lines: frozenset[str]) -> dict[str, frozenset[str]]:
-    keys: dict[str, set[str]] = {}
-    for line in lines:
-        shard, slash, key = line.partition("/")
-        if slash:
-            keys.setdefault(shard, set()).add(key)
-    return {shard: frozenset(some) for shard, some in keys.items()}
+    return ExcludedKeys(key for line in lines if (key := line.strip()))
 
 
 def exclude_inputs(url: str | None) -> dict[str, str]:
     """What the list adds to a stage's fingerprint inputs: `exclude`, its digest as a set. Raises as `read_keys`."""
-    if url is None:
-        return {}
-    return {"exclude": _digest(read_keys(url))}
-
-
-def _digest(lines: frozenset[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return {} if url is None else {"exclude": read_keys(url).digest}

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
-from data.labels.exclusions import is_excluded, keys_digest
+from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
 from data.labels.joined_tar import LabelEntries, Provenance, Rows
 from data.labels.label_files import (
     LABEL_COLUMNS,
@@ -90,7 +90,7 @@ class Overlay:
     Attributes:
         labels_dir, selection_dir: folders of `<shard name>.parquet`.
         digests: by shard name, the SHA-256 of the label file and that of the column of copies, concatenated.
-        excluded: lines of the user's list of keys; see `data.labels.exclusions`.
+        excluded: the user's list of keys.
         committed: entries of the labels' manifest by shard name, to refuse other files under their names.
     """
 
@@ -99,7 +99,7 @@ class Overlay:
     selection_dir: str
     provenance: Provenance
     digests: Mapping[str, str]
-    excluded: frozenset[str] = frozenset()
+    excluded: ExcludedKeys = NOTHING_EXCLUDED
     committed: Mapping[str, LabeledShard] = field(default_factory=dict)
 
     def files(self, position: int) -> tuple[str, str]:
@@ -133,7 +133,7 @@ class Overlay:
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
         mask = keep.matches(labels.column("label").to_numpy(), labels.column("confidence").to_numpy(), copies)
         if self.excluded:
-            mask &= ~is_excluded(self.excluded, shard.name, labels.column("__key__").to_pylist())
+            mask &= ~self.excluded.mask(shard.name, labels.column("__key__").combine_chunks())
         return np.flatnonzero(mask)
 
     def take(self, position: int, rows: np.ndarray) -> Rows:
@@ -173,6 +173,8 @@ class Overlay:
             self.digests[shard.name],
             self.provenance,
             keep.digest(),
-            keys_digest(self.excluded) or [],  # an empty list keeps ETags of earlier versions when nothing is excluded
+            self.excluded.digest
+            if self.excluded
+            else [],  # an empty list keeps ETags of earlier versions when nothing is excluded
         )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.errors import DataError
-from data.labels.exclusions import keys_in
+from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
 from data.labels.label_files import LABELS_REMEDY, TopK, read_copies, stored_top_k
 from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
@@ -65,13 +65,13 @@ class StreamSpec:
         return sum(self.num_rows) - sum(map(len, self.excluded))
 
 
-def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] = frozenset()) -> StreamSpec:
-    """The stream of a labeled split: every image once an epoch, except those with a key in `exclude`.
+def labeled_stream(split: Split, images_per_step: int, exclude: ExcludedKeys = NOTHING_EXCLUDED) -> StreamSpec:
+    """The stream of a labeled split: every image once an epoch, except those that the user's list excludes.
 
     Raises:
         DataError: a damaged index, or no images are left.
     """
-    excluded = tuple(_rows_with_keys(shard, keys_in(exclude, shard.name)) for shard in split.shards) if exclude else ()
+    excluded = tuple(_excluded_rows(shard, exclude) for shard in split.shards) if exclude else ()
     spec = StreamSpec(
         name="labeled",
         shard_urls=tuple(shard.url for shard in split.shards),
@@ -88,8 +88,9 @@ def labeled_stream(split: Split, images_per_step: int, exclude: frozenset[str] =
     return spec
 
 
-def _rows_with_keys(shard: Shard, keys: frozenset[str]) -> tuple[int, ...]:
-    return tuple(row for row, key in enumerate(shard.index().column("key").to_pylist()) if key in keys)
+def _excluded_rows(shard: Shard, exclude: ExcludedKeys) -> tuple[int, ...]:
+    keys = shard.index().column("key").combine_chunks()
+    return tuple(np.flatnonzero(exclude.mask(shard.name, keys)).tolist())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from data import storage
-from data.labels.exclusions import keys_digest
 from data.labels.joined_tar import JoinedTar, Rows, sample_key
 from data.labels.overlay import Overlay, RowFilter
 from data.labels.sources import as_table
@@ -48,8 +47,8 @@ class JoinedRun(Catalog):
     num_classes: int
 
     def __post_init__(self) -> None:
-        # Fills the cache: for a million keys it takes a second, and ETags are made in the event loop.
-        keys_digest(self.overlay.excluded)
+        # Computes it once: for a million keys it takes a second, and ETags are made in the event loop.
+        _ = self.overlay.excluded.digest
 
     def parse(self, query: Sequence[tuple[str, str]]) -> RowFilter:
         """Parse the filter in a URL. Raises FilterError."""

@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data import storage
 from data.errors import DataError
-from data.labels.exclusions import keys_in
+from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
 from data.labels.label_files import LabeledShard, has_all_samples, open_label_file
 from data.tables import TableFile
 from teacher.selection.rule import (
@@ -46,12 +44,12 @@ class Exclusions:
 
     Attributes:
         held_out_samples: ordinals by shard name, near-duplicates of held-out images.
-        keys: lines of the user's list; see `data.labels.exclusions.keys_in`.
+        keys: the user's list.
         hash_groups: too many images with one perceptual hash: those to leave out.
     """
 
     held_out_samples: Mapping[str, Collection[int]] = field(default_factory=dict)
-    keys: frozenset[str] = frozenset()
+    keys: ExcludedKeys = NOTHING_EXCLUDED
     hash_groups: HashGroups | None = None
 
     def digest(self) -> str:
@@ -59,7 +57,7 @@ class Exclusions:
         by_shard = sorted(
             (shard, sorted({int(ordinal) for ordinal in ordinals})) for shard, ordinals in self.held_out_samples.items()
         )
-        digest = hashlib.sha256(repr((sorted(self.keys), by_shard)).encode("utf-8", "surrogatepass"))
+        digest = hashlib.sha256(repr((self.keys.lines(), by_shard)).encode("utf-8", "surrogatepass"))
         if groups := self.hash_groups:
             for column in (groups.hash, groups.key, groups.tie):
                 digest.update(column.tobytes())
@@ -176,8 +174,7 @@ def _to_rows(path: str, shard: str, batch: pa.RecordBatch, ordinal: Int32 | None
     if (ordinals := exclusions.held_out_samples.get(shard)) and ordinal is not None:
         held_out = np.isin(ordinal, np.array(sorted(ordinals), np.int64))
     if exclusions.keys:
-        keys = _as_array(keys_in(exclusions.keys, shard))
-        by_user = pc.is_in(batch.column("__key__"), value_set=keys).to_numpy(zero_copy_only=False)
+        by_user = exclusions.keys.mask(shard, batch.column("__key__"))
     if exclusions.hash_groups is not None and ordinal is not None and image_hash is not None:
         look_alike = exclusions.hash_groups.ranks_below(shard, image_hash, confidence_key(confidence), ordinal)
     above = rule.reaches_threshold(label, confidence)
@@ -194,11 +191,6 @@ def _values(path: str, batch: pa.RecordBatch, name: str) -> np.ndarray:
 def _check_range(path: str, name: str, low: float, high: float, minimum: float, maximum: float) -> None:
     if not (minimum <= low and high <= maximum):  # NaN fails too
         raise SelectError(f"{path}: {name} must be between {minimum} and {maximum} but got values from {low} to {high}")
-
-
-@lru_cache(maxsize=8)  # a long list takes 0.1 s to convert, and there are thousands of batches
-def _as_array(keys: frozenset[str]) -> pa.Array:
-    return pa.array(sorted(keys), type=_TYPES["__key__"])
 
 
 def either(first: Mask | None, second: Mask | None) -> Mask | None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from data.labels.exclusions import ExcludedKeys
 from pipeline.core.ray_runtime import start_ray
 from teacher.executors import MANY_SHARDS, Executor, RayTasks, Threads, processes
 from teacher.selection.copies import write_all_copies
@@ -57,7 +58,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def selected_bytes(labels: Path, out: Path, executor: Executor, shards: Sequence[str] = SHARDS) -> dict[str, bytes]:
-    exclusions = Exclusions(keys=frozenset({"shard-3-7"}), held_out_samples={"shard-2": [1, 2, 30]})
+    exclusions = Exclusions(keys=ExcludedKeys({"shard-3-7"}), held_out_samples={"shard-2": [1, 2, 30]})
     selection = select_shards(LabelSource(str(labels), RULE, exclusions), shards, executor, max_candidates=20)
     counts = write_all_copies(selection, shards, str(out), executor)
     content = selection_json(selection, {shard: counts[shard] for shard in SHARDS})

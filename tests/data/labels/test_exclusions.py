@@ -1,11 +1,18 @@
 """Keys that the user excludes are seen by nobody, and a run says which list it was made with."""
 
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.labels.exclusions import exclude_inputs, keys_in, read_keys
+from data.labels import exclusions
+from data.labels.exclusions import ExcludedKeys, exclude_inputs, read_keys
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import TeacherConfig
@@ -16,6 +23,7 @@ from teacher.train import fingerprint as teacher_fingerprint
 from tests.conftest import WriteDigits
 
 RECORD = {"digest": "ab" * 8}
+KEYS = ["a", "b", "a/b", "/a", "s/a", "é", ""]
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def write_list(folder: Path, *keys: str) -> str:
     return f"{folder}/exclude.txt"
 
 
-def seen_keys(split: Split, exclude: frozenset[str]) -> list[str]:
+def seen_keys(split: Split, exclude: ExcludedKeys) -> list[str]:
     """Of two epochs."""
     stream = labeled_stream(split, 2, exclude)
     config = TeacherConfig.model_validate({"image_size": 8, "augment": {"crop": "pad_crop", "num_ops": 0}})
@@ -40,23 +48,21 @@ def seen_keys(split: Split, exclude: frozenset[str]) -> list[str]:
 
 
 def test_excluded_labeled_images_are_never_seen_and_all_others_once_an_epoch(labeled: Split) -> None:
-    excluded = frozenset({"00003", "00013", "elsewhere"})
+    excluded = ExcludedKeys({"00003", "00013", "elsewhere"})
     assert labeled_stream(labeled, 2, excluded).num_images == 28
     expected = [f"{number:05d}" for number in range(30) if number not in (3, 13) for _ in range(2)]
     assert seen_keys(labeled, excluded) == expected
 
 
 def test_a_line_with_a_shards_name_is_of_that_shard_alone(labeled: Split) -> None:
-    lines = frozenset({"labeled-000001/00013", "labeled-000000/00014", "unlabeled-000001/00015"})
-    assert keys_in(lines, "labeled-000001") == lines | {"00013"}
-    assert keys_in(lines, "labeled-000002") == lines
+    lines = ExcludedKeys({"labeled-000001/00013", "labeled-000000/00014", "unlabeled-000001/00015"})
     assert "00013" not in seen_keys(labeled, lines)
     assert {"00014", "00015"} <= set(seen_keys(labeled, lines))
 
 
 def test_a_list_of_all_labeled_images_is_an_error(labeled: Split) -> None:
     with pytest.raises(DataError, match=r"data\.exclude has the keys of all labeled images"):
-        labeled_stream(labeled, 2, frozenset(f"{number:05d}" for number in range(30)))
+        labeled_stream(labeled, 2, ExcludedKeys(f"{number:05d}" for number in range(30)))
 
 
 def test_a_list_is_in_the_fingerprints_of_teacher_and_student_and_only_when_it_is_given(
@@ -77,7 +83,7 @@ def test_the_digest_is_of_the_keys_as_a_set(tmp_path: Path) -> None:
     first = exclude_inputs(write_list(tmp_path, "a", "b", "", "a"))
     assert first == exclude_inputs(write_list(tmp_path, "b", "a"))
     assert first != exclude_inputs(write_list(tmp_path, "b"))
-    assert (read_keys(None), exclude_inputs(None)) == (frozenset(), {})
+    assert (read_keys(None).lines(), exclude_inputs(None)) == ([], {})
 
 
 def test_a_list_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
@@ -95,4 +101,39 @@ def test_the_fields_old_place_is_an_error_that_names_the_new_one_unless_it_was_e
 
 def test_a_byte_order_mark_and_blanks_at_the_ends_are_no_part_of_a_key(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("\ufefffirst \r\nsecond\t\r\n".encode())
-    assert read_keys(f"{tmp_path}/list.txt") == {"first", "second"}
+    assert read_keys(f"{tmp_path}/list.txt").lines() == ["first", "second"]
+
+
+@given(
+    st.sets(st.builds(str.__add__, st.sampled_from(["", "s/", "s-1/", "s0/", "t/", "/"]), st.sampled_from(KEYS))),
+    st.lists(st.sampled_from(KEYS)),
+)
+def test_a_key_is_excluded_by_a_line_that_is_the_key_or_shard_and_key(lines: set[str], keys: list[str]) -> None:
+    for shard in ("s", "s-1", "u"):
+        expected = [key in lines or f"{shard}/{key}" in lines for key in keys]
+        for excluded in (ExcludedKeys(lines), pickle.loads(pickle.dumps(ExcludedKeys(lines)))):
+            assert excluded.mask(shard, pa.array(keys, pa.string())).tolist() == expected
+
+
+def test_a_shard_costs_by_its_own_lines_however_long_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a list of 100,000 lines, each is looked at once when the list is read, and once in its shard."""
+    passes, looked_up = 0, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal passes
+        passes += 1
+        yield from (f"images-{number // 100:06d}/{number % 100:08d}" for number in range(100_000))
+
+    original = pc.is_in
+
+    def counted(values: pa.Array, value_set: pa.Array) -> pa.Array:
+        nonlocal looked_up
+        looked_up += len(value_set)
+        return original(values, value_set=value_set)
+
+    monkeypatch.setattr(exclusions.pc, "is_in", counted)
+    monkeypatch.setattr(ExcludedKeys, "lines", lambda _: pytest.fail("the whole list was read for a shard"))
+    excluded, keys = ExcludedKeys(lines()), pa.array([f"{number:08d}" for number in range(200)])
+    found = [excluded.mask(f"images-{number:06d}", keys).sum() for number in range(1000)]
+    assert (sum(found), set(found)) == (100_000, {100})
+    assert (passes, looked_up) == (1, 100_000)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import DataError
+from data.labels.exclusions import ExcludedKeys
 from data.labels.label_files import (
     describe_label_file,
     label_table,
@@ -50,7 +51,7 @@ NUM_BITS = 300  # of each file, for those who read it alone
 FEW_BITS = 50  # for those who read whole runs
 QUICK = ("whole, without its manifest", "columns", "one column, without its manifest", "select", "student", "copies")
 NAME = "unlabeled-000001"
-_KEYS = frozenset({"no such key"})  # so that keys are read, too
+_KEYS = ExcludedKeys({"no such key"})  # so that keys are read, too
 Readers = dict[str, Callable[[], Any]]
 
 

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.labels.exclusions import ExcludedKeys
 from teacher.executors import Threads
 from teacher.selection.copies import ShardCounts, write_all_copies
 from teacher.selection.label_reader import Exclusions, LabelSource
@@ -244,7 +245,7 @@ def test_excluded_rows_get_no_copies_and_each_is_counted_under_one_reason(tmp_pa
     )
     exclusions = Exclusions(  # positions 0 1 2 3 4 are ordinals 0 1 2 4 5
         held_out_samples={"a": [1, 2], "b": [1]},
-        keys=frozenset({"b-1", "a-1", "b/b-0", "a/b-2", "elsewhere"}),
+        keys=ExcludedKeys({"b-1", "a-1", "b/b-0", "a/b-2", "elsewhere"}),
     )
     rule = SelectRule(num_classes=1, confidence_threshold=0.3, per_class=2, max_copies=1)
     selection = select_shards(LabelSource(str(labels), rule, exclusions), ["a", "b"])
