@@ -15,8 +15,9 @@ import numpy as np
 
 from data import storage
 from data.labels.overlay import RowFilter
+from data.labels.sources.server import FORMAT
 
-FORMAT, FORMAT_VERSION = "noisy-student-pseudo-labels", 1
+FORMAT_VERSION = 1
 Kind = Literal["joined", "export"]
 Piece = Sequence[bytes | memoryview]
 SAMPLE_SHARDS, SAMPLES_PER_SHARD, MAXIMUM_SAMPLE_BYTES = 4, 6, 4 << 20  # images on the page

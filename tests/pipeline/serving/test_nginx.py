@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data.labels import PseudoLabels
 from tests.pipeline.serving.conftest import TOKEN
 from tests.serving import fetch, layout, raw, wait_for
 from tests.small_run import SmallRun
@@ -66,6 +67,14 @@ def test_the_exports_files_are_served_whole_and_in_ranges(url: str, export: Path
         assert fetch(f"{url}/{name}", WITH_TOKEN).content == content
         part = fetch(f"{url}/{name}", {**WITH_TOKEN, "Range": "bytes=10-19"})
         assert (part.status, part.content) == (206, content[10:20])
+
+
+def test_pseudo_labels_reads_the_export_through_nginx(url: str, export: Path) -> None:
+    def read(source: str, token: str | None = None) -> list[tuple[str, bytes, int]]:
+        samples = PseudoLabels(source, token=token).dataset(as_dict=True)
+        return [(sample["key"], sample["image"].tobytes(), sample["label"]) for sample in samples]
+
+    assert read(url, token=TOKEN) == read(str(export))
 
 
 def test_nothing_is_served_without_the_token(url: str) -> None:
