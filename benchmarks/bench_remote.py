@@ -21,6 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -81,6 +82,15 @@ def _batches(data: wds.WebDataset, batch: int, view: Callable[[wds.WebDataset], 
     return (len(images) for (images,) in loader)
 
 
+@contextmanager
+def store_of(folder: str) -> Iterator[str]:
+    """A store of a folder's files, and this process's credentials for it; give its address."""
+    with object_store(folder) as address:
+        os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ |= {"AWS_ACCESS_KEY_ID": "bench-key", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
+        yield address
+
+
 def bench(
     latencies: str = "30,100",
     images: int = 1024,
@@ -94,9 +104,7 @@ def bench(
     torch.set_num_threads(1)
     pattern = make_photos(f"{out}/photos", shards, per_shard, labeled=True)
     names = sorted(path.name for path in Path(out, "photos").glob("*.tar"))
-    with object_store(out) as address:
-        os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
-        os.environ |= {"AWS_ACCESS_KEY_ID": "bench-key", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
+    with store_of(out) as address:
         contenders = {"disk": ours(pattern, batch)}
         for latency in latencies.split(","):
             urls = [f"{address}/ms-{latency}/photos/{name}" for name in names]

@@ -159,7 +159,7 @@ def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
     try:
         places = [place for place in places_in(shard.index().slice(0, _DECODED)) if place.size]
         with ImageReader([shard.url]) as reader:
-            contents = [reader.image(0, place) for place in places]
+            contents = reader.images(0, places)
         return len(contents) * _per_second(lambda: [view(content) for content in contents]) if contents else None
     except (OSError, DataError, DecodeError):
         return None

@@ -32,7 +32,7 @@ from data.shards.image_reader import ImageReader, places_of
 from data.shards.split import Split, open_split
 from data.storage.redact import redacted
 
-_CHUNK = 64  # images read at once
+_CHUNK = 64  # images among which neighbours are read together
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,10 @@ class RunLabels:
         fields = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
         entries = list(zip(places_of(rows.labels), *fields, strict=True))
         with ImageReader([entry.url for entry in self.overlay.shards]) as reader:
-            for start in range(0, len(entries), _CHUNK):
-                some = entries[start : start + _CHUNK]
-                images = reader.images(shard, [place for place, *_ in some])
-                for image, (_, key, label, confidence, copies) in zip(images, some, strict=True):
-                    yield PseudoLabeled(key, image, label, confidence, copies)
+            chunks = (entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK))
+            for entry, image in reader.read_ahead(chunks, lambda entry: (shard, entry[0])):
+                _, key, label, confidence, copies = entry
+                yield PseudoLabeled(key, image, label, confidence, copies)
 
     def _rows(self, position: int) -> Rows:
         if not self.overlay.is_as_committed(position):
