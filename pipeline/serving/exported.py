@@ -9,9 +9,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from data import storage
+from data.base_names import check_base_name, is_base_name
 from data.labels.overlay import RowFilter
 from data.labels.sources.archives import LABELS_FOLDER
-from data.names import check_base_name, is_base_name
 from data.shards.image_reader import Place, read_image
 from data.shards.split import MANIFEST_NAME, ShardRecord
 from data.tables import parse_table

@@ -13,9 +13,9 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from data import storage
+from data.base_names import check_base_name, read_pointer
 from data.labels.label_files import COPIES_REMEDY
 from data.labels.sources.archives import LATEST_NAME
-from data.names import check_base_name, read_pointer
 from pipeline.core import interrupt
 from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import SELECTION_NAME, Layout

@@ -10,13 +10,13 @@ import pyarrow as pa
 from omegaconf import OmegaConf
 
 from data import storage
+from data.base_names import read_pointer
 from data.errors import DataError
 from data.json_files import read_json
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.joined_tar import Provenance, Rows
 from data.labels.overlay import Overlay, RowFilter, read_committed
 from data.labels.sources import PseudoLabeled, as_table
-from data.names import read_pointer
 from data.run_names import (
     CONFIG_NAME,
     CURRENT_NAME,
