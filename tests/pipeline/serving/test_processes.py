@@ -18,7 +18,14 @@ NUM = 3
 
 
 def words(run: SmallRun, *more: str) -> list[str]:
-    return [f"run_dir={run.folder}/run", "serve.port=0", f"serve.processes={NUM}", "serve.grace_s=0", *more]
+    return [
+        f"run_dir={run.folder}/run",
+        "serve.port=0",
+        "serve.source=run",
+        f"serve.processes={NUM}",
+        "serve.grace_s=0",
+        *more,
+    ]
 
 
 def children(process: int) -> list[int]:
