@@ -68,11 +68,7 @@ def serve(config: Config, layouts: Sequence[Layout]) -> None:
 
 
 def open_catalog(config: Config, layouts: Sequence[Layout]) -> Catalog:
-    """Open what `serve.source` names.
-
-    Raises:
-        StageError: it is unfinished; or labels, selection and shards do not match.
-    """
+    """Open what `serve.source` names. Raises StageError when it is unfinished; or labels, selection and shards do not match."""
     if config.serve.source == "run":
         return _open_joined(config, layouts)
     out = config.export.out or layouts[0].exports
