@@ -145,6 +145,9 @@ class ServeConfig(Section):
     )
     open_to_all: bool = runtime(False, "without a token, answer everyone, also beyond loopback and under any Host")
     max_connections: int = runtime(256, "concurrent answers; further clients are told to retry", ge=1)
+    processes: int | None = runtime(
+        None, "processes that answer, each with caches of its own; null: one per CPU core, at most 4", ge=1
+    )
     grace_s: float = runtime(30, "seconds to finish running answers after Ctrl-C", ge=0)
 
 
