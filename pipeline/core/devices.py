@@ -53,8 +53,8 @@ def call_on_device(device: str, address: str | None, function: Callable[..., Res
     from pipeline.core.ray_runtime import as_finished, start_ray
 
     start_ray(address)
-    task = ray.remote(num_cpus=1, num_gpus=1)(_call_and_capture).remote(function, args)
-    ((_, (result, printed)),) = as_finished([(task, None)])
+    task: Any = ray.remote(num_cpus=1, num_gpus=1)(_call_and_capture)
+    ((_, (result, printed)),) = as_finished([(task.remote(function, args), None)])
     print(printed, end="", flush=True)
     found: Result = result
     return found

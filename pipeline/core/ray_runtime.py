@@ -140,7 +140,7 @@ def num_cpus() -> int:
 def cores_and_gpus_here() -> tuple[int, int]:
     """CPUs and GPUs of the node that this process runs on, as Ray counts them."""
     here = ray.get_runtime_context().get_node_id()
-    resources = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
+    resources: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
     return max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
 
 

@@ -67,10 +67,10 @@ class DeviceFlow:
         compute.wait_event(uploaded)
         there.record_stream(compute)
         index, prob = device_top_k(self._model.device_probabilities(there), self._top_k)
-        answer = [values.to("cpu", non_blocking=True) for values in (index, prob)]
+        index, prob = (values.to("cpu", non_blocking=True) for values in (index, prob))
         done = compute.record_event()
         uploaded.synchronize()
-        return PendingTopK(*answer, done)
+        return PendingTopK(index, prob, done)
 
 
 def device_top_k(probabilities: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,7 +60,7 @@ class Predictor:
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 → (N, C) float32 of the first view, not divided by the temperature."""
-        return in_batches(lambda part: self._outputs(self._prepared(part), 0)[: len(part)], images, self)
+        return in_batches(lambda part: self._forward(self._prepared(part), 0)[: len(part)], images, self)
 
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 → (N, C) float32: softmax of logits / temperature, averaged over the views."""
@@ -70,7 +70,7 @@ class Predictor:
     def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """As `probabilities`, for at most `batch_size` images on the device; the result stays there."""
         batch = self._prepared(images)
-        outputs = (self._outputs(batch, view)[: len(images)] for view in range(self.views))
+        outputs = (self._forward(batch, view)[: len(images)] for view in range(self.views))
         return torch.stack([F.softmax(output / self.temperature, dim=1) for output in outputs]).mean(dim=0)
 
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Predictor:
         return padded.float().mul_(self._scale).sub_(self._offset)
 
     @torch.inference_mode()
-    def _outputs(self, batch: torch.Tensor, view: int) -> torch.Tensor:
+    def _forward(self, batch: torch.Tensor, view: int) -> torch.Tensor:
         """Logits of one view: float32 (batch_size, C)."""
         images = _nth_view(batch, view).contiguous(memory_format=self._memory_format)
         is_bf16 = self.preprocessing.precision == "bf16"
