@@ -51,7 +51,14 @@ Work = Callable[[Overlay, str], int]
 
 def label(overlay: Overlay, _: str) -> int:
     """Read, decode and resize all images."""
-    reader = BatchReader(EvalView(SIZE, 0.875, "bicubic", "crop", "fast"), BATCH, 1, lambda: None, _MEMORY, partial(np.empty, dtype=np.uint8))
+    reader = BatchReader(
+        EvalView(SIZE, 0.875, "bicubic", "crop", "fast"),
+        BATCH,
+        1,
+        lambda: None,
+        _MEMORY,
+        partial(np.empty, dtype=np.uint8),
+    )
     for shard in overlay.shards:
         for batch in ahead(reader.batches(shard, shard.index()), reader.drop):
             batch.wait()
