@@ -39,8 +39,7 @@ _TRUTH_NAME = "truth.parquet"
 def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:
     """Split name → shuffled indices of `labeled`, `validation`, `development` (equal counts per class) and `unlabeled` (the rest).
 
-    Raises:
-        DataError: a class has too few images.
+    Raises DataError when a class has too few images.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
@@ -61,8 +60,7 @@ def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict
 def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_shard: int = 6000) -> None:
     """Write all splits under `out`, except those that are complete.
 
-    Raises:
-        DataError: Fashion-MNIST is not found, or `out` has another packing or other files under these names.
+    Raises DataError when Fashion-MNIST is not found, or `out` has another packing or other files under these names.
     """
     settings = json.dumps({"labeled_per_class": labeled_per_class, "seed": seed}) + "\n"
     marker = storage.join(out, "split.json")

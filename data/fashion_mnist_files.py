@@ -35,8 +35,7 @@ _IDX_HEADER = {"images": 16, "labels": 8}  # bytes
 def find_files() -> dict[str, bytes]:
     """Name → content of the four uncompressed IDX files, from the first place that has them all undamaged.
 
-    Raises:
-        DataError: no place has them; the message lists the places and why each failed.
+    Raises DataError when no place has them; the message lists the places and why each failed.
     """
     places: dict[str, Callable[[str], bytes]] = {str(_DEBIAN_FOLDER): lambda name: (_DEBIAN_FOLDER / name).read_bytes()}
     for mirror in _MIRRORS:

@@ -176,11 +176,7 @@ def _check_label(label: int, num_classes: int, where: str) -> None:
 
 
 def open_exported(folder: str, keep: RowFilter) -> Archives:
-    """Open an export with images.
-
-    Raises:
-        DataError: the export has no images, or its manifest has another form.
-    """
+    """Open an export with images. Raises DataError when the export has no images, or its manifest has another form."""
     url = storage.join(folder, MANIFEST_NAME)
     return exported(folder, url, read_manifest_bytes(url), keep)
 
