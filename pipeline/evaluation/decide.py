@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from data.shards.split import Split, open_split
+from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
 from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
-from pipeline.inference.predictor import predict_split, require_device
+from pipeline.inference.predictor import predict_split
 from pipeline.inference.stage_weights import load_predictor
 from pipeline.stages import NUMERICS
 
@@ -31,10 +32,15 @@ def decide(config: Config, layout: Layout) -> Decision | None:
     before = done_record(layout.decision)
     is_outdated = before is not None and before["fingerprint"] != expected.as_json()
     device = config.resolved_device()
-    stage = open_stage(layout.decision, "decision", expected, force=is_outdated, check=lambda: require_device(device))
+    stage = open_stage(
+        layout.decision,
+        "decision",
+        expected,
+        force=is_outdated,
+        check=lambda: require_device(device, config.ray_address),
+    )
     if not stage.is_done:
-        torch.set_num_threads(config.threads)
-        stage.commit([], _compare(config, layout, validation))
+        stage.commit([], call_on_device(device, config.ray_address, _compare, config, layout, validation))
     return read_decision(layout)
 
 
@@ -45,8 +51,12 @@ def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerpri
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
+    torch.set_num_threads(config.threads)
     device = config.resolved_device()
-    teacher, student = (_is_right(validation, folder, device) for folder in layout.models.values())
+    teacher, student = (
+        _is_right(validation, folder, device, config.training(stage).eval_batch_size)
+        for stage, folder in ((layout.teacher_stage, layout.teacher), ("student", layout.student))
+    )
     return {
         "teacher_top1": float(teacher.mean()),
         "student_top1": float(student.mean()),
@@ -54,7 +64,7 @@ def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any
     }
 
 
-def _is_right(validation: Split, folder: str, device: str) -> np.ndarray:
+def _is_right(validation: Split, folder: str, device: str, batch_size: int) -> np.ndarray:
     """Whether a model's top-1 is right, per image: (N,) bool."""
-    logits, labels = predict_split(validation, load_predictor(folder, device))
+    logits, labels = predict_split(validation, load_predictor(folder, device, batch_size))
     return np.asarray(logits.argmax(axis=1) == labels)

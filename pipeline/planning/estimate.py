@@ -14,12 +14,13 @@ from data.errors import DataError
 from data.images.decode import DecodeError
 from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import Split
+from pipeline.core.devices import is_elsewhere
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 
-GPUS = (8, 64)
+GPUS = (1, 8, 64)
 _REFERENCE = ("resnetrs152", 256)
 # images/s of that model: timm's published figures, mixed precision; training on an RTX 3090, inference on an RTX 4090
 _GPU_TRAINS, _GPU_LABELS = 282.0, 2029.0
@@ -49,22 +50,31 @@ class Workload:
 
 def print_estimate(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> None:
     """Print a table of times, and what they assume."""
-    device = config.resolved_device()
+    device = _device_here(config)
     here = "this GPU" if device == "cuda" else f"{config.threads} threads here"
-    rows = [["", here, *(f"{number} GPUs" for number in GPUS)]]
+    rows = [["", here, *map(_gpus, GPUS)]]
     for work in workloads:
         seconds = [work.images / speed for speed in (_measured(work, config), *(n * _on_gpu(work) for n in GPUS))]
         rows.append([work.name, *(_format_time(value) for value in seconds)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print("\ntime of the models, if they never wait for images:")
+    print_table(rows)
+    print("\n".join(f"  {line}" for line in _assumptions(config, workloads, unlabeled)))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with as many cells each, aligned to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\n".join(f"  {line}" for line in _assumptions(config, workloads, unlabeled)))
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'s' * (number > 1)}"
 
 
 def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> list[str]:
     model, size = _REFERENCE
-    most = _MAX_FLOPS[config.resolved_device()] / 1e9
+    most = _MAX_FLOPS[_device_here(config)] / 1e9
     lines = [
         f"here: timed now, for a second or two; models above {most:,.0f} B FLOPs per image are scaled by FLOPs from a smaller one",
         f"GPUs: by FLOPs from timm's published {_GPU_TRAINS:,.0f} images/s of training (RTX 3090) and {_GPU_LABELS:,.0f} of inference",
@@ -74,9 +84,15 @@ def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split
     if decoded is None:
         return [*lines, "decoding: not timed, because no image of the unlabeled shards could be read"]
     labeling = next((work for work in workloads if not work.trains), None)
-    need = [f"{number} GPUs need {number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
-    feed = f"; to keep labeling fed, {' and '.join(need)} cores" if need else ""
+    need = [f"{number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
+    feed = f"; to keep labeling fed on {', '.join(map(str, GPUS))} GPUs: {', '.join(need)} cores" if need else ""
     return [*lines, f"decoding: {decoded:,.0f} images/s per core (on the first unlabeled shard){feed}"]
+
+
+def _device_here(config: Config) -> str:
+    """The run's device, or the CPU where only other machines have that."""
+    device = config.resolved_device()
+    return "cpu" if is_elsewhere(device) else device
 
 
 def _format_time(seconds: float) -> str:
@@ -94,7 +110,7 @@ def _on_gpu(work: Workload) -> float:
 
 def _measured(work: Workload, config: Config) -> float:
     """Images per second on this machine, measured, or scaled from the stand-in."""
-    device = config.resolved_device()
+    device = _device_here(config)
     flops = size_of(work.section, work.num_classes)[1]
     if flops <= _MAX_FLOPS[device]:
         return _timed(work.section, work.num_classes, flops, work.trains, device, config.threads)

@@ -14,8 +14,9 @@ from contextlib import closing
 
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
+from pipeline.core.devices import require_device
 from pipeline.inference.accuracy import top_k_accuracy
-from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
@@ -123,7 +124,8 @@ def _evaluate(job: TrainJob, state: TrainState) -> bool:
     if job.validation is None or not _evaluates(job, state.step):
         return False
     preprocessing = Preprocessing.of_training(job.config)
-    predictor = Predictor(state.ema.module, preprocessing, job.device, channels_last=job.config.channels_last)
+    batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
+    predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
     logits, labels = predict_split(job.validation, predictor)
     failpoint(f"evaluation-{state.step}/{job.name}")
     state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
