@@ -69,6 +69,9 @@ bench-pseudo-labels: $(VENV)/.installed  ## which pseudo-labels teach best: top-
 bench-loader: $(VENV)/.installed  ## the training input per core, beside timm and torchvision (3 minutes)
 	$(BIN)/python -m benchmarks.bench_loader
 
+bench-remote: $(VENV)/.installed  ## the training input from an object store that answers after 30 and 100 ms, beside disk and webdataset (5 minutes)
+	$(BIN)/python -m benchmarks.bench_remote
+
 bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
 	$(BIN)/python -m benchmarks.bench_train
 

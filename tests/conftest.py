@@ -101,6 +101,7 @@ def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     server.faults.clear()
     server.requests.clear()
+    server.most_at_once = 0
     yield server
     server.faults.clear()
 

@@ -53,6 +53,8 @@ class FaultyS3:
     endpoint: str = ""
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)  # "GET /bucket/key"
+    at_once: int = 0  # requests that are being answered
+    most_at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: threading.Event = field(default_factory=threading.Event)  # ends stalls
 
@@ -61,6 +63,18 @@ class FaultyS3:
         fault = Fault(kind, lambda m, p: method in ("", m) and part in p, times, **options)
         self.faults.append(fault)
         return fault
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count a request as being answered."""
+        with self.lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.at_once -= 1
 
     def fault_for(self, method: str, path: str) -> Fault | None:
         """The fault to make of this request, counted."""
@@ -115,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        with self.server.s3.counting():
+            self._respond()
+
+    def _respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.s3.fault_for(self.command, self.path)
         kind = fault.kind if fault else ""

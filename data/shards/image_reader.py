@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
+from data.shards.read_ahead import Pending, read_ahead
 from data.shards.samples import iterate_samples
 from data.shards.split import Shard, Split
 from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
@@ -25,8 +27,13 @@ from data.storage.redact import redacted
 
 PLACE_COLUMNS = ("ordinal", "__key__", "offset", "size")  # of label rows; see `places_of`
 _OPEN_FILES = 64
-_MAX_WASTE = 2  # read images in one piece up to this many bytes per wanted byte, else one by one
+_GAP, _REMOTE_GAP = (
+    4 << 10,
+    64 << 10,
+)  # between images that are read in one piece: their headers and labels; less than a photo
 _MAX_READ = 1 << 30  # bytes of one local read; Linux returns at most 2 GiB
+
+Item = TypeVar("Item")
 
 
 class Place(NamedTuple):
@@ -92,14 +99,34 @@ class ImageReader:
         return self._checked(shard, place, piece, place.start)
 
     def images(self, shard: int, places: Sequence[Place]) -> list[bytes]:
-        """As `image`, for several places in ascending order; reads them in one piece where they are close together."""
-        wanted = [place for place in places if place.size]
-        start = min((place.start for place in wanted), default=0)
-        stop = max((place.end for place in wanted), default=0)
-        if stop - start > _MAX_WASTE * sum(place.end - place.start for place in wanted):
-            return [self.image(shard, place) for place in places]
-        piece = self.read(shard, start, stop - start)
-        return [self._checked(shard, place, piece, start) if place.size else b"" for place in places]
+        """As `image`, for several places; reads neighbours in one piece, and pieces of a remote shard at once."""
+        return [content for _, content in self.read_ahead([places], lambda place: (shard, place))]
+
+    def read_ahead(
+        self, chunks: Iterable[Sequence[Item]], where: Callable[[Item], tuple[int, Place]]
+    ) -> Iterator[tuple[Item, bytes]]:
+        """Each item of each chunk, in order, with its image. Remote images are read before their turn, many at once.
+
+        Holds up to `read_ahead.MAX_AHEAD` bytes of remote images. Neighbours in a shard are looked for within a chunk.
+
+        Args:
+            where: the shard's position and the place of an item's image.
+
+        Raises:
+            DataError: as `image`, at the item's turn.
+        """
+        for item, piece, start in read_ahead(self, chunks, where):
+            shard, place = where(item)
+            yield item, self._checked(shard, place, piece, start) if place.size else b""
+
+    def gap(self, shard: int) -> int:
+        """See `read_ahead.Source`. A request takes as long as 64 KiB at the speed that is left to one of 64 connections."""
+        return _GAP if storage.is_local(self._urls[shard]) else _REMOTE_GAP
+
+    def begin(self, shard: int, offset: int, size: int) -> Pending:
+        """See `read_ahead.Source`. A local file is read when its bytes are needed."""
+        future = None if storage.is_local(self._urls[shard]) else self._files.begin(shard, offset, size)
+        return _Read(lambda: self.read(shard, offset, size), size, future)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, unchecked. Raises DataError, naming the shard, when it ends before."""
@@ -140,6 +167,25 @@ class ImageReader:
         self.__init__(state["_urls"])  # type: ignore[misc]
 
 
+class _Read:
+    """A piece that is being read, or will be when it is asked for."""
+
+    def __init__(self, read: Callable[[], bytes], size: int, future: Future[bytes] | None) -> None:
+        self._read, self._future, self.size = read, future, 0 if future is None else size
+
+    def result(self) -> bytes:
+        """The bytes. What could not be read ahead is read again, with retries: its error is the one to tell."""
+        if self._future is not None:
+            with suppress(Exception):
+                return self._future.result()
+        return self._read()
+
+    def cancel(self) -> None:
+        """Stop a request that nobody waits for."""
+        if self._future is not None:
+            self._future.cancel()
+
+
 class _OpenFiles:
     """Recently used files of one process.
 
@@ -158,6 +204,14 @@ class _OpenFiles:
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """At most `size` bytes; fewer at the end of the file."""
+        return self._file(shard).read(offset, size)
+
+    def begin(self, shard: int, offset: int, size: int) -> Future[bytes] | None:
+        """Begin to read exactly `size` bytes of a remote file; None if it must be read when needed."""
+        file = self._file(shard)
+        return file.begin(offset, size) if isinstance(file, _RemoteFile) else None
+
+    def _file(self, shard: int) -> _File:
         if self._process != os.getpid():
             self.clear()
         with self._lock:
@@ -167,7 +221,7 @@ class _OpenFiles:
             file = self._files[shard]
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)
-        return file.read(offset, size)
+        return file
 
 
 class _File(Protocol):
@@ -199,16 +253,24 @@ class _LocalFile:
 
 
 class _RemoteFile:
-    """Read by one thread at a time, as the file reads ahead from its position."""
+    """Read by one thread at a time, as the file reads ahead from its position; ranges that are begun need no opening."""
 
     def __init__(self, url: str) -> None:
-        self._file, self._read_lock = storage.open_read(url), threading.Lock()
+        self._url, self._read_lock = url, threading.Lock()
+        self._file: BinaryIO | None = None
+        self._ranges = storage.open_ranges(url)
 
     def read(self, offset: int, size: int) -> bytes:
         """See `_File`."""
         with self._read_lock:
+            if self._file is None:
+                self._file = storage.open_read(self._url)
             self._file.seek(offset)
             return self._file.read(size)
+
+    def begin(self, offset: int, size: int) -> Future[bytes] | None:
+        """See `_OpenFiles.begin`."""
+        return None if self._ranges is None or self._ranges.is_refused else self._ranges.begin(offset, size)
 
 
 def check_labeled(split: Split, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard, TypeVar, cast
 
 import pyarrow as pa
 
@@ -33,6 +33,9 @@ from data.storage.retry import ConditionError as ConditionError
 from data.storage.retry import FencedError as FencedError
 from data.storage.retry import MissingError as MissingError
 from data.storage.retry import StorageError as StorageError
+
+if TYPE_CHECKING:
+    from data.storage.ranges import RangeFile
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -85,6 +88,13 @@ def open_read(url: str) -> BinaryIO:
     """Open a file for reading; it can seek. Raises FileNotFoundError; for a URL also StorageError, later reads too."""
     refuse_pipe(url)
     return io.BufferedReader(local.LocalFile(path_of(url))) if is_local(url) else cast(BinaryIO, remote.RemoteFile(url))
+
+
+def open_ranges(url: str) -> RangeFile | None:
+    """Open a remote file for reads of ranges that are begun before they are needed; None for a store that cannot."""
+    from data.storage.ranges import RangeFile, can_begin  # aiohttp, which most commands do not need
+
+    return RangeFile(url) if can_begin(url) else None
 
 
 def open_native(url: str) -> BinaryIO | pa.NativeFile:

@@ -2,13 +2,16 @@
 
     Stream (inputs.streams) ──► bytes ──► decode ──► augment ──► batch
 
-A batch is a function of (seed, step, rank, world size). Resuming at step n makes batch n; nothing before it is read.
+A batch is a function of (seed, step, rank, world size). Resuming at step n makes batch n; nothing before it is read. Images of remote
+shards are read before their turn, many at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice, tee
 
 import numpy as np
 import torch
@@ -43,6 +46,10 @@ class TrainBatch:
         return self if self.positions is not None else replace(self, images=self.images.pin_memory())
 
 
+_Piece = tuple[int, int, int]  # step, number of the piece, pieces of the step's batch
+_Entry = tuple[int, int, int, int]  # epoch, shard, row, copy
+
+
 class TrainBatches(Dataset[TrainBatch]):
     """This rank's batch of every step: `images_per_step / world_size` images of each stream, in the order of the streams.
 
@@ -68,10 +75,19 @@ class TrainBatches(Dataset[TrainBatch]):
         self.image_bytes = 3 * config.image_size**2
         self.num_images = sum(len(range(rank, spec.images_per_step, world_size)) for spec in specs)
         self.world_size = world_size
+        self._process = os.getpid()
+        self._expected: Iterable[_Piece] = ()
+        self._upcoming: Iterator[_Piece] = iter(())  # those whose images are being read
+        self._images: list[Iterator[tuple[_Entry, bytes]]] = []  # of these, per stream
+        self._entries: dict[_Piece, tuple[np.ndarray | None, list[OrderSlice]]] = {}  # of these
 
     def order(self, stream: int) -> Order:
         """The order of one stream, over all ranks."""
         return self._streams[stream].order
+
+    def expect(self, pieces: Iterable[_Piece]) -> None:
+        """Tell which pieces (step, number, pieces) this process is asked for next, in order, so that their images are read ahead."""
+        self._expected = pieces
 
     def __getitem__(self, step: int) -> TrainBatch:
         """The batch of a step. Raises as `piece`."""
@@ -83,13 +99,16 @@ class TrainBatches(Dataset[TrainBatch]):
         Raises:
             DataError: an image cannot be decoded, or a shard has changed; the message names shard and key.
         """
-        of_rank = slice(self._rank, None, self.world_size)
-        entries, positions = [stream.entries(step).take(of_rank) for stream in self._streams], None
-        if pieces > 1:
-            positions, entries = _cut(entries, number, pieces)
+        piece = step, number, pieces
+        upcoming, self._upcoming = self._upcoming, iter(())  # after an error, begin anew
+        if next(upcoming, None) != piece or self._process != os.getpid():
+            upcoming = self._begin(piece)
+        positions, entries = self._entries_of(piece)
         parts = [(stream, part) for stream, part in enumerate(entries) if len(part)]
         targets = SparseTargets.concatenate([self._streams[stream].targets(part) for stream, part in parts])
-        samples = [sample for stream, part in parts for sample in self._samples(stream, part)]
+        samples = [sample for stream, part in parts for sample in self._samples(stream, len(part))]
+        del self._entries[piece]
+        self._upcoming = upcoming
         images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
             images = [self._transform.add_noise(*each) for each in samples]
@@ -105,19 +124,43 @@ class TrainBatches(Dataset[TrainBatch]):
 
     def close(self) -> None:
         """Close this process's open files."""
+        self._upcoming, self._images = iter(()), []
         for stream in self._streams:
             stream.reader.close()
 
-    def _samples(self, number: int, entries: OrderSlice) -> Iterator[tuple[torch.Tensor, Noise]]:
-        """Images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
+    def _begin(self, piece: _Piece) -> Iterator[_Piece]:
+        """Begin to read the images of a piece and of those expected after it; the latter."""
+        self._process = os.getpid()
+        self._entries.clear()
+        expected, self._expected = iter(self._expected), ()
+        after = expected if next(expected, None) == piece else iter(())
+        upcoming, *of_streams = tee(after, 1 + len(self._streams))
+        self._images = [self._read(number, chain([piece], pieces)) for number, pieces in enumerate(of_streams)]
+        return upcoming
+
+    def _read(self, number: int, pieces: Iterator[_Piece]) -> Iterator[tuple[_Entry, bytes]]:
+        """This rank's images of one stream, piece by piece."""
         stream = self._streams[number]
-        for entry in entries.tuples():
-            _, shard, row, _ = entry
-            content = stream.reader.image(shard, stream.rows(shard).place(row))
+        entries = (list(self._entries_of(piece)[1][number].tuples()) for piece in pieces)
+        return stream.reader.read_ahead(entries, lambda entry: (entry[1], stream.rows(entry[1]).place(entry[2])))
+
+    def _entries_of(self, piece: _Piece) -> tuple[np.ndarray | None, list[OrderSlice]]:
+        """Positions of a piece in this rank's batch (None: it is the whole), and its entries of each stream."""
+        if piece not in self._entries:
+            step, number, pieces = piece
+            of_rank = slice(self._rank, None, self.world_size)
+            entries = [stream.entries(step).take(of_rank) for stream in self._streams]
+            self._entries[piece] = (None, entries) if pieces == 1 else _cut(entries, number, pieces)
+        return self._entries[piece]
+
+    def _samples(self, number: int, count: int) -> Iterator[tuple[torch.Tensor, Noise]]:
+        """The next images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
+        stream = self._streams[number]
+        for entry, content in islice(self._images[number], count):
             try:
                 yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
             except DecodeError as error:
-                raise DataError(f"{stream.describe(shard, row)}: {error}; repair or remove the image") from error
+                raise DataError(f"{stream.describe(*entry[1:3])}: {error}; repair or remove the image") from error
 
 
 def _cut(streams: Sequence[OrderSlice], number: int, pieces: int) -> tuple[np.ndarray, list[OrderSlice]]:

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 import ray
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.inputs.batches import TrainBatch, TrainBatches
 from pipeline.inputs.noise import Noise
@@ -54,16 +54,24 @@ class _BatchesOrErrors(Dataset[TrainBatch | _PipedBatch | Exception]):
     """Batches in pieces, by (step, piece); or the error of one as a value: raised, torch would put the loading process's traceback
     into its message."""
 
-    def __init__(self, batches: TrainBatches, pieces: int, shared: bool) -> None:
-        self._batches, self._pieces, self._shared = batches, pieces, shared
+    def __init__(self, batches: TrainBatches, steps: range, pieces: int, shared: bool) -> None:
+        self._batches, self._steps, self._pieces, self._shared = batches, steps, pieces, shared
 
     def __getitem__(self, index: tuple[int, int]) -> TrainBatch | _PipedBatch | Exception:
         step, number = index
+        self._batches.expect(self._asked_for(step, number))
         try:
             batch = self._batches[step] if self._pieces == 1 else self._batches.piece(step, number, self._pieces)
         except (ValueError, OSError) as error:  # the user's or the machine's; others are bugs and keep their traceback
             return error
         return _to_shared_memory(batch) if self._shared else batch
+
+    def _asked_for(self, step: int, number: int) -> Iterator[tuple[int, int, int]]:
+        """This piece and those that this process is asked for after it: torch deals them out in turn."""
+        process = get_worker_info()
+        first, all_pieces = self._steps.index(step) * self._pieces + number, len(self._steps) * self._pieces
+        for piece in range(first, all_pieces, process.num_workers if process else 1):
+            yield self._steps[piece // self._pieces], piece % self._pieces, self._pieces
 
 
 def _to_shared_memory(batch: TrainBatch) -> TrainBatch | _PipedBatch:
@@ -135,7 +143,7 @@ def _loader(
     # and the parent's next actor never answers. So spawn.
     spawns = num_workers > 0 and ray.is_initialized()
     return DataLoader(
-        _BatchesOrErrors(batches, pieces, shared=num_workers > 0),
+        _BatchesOrErrors(batches, steps, pieces, shared=num_workers > 0),
         batch_size=None,
         sampler=((step, number) for step in steps for number in range(pieces)),
         num_workers=num_workers,

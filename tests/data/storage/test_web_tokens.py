@@ -90,6 +90,19 @@ def test_requests_carry_the_token_to_its_server_and_no_other(monkeypatch: pytest
     assert not [headers for headers in to_other if "Authorization" in headers]
 
 
+def test_ranges_that_are_read_ahead_carry_it_to_its_server_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as servers:
+        other, to_other = servers.enter_context(web_server(lambda asked: send(asked, 206)))
+        mine, to_me = servers.enter_context(web_server(lambda asked: send(asked, 307, Location=f"{other}/x")))
+        monkeypatch.setenv(TOKEN_VARIABLE, f"{mine}={SECRET}")
+        file = storage.open_ranges(f"{mine}/x")
+        assert file is not None
+        assert file.begin(0, 1).result(60) == b"x"
+    assert [headers.get("Authorization") for headers in to_me] == [f"Bearer {SECRET}"]
+    assert [headers.get("Range") for headers in to_other] == ["bytes=0-0"]
+    assert not [headers for headers in to_other if "Authorization" in headers]
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_to_another_origin_does_not_carry_it(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     with ExitStack() as servers:
