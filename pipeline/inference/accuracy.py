@@ -92,10 +92,9 @@ def _tail(minimum: int, trials: int, probability: float) -> float:
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> list[float]:
     """Fraction of rows of `scores` (N, C) whose label is among the k highest, for each k."""
     rows = max(1, _BLOCK // scores.shape[1])
-    blocks = [
-        np.argsort(-scores[at : at + rows], axis=1, kind="stable")[:, : max(ks)] for at in range(0, len(scores), rows)
-    ]
-    is_label = np.concatenate(blocks) == labels[:, None]
+    blocks = [slice(start, start + rows) for start in range(0, len(scores), rows)]
+    found = [np.argsort(-scores[block], axis=1, kind="stable")[:, : max(ks)] == labels[block, None] for block in blocks]
+    is_label = np.concatenate(found)
     return [float(is_label[:, :k].any(axis=1).mean()) for k in ks]
 
 
