@@ -59,6 +59,7 @@ bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decode
 	$(BIN)/python -m benchmarks.bench_pool
 	$(BIN)/python -m benchmarks.bench_label_bytes
 	$(BIN)/python -m benchmarks.bench_resume
+	$(BIN)/python -m benchmarks.bench_footers
 
 bench-select: $(VENV)/.installed  ## selecting from 130 million label rows, beside DuckDB and Polars (10 minutes, 5 GB of disk); rows=N for fewer
 	$(BIN)/python -m benchmarks.bench_select $(if $(rows),rows=$(rows))
@@ -69,8 +70,9 @@ bench-pseudo-labels: $(VENV)/.installed  ## which pseudo-labels teach best: top-
 bench-loader: $(VENV)/.installed  ## the training input per core, beside timm and torchvision (3 minutes)
 	$(BIN)/python -m benchmarks.bench_loader
 
-bench-remote: $(VENV)/.installed  ## the training input from an object store that answers after 30 and 100 ms, beside disk and webdataset (5 minutes)
+bench-remote: $(VENV)/.installed  ## training, labeling, export from an object store that answers after 30 and 100 ms, beside disk and webdataset (10 minutes)
 	$(BIN)/python -m benchmarks.bench_remote
+	$(BIN)/python -m benchmarks.bench_remote_stages
 
 bench-train: $(VENV)/.installed  ## training steps beside timm's script, with synthetic data and under Ray Train (6 minutes)
 	$(BIN)/python -m benchmarks.bench_train
@@ -89,6 +91,9 @@ bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same net
 
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one
 	$(BIN)/python -m benchmarks.bench_near_duplicates
+
+bench-pack: $(VENV)/.installed  ## packing a folder of photos, beside tar, webdataset as img2dataset uses it, and decoding alone (5 minutes, 4 GB of disk)
+	$(BIN)/python -m benchmarks.bench_pack $(if $(images),images=$(images))
 
 bench-export: $(VENV)/.installed  ## writing shards with labels, beside tar copying the same images
 	$(BIN)/python -m benchmarks.bench_export

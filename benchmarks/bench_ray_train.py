@@ -24,9 +24,11 @@ from unittest import mock
 
 import torch
 
-from benchmarks.bench_train import CONFIG, NUM_SHARDS, PER_SHARD, in_ray_train, training_job
-from benchmarks.photos import make_photos
+from benchmarks.bench_train import CONFIG, NUM_SHARDS, PER_SHARD, in_ray_train
+from benchmarks.photos import PHOTOS, make_photos
+from benchmarks.trainings import training_job
 from data.settings import UsageError, run_command
+from data.shards.split import open_split
 from pipeline.core.ray_runtime import start_ray
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
@@ -70,7 +72,7 @@ def bench(turns: int = 60, seconds: float = 10, only: str = "", out: str = "runs
 def _train(pattern: str, kind: str, folder: str) -> None:
     torch.set_num_threads(1)
     Path(folder).mkdir()
-    job = training_job(pattern, CONFIG, _STEPS, folder)
+    job = training_job(open_split(pattern, "/nonexistent"), CONFIG, _STEPS, len(PHOTOS), "cpu", folder)
     if kind == "ray_train":
         start_ray(None)
         in_ray_train(job, _timed_fit)

@@ -20,12 +20,9 @@ import json
 import logging
 import resource
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from statistics import median
-from unittest import mock
 
 import ray
 import torch
@@ -34,12 +31,11 @@ from ray.train.torch import TorchTrainer
 
 from benchmarks import timm_loop
 from benchmarks.photos import PHOTOS, make_photos
+from benchmarks.trainings import fit_rate, on_one_batch
 from data.settings import UsageError, run_command
-from data.shards.split import open_split
+from data.shards.split import Split, open_split
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import TrainConfig
-from pipeline.inputs.batches import TrainBatches
-from pipeline.inputs.streams import labeled_stream
 from pipeline.models.registry import build_model
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
@@ -55,14 +51,14 @@ TINY = CONFIG.model_copy(update={"model": "resnetrs26", "model_args": {"width": 
 def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/bench_train") -> None:
     """Run all contenders, or those in `only`, in turn and print their rates."""
     torch.set_num_threads(1)
-    pattern = make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True)
+    split = open_split(make_photos(f"{out}/photos", NUM_SHARDS, PER_SHARD, labeled=True), "/nonexistent")
     contenders: dict[str, Callable[[], float]] = {
-        "ours": lambda: ours(pattern, CONFIG, steps),
-        "timm": lambda: timm(pattern, CONFIG, steps),
-        "synthetic": lambda: synthetic(pattern, CONFIG, steps),
-        "ray_train": lambda: ray_train(pattern, CONFIG, steps),
-        "ours, loading": lambda: ours(pattern, TINY, steps),
-        "timm, loading": lambda: timm(pattern, TINY, steps),
+        "ours": lambda: fit_rate(split, CONFIG, steps, WARM_UP, len(PHOTOS)),
+        "timm": lambda: timm(split, CONFIG, steps),
+        "synthetic": lambda: on_one_batch(split, CONFIG, steps, WARM_UP, len(PHOTOS)),
+        "ray_train": lambda: ray_train(split, steps),
+        "ours, loading": lambda: fit_rate(split, TINY, steps, WARM_UP, len(PHOTOS)),
+        "timm, loading": lambda: timm(split, TINY, steps),
     }
     wanted = only.split(",") if only else list(contenders)
     if not set(wanted) <= set(contenders):
@@ -77,56 +73,17 @@ def bench(rounds: int = 3, steps: int = 30, only: str = "", out: str = "runs/ben
         _print_results(found)
 
 
-def ours(pattern: str, config: TrainConfig, steps: int, run: Callable[[TrainJob], None] = fit) -> float:
-    """Return steps per second, from timing.jsonl."""
-    with tempfile.TemporaryDirectory() as folder:
-        run(training_job(pattern, config, steps, folder))
-        lines = [json.loads(line) for line in (Path(folder) / "timing.jsonl").read_text().splitlines()]
-    assert (lines[0]["step"], lines[-1]["step"]) == (WARM_UP, steps)
-    return (steps - WARM_UP) / (lines[-1]["time"] - lines[0]["time"])
-
-
-def training_job(pattern: str, config: TrainConfig, steps: int, folder: str) -> TrainJob:
-    """Return a training of `steps` steps on the photos."""
-    split = open_split(pattern, "/nonexistent")
-    config = config.model_copy(update={"epochs": steps * config.batch_size / split.num_samples})
-    streams = (labeled_stream(split, config.batch_size),)
-    return TrainJob(
-        name="bench",
-        folder=folder,
-        config=config,
-        streams=streams,
-        num_classes=len(PHOTOS),
-        num_labeled=split.num_samples,
-        seed=0,
-        threads=1,
-        device="cpu",
-    )
-
-
-def timm(pattern: str, config: TrainConfig, steps: int) -> float:
+def timm(split: Split, config: TrainConfig, steps: int) -> float:
     """Run timm's loop on the same model."""
-    model = build_model(config.model, len(PHOTOS), config.model_args)
-    model.to(memory_format=torch.channels_last)
-    shards = f"photos-{{000000..{NUM_SHARDS - 1:06d}}}.tar"
-    loader = timm_loop.make_loader(pattern.removesuffix("/*.tar"), shards, NUM_SHARDS * PER_SHARD, config)
-    return timm_loop.train(model, loader, config, steps, WARM_UP)
+    model = build_model(config.model, len(PHOTOS), config.model_args).to(memory_format=torch.channels_last)
+    return timm_loop.train(model, timm_loop.make_loader(split, config), config, steps, WARM_UP)
 
 
-def synthetic(pattern: str, config: TrainConfig, steps: int) -> float:
-    """The same batch at every step, made before the first."""
-    split = open_split(pattern, "/nonexistent")
-    with closing(TrainBatches((labeled_stream(split, config.batch_size),), config, len(PHOTOS), seed=0)) as batches:
-        batch = batches[0]
-    with mock.patch.object(TrainBatches, "__getitem__", return_value=batch):
-        return ours(pattern, config.model_copy(update={"loader_workers": 0}), steps)
-
-
-def ray_train(pattern: str, config: TrainConfig, steps: int) -> float:
+def ray_train(split: Split, steps: int) -> float:
     """Train in a worker of Ray Train."""
     start_ray(None)
     try:
-        return ours(pattern, config, steps, in_ray_train)
+        return fit_rate(split, CONFIG, steps, WARM_UP, len(PHOTOS), run=in_ray_train)
     finally:
         ray.shutdown()  # timm forks its loader processes, which would break Ray's connection
 

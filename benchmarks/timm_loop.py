@@ -7,6 +7,7 @@ LabelSmoothingCrossEntropy, backward, SGD, ModelEmaV3, cosine schedule on update
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import torch
 from timm.data import create_dataset, create_loader
@@ -16,35 +17,45 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3
 from torch import nn
 
+from data.shards.split import Split
+from data.storage import parent
 from pipeline.core.schema import TrainConfig
 
 
-def make_loader(folder: str, split: str, num_samples: int, config: TrainConfig) -> torch.utils.data.DataLoader:
-    """Return timm's loader of a folder's shards, e.g. split `photos-{000000..000003}.tar`."""
+def make_loader(split: Split, config: TrainConfig, device: str = "cpu") -> torch.utils.data.DataLoader:
+    """Return timm's loader of a split's shards, named `NAME-000000.tar` and so on, in one folder."""
+    first, last = split.shards[0], split.shards[-1]
+    prefix, start = first.name.rsplit("-", 1)
     dataset = create_dataset(
-        "wds/photos", root=folder, split=split, is_training=True, batch_size=config.batch_size, seed=0, num_samples=num_samples
+        f"wds/{prefix}", root=parent(first.url), split=f"{prefix}-{{{start}..{last.name.rsplit('-', 1)[1]}}}.tar", is_training=True,
+        batch_size=config.batch_size, seed=0, num_samples=split.num_samples,
     )  # fmt: skip
     return create_loader(
         dataset, (3, config.image_size, config.image_size), config.batch_size, is_training=True, interpolation=config.interpolation,
         auto_augment=f"rand-m{config.augment.magnitude:g}-n{config.augment.num_ops}-p1.0-mmax{config.augment.magnitude:g}",
-        num_workers=config.loader_workers, mean=config.mean, std=config.std, device=torch.device("cpu"), persistent_workers=True,
+        num_workers=config.loader_workers, mean=config.mean, std=config.std, device=torch.device(device), persistent_workers=True,
     )  # fmt: skip
 
 
 def train(
-    model: nn.Module, loader: torch.utils.data.DataLoader, config: TrainConfig, steps: int, warm_up: int
+    model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]], config: TrainConfig, steps: int, warm_up: int
 ) -> float:
-    """Return steps per second after the first `warm_up` steps."""
+    """Return steps per second after the first `warm_up` steps. Precision, memory format and compilation are those of `config`."""
     optimizer = create_optimizer_v2(model, "momentum", config.lr, config.weight_decay, config.momentum)
     scheduler, _ = create_scheduler_v2(optimizer, "cosine", 1, step_on_epochs=False, updates_per_epoch=steps)
     average, loss_function = ModelEmaV3(model, config.ema_decay), LabelSmoothingCrossEntropy(config.label_smoothing)
+    device = next(model.parameters()).device.type
+    autocast = torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
+    if config.compile:
+        model.compile()
     losses, done, started = AverageMeter(), 0, 0.0
     model.train()
     while done < steps:
         for images, target in loader:
             if config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            loss = loss_function(model(images), target)
+            with autocast:
+                loss = loss_function(model(images), target)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

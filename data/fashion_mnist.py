@@ -60,8 +60,7 @@ _IDX_HEADER = {"images": 16, "labels": 8}  # bytes
 def find_files() -> dict[str, bytes]:
     """Name → content of the four uncompressed IDX files, from the first place that has them all undamaged.
 
-    Raises:
-        DataError: no place has them; the message lists the places and why each failed.
+    Raises DataError when no place has them; the message lists the places and why each failed.
     """
     places: dict[str, Callable[[str], bytes]] = {str(_DEBIAN_FOLDER): lambda name: (_DEBIAN_FOLDER / name).read_bytes()}
     for mirror in _MIRRORS:
@@ -120,8 +119,7 @@ def read_idx(files: dict[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray
 def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:
     """Split name → shuffled indices of `labeled`, `validation`, `development` (equal counts per class) and `unlabeled` (the rest).
 
-    Raises:
-        DataError: a class has too few images.
+    Raises DataError when a class has too few images.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
@@ -142,8 +140,7 @@ def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict
 def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_shard: int = 6000) -> None:
     """Write all splits under `out`, except those that are complete.
 
-    Raises:
-        DataError: Fashion-MNIST is not found, or `out` has another packing or other files under these names.
+    Raises DataError when Fashion-MNIST is not found, or `out` has another packing or other files under these names.
     """
     settings = json.dumps({"labeled_per_class": labeled_per_class, "seed": seed}) + "\n"
     marker = storage.join(out, "split.json")

@@ -247,6 +247,8 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
     }
     for note in check_splits(config, checked):
         print(note)
+    if {"teacher", "label", "student", "evaluate"} & set(names):
+        _later("pipeline.planning.gpu_fit:require_memory", config, layouts, names, checked)
     if {"teacher", "student"} <= set(names):
         _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
     for layout in () if command.forced else layouts:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -24,6 +27,17 @@ from data.shards.split import Split, open_split
 from data.shards.write import Fields, labeled_members, write_shards
 from data.storage import remote, retry
 from tests.s3_server import BUCKET, SECRET, FaultyS3, s3_server
+
+
+def wait_for_ray(process: subprocess.Popen[Any], warn: Callable[..., None] = subprocess.Popen.__del__) -> None:
+    """Ray waits one second for a process that it has killed, too few on a busy machine; Python would warn in a later test."""
+    if getattr(process, "returncode", 0) is None and "/ray/" in str(process.args):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+    warn(process)
+
+
+subprocess.Popen.__del__ = wait_for_ray  # type: ignore[method-assign]
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # an example's time says nothing there
 hypothesis.settings.load_profile("busy machine")

@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data import storage
+from data.base_names import read_pointer
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.labels.overlay import RowFilter
@@ -29,7 +30,6 @@ from data.labels.sources import PseudoLabeled, Source
 from data.labels.sources.archives import LATEST_NAME, open_exported
 from data.labels.sources.run import open_run
 from data.labels.sources.server import open_served
-from data.names import read_pointer
 from data.run_names import CONFIG_NAME
 from data.shards.split import MANIFEST_NAME
 from data.storage.http import is_http

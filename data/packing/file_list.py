@@ -19,7 +19,7 @@ from data.packing.listing import Listing, Row
 from data.shards.samples import printable
 from data.tables import read_table, write_table
 
-ROWS = 250_000
+ROWS = 100_000
 _SHOWN = 5
 _COLUMNS = {"path": pa.binary(), "size": pa.int64(), "modified": pa.int64()}
 _REMEDY = "choose another out="

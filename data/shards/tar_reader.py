@@ -62,10 +62,8 @@ class _Extension:
 def read_members(file: BinaryIO) -> Iterator[Member]:
     """The members in order, folders included.
 
-    The last one may reach beyond the end of the file; the error comes after it.
-
-    Raises:
-        DamagedTarError: the file is cut short or damaged, is no tar, or several tars.
+    The last one may reach beyond the end of the file; the error comes after it. Raises DamagedTarError when the file is cut short
+    or damaged, is no tar, or several tars.
     """
     end = file.seek(0, io.SEEK_END)
     if not end:

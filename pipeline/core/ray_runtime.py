@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -17,12 +18,14 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import worker as ray_worker
+from ray._private.node import Node
 from ray.exceptions import RayError, RayTaskError
 
 from data.settings import UsageError
 from data.storage.fence import FENCE_VARIABLE
 
 _CONNECT_TIMEOUT_S, _HEALTH_TIMEOUT_S = 8.0, 60.0  # until the port of a starting cluster opens; for Ray's health check
+_STARTS = 5
 _TICK_S = 5.0
 Item = TypeVar("Item")
 _show = getattr(ray_worker, "print_to_stdstream", None)
@@ -50,7 +53,29 @@ def start_ray(address: str | None) -> None:
             if context.dashboard_url:
                 print(f"Ray's dashboard: http://{context.dashboard_url}")
         else:
+            _start_here()
+
+
+def _start_here() -> None:
+    """Start Ray on this machine, in several attempts: its processes have 30 seconds, which are too few beside much other work."""
+    for _ in range(_STARTS):
+        try:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        except Exception as error:  # of no other class
+            if "timed out during startup" not in str(error):
+                raise
+            _end_processes(error)
+    raise UsageError(
+        f"Ray did not start here in {_STARTS} attempts of 30 s, so this machine is busy, or short of memory; the same command continues"
+    )
+
+
+def _end_processes(error: Exception) -> None:
+    """End the processes of a node whose start failed with `error`; Ray would leave them running."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _connect(address: str) -> Any:

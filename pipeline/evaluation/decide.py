@@ -46,7 +46,10 @@ def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerpri
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
     device = config.resolved_device()
-    teacher, student = (_is_right(validation, folder, device) for folder in layout.models.values())
+    teacher, student = (
+        _is_right(validation, folder, device, config.training(stage).eval_batch_size)
+        for stage, folder in ((layout.teacher_stage, layout.teacher), ("student", layout.student))
+    )
     return {
         "teacher_top1": float(teacher.mean()),
         "student_top1": float(student.mean()),
@@ -54,7 +57,7 @@ def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any
     }
 
 
-def _is_right(validation: Split, folder: str, device: str) -> np.ndarray:
+def _is_right(validation: Split, folder: str, device: str, batch_size: int) -> np.ndarray:
     """Whether a model's top-1 is right, per image: (N,) bool."""
-    logits, labels = predict_split(validation, load_predictor(folder, device))
+    logits, labels = predict_split(validation, load_predictor(folder, device, batch_size))
     return np.asarray(logits.argmax(axis=1) == labels)

@@ -98,9 +98,10 @@ def _read(test: Split, reader: ImageReader, rows: np.ndarray) -> list[tuple[byte
         begin = ends[position] - test.shards[position].num_samples
         ordinals = rows[shards == position] - begin
         wanted = test.shards[position].index().select(["key", "offset", "size", "label"]).take(ordinals).to_pylist()
-        for ordinal, row in zip(ordinals.tolist(), wanted, strict=True):
-            place = Place(ordinal, row["key"], row["offset"], row["size"])
-            found.append((reader.image(int(position), place), row["label"]))
+        rows_of = zip(ordinals.tolist(), wanted, strict=True)
+        places = [Place(ordinal, row["key"], row["offset"], row["size"]) for ordinal, row in rows_of]
+        images = reader.images(int(position), places)
+        found += [(image, row["label"]) for image, row in zip(images, wanted, strict=True)]
     return found
 
 

@@ -17,20 +17,25 @@ _MIN_MEASUREMENTS = 5
 _MAX_BATCH_SIZE = 64  # fewer images when the batch would take longer than a second
 
 
-def measure_speed(folders: Mapping[str, str], device: str, threads: int) -> dict[str, Any]:
+def measure_speed(folders: Mapping[str, str], device: str, threads: int, max_batch_size: int) -> dict[str, Any]:
     """Per role, median `latency_ms` of one image and `images_per_s` in batches of `batch_size`, from pixels to logits.
 
     Batch norms are folded, as for labeling. Takes a second or two per model.
+
+    Args:
+        max_batch_size: images that fit into memory; at most 64 are used.
     """
     torch.set_num_threads(threads)
-    found = {role: _measure(load_predictor(folder, device, 1, fast=True)) for role, folder in folders.items()}
+    found = {
+        role: _measure(load_predictor(folder, device, 1, fast=True), max_batch_size) for role, folder in folders.items()
+    }
     where = "GPU" if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}"
     return {"where": where, "models": found}
 
 
-def _measure(predictor: Predictor) -> dict[str, float]:
+def _measure(predictor: Predictor, max_batch_size: int) -> dict[str, float]:
     latency_s = _seconds(predictor, 1)
-    images = max(1, min(_MAX_BATCH_SIZE, int(1 / latency_s)))
+    images = max(1, min(_MAX_BATCH_SIZE, max_batch_size, int(1 / latency_s)))
     batch_s = _seconds(predictor, images)
     return {
         "latency_ms": round(1000 * latency_s, 3),

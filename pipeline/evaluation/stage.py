@@ -50,7 +50,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     summary: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     for role, folder in folders.items():
-        figures, predicted = _measure(test, load_predictor(folder, device))
+        figures, predicted = _measure(test, load_predictor(folder, device, config.evaluate.batch_size))
         summary[role] = figures
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
@@ -58,7 +58,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     files, robustness = _robustness(config, stage, test, folders)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
-    write_speed(layout.evaluation, measure_speed(folders, device, config.threads))
+    write_speed(layout.evaluation, measure_speed(folders, device, config.threads, config.evaluate.batch_size))
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
@@ -69,8 +69,9 @@ def _robustness(
     """Names of files, and figures per role, of the measurement under corruptions; empty with evaluate.robustness_images=0."""
     if not config.evaluate.robustness_images:
         return [], {}
+    batch_size = min(IMAGES_PER_PART, config.evaluate.batch_size)
     models = {
-        role: load_predictor(folder, config.resolved_device(), IMAGES_PER_PART, fast=True)
+        role: load_predictor(folder, config.resolved_device(), batch_size, fast=True)
         for role, folder in folders.items()
     }
     names, figures = measure_robustness(

@@ -36,12 +36,9 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     if config.generations != 1:
         generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
         summary |= {"generations": found} if (found := summarize(generations)) else {}
-    folders = {
-        row.name: layout.folder_of(row.name) for row in with_folder(layout.generation)
-    }  # a later teacher is a student
-    summary["seconds"] = {
-        stage: read_timing(folder).seconds for stage, folder in folders.items() if done_record(folder)
-    }
+    rows = with_folder(layout.generation)  # a later teacher counts as a student
+    folders = {row.name: layout.folder_of(row.name) for row in rows}
+    summary["seconds"] = {name: read_timing(url).seconds for name, url in folders.items() if done_record(url)}
     storage.write_text(storage.join(layout.run_dir, SUMMARY_NAME), json.dumps(summary, indent=1) + "\n")
     return summary
 

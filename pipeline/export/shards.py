@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
-from data.labels.joined_tar import Entry, LabelEntries, Rows, sample_bytes
+from data.labels.joined_tar import Entry, LabelEntries, Rows
 from data.labels.overlay import Overlay
 from data.labels.sources.archives import LABELS_FOLDER
 from data.shards.image_reader import ImageReader
@@ -104,10 +104,12 @@ def _concatenate(found: Sequence[Rows]) -> Rows:
 
 
 def _samples(entries: LabelEntries, reader: ImageReader) -> Iterator[tuple[Entry, bytes, bytes, bytes]]:
-    for start in range(0, len(entries), _CHUNK):
-        some = list(entries.part(start, min(start + _CHUNK, len(entries))))
-        for entry, pieces in zip(some, sample_bytes(some, reader), strict=True):
-            yield entry, *pieces
+    """For each entry: the entry, the bytes before its image, the image, the bytes after it."""
+    starts = range(0, len(entries), _CHUNK)
+    chunks = (list(entries.part(start, min(start + _CHUNK, len(entries)))) for start in starts)
+    for entry, image in reader.read_ahead(chunks, lambda entry: (entry.shard, entry.place)):
+        before, after = entry.around_image()
+        yield entry, before, image, after
 
 
 def _label_table(overlay: Overlay, rows: Rows, index: pa.Table) -> pa.Table:

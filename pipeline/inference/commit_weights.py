@@ -94,7 +94,7 @@ def _measure_quality(
     model.load_state_dict(trained.state)
     if validation is None:
         return {}
-    predictor = Predictor(model, preprocessing, device, channels_last=section.channels_last)
+    predictor = Predictor(model, preprocessing, device, section.eval_batch_size, channels_last=section.channels_last)
     logits, labels = predict_split(validation, predictor)
     quality = _quality(logits, labels)
     _print_accuracy(stage_name, Accuracy(labels, logits.argmax(axis=1)), quality["temperature"], trained.class_names)

@@ -130,9 +130,8 @@ def predict_all(
             labels.append(index.column("label").to_numpy())
             places = places_in(index)
             for start in range(0, len(places), batch_size):
-                items = [
-                    (f"{shard.url}, key {place.key!r}", reader.image(position, place))
-                    for place in places[start : start + batch_size]
-                ]
+                part = places[start : start + batch_size]
+                names = [f"{shard.url}, key {place.key!r}" for place in part]
+                items = zip(names, reader.images(position, part), strict=True)
                 scores.append(predict(torch.stack(list(pool.map(prepare, items)))))
     return np.concatenate(scores), np.concatenate(labels).astype(np.int64)

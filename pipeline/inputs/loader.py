@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import numpy as np
-import ray
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -141,7 +141,7 @@ def _loader(
 ) -> DataLoader[TrainBatch | _PipedBatch | Exception]:
     # Forking while connected to Ray drops the handles of actors that other threads hold, in the middle of the parent's own messages,
     # and the parent's next actor never answers. So spawn.
-    spawns = num_workers > 0 and ray.is_initialized()
+    spawns = num_workers > 0 and _uses_ray()
     return DataLoader(
         _BatchesOrErrors(batches, steps, pieces, shared=num_workers > 0),
         batch_size=None,
@@ -153,6 +153,12 @@ def _loader(
         timeout=SILENT_S if num_workers else 0,
         multiprocessing_context="spawn" if spawns else None,
     )
+
+
+def _uses_ray() -> bool:
+    """Whether this process is connected to Ray, which training in one process does not import."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _report_pipes(name: str, batch: _PipedBatch, num_workers: int) -> None:

@@ -63,8 +63,7 @@ def other_preprocessing(name: str, args: Mapping[str, Any], given: Mapping[str, 
 def weights_digest(source: str) -> str:
     """Identity of weights trained elsewhere: 16 hex digits of the file's sha256, or `pretrained`.
 
-    Raises:
-        ModelError: no such file.
+    Raises ModelError when there is no such file.
     """
     if source == PRETRAINED:
         return source

@@ -17,8 +17,7 @@ def build_timm_model(
 ) -> nn.Module:
     """A timm model with fresh weights; see `pipeline.models.registry.build_model`.
 
-    Raises:
-        ModelError: timm's model does not take an argument, or ignores a rate.
+    Raises ModelError when timm's model does not take an argument, or ignores a rate.
     """
     noise = {"drop_rate": dropout, "drop_path_rate": stochastic_depth}
     # a rate of 0 is left out: some timm models take only one of the two

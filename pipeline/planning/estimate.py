@@ -19,7 +19,7 @@ from pipeline.core.timing import duration
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 
-GPUS = (8, 64)
+GPUS = (1, 8, 64)
 _REFERENCE = ("resnetrs152", 256)
 # images/s of that model: timm's published figures, mixed precision; training on an RTX 3090, inference on an RTX 4090
 _GPU_TRAINS, _GPU_LABELS = 282.0, 2029.0
@@ -51,15 +51,24 @@ def print_estimate(config: Config, workloads: Sequence[Workload], unlabeled: Spl
     """Print a table of times, and what they assume."""
     device = config.resolved_device()
     here = "this GPU" if device == "cuda" else f"{config.threads} threads here"
-    rows = [["", here, *(f"{number} GPUs" for number in GPUS)]]
+    rows = [["", here, *map(_gpus, GPUS)]]
     for work in workloads:
         seconds = [work.images / speed for speed in (_measured(work, config), *(n * _on_gpu(work) for n in GPUS))]
         rows.append([work.name, *(_format_time(value) for value in seconds)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print("\ntime of the models, if they never wait for images:")
+    print_table(rows)
+    print("\n".join(f"  {line}" for line in _assumptions(config, workloads, unlabeled)))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with as many cells each, aligned to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\n".join(f"  {line}" for line in _assumptions(config, workloads, unlabeled)))
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'s' * (number > 1)}"
 
 
 def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> list[str]:
@@ -74,8 +83,8 @@ def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split
     if decoded is None:
         return [*lines, "decoding: not timed, because no image of the unlabeled shards could be read"]
     labeling = next((work for work in workloads if not work.trains), None)
-    need = [f"{number} GPUs need {number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
-    feed = f"; to keep labeling fed, {' and '.join(need)} cores" if need else ""
+    need = [f"{number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
+    feed = f"; to keep labeling fed on {', '.join(map(str, GPUS))} GPUs: {', '.join(need)} cores" if need else ""
     return [*lines, f"decoding: {decoded:,.0f} images/s per core (on the first unlabeled shard){feed}"]
 
 
@@ -159,7 +168,7 @@ def _decoded_per_s(config: Config, unlabeled: Split | None) -> float | None:
     try:
         places = [place for place in places_in(shard.index().slice(0, _DECODED)) if place.size]
         with ImageReader([shard.url]) as reader:
-            contents = [reader.image(0, place) for place in places]
+            contents = reader.images(0, places)
         return len(contents) * _per_second(lambda: [view(content) for content in contents]) if contents else None
     except (OSError, DataError, DecodeError):
         return None

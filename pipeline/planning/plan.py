@@ -14,10 +14,11 @@ from pipeline.evaluation.generations import describe_decision
 from pipeline.inputs.streams import labeled_stream
 from pipeline.models.resnet_rs import ModelError
 from pipeline.planning.estimate import Workload, print_estimate, size_of
+from pipeline.planning.gpu_fit import Part, counted_parts, print_memory, refusal
 from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
 from pipeline.stages import with_folder
-from pipeline.training.job import num_steps
+from pipeline.training.job import TrainingError, num_steps
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
@@ -51,20 +52,41 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
         print("validation  none: confidences are not calibrated, and the accuracy of the labels is unknown")
     student: Outlook | None = None
     workloads: list[Workload] = []
+    on_gpu: dict[str, list[Part]] = {}
     for layout in layouts:
         forecast = Forecast(config, layout, splits, student)
         for stage in (row.name for row in with_folder() if row.name in stages):
             found = forecast.outlook(stage)
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
                 found, forced = forecast.outlook(stage, forced=is_begun(layout.folder_of(stage))), None
+            found, on_gpu[_name_of(config, layout, stage)] = _fit(config, layout, stage, found, splits)
             workloads += _print_outlook(config, layout, stage, found, splits)
         student = forecast.seen.get("student")
         if config.generations == "auto":
             print(describe_decision(config, layout))
     if "export" in stages:
         print(f"export      {_export_size(config, layouts, splits.get('unlabeled'))}")
+    print_memory(config, on_gpu)
     if workloads:
         print_estimate(config, workloads, splits.get("unlabeled"))
+
+
+def _name_of(config: Config, layout: Layout, stage: str) -> str:
+    return f"{stage} {layout.generation}" if config.generations != 1 else stage
+
+
+def _fit(
+    config: Config, layout: Layout, stage: str, found: Outlook, splits: Mapping[str, Split]
+) -> tuple[Outlook, list[Part]]:
+    """The outlook of a stage once its memory is known, and what it runs on each GPU."""
+    if not found.works:
+        return found, []
+    try:
+        parts = counted_parts(config, layout, stage, splits)
+    except (ModelError, TrainingError) as error:
+        return Outlook(REFUSES, str(error)), []
+    why = refusal(config, stage, parts)
+    return (Outlook(REFUSES, why) if why else found), parts
 
 
 def _export_size(config: Config, layouts: Sequence[Layout], unlabeled: Split | None) -> str:
@@ -89,7 +111,7 @@ def _print_outlook(
         num_classes = 0
         if stage in _WITH_MODELS:
             num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
-        size = _StageSize(config, layout.generation, stage, splits, num_classes)
+        size = _StageSize(config, layout, stage, splits, num_classes)
         words = size.describe()
         workload = size.workload() if found.works else None
     except (StageError, ModelError) as error:
@@ -106,7 +128,7 @@ class _StageSize:
     """How much a stage has to do in one generation, finished parts included."""
 
     config: Config
-    generation: int
+    layout: Layout
     stage: str
     splits: Mapping[str, Split]
     num_classes: int
@@ -114,14 +136,13 @@ class _StageSize:
     @property
     def trains(self) -> bool:
         """Whether the stage trains a model."""
-        is_new_teacher = self.stage == "teacher" and self.generation == 1 and not self.config.teacher.weights
+        is_new_teacher = self.stage == "teacher" and self.layout.generation == 1 and not self.config.teacher.weights
         return (is_new_teacher or self.stage == "student") and "labeled" in self.splits
 
     @property
     def section(self) -> TrainConfig:
         """The model that the stage trains or labels with."""
-        is_student = self.stage == "student" or (self.stage == "label" and self.generation > 1)
-        return self.config.student if is_student else self.config.teacher
+        return self.config.training("student" if self.stage == "student" else self.layout.teacher_stage)
 
     def num_steps(self) -> int:
         """Steps of the whole training."""
@@ -131,7 +152,6 @@ class _StageSize:
 
     def workload(self) -> Workload | None:
         """Images through models; None for a stage that takes seconds."""
-        name = f"{self.stage} {self.generation}" if self.config.generations != 1 else self.stage
         if self.trains:
             images = self.num_steps() * self.section.batch_size
         elif self.stage == "label" and "unlabeled" in self.splits:
@@ -139,13 +159,15 @@ class _StageSize:
             images = self.splits["unlabeled"].num_samples * passes
         else:
             return None
-        return Workload(name, images, self.trains, self.section, self.num_classes)
+        return Workload(
+            _name_of(self.config, self.layout, self.stage), images, self.trains, self.section, self.num_classes
+        )
 
     def describe(self) -> str:
         """Model, steps, shards and bytes, in words."""
         if self.trains:
             return self._describe_training()
-        if self.stage == "teacher" and self.generation > 1:
+        if self.stage == "teacher" and self.layout.generation > 1:
             return "the student of the generation before"
         if self.stage == "teacher" and self.config.teacher.weights:
             return f"{self._describe_model()}; weights from {self.config.teacher.weights}"

@@ -16,11 +16,7 @@ class FilterError(ValueError):
 
 
 def parse_filter(query: Sequence[tuple[str, str]], num_classes: int) -> RowFilter:
-    """Return the filter of a URL's parameters.
-
-    Raises:
-        FilterError: an unknown or repeated parameter, or a value out of range.
-    """
+    """Return the filter of a URL's parameters. Raises FilterError for an unknown or repeated parameter, or a value out of range."""
     values: dict[str, str] = {}
     for name, value in query:
         if name not in PARAMETERS:

@@ -135,7 +135,8 @@ def _evaluate(job: TrainJob, state: TrainState) -> bool:
     if job.validation is None or (state.step % every and state.step != job.total_steps):
         return False
     preprocessing = Preprocessing.of_training(job.config)
-    predictor = Predictor(state.ema.module, preprocessing, job.device, channels_last=job.config.channels_last)
+    batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
+    predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
     logits, labels = predict_split(job.validation, predictor)
     failpoint(f"evaluation-{state.step}/{job.name}")
     state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})

@@ -19,9 +19,7 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, s
     """Learning rate of a step (0 to total_steps − 1): linear from 0 to `peak`, then by the schedule.
 
     `cosine`: half a cosine from `peak` towards 0. `step`: `peak`, divided by ten after 1/3, 2/3 and 8/9 of the run, as for ResNets.
-
-    Raises:
-        ValueError: the warm-up is longer than the run.
+    Raises ValueError when the warm-up is longer than the run.
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps must be 0 to {total_steps} (total_steps), but is {warmup_steps}; shorten it")

@@ -72,8 +72,7 @@ class TrainState:
 def new_state(job: TrainJob, workers: int = 1) -> TrainState:
     """The state before the first step, on the job's device.
 
-    Raises:
-        TrainingError: the training that it starts from has not ended.
+    Raises TrainingError when the training that it starts from has not ended.
     """
     config = job.config
     torch.manual_seed(job.seed)
@@ -91,11 +90,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
 
 
 def load_trained(job: TrainJob) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """EMA weights (a state dict) and metrics of a finished training.
-
-    Raises:
-        TrainingError: it has not reached its last step.
-    """
+    """EMA weights (a state dict) and metrics of a finished training. Raises TrainingError when it has not reached its last step."""
     checkpoint = load_newest(job.checkpoints)
     if checkpoint is None or checkpoint["step"] != job.total_steps:
         raise TrainingError(

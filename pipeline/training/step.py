@@ -111,10 +111,8 @@ def _autocast(job: TrainJob) -> torch.autocast:
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    On several GPUs, batch norms share their statistics.
-
-    Raises:
-        TrainingError: activations are to be checkpointed, and the model cannot.
+    On several GPUs, batch norms share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
+    cannot.
     """
     config = job.config
     if world > 1 and job.device == "cuda":

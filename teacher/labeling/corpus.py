@@ -22,8 +22,7 @@ def check_unlabeled(config: Config, layout: Layout) -> None:
 def check_corpus(corpus: Split, config: LabelConfig) -> None:
     """Refuse shards that should not be labeled.
 
-    Raises:
-        StageError: as `check_shards`; or the indexes list more unusable images than `label.max_quarantined` allows.
+    Raises StageError as `check_shards`, and when the indexes list more unusable images than `label.max_quarantined` allows.
     """
     check_shards(corpus, config)
     bad = count_unusable(corpus, {})

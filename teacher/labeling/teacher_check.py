@@ -123,9 +123,9 @@ def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) ->
     expected = config.teacher.expected_top1 if elsewhere else info.validation_top1
     if expected is None:
         return None
-    logits, labels = predict_split(
-        split, load_predictor(layout.teacher, config.resolved_device(), decoder=config.label.decoder)
-    )
+    batch_size = config.training(layout.teacher_stage).eval_batch_size
+    predictor = load_predictor(layout.teacher, config.resolved_device(), batch_size, decoder=config.label.decoder)
+    logits, labels = predict_split(split, predictor)
     found = top_k_accuracy(logits, labels)[0]
     if found < expected - config.teacher.accuracy_tolerance:
         raise StageError(

@@ -32,10 +32,8 @@ def verify_labels(config: Config, layout: Layout) -> None:
     - The shards are the ones that were labeled. Packed shards are read completely (their SHA-256 is recorded); of foreign shards, the
       headers.
 
-    A wrong label file is moved to the folder `damaged`, so that stage=label makes that one again.
-
-    Raises:
-        StageError: lists the problems by shard; or the stage is not done, or was made with another configuration, teacher or corpus.
+    A wrong label file is moved to the folder `damaged`, so that stage=label makes that one again. Raises StageError, which
+    lists the problems by shard; also when the stage is not done, or was made with another configuration, teacher or corpus.
     """
     record = require_done(layout.labels, "label")
     refuse_other_config(layout.labels, "label", config.stage_fields("label"))

@@ -151,9 +151,9 @@ def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.
     if shard_url is None:
         return pictures, seen
     with ImageReader([shard_url]) as reader:
-        for row, place in enumerate(places_of(table)):
+        for (row, _), content in reader.read_ahead([list(enumerate(places_of(table)))], lambda item: (0, item[1])):
             try:
-                pictures[row] = thumbnail(decode_fast(reader.image(0, place), _DECODED_SIDE))
+                pictures[row] = thumbnail(decode_fast(content, _DECODED_SIDE))
                 seen[row] = True
             except DecodeError:
                 continue  # damaged since it was labeled: its hash decides

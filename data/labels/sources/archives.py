@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from data import storage
+from data.base_names import check_base_name, read_limited
 from data.errors import DataError
 from data.json_files import first_problem
 from data.labels.overlay import RowFilter
 from data.labels.sources import COLUMNS, PseudoLabeled
 from data.labels.sources.archive_members import ArchivedSample, archived_samples
-from data.names import check_base_name, read_limited
 from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
 from data.storage.http import is_http
 from data.storage.redact import redacted
@@ -176,11 +176,7 @@ def _check_label(label: int, num_classes: int, where: str) -> None:
 
 
 def open_exported(folder: str, keep: RowFilter) -> Archives:
-    """Open an export with images.
-
-    Raises:
-        DataError: the export has no images, or its manifest has another form.
-    """
+    """Open an export with images. Raises DataError when the export has no images, or its manifest has another form."""
     url = storage.join(folder, MANIFEST_NAME)
     return exported(folder, url, read_manifest_bytes(url), keep)
 

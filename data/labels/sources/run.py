@@ -8,16 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 from omegaconf import OmegaConf
-from pydantic import BaseModel
 
 from data import storage
+from data.base_names import read_pointer
 from data.errors import DataError
 from data.json_files import read_json
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.joined_tar import Provenance, Rows
 from data.labels.overlay import Overlay, RowFilter, read_committed
 from data.labels.sources import PseudoLabeled, as_table
-from data.names import read_pointer
 from data.run_names import (
     CONFIG_NAME,
     CURRENT_NAME,
@@ -25,6 +24,7 @@ from data.run_names import (
     INDEXES,
     LABELS,
     SELECTIONS,
+    DoneRecord,
     generation_folder,
     generation_of,
 )
@@ -32,7 +32,7 @@ from data.shards.image_reader import ImageReader, places_of
 from data.shards.split import Split, open_split
 from data.storage.redact import redacted
 
-_CHUNK = 64  # images read at once
+_CHUNK = 64  # images among which neighbours are read together
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,10 @@ class RunLabels:
         fields = (table.column(name).to_pylist() for name in ("__key__", "label", "confidence", "copies"))
         entries = list(zip(places_of(rows.labels), *fields, strict=True))
         with ImageReader([entry.url for entry in self.overlay.shards]) as reader:
-            for start in range(0, len(entries), _CHUNK):
-                some = entries[start : start + _CHUNK]
-                images = reader.images(shard, [place for place, *_ in some])
-                for image, (_, key, label, confidence, copies) in zip(images, some, strict=True):
-                    yield PseudoLabeled(key, image, label, confidence, copies)
+            chunks = (entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK))
+            for entry, image in reader.read_ahead(chunks, lambda entry: (shard, entry[0])):
+                _, key, label, confidence, copies = entry
+                yield PseudoLabeled(key, image, label, confidence, copies)
 
     def _rows(self, position: int) -> Rows:
         if not self.overlay.is_as_committed(position):
@@ -132,20 +131,7 @@ def _done(folder: str, stage: str) -> dict[str, Any]:
     url = storage.join(folder, DONE_NAME)
     if not storage.exists(url):
         raise DataError(f"{redacted(folder)}: stage {stage} is not done; run stage={stage}")
-    return read_json(url, f"delete it and run stage={stage}", _Done)
-
-
-class _Fingerprint(BaseModel):
-    inputs: dict[str, str]
-
-
-class _Done(BaseModel):
-    """The fields of `done.json` that are read; `pipeline.core.stage` writes it."""
-
-    fingerprint: _Fingerprint
-    outputs: dict[str, dict[str, Any]]
-    summary: dict[str, Any]
-    digest: str
+    return read_json(url, f"delete it and run stage={stage}", DoneRecord)
 
 
 def _data_field(run_dir: str, name: str) -> Any:

@@ -16,10 +16,11 @@ from pipeline.core.schema.sections import (
     EvaluateConfig,
     ExportConfig,
     LabelConfig,
+    PlanConfig,
     SelectConfig,
     ServeConfig,
 )
-from pipeline.core.schema.training import StudentConfig, TeacherConfig
+from pipeline.core.schema.training import StudentConfig, TeacherConfig, TrainConfig
 from pipeline.stages import fields_in_force, find
 
 
@@ -51,6 +52,7 @@ class Config(Section):
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
+    plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -98,6 +100,10 @@ class Config(Section):
 
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
+
+    def training(self, stage: str) -> TrainConfig:
+        """The section of a stage that makes a model: `teacher` or `student`."""
+        return self.teacher if stage == "teacher" else self.student
 
     def most_generations(self) -> int:
         """The maximum number of generations."""

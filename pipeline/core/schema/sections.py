@@ -138,14 +138,26 @@ class ServeConfig(Section):
     )
     open_to_all: bool = runtime(False, "without a token, answer everyone, also beyond loopback and under any Host")
     max_connections: int = runtime(256, "concurrent answers; further clients are told to retry", ge=1)
+    processes: int | None = runtime(
+        None, "processes that answer, each with caches of its own; null: one per CPU core, at most 4", ge=1
+    )
     grace_s: float = runtime(30, "seconds to finish running answers after Ctrl-C", ge=0)
 
 
 class EvaluateConfig(Section):
-    """What is measured on the test images besides accuracy."""
+    """How the test images are measured, and what besides accuracy."""
 
+    batch_size: int = setting(256, "images per forward pass", ge=1)
     robustness_images: int = setting(
         0, "test images, chosen by the seed, to evaluate under 15 corruptions × 5 severities", ge=0
+    )
+
+
+class PlanConfig(Section):
+    """What plan=true, and the check before a stage, compare a stage's memory with."""
+
+    gpu_memory_gb: float | None = runtime(
+        None, "memory of one GPU, 10⁹ bytes; null: of the GPU that is found here, or 80 assumed in a plan", gt=0
     )
 
 

@@ -103,6 +103,9 @@ class TrainConfig(Section):
         le=1,
     )
     eval_every_epochs: float = setting(5, "epochs between measurements of the EMA weights' validation accuracy", gt=0)
+    eval_batch_size: int = resumable(
+        256, "images per forward pass on data.validation: in the training, to calibrate and to compare", ge=1
+    )
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "bf16: autocast, for GPUs; for training, labeling and evaluation"
     )

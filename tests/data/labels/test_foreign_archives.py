@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import names
+from data import base_names
+from data.base_names import is_base_name, read_limited, read_pointer
 from data.errors import DataError
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
@@ -29,7 +30,6 @@ from data.labels.sources import COLUMNS, archive_members
 from data.labels.sources import archives as labels_of_archives
 from data.labels.sources.archives import exported
 from data.labels.sources.server import _below
-from data.names import is_base_name, read_limited, read_pointer
 from data.shards.tar import archive, end_of_archive, member_header
 from tests.conftest import png
 from tests.label_server import label_server
@@ -315,4 +315,4 @@ def test_names_have_a_length() -> None:
     assert not is_base_name("x" * 256)
     assert not is_base_name("é" * 128)
     with pytest.raises(DataError, match="…"):
-        names.check_base_name("/" * 10_000, "manifest.json")
+        base_names.check_base_name("/" * 10_000, "manifest.json")

@@ -212,9 +212,10 @@ def test_planning_takes_four_bytes_of_memory_an_image(tmp_path: Path, monkeypatc
             yield LeftOut(root / f"{number}.txt", "not an image")
 
     monkeypatch.setattr(plan, "scan", names)
-    counts = [150_000]  # one more buffer than the listing reads at once
+    monkeypatch.setattr(listing, "_ROWS_AT_ONCE", 2_000)
+    counts = [10_000]
     small = peak_of_planning(tmp_path, counts[-1])
-    counts.append(450_000)
+    counts.append(50_000)
     large = peak_of_planning(tmp_path, counts[-1])
     assert (large - small) / (counts[1] - counts[0]) < 5
 

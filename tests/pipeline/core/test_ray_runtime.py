@@ -117,3 +117,29 @@ def test_abandoning_ends_the_main_thread_and_forbids_saving() -> None:
     assert not interrupt.may_save()
     with interrupt.handled():
         assert interrupt.may_save()
+
+
+def test_a_start_that_takes_too_long_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives its processes 30 seconds, which beside much other work are too few."""
+    attempts: list[dict[str, Any]] = []
+
+    def start(**options: Any) -> None:
+        attempts.append(options)
+        if len(attempts) % 5:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", start)
+    cluster.start_ray(None)
+    assert len(attempts) == 5
+    monkeypatch.setattr(cluster, "_STARTS", 4)
+    with pytest.raises(UsageError, match=r"did not start here in 4 attempts of 30 s.*the same command continues"):
+        cluster.start_ray(None)
+
+
+def test_another_error_of_a_start_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: Any) -> None:
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(cluster.ray, "init", start)
+    with pytest.raises(RuntimeError, match="another"):
+        cluster.start_ray(None)

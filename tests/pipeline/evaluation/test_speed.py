@@ -37,7 +37,7 @@ def predictor(width: float) -> Predictor:
 
 
 def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> None:
-    narrow, wide = (_measure(predictor(width)) for width in (0.125, 1.0))
+    narrow, wide = (_measure(predictor(width), 256) for width in (0.125, 1.0))
     assert wide["latency_ms"] > narrow["latency_ms"]
     assert wide["images_per_s"] < narrow["images_per_s"] / 2
 
@@ -45,7 +45,7 @@ def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> 
 @pytest.mark.parametrize(("image_s", "batch_size"), [(0.001, 64), (0.05, 20), (3.0, 1)])
 def test_a_batch_takes_about_a_second_at_most(monkeypatch: pytest.MonkeyPatch, image_s: float, batch_size: int) -> None:
     monkeypatch.setattr(speed, "_seconds", lambda _, size: size * image_s)
-    measured = _measure(predictor(0.125))
+    measured = _measure(predictor(0.125), 256)
     assert measured["batch_size"] == batch_size
     assert measured["images_per_s"] == pytest.approx(1 / image_s, abs=0.05)
 

@@ -1,0 +1,147 @@
+"""Count the memory that a training process, or a model that predicts, takes of one GPU. Needs no GPU, and no Ray.
+
+docs/training.md ("When it does not fit") explains the parts. What cannot be counted is an allowance: `workspace`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from torch import nn
+
+from pipeline.core.schema import TrainConfig
+from pipeline.models.memory import PassMemory, count_pass
+from pipeline.models.registry import build_model
+from pipeline.training.activations import checkpoint_activations
+from pipeline.training.state import freeze_early_layers
+from pipeline.training.step import to_training_mode
+
+_FLOAT = 4  # bytes
+_WORKSPACE, _UNUSED = (
+    2e9,
+    0.05,
+)  # context, kernels and convolution workspaces; share of the rest that the allocator holds unused
+_Kind = Literal["trains", "frozen", "infers"]
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of one GPU at the peak of a stage, by what is in them.
+
+    Attributes:
+        images: images of one pass: of a micro-batch in training.
+        per_image: activations per image: kept for the backward pass in training, else at the peak of the forward pass.
+        gradients: with several training processes also their copies in buckets.
+        optimizer: momentum.
+        activations: of a pass at its peak, with weights cast to bf16.
+        inputs: pixels and targets of a step, and the images of a pass as floats.
+    """
+
+    images: int
+    per_image: float
+    weights: float
+    gradients: float
+    optimizer: float
+    ema: float
+    activations: float
+    inputs: float
+
+    @property
+    def workspace(self) -> float:
+        """What is not counted: libraries, and what the allocator holds unused. An allowance."""
+        return _WORKSPACE + _UNUSED * self._counted
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self._counted + self.workspace
+
+    @property
+    def _counted(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations + self.inputs
+
+
+def training_memory(section: TrainConfig, num_classes: int, kind: Literal["trains", "frozen"] = "trains") -> GpuMemory:
+    """A step of one training process.
+
+    Args:
+        kind: `frozen` for the epochs at another resolution, which train the last layers alone.
+
+    Raises:
+        RuntimeError: the model cannot be counted.
+        TrainingError: its activations are to be checkpointed, and cannot.
+    """
+    counted, images = _count(section, num_classes, kind), section.batch_size // section.workers
+    at_once = math.ceil(images / section.accumulate_steps)
+    return GpuMemory(
+        images=at_once,
+        per_image=counted.kept_per_image,
+        weights=counted.weights,
+        gradients=counted.trained * (2 if section.workers > 1 else 1),
+        optimizer=counted.trained,
+        ema=counted.weights,
+        activations=counted.peak(at_once),
+        inputs=_pixels(section, images) + _FLOAT * _pixels(section, at_once) + _FLOAT * images * num_classes,
+    )
+
+
+def evaluation_memory(section: TrainConfig, num_classes: int, batch_size: int) -> GpuMemory:
+    """A training process while it evaluates the EMA weights. Raises RuntimeError as `training_memory`."""
+    predicts = inference_memory(section, num_classes, batch_size)
+    return replace(
+        training_memory(section, num_classes),
+        images=batch_size,
+        per_image=predicts.per_image,
+        activations=predicts.activations,
+        inputs=predicts.inputs,
+    )
+
+
+def inference_memory(section: TrainConfig, num_classes: int, batch_size: int) -> GpuMemory:
+    """A model that predicts batches of pixels. Raises RuntimeError when it cannot be counted."""
+    counted = _count(section, num_classes, "infers")
+    inputs = _pixels(section, batch_size) * (2 + _FLOAT)  # two batches of pixels, one of floats
+    return GpuMemory(batch_size, counted.per_image, counted.weights, 0, 0, 0, counted.peak(batch_size), inputs)
+
+
+def _pixels(section: TrainConfig, images: int) -> int:
+    return images * 3 * section.image_size**2
+
+
+def _count(section: TrainConfig, num_classes: int, kind: _Kind) -> PassMemory:
+    return _count_model(
+        section.model,
+        json.dumps(section.model_args, sort_keys=True),
+        num_classes,
+        section.image_size,
+        section.precision == "bf16",
+        (section.dropout, section.stochastic_depth) if kind == "trains" else (0.0, 0.0),
+        kind,
+        section.checkpoint_activations and kind != "infers",
+    )
+
+
+@cache
+def _count_model(
+    model: str,
+    arguments: str,
+    num_classes: int,
+    image_size: int,
+    bf16: bool,
+    rates: tuple[float, float],
+    kind: _Kind,
+    checkpoints: bool,
+) -> PassMemory:
+    def build() -> nn.Module:
+        built = build_model(model, num_classes, json.loads(arguments), *rates)
+        if kind == "frozen":
+            freeze_early_layers(built)
+        if checkpoints:
+            checkpoint_activations(built, "teacher or student")
+        return built.eval() if kind == "infers" else to_training_mode(built)
+
+    return count_pass(build, image_size, bf16, kind != "infers")
