@@ -220,6 +220,15 @@ def is_begun(folder: str) -> bool:
     return _recorded(folder) is not None
 
 
+def recorded_inputs(folder: str) -> dict[str, str] | None:
+    """The inputs in the fingerprint of the output that is there, done or not; None without output."""
+    recorded = _recorded(folder)
+    if recorded is None or not _has_output(folder):
+        return None
+    inputs: dict[str, str] = recorded["fingerprint"]["inputs"]
+    return inputs
+
+
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """`{field: (before, after)}` of the fields whose JSON values differ (a tuple equals a list); None stands for a missing field."""
     before, after = (json.loads(json.dumps(dict(fields), default=str)) for fields in (before, after))

@@ -126,6 +126,15 @@ def sample_seed(*parts: int) -> int:
     return state
 
 
+def normalization(
+    mean: Sequence[float], std: Sequence[float], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scale` and `offset`, float32 (C, 1, 1), of pixels × scale − offset = (pixels / 255 − mean) / std."""
+    scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(-1, 1, 1)
+    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+    return scale, offset
+
+
 def normalize(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(batch / 255 − mean) / std per channel, on the batch's device.
 
@@ -135,6 +144,5 @@ def normalize(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     Returns:
         float32 (N, C, H, W), in the batch's memory format.
     """
-    scale = torch.tensor([1 / (255 * value) for value in std], device=batch.device).view(-1, 1, 1)
-    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=batch.device).view(-1, 1, 1)
+    scale, offset = normalization(mean, std, batch.device)
     return batch.float().mul_(scale).sub_(offset)
