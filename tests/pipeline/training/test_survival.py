@@ -17,6 +17,7 @@ from data.shards.split import Split, open_split
 from data.tables import write_table
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
+from pipeline.inputs.train_transform import TrainTransform
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.job import TrainJob
 from tests.conftest import make_writer
@@ -181,15 +182,25 @@ def test_one_shard_is_enough_for_many_ranks_and_loading_processes(tmp_path: Path
 
 
 def test_continuing_reads_and_decodes_only_the_next_batch(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours of a shard are read at once, so there are at most as many reads as images."""
     read: list[int] = []
     original = ImageReader.read
 
     def counted(reader: ImageReader, shard: int, offset: int, size: int) -> bytes:
-        read.append(shard)
+        read.append(size)
         return original(reader, shard, offset, size)
 
     monkeypatch.setattr(ImageReader, "read", counted)
     batches = TrainBatches(data.streams, CONFIG, 10, 0)
+    decode, decoded = TrainTransform.from_file, []
+
+    def noted(transform: TrainTransform, content: bytes, seed: int) -> Any:
+        decoded.append(len(content))
+        return decode(transform, content, seed)
+
+    monkeypatch.setattr(TrainTransform, "from_file", noted)
     assert len(batches[1_000_000].images) == LABELED + PSEUDO_LABELED
     batches.close()
-    assert len(read) == LABELED + PSEUDO_LABELED
+    assert len(decoded) == LABELED + PSEUDO_LABELED
+    assert len(read) <= LABELED + PSEUDO_LABELED
+    assert sum(read) < 3 * sum(decoded) + 512 * 3 * len(decoded)  # images, the tar headers before them, and small gaps
