@@ -45,11 +45,11 @@ def find_changes(folder: str, count: int, listing: Listing, with_times: bool = T
     now = _tables(listing)
     for before, after in zip_longest(then, now, fillvalue=_NONE):
         if not before.equals(after):
-            rows = [
+            rows_then, rows_now = (
                 chain.from_iterable(map(_rows, chain([part], others)))
                 for part, others in ((before, then), (after, now))
-            ]
-            return list(islice(_changes(*rows, with_times), _SHOWN))
+            )
+            return list(islice(_changes(rows_then, rows_now, with_times), _SHOWN))
     return []
 
 
