@@ -29,7 +29,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: Literal["crop", "pad"] = "crop"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
     @classmethod
     def of_training(cls, section: TrainConfig) -> Preprocessing:

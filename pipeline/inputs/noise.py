@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.core.schema import AugmentConfig
 from pipeline.inputs.pixel_ops import look_up
-from pipeline.inputs.rand_augment import draw_operations, rand_augment
+from pipeline.inputs.rand_augment import draw_operations, operation_order, rand_augment
 
 
 class Noise(NamedTuple):
@@ -60,29 +62,72 @@ def add_noise(
     Returns:
         uint8 (N, 3, S, S).
     """
+    add = _add_on_cpu if views.device.type == "cpu" else add_on_device
+    return add(views, noise, config, mean)
+
+
+def _add_on_cpu(
+    views: torch.Tensor, noise: Sequence[Noise], config: AugmentConfig, mean: tuple[float, float, float]
+) -> torch.Tensor:
     if config.num_ops:
         views = rand_augment(views, [each.operations for each in noise], config.magnitude)
     if config.brightness or config.contrast:
-        views = _jitter(views, torch.tensor([each.factors for each in noise], dtype=torch.float64))
-    if config.cutout:
-        views = _cut_out(views, [each.corner for each in noise], config.cutout, mean)
-    return views
+        views = _jitter(views, torch.from_numpy(np.array([each.factors for each in noise])))
+    return _cut_out(views, noise, config.cutout, mean) if config.cutout else views
+
+
+def add_on_device(
+    views: torch.Tensor, noise: Sequence[Noise], config: AugmentConfig, mean: tuple[float, float, float]
+) -> torch.Tensor:
+    """`add_noise` in one copy of all that was drawn, and in a number of kernels that does not grow with that of views."""
+    factors, corners, order = _upload_noise(noise, views.device)
+    if config.num_ops:
+        views = rand_augment(views, [each.operations for each in noise], config.magnitude, order)
+    if config.brightness or config.contrast:
+        views = _jitter(views, factors)
+    return _cover(views, corners, config.cutout, mean) if config.cutout else views
+
+
+def _upload_noise(
+    noise: Sequence[Noise], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+    """Copy what was drawn to a device: factors, float64 (N, 2); corners, int64 (N, 2); the rows of `operation_order`."""
+    drawn = np.array([(*each.factors, *each.corner) for each in noise])
+    order = operation_order([each.operations for each in noise])
+    values = upload(torch.from_numpy(np.concatenate([drawn, order], axis=1)), device)
+    return values[:, :2], values[:, 2:4].long(), values[:, 4:].long().unbind(1)
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the host to a device, in order with the device's work; the host does not wait."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _jitter(views: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Scale the pixels' distance from the view's mean by `contrast`, then all by `brightness`; factors (N, 2)."""
-    brightness, contrast = factors.to(views.device).split(1, dim=1)
+    brightness, contrast = factors.split(1, dim=1)
     mean = views.sum((1, 2, 3)).double()[:, None] / views[0].numel()
     levels = torch.arange(256, dtype=torch.float64, device=views.device)
     jittered = (brightness * (contrast * (levels - mean) + mean) + 0.5).clamp(0, 255)
     return look_up(views, jittered.to(torch.uint8))
 
 
-def _cut_out(
-    views: torch.Tensor, corners: Sequence[tuple[int, int]], side: int, mean: tuple[float, float, float]
-) -> torch.Tensor:
+def _cut_out(views: torch.Tensor, noise: Sequence[Noise], side: int, mean: tuple[float, float, float]) -> torch.Tensor:
     """Cover, in place, a square with its centre anywhere in the view (cutout, arXiv 1708.04552)."""
-    color = torch.tensor([round(255 * level) for level in mean], dtype=torch.uint8).to(views.device).view(3, 1, 1)
-    for view, (top, left) in zip(views, corners, strict=True):
+    color = _color(mean, views.device)
+    for view, (_, _, (top, left)) in zip(views, noise, strict=True):
         view[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = color
     return views
+
+
+def _cover(views: torch.Tensor, corners: torch.Tensor, side: int, mean: tuple[float, float, float]) -> torch.Tensor:
+    """`_cut_out` by the same few kernels for any number of views; corners int64 (N, 2)."""
+    distance = torch.arange(views.shape[2], device=views.device) - corners[:, :, None]
+    down, right = ((distance >= 0) & (distance < side)).unbind(1)  # (N, S) each
+    return torch.where((down[:, :, None] & right[:, None, :])[:, None], _color(mean, views.device), views)
+
+
+@lru_cache(maxsize=16)
+def _color(mean: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """uint8 (3, 1, 1), copied to a device once."""
+    return torch.tensor([round(255 * level) for level in mean], dtype=torch.uint8).to(device).view(3, 1, 1)

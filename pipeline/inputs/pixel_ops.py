@@ -22,6 +22,8 @@ _ROUNDING = 1 / 256
 # Fractions of a pixel are multiples of 1 / _EXACT: float32 is then exact, and independent of the batch size.
 _EXACT = 1 << 15
 
+_GATHERED_AT_ONCE = 1 << 26  # pixels; half a gigabyte of int64
+
 Matrix = tuple[float, float, float, float, float, float]
 
 
@@ -165,9 +167,19 @@ def look_up(images: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """
     tables = tables.reshape(-1, 256)
     planes = images.reshape(len(tables), -1)
-    if images.device.type == "cpu":
-        return _look_up_on_cpu(planes, tables).view(images.shape)
-    return tables.gather(1, planes.long()).view(images.shape)
+    found = _look_up_on_cpu(planes, tables) if _is_on_cpu(images) else _gather(planes, tables)
+    return found.view(images.shape)
+
+
+def _is_on_cpu(images: torch.Tensor) -> bool:
+    return images.device.type == "cpu"
+
+
+def _gather(planes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """`look_up` on a GPU. In parts, because torch's gather wants levels as int64: eight times the images' memory."""
+    rows = max(1, _GATHERED_AT_ONCE // planes.shape[1])
+    parts = zip(planes.split(rows), tables.split(rows), strict=True)
+    return torch.cat([table.gather(1, plane.long()) for plane, table in parts])
 
 
 def _look_up_on_cpu(planes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
@@ -179,7 +191,7 @@ def _look_up_on_cpu(planes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 def _histograms(planes: torch.Tensor) -> torch.Tensor:
     """Count the levels: uint8 (P, pixels) to int64 (P, 256)."""
-    if planes.device.type == "cpu":  # several times as fast as scatter_add on a CPU
+    if _is_on_cpu(planes):  # several times as fast as scatter_add on a CPU
         return torch.stack([plane.bincount(minlength=256) for plane in planes])
     counts = torch.zeros(len(planes), 256, dtype=torch.int64, device=planes.device)
     return counts.scatter_add_(1, planes.long(), torch.ones_like(counts[:, :1]).expand(planes.shape))

@@ -10,8 +10,10 @@ Operations, magnitudes and signs are those of the released code (EfficientNet's 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from pipeline.inputs import pixel_ops
@@ -58,24 +60,36 @@ def arguments(name: str, magnitude: float) -> tuple[float, ...]:
     return (level * {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 0.45, "TranslateY": 0.45}[name],)
 
 
-def rand_augment(images: torch.Tensor, drawn: Sequence[Sequence[int]], magnitude: float) -> torch.Tensor:
+def operation_order(drawn: Sequence[Sequence[int]]) -> np.ndarray:
+    """For each operation (a column), the images of a batch sorted by code: row numbers, int64 (N, number of operations)."""
+    return np.argsort(np.array(drawn, dtype=np.int64), axis=0, kind="stable")
+
+
+def rand_augment(
+    images: torch.Tensor, drawn: Sequence[Sequence[int]], magnitude: float, order: Sequence[torch.Tensor] | None = None
+) -> torch.Tensor:
     """Apply to each image its operations. An image's result does not depend on the others in the batch.
+
+    Images with the same operation are one batch for it.
 
     Args:
         images: uint8 (N, 3, H, W), on any device; not written to.
         drawn: per image the codes of `draw_operations`, the same number for all.
+        order: the rows of `operation_order`, on the images' device; None: on the CPU.
 
     Returns:
         uint8 (N, 3, H, W).
     """
-    for codes in zip(*drawn, strict=True):
-        if len(set(codes)) == 1:
+    for number, codes in enumerate(zip(*drawn, strict=True)):
+        counts = sorted(Counter(codes).items())
+        if len(counts) == 1:
             images = _operate(images, codes[0], magnitude)
             continue
+        order = torch.from_numpy(operation_order(drawn)).unbind(1) if order is None else order
+        groups = order[number].split([count for _, count in counts])
         result = torch.empty_like(images)
-        for code in set(codes):
-            rows = torch.tensor([row for row, other in enumerate(codes) if other == code]).to(images.device)
-            result[rows] = _operate(images[rows], code, magnitude)
+        for (code, _), rows in zip(counts, groups, strict=True):
+            result.index_copy_(0, rows, _operate(images.index_select(0, rows), code, magnitude))
         images = result
     return images
 

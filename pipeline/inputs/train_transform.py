@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -135,6 +136,16 @@ def normalize(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     Returns:
         float32 (N, C, H, W), in the batch's memory format.
     """
-    scale = torch.tensor([1 / (255 * value) for value in std], device=batch.device).view(-1, 1, 1)
-    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=batch.device).view(-1, 1, 1)
+    scale, offset = _normalization(tuple(mean), tuple(std), batch.device)
     return batch.float().mul_(scale).sub_(offset)
+
+
+@lru_cache(maxsize=64)
+def _normalization(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and mean / std, float32 (C, 1, 1), copied to a device once."""
+    with torch.inference_mode(False):  # for training, too, whoever asks first
+        scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(-1, 1, 1)
+        offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+    return scale, offset

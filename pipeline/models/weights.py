@@ -41,7 +41,7 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
     resize: Literal["crop", "pad"] = "crop"
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     temperature: float = 1.0  # divides the logits
     validation_top1: float | None = None  # a fraction
     generation: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,30 +11,52 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank, and the number of ranks."""
-    if distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a training, as one of them sees them; `join_ranks` makes it.
+
+    Messages go from host to host (gloo), also between GPUs' processes, so that none waits for what the devices have still to do.
+    """
+
+    rank: int = 0
+    world: int = 1
+    group: distributed.ProcessGroup | None = None  # None: torch's default group, if any
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
+        if self.world == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
+        return [bool(flag) for flag in found.tolist()]
+
+    def mean(self, values: torch.Tensor) -> list[float]:
+        """The mean of each value over the ranks, the same on all. In rank order: so that it doesn't depend on the number of values.
+
+        Args:
+            values: float64 (N,), on the CPU.
+        """
+        if self.world == 1:
+            return [float(value) for value in values.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        distributed.all_gather(parts, values, group=self.group)
+        return [sum(of_ranks) / self.world for of_ranks in zip(*(part.tolist() for part in parts), strict=True)]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
 
 
-def sum_over_ranks(*values: float) -> list[float]:
-    """Sum each value over the ranks, in one message; all ranks get the same float64 sums."""
+def join_ranks() -> Ranks:
+    """This process and its peers. Called by all of them at once."""
     if not distributed.is_initialized():
-        return list(values)
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    distributed.all_reduce(sums)
-    return [float(value) for value in sums.tolist()]
-
-
-def gather(value: Any) -> list[Any]:
-    """The values of all ranks, by rank."""
-    if not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
+        return Ranks()
+    group: Any = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), group)
 
 
 def share_statistics(model: nn.Module) -> nn.Module:
@@ -45,19 +68,21 @@ def share_statistics(model: nn.Module) -> nn.Module:
     return converted
 
 
-def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """Wrap the model in DDP, which averages gradients over the ranks.
+def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) -> nn.Module:
+    """Wrap the model, in training mode, in DDP, which averages gradients over the ranks.
 
     Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
     order three or more ranks add it, so without that pass the first step after a restart would be rounded differently than in a
     run that was not stopped. Model and statistics stay as they are.
 
     Args:
-        batch: float32 (N, 3, S, S), with this rank's number of images per micro-batch; any values.
+        batch: float32 (N, 3, S, S), with the shape and memory format of a micro-batch, for which a model is compiled; any values.
+        share_buffers: send rank 0's statistics to the others before each step; needless where they are equal.
     """
-    network = DistributedDataParallel(model)
+    network = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    network.broadcast_buffers = share_buffers
     before = [buffer.clone() for buffer in model.buffers()]
-    network.train()(batch).sum().backward()
+    network(batch).sum().backward()
     network.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):

@@ -1,21 +1,17 @@
 """Training: one loop for teacher and student, in one process or in each process of Ray Train.
 
-    newest checkpoint, or a new state ──► for each batch: step, loss of all ranks, metrics, evaluation, checkpoint ──► final checkpoint
+    newest checkpoint, or a new state ──► for each batch: step; at times: losses, metrics, evaluation, checkpoint ──► final checkpoint
 
 A step is a function of the state before it and the step's number. So a killed run continues from its last checkpoint to the same
-final weights.
+final weights. Between log lines, evaluations and checkpoints the host does not wait for the device.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 
-import torch
-
-from data import storage
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.inference.accuracy import top_k_accuracy
@@ -24,14 +20,13 @@ from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
 from pipeline.training.checkpoint import load_newest, save_checkpoint
-from pipeline.training.distributed import gather, rank_and_world, sum_over_ranks
+from pipeline.training.distributed import Ranks, join_ranks
 from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.losses import StepLosses
 from pipeline.training.metrics_log import remove_events_after, write_events, write_lines
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import train_step, training_network
-
-_NON_FINITE = "non_finite_batch.txt"
+from pipeline.training.step import set_up_device, train_step, training_network
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -42,7 +37,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
 
     Raises:
         UsageError: there is no GPU, but the job asks for one; or its batch-norm statistics would be those of a single batch.
-        TrainingError: the loss is not finite, or the ranks find different checkpoints.
+        TrainingError: a loss or the weights are not finite, or the ranks find different checkpoints.
         CheckpointError: all checkpoints are damaged.
         DataError: an image cannot be read.
         LoaderLostError: a loading process was killed or hangs.
@@ -50,45 +45,46 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     """
     require_device(job.device)
     job.config.require_averaged_statistics(job.name)
-    torch.set_num_threads(job.threads)
+    set_up_device(job)
     raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 
 
 def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
-    rank, world = rank_and_world()
-    state = new_state(job, world)
-    _resume(job, state, rank)
-    network = training_network(state.model, job, world)
-    batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed, rank, world)
+    ranks = join_ranks()
+    state = new_state(job, ranks.world)
+    _resume(job, state, ranks)
+    network = training_network(state.model, job, ranks.world)
+    batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed, ranks.rank, ranks.world)
     steps = range(state.step, job.total_steps)
     loaded = load_batches(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
+    losses = StepLosses(job, batches, ranks)
     started, saved_at, saved_step = time.monotonic(), time.monotonic(), state.step
-    with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, rank) as display:
+    with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, ranks.rank) as display:
         for batch in loaded:
-            failpoint(f"step-{state.step}/{job.name}/rank-{rank}")
-            rank_loss = train_step(job, state, network, batch, rank)
-            loss_sum, stops = sum_over_ranks(rank_loss.item(), stop_requested())
-            loss = loss_sum / world
-            _require_finite(job, state, loss, batches, rank)
-            display.show(state.step, loss)
-            _log(job, state, loss, (state.step - steps.start) / (time.monotonic() - started))
-            is_best = rank == 0 and _evaluate(job, state)
-            due = is_best or time.monotonic() - saved_at >= job.config.checkpoint_every_s
-            if rank == 0 and (stops or due or state.step == job.total_steps):
-                _save(job, state, saved_step)
-                saved_at, saved_step = time.monotonic(), state.step
+            failpoint(f"step-{state.step}/{job.name}/rank-{ranks.rank}")
+            losses.append(train_step(job, state, network, batch, ranks.rank))
+            is_time = ranks.rank == 0 and time.monotonic() - saved_at >= job.config.checkpoint_every_s
+            stops, due = ranks.any(stop_requested(), is_time)
+            if stops or due or _logs(job, state.step) or _evaluates(job, state.step):
+                losses.look(state)  # waits for the device: at these steps alone
+                _log(job, state, (state.step - steps.start) / (time.monotonic() - started))
+                is_best = ranks.rank == 0 and _evaluate(job, state)
+                if ranks.rank == 0 and (stops or due or is_best or state.step == job.total_steps):
+                    _save(job, state, saved_step)
+                    saved_at, saved_step = time.monotonic(), state.step
+            display.show(state.step, losses.newest)
             if stops:
                 break
 
 
-def _resume(job: TrainJob, state: TrainState, rank: int) -> None:
+def _resume(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
     """Restore the newest checkpoint, if there is one. Write its metrics again: a kill may have come between checkpoint and metrics.
 
     Raises:
         TrainingError: the ranks find different checkpoints.
     """
     checkpoint = load_newest(job.checkpoints)
-    found = gather(None if checkpoint is None else checkpoint["step"])
+    found = ranks.gather(None if checkpoint is None else checkpoint["step"])
     if len(set(found)) > 1:
         raise TrainingError(
             f"{job.checkpoints}: the training processes find checkpoints of different steps ({', '.join(map(str, found))}, by rank); "
@@ -96,30 +92,18 @@ def _resume(job: TrainJob, state: TrainState, rank: int) -> None:
         )
     if checkpoint is not None:
         state.restore(checkpoint)
-        if rank == 0:
+        if ranks.rank == 0:
             write_lines(job.folder, state.metrics, state.timing)
             remove_events_after(job.folder, state.step)
 
 
-def _require_finite(job: TrainJob, state: TrainState, loss: float, batches: TrainBatches, rank: int) -> None:
-    """Raise TrainingError, on all ranks, when the global batch's mean loss is not finite."""
-    if math.isfinite(loss):
-        return
-    keys, listing = batches.keys(state.step - 1), storage.join(job.folder, _NON_FINITE)
-    if rank == 0:
-        storage.write_text(listing, "".join(f"{key}\n" for key in keys))
-    rate = f"{job.name}.fix_resolution_lr" if job.starts_from else f"{job.name}.lr or lengthen {job.name}.warmup_epochs"
-    raise TrainingError(
-        f"{job.name}: the loss is {loss} at step {state.step} (learning rate {job.learning_rate(state.step - 1):.4g}). "
-        f"Lower {rate}. The batch's {len(keys)} images are listed in {listing}: {', '.join(keys[:3])}, …"
-    )
+def _logs(job: TrainJob, step: int) -> bool:
+    return step % job.config.log_every_steps == 0 or step == job.total_steps
 
 
-def _log(job: TrainJob, state: TrainState, loss: float, steps_per_s: float) -> None:
-    """Count the step's loss; every `log_every_steps`, add the mean loss to the metrics."""
-    state.loss_sum += loss
-    state.loss_count += 1
-    if state.step % job.config.log_every_steps and state.step != job.total_steps:
+def _log(job: TrainJob, state: TrainState, steps_per_s: float) -> None:
+    """When due, add the mean loss since the last line to the metrics."""
+    if not _logs(job, state.step):
         return
     epoch = round(state.step / job.steps_per_epoch, 4)
     mean_loss, rate = state.loss_sum / state.loss_count, job.learning_rate(state.step - 1)
@@ -129,10 +113,14 @@ def _log(job: TrainJob, state: TrainState, loss: float, steps_per_s: float) -> N
     state.loss_sum, state.loss_count = 0.0, 0
 
 
+def _evaluates(job: TrainJob, step: int) -> bool:
+    every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
+    return job.validation is not None and (step % every == 0 or step == job.total_steps)
+
+
 def _evaluate(job: TrainJob, state: TrainState) -> bool:
     """When due, add the EMA weights' validation accuracy to the metrics; return whether it is the best so far."""
-    every = max(1, round(job.config.eval_every_epochs * job.steps_per_epoch))
-    if job.validation is None or (state.step % every and state.step != job.total_steps):
+    if job.validation is None or not _evaluates(job, state.step):
         return False
     preprocessing = Preprocessing.of_training(job.config)
     batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last

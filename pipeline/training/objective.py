@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+
+from pipeline.inputs.noise import upload
 
 
 class Mixing(NamedTuple):
@@ -24,9 +27,15 @@ def draw_mixing(num_images: int, alpha: float, device: torch.device) -> Mixing:
 
     The weight is drawn per image from Beta(alpha, alpha); the image itself has the larger part.
     """
-    drawn = torch.distributions.Beta(alpha, alpha).sample((num_images,))
-    weight = torch.maximum(drawn, 1 - drawn).to(device)
-    return Mixing(torch.randperm(num_images).to(device), weight)
+    drawn = _beta(alpha).sample((num_images,))
+    weight = torch.maximum(drawn, 1 - drawn)
+    partners, weight = upload(torch.stack([torch.randperm(num_images).double(), weight.double()]), device)
+    return Mixing(partners.long(), weight.float())
+
+
+@lru_cache(maxsize=8)
+def _beta(alpha: float) -> torch.distributions.Beta:
+    return torch.distributions.Beta(alpha, alpha)
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

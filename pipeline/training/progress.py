@@ -48,7 +48,7 @@ class TrainingProgress:
     total_steps: int
     images_per_s: float
     eta_s: float | None  # seconds left; None: no rate yet
-    loss: float | None  # of the last step
+    loss: float | None  # the last that is known, of a step since the last log line; None: none yet
     workers: int
     written_at: float = 0.0  # Unix time
 
@@ -86,8 +86,8 @@ class TrainingDisplay:
             total=total_steps, initial=step, desc=name, unit="step", disable=not shown, mininterval=1
         )
 
-    def show(self, step: int, loss: float) -> None:
-        """Show that `step` steps are done, the last one with this loss."""
+    def show(self, step: int, loss: float | None) -> None:
+        """Show that `step` steps are done, and the last loss that is known."""
         self._bar.update()
         if self._shown:
             rate = self._rate(step)
@@ -95,7 +95,7 @@ class TrainingDisplay:
                 self._written_at = time.monotonic()
                 self._write(step, loss, rate)
 
-    def _write(self, step: int, loss: float, steps_per_s: float) -> None:
+    def _write(self, step: int, loss: float | None, steps_per_s: float) -> None:
         eta = round((self._total - step) / steps_per_s) if steps_per_s else None
         images_per_s = round(steps_per_s * self._images, 1)
         progress = TrainingProgress(step, self._total, images_per_s, eta, loss, self._workers, time.time())

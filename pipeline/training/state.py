@@ -24,8 +24,8 @@ _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
 class TrainState:
     """All that a step depends on, besides its number.
 
-    Rank 0's is saved: weights and momentum are equal on all ranks, DDP broadcasts rank 0's batch-norm statistics before every step,
-    and only rank 0 evaluates.
+    Rank 0's is saved: weights and momentum are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP broadcasts rank 0's
+    before every step. Only rank 0 evaluates.
     """
 
     model: nn.Module

@@ -95,8 +95,11 @@ def _micro_batch(
 
 
 def _normalized(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
-    memory = torch.channels_last if job.config.channels_last else torch.contiguous_format
-    return normalize(pixels, job.config.mean, job.config.std).contiguous(memory_format=memory)
+    return normalize(pixels, job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
+
+
+def _memory_format(job: TrainJob) -> torch.memory_format:
+    return torch.channels_last if job.config.channels_last else torch.contiguous_format
 
 
 def _gradients_kept(network: nn.Module) -> AbstractContextManager[None]:
@@ -108,6 +111,14 @@ def _autocast(job: TrainJob) -> torch.autocast:
     return torch.autocast(job.device, torch.bfloat16, enabled=job.config.precision == "bf16")
 
 
+def set_up_device(job: TrainJob) -> None:
+    """Set what torch keeps per process: threads, how cuDNN chooses its kernels, and the precision of float32 products on GPUs."""
+    torch.set_num_threads(job.threads)
+    if job.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # measures the kernels for each shape once
+        torch.backends.cuda.matmul.allow_tf32 = job.config.precision == "tf32"
+
+
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
@@ -115,20 +126,20 @@ def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     cannot.
     """
     config = job.config
-    if world > 1 and job.device == "cuda":
+    same_statistics = world > 1 and job.device == "cuda"
+    if same_statistics:
         model = share_statistics(model)
     if config.checkpoint_activations:
         checkpoint_activations(model, job.name, config.compile)
     if config.compile:
-        model.compile()
+        model.compile(dynamic=False)  # one graph for each size of micro-batches: two if they don't divide the batch
+    to_training_mode(model)
     if world == 1:
-        return to_training_mode(model)
-    images = math.ceil(job.images_per_step / world / config.accumulate_steps)
+        return model
+    images, side = math.ceil(job.images_per_step / world / config.accumulate_steps), config.image_size
+    zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
-        network = share_gradients(
-            model, torch.zeros(images, 3, config.image_size, config.image_size, device=job.device)
-        )
-    return to_training_mode(network)
+        return share_gradients(model, zeros, share_buffers=not same_statistics)
 
 
 def to_training_mode(network: nn.Module) -> nn.Module:

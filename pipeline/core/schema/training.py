@@ -106,8 +106,10 @@ class TrainConfig(Section):
     eval_batch_size: int = resumable(
         256, "images per forward pass on data.validation: in the training, to calibrate and to compare", ge=1
     )
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "bf16: autocast, for GPUs; for training, labeling and evaluation"
+    precision: Literal["fp32", "tf32", "bf16"] = setting(
+        "fp32",
+        "of training, labeling and evaluation; bf16: autocast; fp32 is torch's, with TF32 in convolutions on GPUs; tf32: in the "
+        "matrix products of training, too",
     )
     channels_last: bool = False
     compile: bool = setting(False, "torch.compile")

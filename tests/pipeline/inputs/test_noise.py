@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.images.decode import decode
 from data.shards.split import Split
 from pipeline.core.config import Config
 from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.inputs import pixel_ops
 from pipeline.inputs.batches import TrainBatches
-from pipeline.inputs.noise import add_noise
+from pipeline.inputs.noise import add_noise, add_on_device, draw_noise
 from pipeline.inputs.streams import labeled_stream
 from pipeline.inputs.train_transform import TrainTransform, make_transform
 from pipeline.training.loop import fit
@@ -50,6 +54,48 @@ def test_noise_added_to_a_batch_equals_noise_added_to_each_view(noise: dict[str,
     crops, drawn = zip(*(make.from_file(content, seed) for seed in range(60)), strict=True)
     batch = add_noise(torch.stack(crops), drawn, make.augment, MEAN)
     assert torch.equal(batch, torch.stack([make(image, seed) for seed in range(60)]))
+
+
+def test_noise_added_on_a_device_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for GPUs, run on the CPU."""
+    make = transform(size=48, **ALL_NOISE)
+    crops, drawn = zip(*(make.from_file(jpeg(90, 70), seed) for seed in range(60)), strict=True)
+    expected = add_noise(torch.stack(crops), drawn, make.augment, MEAN)
+    monkeypatch.setattr(pixel_ops, "_is_on_cpu", lambda images: False)
+    monkeypatch.setattr(pixel_ops, "_GATHERED_AT_ONCE", 7 * 48 * 48)
+    assert torch.equal(add_on_device(torch.stack(crops), drawn, make.augment, MEAN), expected)
+
+
+class Calls(TorchDispatchMode):
+    """Counts torch's operations, and copies from this host to the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+        self.uploads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations[str(func)] += 1
+        if isinstance(result, torch.Tensor) and result.is_meta and func is torch.ops.aten._to_copy.default:
+            self.uploads += not args[0].is_meta
+        return result
+
+
+def test_a_batchs_noise_is_one_copy_to_the_device_and_no_kernel_per_image() -> None:
+    """On the meta device, which takes the code for GPUs, and on which waiting for a value is an error."""
+    config = AugmentConfig(**ALL_NOISE)
+
+    def add(num_views: int) -> Calls:
+        noise = [draw_noise(config, 32, random.Random(seed)) for seed in range(num_views)]
+        with Calls() as calls:
+            add_noise(torch.empty(num_views, 3, 32, 32, dtype=torch.uint8, device="meta"), noise, config, MEAN)
+        return calls
+
+    add(400)  # constants are copied once
+    small, large = add(400), add(1600)  # all operations with both signs occur in both
+    assert (small.uploads, large.uploads) == (1, 1)
+    assert large.operations == small.operations
 
 
 def test_a_batch_without_noise_carries_the_noise_to_add(labeled: Split) -> None:

@@ -24,7 +24,7 @@ from pipeline.inputs.batches import TrainBatches
 from pipeline.models.registry import build_model
 from pipeline.training.activations import checkpoint_activations
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.distributed import rank_and_world
+from pipeline.training.distributed import Ranks, join_ranks
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained, new_state
@@ -77,7 +77,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("group")
 def test_gradients_are_sent_once_per_step(tmp_path: Path, labeled: Split) -> None:
-    assert rank_and_world() == (0, 1)
+    assert join_ranks() == Ranks(0, 1)
     sent: Counter[int] = Counter()
 
     def send(bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
