@@ -62,12 +62,6 @@ class TrainState:
             self.workers = workers
             self.metrics.append({"step": self.step, "workers": workers})
 
-    @property
-    def best_step(self) -> int | None:
-        """The first step with the highest validation accuracy; None before the first evaluation."""
-        measured = [(line["validation_top1"], -line["step"]) for line in self.metrics if "validation_top1" in line]
-        return int(-max(measured)[1]) if measured else None
-
 
 def new_state(job: TrainJob, workers: int = 1) -> TrainState:
     """The state before the first step, on the job's device.
