@@ -59,6 +59,7 @@ bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decode
 	$(BIN)/python -m benchmarks.bench_pool
 	$(BIN)/python -m benchmarks.bench_label_bytes
 	$(BIN)/python -m benchmarks.bench_resume
+	$(BIN)/python -m benchmarks.bench_footers
 
 bench-select: $(VENV)/.installed  ## selecting from 130 million label rows, beside DuckDB and Polars (10 minutes, 5 GB of disk); rows=N for fewer
 	$(BIN)/python -m benchmarks.bench_select $(if $(rows),rows=$(rows))

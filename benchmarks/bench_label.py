@@ -53,9 +53,10 @@ class StubPredictor(Predictor):
     def __init__(self) -> None:
         preprocessing = Preprocessing(SIZE, CROP_PCT, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
         super().__init__(torch.nn.Identity(), preprocessing, "cpu", BATCH, decoder="fast")
-        self._answer = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), BATCH).astype(np.float32)
+        answer = np.random.default_rng(0).dirichlet(np.ones(NUM_CLASSES), BATCH).astype(np.float32)
+        self._answer = torch.from_numpy(answer)
 
-    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+    def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Return the same probabilities for all images."""
         return self._answer[: len(images)]
 

@@ -16,7 +16,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 
 from benchmarks.bench_label import BATCH, NUM_CLASSES, THREADS, StubPredictor
@@ -36,10 +35,10 @@ class SleepingPredictor(StubPredictor):
         super().__init__()
         self._seconds = 1 / rate
 
-    def probabilities(self, images: torch.Tensor) -> np.ndarray:
+    def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Return the stub's probabilities after a sleep."""
         time.sleep(self._seconds * len(images))
-        return super().probabilities(images)
+        return super().device_probabilities(images)
 
 
 def bench(rate: float = 500.0, out: str = "runs/bench_label", memory_of: str = "") -> None:

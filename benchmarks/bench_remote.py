@@ -111,34 +111,37 @@ def bench(
             contenders[f"ours, {latency} ms"] = ours(f"s3://ms-{latency}/photos/*.tar", batch)
             contenders[f"webdataset, {latency} ms"] = webdataset(urls, batch)
             contenders[f"timm, {latency} ms"] = timm(urls, batch)
-        rates = _rates(contenders, rounds, images // batch)
+        rates, cpu_ms = _rates(contenders, rounds, images // batch)
         requests = counted(address)
-    _report(rates, requests, rounds)
+    _report(rates, cpu_ms, requests, rounds)
 
 
-def _rates(contenders: dict[str, Sizes], rounds: int, batches: int) -> dict[str, float]:
-    """Median images per second of the clock."""
+def _rates(contenders: dict[str, Sizes], rounds: int, batches: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians: images per second of the clock, and milliseconds of this process's CPU per image."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, sizes in contenders.items():
             next(sizes)
             next(sizes)
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             done = sum(islice(sizes, batches))
             found[name].append(done / (time.perf_counter() - started))
-    return {name: round(median(rates), 1) for name, rates in found.items()}
+            cpu[name].append((time.process_time() - cpu_started) / done * 1000)
+    return {n: round(median(v), 1) for n, v in found.items()}, {n: round(median(v), 3) for n, v in cpu.items()}
 
 
-def _report(rates: dict[str, float], requests: dict[str, int], rounds: int) -> None:
+def _report(rates: dict[str, float], cpu_ms: dict[str, float], requests: dict[str, int], rounds: int) -> None:
     print(f"medians of {rounds} rounds, images per second of one loading process; the store counted {requests}")
     for name, rate in rates.items():
-        print(f"  {name:22} {rate:8,.0f}   {rate / rates['disk']:5.2f} of the disk's", flush=True)
+        ratio = f"{rate / rates['disk']:5.2f} of the disk's"
+        print(f"  {name:22} {rate:8,.0f}   {ratio}; {cpu_ms[name]:.2f} ms of CPU an image, without curl's", flush=True)
     ours_first = next(name for name in rates if name.startswith("ours"))
     latency = ours_first.removeprefix("ours")
     record = {
         "bench": "remote", "unit": "img/s up", "ours": rates[ours_first],
         "peers": {"webdataset": rates[f"webdataset{latency}"], "timm": rates[f"timm{latency}"]}, "floor": rates["disk"],
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "seeds": 1, "rates": rates,
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "seeds": 1, "rates": rates, "cpu_ms": cpu_ms,
     }  # fmt: skip
     print(json.dumps(record))
 

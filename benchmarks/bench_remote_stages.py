@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -43,15 +44,23 @@ from teacher.labeling.batches import BatchReader, ahead
 from teacher.near_duplicates.search import read_thumbnails
 
 BATCH, SIZE, EVERY = 64, 224, 16
+_MEMORY = 2 << 30  # bytes, as label.memory_mb's default
 Work = Callable[[Overlay, str], int]
 """(shards and labels, scratch folder) → number of images."""
 
 
 def label(overlay: Overlay, _: str) -> int:
     """Read, decode and resize all images."""
-    reader = BatchReader(EvalView(SIZE, 0.875, "bicubic", "crop", "fast"), BATCH, 1, lambda: None)
+    reader = BatchReader(
+        EvalView(SIZE, 0.875, "bicubic", "crop", "fast"),
+        BATCH,
+        1,
+        lambda: None,
+        _MEMORY,
+        partial(np.empty, dtype=np.uint8),
+    )
     for shard in overlay.shards:
-        for batch in ahead(reader.batches(shard, shard.index())):
+        for batch in ahead(reader.batches(shard, shard.index()), reader.drop):
             batch.wait()
             reader.release(batch)
     return sum(shard.num_samples for shard in overlay.shards)

@@ -4,9 +4,9 @@
 
 JPEG photos of 50 kB in the page cache, on loopback. Each client requests one shard after the other on a connection of its own and
 drops the bytes in the kernel (MSG_TRUNC), so that clients take little CPU. Before timing, the first shard from ours and from nginx
-is compared with the file. Medians over rounds; contenders take turns. Memory is the server process's, sampled twice a second.
+is compared with the file. Medians over rounds; contenders take turns. Memory is that of a server's processes, sampled twice a second.
 
-    ours     stage=serve, an exported version: one process, sendfile
+    ours     stage=serve, an exported version: a process per core, sendfile
     nginx    Debian's configuration: a process per core, sendfile, tcp_nopush; needs its package (apt-get install nginx), or
              nginx=PATH
     joined   stage=serve, labels joined to the photos' own shards; no peer does that
@@ -235,9 +235,10 @@ def _stream(
 
 
 def _memory_mb(pid: int) -> int:
-    """Return the resident memory of a process, in MB."""
+    """Return the resident memory of a process and its children, in MB; what they share counts for each."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000 + sum(_memory_mb(int(child)) for child in children)
 
 
 if __name__ == "__main__":

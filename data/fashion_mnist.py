@@ -9,18 +9,10 @@ others.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import json
-import subprocess
 import sys
-import tempfile
-import urllib.request
-import zlib
-from collections.abc import Callable, Iterator
-from http.client import HTTPException
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +21,7 @@ from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
+from data.fashion_mnist_files import find_files, read_idx
 from data.images.held_out_hashes import held_out_row, is_outdated, write_hashes
 from data.settings import run_command
 from data.shards.split import MANIFEST_NAME
@@ -41,79 +34,6 @@ CLASS_NAMES = (
 VALIDATION_PER_CLASS, DEVELOPMENT_PER_CLASS = 50, 500
 _SPLITS = ("labeled", "validation", "development", "unlabeled", "test")
 _TRUTH_NAME = "truth.parquet"
-_DEBIAN_PACKAGE = "dataset-fashion-mnist"
-_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_MIRRORS = (
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
-)
-_TIMEOUT_S = 5
-_SHA256 = {  # of the uncompressed files; mirrors compress them differently
-    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-_IDX_HEADER = {"images": 16, "labels": 8}  # bytes
-
-
-def find_files() -> dict[str, bytes]:
-    """Name → content of the four uncompressed IDX files, from the first place that has them all undamaged.
-
-    Raises DataError when no place has them; the message lists the places and why each failed.
-    """
-    places: dict[str, Callable[[str], bytes]] = {str(_DEBIAN_FOLDER): lambda name: (_DEBIAN_FOLDER / name).read_bytes()}
-    for mirror in _MIRRORS:
-        places[mirror] = lambda name, mirror=mirror: _download(f"{mirror}/{name}")  # type: ignore[misc]
-    tried = []
-    with tempfile.TemporaryDirectory() as folder:
-        places[f"apt-get download {_DEBIAN_PACKAGE}"] = lambda name: _from_debian_package(Path(folder), name)
-        for place, read in places.items():
-            try:
-                return {name: _checked(name, read(name)) for name in _SHA256}
-            except (OSError, EOFError, zlib.error, HTTPException, DataError, subprocess.SubprocessError) as error:
-                tried.append(f"  {place}: {_reason(error)}")
-    raise DataError(
-        "Fashion-MNIST was not found. Tried:\n" + "\n".join(tried) + f"\nInstall the Debian package {_DEBIAN_PACKAGE} "
-        f"(apt-get install {_DEBIAN_PACKAGE}), or put the four .gz files into {_DEBIAN_FOLDER}, and run again."
-    )
-
-
-def _download(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-        return bytes(response.read())
-
-
-def _from_debian_package(folder: Path, name: str) -> bytes:
-    """Read a file of the Debian package; download and unpack it first, once (needs no root)."""
-    unpacked = folder / "unpacked"
-    if not unpacked.exists():
-        run = {"cwd": folder, "check": True, "capture_output": True, "timeout": 120}
-        subprocess.run(["apt-get", "download", _DEBIAN_PACKAGE], **run)  # type: ignore[call-overload]
-        package = next(folder.glob("*.deb"))
-        subprocess.run(["dpkg", "-x", package.name, unpacked.name], **run)  # type: ignore[call-overload]
-    return (unpacked / _DEBIAN_FOLDER.relative_to("/") / name).read_bytes()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = error.stderr.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _checked(name: str, packed: bytes) -> bytes:
-    content = gzip.decompress(packed)
-    if hashlib.sha256(content).hexdigest() != _SHA256[name]:
-        raise DataError(f"{name} is not the published file (its digest differs)")
-    return content
-
-
-def read_idx(files: dict[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,) of part `train` or `t10k`."""
-    images = np.frombuffer(files[f"{part}-images-idx3-ubyte.gz"], np.uint8, offset=_IDX_HEADER["images"])
-    labels = np.frombuffer(files[f"{part}-labels-idx1-ubyte.gz"], np.uint8, offset=_IDX_HEADER["labels"])
-    return images.reshape(-1, 28, 28), labels
 
 
 def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:

@@ -9,11 +9,11 @@ from typing import Any
 from data.labels.exclusions import exclude_inputs
 from data.shards.image_reader import check_labeled
 from data.shards.split import Split, open_split
+from pipeline.core.devices import require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.inference.commit_weights import TrainedModel, commit_weights
-from pipeline.inference.predictor import require_device
 from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.metrics_log import METRICS_NAME
@@ -46,7 +46,7 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
     prepared: list[TrainJob] = []
 
     def check() -> None:
-        require_device(config.resolved_device())  # calibration needs it after the training
+        require_device(config.resolved_device(), config.ray_address)  # calibration needs it after the training
         require_same_classes(class_names, "the teacher", labeled.class_names, "data.labeled")
         for split in (labeled, validation):
             if split is not None:

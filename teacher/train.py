@@ -11,11 +11,11 @@ from data.labels.exclusions import exclude_inputs, read_keys
 from data.shards.image_reader import check_labeled
 from data.shards.split import Split
 from data.storage.redact import redacted
+from pipeline.core.devices import require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, TeacherConfig, TrainConfig
 from pipeline.core.stage import Fingerprint, StageError, digest_of, open_stage, require_done
 from pipeline.inference.commit_weights import TrainedModel, commit_weights
-from pipeline.inference.predictor import require_device
 from pipeline.inputs.streams import labeled_stream
 from pipeline.models.class_order import class_order, reorder_classes
 from pipeline.models.external_weights import load_external, other_preprocessing, weights_digest
@@ -97,7 +97,7 @@ def _check(config: Config, labeled: Split | None, validation: Split | None) -> d
         UsageError: no GPU where one is asked for.
         DataError, ModelError: see `train_teacher`.
     """
-    require_device(config.resolved_device())  # calibration needs it after the training
+    require_device(config.resolved_device(), config.ray_address)  # calibration needs it after the training
     num_classes, class_names = classes_of(config, labeled or validation)
     if validation is not None:
         check_labeled(validation, num_classes)

@@ -42,6 +42,15 @@ subprocess.Popen.__del__ = wait_for_ray  # type: ignore[method-assign]
 hypothesis.settings.register_profile("busy machine", deadline=None)  # an example's time says nothing there
 hypothesis.settings.load_profile("busy machine")
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch  # not at the top: many tests do without
+
+        if not torch.cuda.is_available():
+            pytest.skip("no NVIDIA GPU")
+
+
 DIGIT_NAMES = [f"digit_{n}" for n in range(10)]
 
 

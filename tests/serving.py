@@ -99,7 +99,9 @@ def server_thread(catalog: Catalog, token: str | None = None, **fields: Any) -> 
     """Run a server in a thread; yield its URL. `fields` are of ServeConfig."""
     reported: queue.Queue[str] = queue.Queue()
     ended = threading.Event()
-    run = serve_until(catalog, ServeConfig(**{"port": 0, "grace_s": 0.0, **fields}), token, ended.is_set, reported.put)
+    run = serve_until(
+        catalog, ServeConfig(**{"port": 0, "grace_s": 0.0, "processes": 1, **fields}), token, ended.is_set, reported.put
+    )
     thread = threading.Thread(target=asyncio.run, args=(run,))
     thread.start()
     try:

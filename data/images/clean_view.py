@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from data.images.decode import Pixels, decode, decode_fast
+from data.images.decoding_memory import decoding_bytes
 from data.images.resize import eval_transform, eval_transform_fast
 from data.images.similarity import image_hash
 
@@ -51,7 +52,16 @@ class EvalView:
             return decode(content)
         if self.mode == "pad":  # may return the decoded image itself, so no shared buffer
             return decode_fast(content)
-        return decode_fast(content, math.floor(self.image_size / self.crop_pct), _buffer())
+        return decode_fast(content, self._shorter_side, _buffer())
+
+    @property
+    def _shorter_side(self) -> int:
+        return math.floor(self.image_size / self.crop_pct)
+
+    def decoding_bytes(self, content: bytes) -> int:
+        """Bytes of memory that making the view takes at its peak, from the header alone; 0 for a file that is no image."""
+        shorter_side = self._shorter_side if self.mode == "crop" else 0
+        return decoding_bytes(content, self.decoder == "fast", shorter_side)
 
     def fit(self, image: Pixels) -> Pixels:
         """The view of a decoded image: uint8 (H, W, 3) to (image_size, image_size, 3)."""

@@ -185,7 +185,7 @@ def decode_fast(content: bytes, shorter_side: int = 0, buffer: Pixels | None = N
     if buffer is not None and buffer.size < 3 * shape[0] * shape[1]:
         buffer = None
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **_scale(*shape, shorter_side))
+        pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=buffer, **jpeg_scale(*shape, shorter_side))
     except ValueError:
         return decode(content)
     return pixels
@@ -197,7 +197,19 @@ def jpeg_shape(content: bytes) -> tuple[int, int] | None:
     return shape if shape and shape[0] * shape[1] <= MAX_PIXELS else None
 
 
-def _scale(height: int, width: int, shorter_side: int) -> dict[str, float]:
+def header_shape(content: bytes) -> tuple[int, int] | None:
+    """Height and width of an image that Pillow can open, from its header; None for any other file."""
+    try:
+        width, height = _open(content).size
+    except MemoryError:
+        raise
+    except Exception:  # see `decode`
+        return None
+    return height, width
+
+
+def jpeg_scale(height: int, width: int, shorter_side: int) -> dict[str, float]:
+    """Arguments of simplejpeg for scaling while decoding; empty for a JPEG that is decoded in full. See `decode_fast`."""
     factor = _KEEP * shorter_side / min(height, width)
     if not shorter_side or factor > 0.5:
         return {}

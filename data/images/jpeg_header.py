@@ -66,6 +66,14 @@ def plain_shape(content: bytes) -> tuple[int, int] | None:
     return None
 
 
+def frame_shape(content: bytes) -> tuple[int, int] | None:
+    """Height and width that a JPEG's first frame names, plain or not; None where none is found."""
+    for marker, start, end in _segments(content):
+        if marker in _FRAMES and end - start >= 5:
+            return content[start + 1] << 8 | content[start + 2], content[start + 3] << 8 | content[start + 4]
+    return None
+
+
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end of content) of each segment, up to the first scan's header or the first segment that is not plain."""
     at, length = 2, len(content)

@@ -7,24 +7,28 @@ image is read, and a byte range reads only its own images. An export writes the 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, groupby
+from json.encoder import encode_basestring_ascii
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from data.labels.label_files import top_k_columns
 from data.shards.image_reader import ImageReader, Place
+from data.shards.image_views import ImageViews
 from data.shards.samples import LABEL_FIELD
 from data.shards.tar import end_of_archive, member, member_header, padding
 
 JSON_FIELD = "json"
-_CHUNK, _CHUNK_BYTES = 64, 1 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
+_CHUNK, _CHUNK_BYTES = 64, 2 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+Images = ImageReader | ImageViews
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,7 @@ class Provenance:
     class_names: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A sample of the archive: the place of its image in the source's shard `shard`, and the content of its other fields."""
 
     key: str
@@ -52,10 +55,13 @@ class Entry:
 
     def around_image(self) -> tuple[bytes, bytes]:
         """The sample's bytes before the image and after it; members are sorted by field."""
-        before = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f < self.extension]
-        after = [member(f"{self.key}.{f}", self.fields[f]) for f in sorted(self.fields) if f > self.extension]
-        head = member_header(f"{self.key}.{self.extension}", self.size)
-        return b"".join([*before, head]), b"".join([padding(self.size), *after])
+        key, extension, size = self.key, self.extension, self.place.size
+        before: list[bytes] = []
+        after = [padding(size)]
+        for field, content in sorted(self.fields.items()):
+            (before if field < extension else after).append(member(f"{key}.{field}", content))
+        before.append(member_header(f"{key}.{extension}", size))
+        return b"".join(before), b"".join(after)
 
 
 class JoinedTar:
@@ -68,10 +74,15 @@ class JoinedTar:
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
-    def read(self, source: ImageReader, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Bytes `start` to `stop` of the archive, in pieces. Reads only the images in this range.
+    def read(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes `start` to `stop` of the archive, in pieces. Limits and errors as for `parts`."""
+        return (b"".join(parts) for parts in self.parts(source, start, stop))
 
-        A piece has at most 1 MiB or one sample, to keep memory small when many archives are read at once.
+    def parts(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[Sequence[bytes | memoryview]]:
+        """Bytes `start` to `stop` of the archive, in pieces, each as parts to put together. Reads only the images in this range.
+
+        A piece has at most 2 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
+        them: views are valid until the next piece.
 
         Raises:
             DataError: as `ImageReader.images`.
@@ -84,15 +95,26 @@ class JoinedTar:
             full = int(np.searchsorted(self._ends, at + _CHUNK_BYTES, side="right"))
             end = min(begin + _CHUNK, max(full, begin + 1), last)
             samples = sample_bytes(list(self._entries.part(begin, end)), source)
-            piece = b"".join(chain.from_iterable(samples))
-            yield piece[max(start - at, 0) : max(stop - at, 0)]
+            yield cut(chain.from_iterable(samples), start - at, stop - at)
             begin = end
         if stop > self._samples_end:
-            tail = end_of_archive(self._samples_end)
-            yield tail[max(start - self._samples_end, 0) : stop - self._samples_end]
+            yield cut([end_of_archive(self._samples_end)], start - self._samples_end, stop - self._samples_end)
 
 
-def sample_bytes(entries: Sequence[Entry], source: ImageReader) -> Iterator[tuple[bytes, bytes, bytes]]:
+def cut(parts: Iterable[bytes | memoryview], start: int, stop: int) -> list[bytes | memoryview]:
+    """The parts of bytes `start` to `stop` of all parts together; copies nothing that is a view."""
+    found, at = [], 0
+    for part in parts:
+        size = len(part)
+        if at >= start and at + size <= stop:
+            found.append(part)
+        elif at < stop and at + size > start:
+            found.append(part[max(start - at, 0) : stop - at])
+        at += size
+    return found
+
+
+def sample_bytes(entries: Sequence[Entry], source: Images) -> Iterator[tuple[bytes, bytes | memoryview, bytes]]:
     """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)
@@ -141,44 +163,52 @@ class LabelEntries:
     """
 
     def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
-        self._rows, self._names, self._provenance = rows, names, provenance
+        self._names, self._provenance = names, provenance
+        self._class_names = [_json_text(name) for name in provenance.class_names or ()]
+        # Columns, of which any range is cheap: a slice of a table costs as much as twenty samples.
+        self._texts = [_combined(column) for column in (rows.labels.column("__key__"), rows.extension)]
+        plain = [
+            rows.labels.column(name).to_numpy() for name in ("ordinal", "label", "confidence", "rest", "offset", "size")
+        ]
+        self._numbers = [*plain, *top_k_columns(rows.labels), rows.shard, rows.copies, rows.number]
+        self._length = len(rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     def part(self, start: int, stop: int) -> Iterator[Entry]:
-        """Entries `start` to `stop`."""
-        rows, part, names = self._rows, slice(start, stop), self._provenance.class_names
-        labels = rows.labels.slice(start, stop - start)
-        extensions = rows.extension.slice(start, stop - start).to_pylist()
-        numbers = (values[part].tolist() for values in (rows.shard, rows.copies, rows.number))
-        plain = (labels.column(name).to_pylist() for name in ("__key__", "offset", "size"))
-        for key, offset, size, fields, shard, copies, number, extension in zip(
-            *plain, _json_fields(labels), *numbers, extensions, strict=True
-        ):
-            ordinal, label, confidence, top_k, rest = fields
+        """Entries `start` to `stop`. Float32 is written with 9 digits, fp16 with 5."""
+        texts = (column.slice(start, stop - start).to_pylist() for column in self._texts)
+        numbers = (values[start:stop].tolist() for values in self._numbers)
+        generation = self._provenance.generation
+        for (
+            key, extension, ordinal, label, confidence, rest, offset, size, classes, probs, shard, copies, number,
+        ) in zip(*texts, *numbers, strict=True):  # fmt: skip
             name = self._names[shard]
-            class_name = json.dumps(names[label] if names else None)
+            class_name = self._class_names[label] if self._class_names else "null"
+            top_k = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
             text = (
                 f'{{"label":{label},"class_name":{class_name},"confidence":{confidence:.9g},"top_k":[{top_k}],"rest":{rest:.9g},'
-                f'"copies":{copies},"generation":{self._provenance.generation},'
-                f'"source":{{"shard":{json.dumps(name)},"ordinal":{ordinal},"key":{json.dumps(key)}}}}}'
+                f'"copies":{copies},"generation":{generation},'
+                f'"source":{{"shard":{_json_text(name)},"ordinal":{ordinal},"key":{_json_text(key)}}}}}'
             )
-            content = {LABEL_FIELD: str(label).encode(), JSON_FIELD: text.encode()}
+            content = {LABEL_FIELD: b"%d" % label, JSON_FIELD: text.encode()}
             place = Place(ordinal, key, offset, size)
             yield Entry(sample_key(name, ordinal, number), extension, shard, place, content)
 
 
-def _json_fields(labels: pa.Table) -> Iterator[tuple[int, int, float, str, float]]:
-    """Ordinal, label, confidence, top k as JSON, and rest of each row. Float32 is written with 9 digits, fp16 with 5.
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
-    Reads columns: pyarrow's rows of lists take four times as long.
-    """
-    index, prob = (values.tolist() for values in top_k_columns(labels))
-    plain = (labels.column(name).to_numpy().tolist() for name in ("ordinal", "label", "confidence", "rest"))
-    for ordinal, label, confidence, rest, classes, probs in zip(*plain, index, prob, strict=True):
-        pairs = ",".join([f"[{c},{p:.5g}]" for c, p in zip(classes, probs, strict=True)])
-        yield ordinal, label, confidence, pairs, rest
+
+_json_text = encode_basestring_ascii
+
+
+@lru_cache(maxsize=2**16)
+def _five_digits(value: float) -> str:
+    """A cache, as there are 15,361 probabilities in fp16, and making their texts takes half of an entry's time."""
+    return f"{value:.5g}"
 
 
 def sample_key(shard: str, ordinal: int, number: int = 0) -> str:

@@ -28,7 +28,7 @@ QUARANTINE_NAME = "quarantine.parquet"
 VALIDATION_NAME = "validation.parquet"  # validation images as the teacher labels them
 COPIES_COLUMN = "copies"
 MAX_CLASSES = 32_767  # `topk_index` is int16
-_LAST_CLASS = 0xFFFF
+LAST_CLASS = 0xFFFF
 LABELS_REMEDY = "stage=label verify=true moves it aside, and stage=label makes it again"
 MANIFEST_REMEDY = "remove it and run stage=label, which keeps the labels"
 LABELS_OUTPUT_REMEDY = "delete it and run stage=label, which keeps the labels and makes it again"
@@ -54,7 +54,14 @@ class Quarantined:
 
 
 def label_schema(top_k: int) -> pa.Schema:
-    """Columns of a label file. `confidence` is the calibrated probability of `label`; rank by it, never by the rounded `topk_prob`."""
+    """Columns of a label file.
+
+    `confidence` is the calibrated probability of `label`; rank by it, never by the rounded `topk_prob`. Calibrated: probabilities have
+    temperatures (one of the model; with several views or teachers, one of their mean as well), fitted on the validation images as these
+    are labeled. So of many images like those, as many are right as their confidences promise on average. This says nothing about a
+    single class, about the labels above a threshold, or about images unlike the validation images; without validation images there is
+    no temperature, and confidences are the model's own, mostly too high.
+    """
     return pa.schema(
         [
             pa.field("ordinal", pa.int32()),  # position in the shard; (shard, ordinal) is the identity
@@ -98,6 +105,11 @@ class TopK:
     prob: np.ndarray
     rest: np.ndarray
 
+    @classmethod
+    def of(cls, index: np.ndarray, prob: np.ndarray) -> TopK:
+        """The top k with the `rest` that follows from them."""
+        return cls(index, prob, np.clip(1.0 - prob.sum(axis=1, dtype=np.float64), 0, 1).astype(np.float32))
+
     @staticmethod
     def concatenate(parts: Sequence[TopK], top_k: int) -> TopK:
         """Join `parts`; `top_k` is K, for when there are none."""
@@ -115,12 +127,10 @@ def top_k_of(probabilities: np.ndarray, top_k: int) -> TopK:
     """
     # Sort one integer per entry, probability bits above the class: the order is unique, and argsort takes eight times as long.
     bits = np.ascontiguousarray(probabilities).view(np.int32).astype(np.int64)
-    keys = np.negative((bits << 16) | (_LAST_CLASS - np.arange(bits.shape[1])))
+    keys = np.negative((bits << 16) | (LAST_CLASS - np.arange(bits.shape[1])))
     top = np.sort(np.partition(keys, top_k - 1, axis=1)[:, :top_k], axis=1)
-    index = _LAST_CLASS - (np.negative(top) & _LAST_CLASS)
-    prob = np.take_along_axis(probabilities, index, axis=1)
-    rest = np.clip(1.0 - prob.sum(axis=1, dtype=np.float64), 0, 1).astype(np.float32)
-    return TopK(index, prob, rest)
+    index = LAST_CLASS - (np.negative(top) & LAST_CLASS)
+    return TopK.of(index, np.take_along_axis(probabilities, index, axis=1))
 
 
 def label_table(index: pa.Table, ordinals: np.ndarray, top_k: TopK, image_hashes: np.ndarray) -> pa.Table:

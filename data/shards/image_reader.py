@@ -270,7 +270,7 @@ class _RemoteFile:
 
     def begin(self, offset: int, size: int) -> Future[bytes] | None:
         """See `_OpenFiles.begin`."""
-        return None if self._ranges is None or self._ranges.is_refused else self._ranges.begin(offset, size)
+        return None if self._ranges is None or self._ranges.is_paused else self._ranges.begin(offset, size)
 
 
 def check_labeled(split: Split, num_classes: int) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import math
 import os
 import ssl
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -33,6 +35,8 @@ CONNECTIONS = 64
 """Of one process to all servers. 64 answers in 100 ms are 640 images a second, about what a core decodes."""
 SIGNED_S = 300.0  # after which a URL is signed again; it is valid for an hour, and temporary credentials for 10 minutes at least
 _VALID_S = 3600
+MAX_FAILURES, PAUSE_S = 16, 30.0
+"""So many failures in a row end reading ahead for so many seconds: a store that has too much to do is asked for one range at a time."""
 _IDLE_S = 15.0  # after which a connection that is not used is closed; stores do so after 20 s and more
 _CLOSE_S = 5.0
 _BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
@@ -54,13 +58,19 @@ class RangeFile:
 
     def __init__(self, url: str) -> None:
         """Ask for nothing yet."""
-        self._url, self._tag, self.is_refused = url, "", False
-        self._address: tuple[URL, float] | None = None  # and when it must be signed again
+        self._url, self._tag, self._failures, self._paused_until = url, "", 0, 0.0
+        self._address, self._valid_until = URL(), 0.0
+        self._proxy: str | None = None
         self._lock = asyncio.Lock()
         self._fs: Any = None
         self._path = ""
         if not is_http(url):
             self._fs, self._path = remote.filesystem(url)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether no reads should be begun: the store refuses them, or has too much to do."""
+        return time.monotonic() < self._paused_until
 
     def begin(self, offset: int, size: int) -> Future[bytes]:
         """Begin to read `size` bytes at `offset`; the result has exactly so many, of one version of the file."""
@@ -68,18 +78,24 @@ class RangeFile:
 
     async def _read(self, offset: int, size: int) -> bytes:
         try:
-            return await self._ask(offset, size)
+            content = await self._ask(offset, size)
         except Exception as error:
+            self._failures += 1
             if not is_transient(error):
-                self._refuse(error)
+                self._pause(error, math.inf)
+            elif self._failures >= MAX_FAILURES:
+                self._pause(error, PAUSE_S)
             raise
+        self._failures = 0
+        return content
 
     async def _ask(self, offset: int, size: int) -> bytes:
-        address = await self._signed()
+        if time.monotonic() >= self._valid_until:
+            await self._find_address()
         headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
-        if token := token_for(self._url):  # aiohttp takes it off a redirect to another origin
+        if self._fs is None and (token := token_for(self._url)):  # aiohttp takes it off a redirect to another origin
             headers["Authorization"] = f"Bearer {token}"
-        async with _session().get(address, headers=headers, proxy=_proxy_for(address)) as answer:
+        async with _session().get(self._address, headers=headers, proxy=self._proxy) as answer:
             answer.raise_for_status()
             if answer.status != 206:
                 raise ValueError(f"the server does not answer ranges (status {answer.status})")
@@ -94,24 +110,25 @@ class RangeFile:
         if tag != self._tag:
             raise ValueError("the file was replaced while it was read")
 
-    async def _signed(self) -> URL:
-        """The address to ask, with a signature that is still valid."""
-        if self._fs is None:
-            return URL(self._url, encoded=True)  # as it is: it may be signed
+    async def _find_address(self) -> None:
+        """Sign the address to ask, unless its signature is still valid."""
         async with self._lock:
-            if self._address is None or time.monotonic() > self._address[1]:
-                self._address = (URL(await _sign(self._fs, self._path), encoded=True), time.monotonic() + SIGNED_S)
-            return self._address[0]
+            if time.monotonic() < self._valid_until:
+                return
+            url = self._url if self._fs is None else await _sign(self._fs, self._path)
+            self._address = URL(url, encoded=True)  # as it is: the signature covers its form
+            self._proxy = _proxy_for(self._address)
+            self._valid_until = time.monotonic() + SIGNED_S
 
-    def _refuse(self, error: Exception) -> None:
-        """Read this file one range at a time from now on, and tell so once per server and reason."""
-        self.is_refused = True
-        why = describe(error)
+    def _pause(self, error: Exception, seconds: float) -> None:
+        """Begin no reads for a while, and tell so once per server and reason."""
+        self._paused_until = time.monotonic() + seconds
         if (what := f"{urlsplit(self._url).netloc} {type(error).__name__}") not in _warned:
             _warned.add(what)
             logger.warning(
-                "%s: cannot be read ahead (%s); its images are read one after the other", redacted(self._url), why
-            )
+                "%s: cannot be read ahead (%s); its images are read one after the other%s",
+                redacted(self._url), describe(error), f" for {seconds:.0f} s" if seconds < math.inf else "",
+            )  # fmt: skip
 
 
 async def _sign(fs: Any, path: str) -> str:
@@ -150,9 +167,14 @@ def _close() -> None:
 
 
 def _certificates() -> ssl.SSLContext:
-    """The system's certificates, and those that AWS's programs are given."""
+    """The system's certificates, and those of AWS's programs, as small containers have none."""
     context = ssl.create_default_context()
-    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    with suppress(ImportError):
+        import certifi
+
+        bundle = bundle or certifi.where()
+    if bundle:
         context.load_verify_locations(bundle)
     return context
 

@@ -10,9 +10,11 @@ import re
 from urllib.parse import quote, quote_plus, unquote_plus
 
 BLANK = "***"
+TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"  # what this program sends to web servers (`data.storage.web_tokens`)
+SERVER_TOKEN_VARIABLE = "NOISY_STUDENT_SERVER_TOKEN"  # what clients must send to `stage=serve`
 _SECRETS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-    "NOISY_STUDENT_TOKEN", "NOISY_STUDENT_SERVER_TOKEN",
+    TOKEN_VARIABLE, SERVER_TOKEN_VARIABLE,
     "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
     "AZURE_CLIENT_SECRET", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
 )  # fmt: skip

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from data.storage.redact import TOKEN_VARIABLE as TOKEN_VARIABLE
 from data.storage.retry import StorageError
 
-TOKEN_VARIABLE = "NOISY_STUDENT_TOKEN"
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE)
 _AFTER_HOST = ("", "/", "?", "#")
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -137,6 +137,13 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
+def cores_and_gpus_here() -> tuple[int, int]:
+    """CPUs and GPUs of the node that this process runs on, as Ray counts them."""
+    here = ray.get_runtime_context().get_node_id()
+    resources: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
+    return max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+
+
 def as_finished(
     tasks: Iterable[tuple[Any, Item]], max_running: int | None = None, tick: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[Item, Any]]:

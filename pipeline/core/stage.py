@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from data import storage
 from data.json_files import read_json
-from data.run_names import DONE_NAME
+from data.run_names import DONE_NAME, DoneRecord, FingerprintRecord
 from data.storage.failpoint import failpoint
 from pipeline.core.schema import default_fields, resumable_fields
 from pipeline.core.timing import SECONDS_NAME, Clock
@@ -36,28 +36,10 @@ class StageError(ValueError):
     """A stage cannot run; the message says why and what to do."""
 
 
-class _Fingerprint(BaseModel):
-    config: dict[str, Any]
-    inputs: dict[str, str]
-
-
 class _Started(BaseModel):
     """Required content of `started.json`."""
 
-    fingerprint: _Fingerprint
-
-
-class _Output(BaseModel):
-    bytes: int
-    sha256: str
-
-
-class _Done(_Started):
-    """Required content of `done.json`."""
-
-    outputs: dict[str, _Output]
-    summary: dict[str, Any]
-    digest: str
+    fingerprint: FingerprintRecord
 
 
 class StageRefusedError(StageError):
@@ -238,6 +220,15 @@ def is_begun(folder: str) -> bool:
     return _recorded(folder) is not None
 
 
+def recorded_inputs(folder: str) -> dict[str, str] | None:
+    """The inputs in the fingerprint of the output that is there, done or not; None without output."""
+    recorded = _recorded(folder)
+    if recorded is None or not _has_output(folder):
+        return None
+    inputs: dict[str, str] = recorded["fingerprint"]["inputs"]
+    return inputs
+
+
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """`{field: (before, after)}` of the fields whose JSON values differ (a tuple equals a list); None stands for a missing field."""
     before, after = (json.loads(json.dumps(dict(fields), default=str)) for fields in (before, after))
@@ -253,7 +244,7 @@ def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> d
 
 def done_record(folder: str) -> dict[str, Any] | None:
     """The content of `done.json`, or None when the stage is not done. Raises StageError when it is damaged."""
-    return _read_json(storage.join(folder, DONE_NAME), _Done)
+    return _read_json(storage.join(folder, DONE_NAME), DoneRecord)
 
 
 def require_done(folder: str, name: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from data.shards.split import Split, open_split
+from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
 from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
-from pipeline.inference.predictor import predict_split, require_device
+from pipeline.inference.predictor import predict_split
 from pipeline.inference.stage_weights import load_predictor
 from pipeline.stages import NUMERICS
 
@@ -31,10 +32,15 @@ def decide(config: Config, layout: Layout) -> Decision | None:
     before = done_record(layout.decision)
     is_outdated = before is not None and before["fingerprint"] != expected.as_json()
     device = config.resolved_device()
-    stage = open_stage(layout.decision, "decision", expected, force=is_outdated, check=lambda: require_device(device))
+    stage = open_stage(
+        layout.decision,
+        "decision",
+        expected,
+        force=is_outdated,
+        check=lambda: require_device(device, config.ray_address),
+    )
     if not stage.is_done:
-        torch.set_num_threads(config.threads)
-        stage.commit([], _compare(config, layout, validation))
+        stage.commit([], call_on_device(device, config.ray_address, _compare, config, layout, validation))
     return read_decision(layout)
 
 
@@ -45,6 +51,7 @@ def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerpri
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
+    torch.set_num_threads(config.threads)
     device = config.resolved_device()
     teacher, student = (
         _is_right(validation, folder, device, config.training(stage).eval_batch_size)

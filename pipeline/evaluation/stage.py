@@ -12,15 +12,16 @@ import torch
 from data.shards.image_reader import check_labeled
 from data.shards.split import Split, open_split
 from data.tables import write_table
+from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, Stage, config_differences, done_record, open_stage, require_done
+from pipeline.core.stage import Fingerprint, config_differences, done_record, open_stage, require_done
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
 from pipeline.evaluation.summary import write_speed
 from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
-from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
@@ -43,40 +44,53 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
         require_same_classes(info.class_names, f"the {role}", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
     device, starts_over = config.resolved_device(), force or is_outdated(layout, expected)
-    stage = open_stage(layout.evaluation, "evaluate", expected, starts_over, check=lambda: require_device(device))
+    stage = open_stage(
+        layout.evaluation, "evaluate", expected, starts_over, check=lambda: require_device(device, config.ray_address)
+    )
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
-    torch.set_num_threads(config.threads)
-    summary: dict[str, Any] = {}
-    columns: dict[str, np.ndarray] = {}
-    for role, folder in folders.items():
-        figures, predicted = _measure(test, load_predictor(folder, device, config.evaluate.batch_size))
-        summary[role] = figures
-        columns |= {f"{role}_{name}": values for name, values in predicted.items()}
+    address, batch_size = config.ray_address, config.evaluate.batch_size
+    summary, columns = call_on_device(
+        device, address, _measure_models, test, folders, device, config.threads, batch_size
+    )
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
-    files, robustness = _robustness(config, stage, test, folders)
+    to = stage.path(ROBUSTNESS_FOLDER)
+    files, robustness = call_on_device(device, address, _robustness, config, to, test, folders)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
-    write_speed(layout.evaluation, measure_speed(folders, device, config.threads, config.evaluate.batch_size))
+    speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
+    write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
     return require_done(stage.folder, "evaluate")
 
 
+def _measure_models(
+    test: Split, folders: Mapping[str, str], device: str, threads: int, batch_size: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Figures per role, and columns of the table of predictions."""
+    torch.set_num_threads(threads)
+    figures: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
+    for role, folder in folders.items():
+        figures[role], predicted = _measure(test, load_predictor(folder, device, batch_size))
+        columns |= {f"{role}_{name}": values for name, values in predicted.items()}
+    return figures, columns
+
+
 def _robustness(
-    config: Config, stage: Stage, test: Split, folders: Mapping[str, str]
+    config: Config, to: str, test: Split, folders: Mapping[str, str]
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Names of files, and figures per role, of the measurement under corruptions; empty with evaluate.robustness_images=0."""
+    """Names of files in the folder `to`, and figures per role, under corruptions; empty with evaluate.robustness_images=0."""
     if not config.evaluate.robustness_images:
         return [], {}
+    torch.set_num_threads(config.threads)
     batch_size = min(IMAGES_PER_PART, config.evaluate.batch_size)
     models = {
         role: load_predictor(folder, config.resolved_device(), batch_size, fast=True)
         for role, folder in folders.items()
     }
-    names, figures = measure_robustness(
-        test, models, stage.path(ROBUSTNESS_FOLDER), config.evaluate.robustness_images, config.seed
-    )
+    names, figures = measure_robustness(test, models, to, config.evaluate.robustness_images, config.seed)
     return [f"{ROBUSTNESS_FOLDER}/{name}" for name in names], figures
 
 

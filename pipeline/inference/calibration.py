@@ -10,31 +10,65 @@ NUM_BINS = 15
 MIN_IN_BIN = 10  # images; the accuracy of a smaller bin is mostly noise
 _LOG_RANGE = (-3.0, 3.0)  # of the search: temperatures 0.05 to 20
 _AT_BOUND = 0.001  # relative distance that counts as the end of the search
+_SAMPLE = 2000  # images on which the search begins
+_CHUNK = 1 << 22  # logits that are worked on at once
+_MAX_STEPS, _MAX_PASSES = 12, 60  # of Newton's method; of all
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature T that minimizes the cross-entropy of softmax(logits / T) (Guo et al., arXiv 1706.04599).
 
-    The loss is unimodal in log T, so golden-section search finds the minimum.
+    The loss is convex in 1/T. Newton's method finds its minimum on a sample of the images, and from there on all of them, in two or
+    three passes.
 
     Args:
         logits: (N, C) float32 of held-out images.
         labels: (N,) int64.
     """
-    scores, targets = torch.from_numpy(logits).double(), torch.from_numpy(labels)
+    scores, targets = torch.from_numpy(logits), torch.from_numpy(labels)
+    every = max(1, len(scores) // _SAMPLE)
+    start = _minimum(scores[::every], targets[::every], 1.0, 1e-3)
+    return round(1 / _minimum(scores, targets, start, 1e-6), 6)
 
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(scores / np.exp(log_temperature), targets))
 
-    low, high = _LOG_RANGE
-    golden = (5**0.5 - 1) / 2
-    for _ in range(60):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(left) < loss(right):
-            high = right
-        else:
-            low = left
-    return round(float(np.exp((low + high) / 2)), 6)
+def _minimum(scores: torch.Tensor, targets: torch.Tensor, start: float, tolerance: float) -> float:
+    """The inverse temperature of the lowest loss, or an end of the search beyond which it would be lower.
+
+    Newton's method within a shrinking bracket; a step that leaves the bracket, or no longer halves the slope, is a bisection instead.
+
+    Args:
+        start: where to begin.
+        tolerance: relative size of the last step.
+    """
+    bounds = low, high = float(np.exp(_LOG_RANGE[0])), float(np.exp(_LOG_RANGE[1]))
+    point, steepest = start, np.inf
+    for number in range(_MAX_PASSES):
+        slope, curvature = _derivatives(scores, targets, point)
+        low, high = (point, high) if slope < 0 else (low, point)
+        following = point - slope / curvature if curvature > 0 else np.inf
+        if number > _MAX_STEPS or abs(slope) > steepest / 2 or not low < following < high:
+            untried = [bound for bound in bounds if bound in (low, high) and bound != point]
+            following = untried[0] if untried else float(np.sqrt(low * high))
+        if low == high or abs(following / point - 1) < tolerance:
+            return following if low < following < high else point
+        point, steepest = following, abs(slope)
+    return point
+
+
+def _derivatives(scores: torch.Tensor, targets: torch.Tensor, inverse: float) -> tuple[float, float]:
+    """First and second derivative of the mean loss by the inverse temperature: the mean score under softmax(scores × inverse) less the
+    right class's, and the variance of scores under it."""
+    first = second = 0.0
+    rows = max(1, _CHUNK // scores.shape[1])
+    for part, answers in zip(scores.split(rows), targets.split(rows), strict=True):
+        part = part.double()
+        part -= part.amax(1, keepdim=True)
+        right = part.gather(1, answers[:, None])[:, 0]
+        weighted = torch.softmax(part * inverse, 1).mul_(part)
+        mean = weighted.sum(1)
+        first += float((mean - right).sum())
+        second += float((weighted.mul_(part).sum(1) - mean.square()).sum())
+    return first / len(scores), second / len(scores)
 
 
 def temperature_at_bound(temperature: float) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data import storage
 from data.shards.split import Split
+from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.stage import Stage
 from pipeline.inference.accuracy import Accuracy, top_k_accuracy
@@ -21,7 +22,7 @@ from pipeline.inference.calibration import (
     softmax,
     temperature_at_bound,
 )
-from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.stage_weights import WEIGHTS_FOLDER
 from pipeline.models.registry import build_model
@@ -66,7 +67,11 @@ def commit_weights(
         DataError: a validation image cannot be decoded.
     """
     preprocessing = Preprocessing.of_training(trained.section)
-    quality = _measure_quality(stage.name, trained, preprocessing, config.resolved_device(), validation)
+    device = config.resolved_device()
+    require_device(device, config.ray_address)
+    quality = call_on_device(
+        device, config.ray_address, _measure_quality, stage.name, trained, preprocessing, device, validation
+    )
     info = WeightsInfo(
         model=trained.section.model,
         model_args=trained.section.model_args,
@@ -88,7 +93,6 @@ def _measure_quality(
     stage_name: str, trained: TrainedModel, preprocessing: Preprocessing, device: str, validation: Split | None
 ) -> dict[str, Any]:
     """Measure the model on the validation images and print its accuracy; empty without any."""
-    require_device(device)
     section = trained.section
     model = build_model(section.model, trained.num_classes, section.model_args, 0.0, 0.0)
     model.load_state_dict(trained.state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,20 +15,13 @@ from torch.nn import functional as F
 from data.errors import DataError
 from data.images.clean_view import Decoder, EvalView
 from data.images.decode import DecodeError
-from data.settings import UsageError
 from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import Split
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inputs.train_transform import normalize
+from pipeline.inputs.train_transform import normalization
 
 _SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # (down, right) of views 0 and 1, 2 and 3, …; in steps
 _STEP = 1 / 32  # of the side
-
-
-def require_device(device: str) -> None:
-    """Raise UsageError for `cuda` where torch finds no GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device=cuda: torch finds no GPU here; check the driver, or give device=cpu")
 
 
 class Predictor:
@@ -60,29 +55,51 @@ class Predictor:
         self.model = model.to(device, memory_format=self._memory_format).eval()  # type: ignore[call-overload]
         self.preprocessing, self.device, self.batch_size = preprocessing, device, batch_size
         self.temperature, self.views = temperature, views
+        self._scale, self._offset = normalization(preprocessing.mean, preprocessing.std, device)
         self.view = preprocessing.view(decoder)
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 → (N, C) float32 of the first view, not divided by the temperature."""
-        return np.concatenate([self._forward(part, 0).numpy() for part in images.split(self.batch_size)])
+        return in_batches(lambda part: self._forward(self._prepared(part), 0)[: len(part)], images, self)
 
     def probabilities(self, images: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 → (N, C) float32: softmax of logits / temperature, averaged over the views."""
-        parts = []
-        for part in images.split(self.batch_size):
-            views = [F.softmax(self._forward(part, view) / self.temperature, dim=1) for view in range(self.views)]
-            parts.append(torch.stack(views).mean(dim=0).numpy())
-        return np.concatenate(parts)
+        return in_batches(self.device_probabilities, images, self)
 
     @torch.inference_mode()
-    def _forward(self, images: torch.Tensor, view: int) -> torch.Tensor:
-        count = len(images)
-        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count)) if count < self.batch_size else images
-        batch = normalize(padded.to(self.device), self.preprocessing.mean, self.preprocessing.std)
-        batch = _nth_view(batch, view).contiguous(memory_format=self._memory_format)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.preprocessing.precision == "bf16"):
-            output: torch.Tensor = self.model(batch)
-        return output.float().cpu()[:count]
+    def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """As `probabilities`, for at most `batch_size` images on the device; the result stays there."""
+        batch = self._prepared(images)
+        outputs = (self._forward(batch, view)[: len(images)] for view in range(self.views))
+        return torch.stack([F.softmax(output / self.temperature, dim=1) for output in outputs]).mean(dim=0)
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """The images, normalized and padded to `batch_size`: float32 (batch_size, 3, S, S)."""
+        missing = self.batch_size - len(images)
+        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing > 0 else images
+        return padded.float().mul_(self._scale).sub_(self._offset)
+
+    @torch.inference_mode()
+    def _forward(self, batch: torch.Tensor, view: int) -> torch.Tensor:
+        """Logits of one view: float32 (batch_size, C)."""
+        images = _nth_view(batch, view).contiguous(memory_format=self._memory_format)
+        is_bf16 = self.preprocessing.precision == "bf16"
+        with torch.autocast(self.device, torch.bfloat16) if is_bf16 else nullcontext():
+            output: torch.Tensor = self.model(images)
+        return output.float()
+
+
+class _Batched(Protocol):
+    """Where a model's batches are computed."""
+
+    device: str
+    batch_size: int
+
+
+def in_batches(predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, model: _Batched) -> np.ndarray:
+    """Predictions (N, C) of any number of images, by a function of at most `batch_size` images on the model's device."""
+    parts = images.split(model.batch_size)
+    return np.concatenate([predict(part.to(model.device)).cpu().numpy() for part in parts])
 
 
 def _nth_view(batch: torch.Tensor, number: int) -> torch.Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from data import storage
 from data.images.clean_view import Decoder
+from pipeline.core.devices import require_device
 from pipeline.core.stage import done_record
-from pipeline.inference.predictor import Predictor, require_device
+from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.fold_batch_norm import fold_batch_norm
 from pipeline.models.registry import build_model

@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.images.decode import DecodeError
 from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import Split
+from pipeline.core.devices import is_elsewhere
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
 from pipeline.inference.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class Workload:
 
 def print_estimate(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> None:
     """Print a table of times, and what they assume."""
-    device = config.resolved_device()
+    device = _device_here(config)
     here = "this GPU" if device == "cuda" else f"{config.threads} threads here"
     rows = [["", here, *map(_gpus, GPUS)]]
     for work in workloads:
@@ -73,7 +74,7 @@ def _gpus(number: int) -> str:
 
 def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split | None) -> list[str]:
     model, size = _REFERENCE
-    most = _MAX_FLOPS[config.resolved_device()] / 1e9
+    most = _MAX_FLOPS[_device_here(config)] / 1e9
     lines = [
         f"here: timed now, for a second or two; models above {most:,.0f} B FLOPs per image are scaled by FLOPs from a smaller one",
         f"GPUs: by FLOPs from timm's published {_GPU_TRAINS:,.0f} images/s of training (RTX 3090) and {_GPU_LABELS:,.0f} of inference",
@@ -86,6 +87,12 @@ def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split
     need = [f"{number * _on_gpu(labeling) / decoded:,.0f}" for number in GPUS] if labeling else []
     feed = f"; to keep labeling fed on {', '.join(map(str, GPUS))} GPUs: {', '.join(need)} cores" if need else ""
     return [*lines, f"decoding: {decoded:,.0f} images/s per core (on the first unlabeled shard){feed}"]
+
+
+def _device_here(config: Config) -> str:
+    """The run's device, or the CPU where only other machines have that."""
+    device = config.resolved_device()
+    return "cpu" if is_elsewhere(device) else device
 
 
 def _format_time(seconds: float) -> str:
@@ -103,7 +110,7 @@ def _on_gpu(work: Workload) -> float:
 
 def _measured(work: Workload, config: Config) -> float:
     """Images per second on this machine, measured, or scaled from the stand-in."""
-    device = config.resolved_device()
+    device = _device_here(config)
     flops = size_of(work.section, work.num_classes)[1]
     if flops <= _MAX_FLOPS[device]:
         return _timed(work.section, work.num_classes, flops, work.trains, device, config.threads)

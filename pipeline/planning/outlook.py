@@ -29,6 +29,7 @@ from student.train import fingerprint as student_fingerprint
 from student.train import require_labeled
 from teacher.labeling.corpus import check_corpus
 from teacher.labeling.finished_shards import Journal
+from teacher.labeling.label_calibration import calibration_input
 from teacher.labeling.stage import fingerprint as label_fingerprint
 from teacher.selection.stage import fingerprint as select_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
@@ -108,7 +109,7 @@ class Forecast:
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)
         teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
-        expected = label_fingerprint(self._config, teacher["digest"])
+        expected = label_fingerprint(self._config, teacher["digest"], calibration_input(self._config, self._layout))
         found = _of(inspect_stage(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
@@ -20,6 +23,7 @@ from pipeline.planning.status import last_begun
 from pipeline.stages import with_folder
 from pipeline.training.job import TrainingError, num_steps
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
+from teacher.labeling.worker_needs import WorkerNeeds
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
 _WITH_MODELS = ("teacher", "label", "student")  # stages whose size depends on the number of classes
@@ -188,7 +192,17 @@ class _StageSize:
         row_bytes = _LABEL_BYTES + _TOP_K_BYTES * min(self.config.label.top_k, self.num_classes)
         gigabytes = row_bytes * unlabeled.num_samples / 1e9
         workers = self.config.label.workers
-        return f"{len(unlabeled.shards):,} shards on {workers} workers, about {gigabytes:.2g} GB of labels"
+        size = f"{len(unlabeled.shards):,} shards on {workers} workers, about {gigabytes:.2g} GB of labels"
+        return f"{size}\n    {self._describe_worker()}"
+
+    def _describe_worker(self) -> str:
+        """What one labeling worker takes of a machine like this one."""
+        config, section = self.config, self.section
+        parameters = size_of(section, self.num_classes)[0] * (1 + len(config.teacher.ensemble))
+        machine = os.cpu_count() or 1, torch.cuda.device_count()
+        return WorkerNeeds.of(
+            config.label, config.resolved_device(), *machine, section.image_size, parameters
+        ).describe()
 
     def _describe_model(self) -> str:
         section = self.section

@@ -49,11 +49,11 @@ class AccessMiddleware:
 
     Args:
         token: what clients must send, or None.
-        max_answers: requests answered at once.
+        max_answers: requests answered at once, by all processes.
         any_host: accept any Host header; else only names of this machine (see `names_loopback`).
 
     Attributes:
-        num_answering: requests being answered now.
+        num_answering: requests that this process is answering now.
         is_closing: refuse new requests.
     """
 
@@ -126,13 +126,17 @@ class AccessMiddleware:
             return error_response(413, "requests must not have a body", close=True)
         if request.path in _UNLIMITED:
             return await handler(request)
-        if self.is_closing or self.num_answering >= self._max_answers:
+        if self.is_closing or self._metrics.num_answering >= self._max_answers:
             return error_response(503, "no room; retry later", [_RETRY_AFTER])
-        self.num_answering += 1
+        self._count_answering(1)
         try:
             return await handler(request)
         finally:
-            self.num_answering -= 1
+            self._count_answering(-1)
+
+    def _count_answering(self, change: int) -> None:
+        self.num_answering += change
+        self._metrics.set_answering(self.num_answering)
 
 
 async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)

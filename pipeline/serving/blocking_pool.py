@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 _SENDING, _MAKING, _SCANNING = 8, 4, 2  # threads
 _SCANS_WAITING = 8  # for one of the two threads; further scans raise BusyError
@@ -121,13 +121,13 @@ class AsyncCache:
             del self._entries[key]
 
 
-class LockedIterator:
+class LockedIterator(Generic[_Value]):
     """An iterator shared by threads; `close` is safe while another thread is in `next`."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[_Value]) -> None:
         self._pieces, self._lock = pieces, Lock()
 
-    def next(self) -> bytes | None:
+    def next(self) -> _Value | None:
         """Return the next piece, or None at the end."""
         with self._lock:
             return next(self._pieces, None)

@@ -15,9 +15,11 @@ import numpy as np
 
 from data import storage
 from data.labels.overlay import RowFilter
+from data.labels.sources.server import FORMAT
 
-FORMAT, FORMAT_VERSION = "noisy-student-pseudo-labels", 1
+FORMAT_VERSION = 1
 Kind = Literal["joined", "export"]
+Piece = Sequence[bytes | memoryview]
 SAMPLE_SHARDS, SAMPLES_PER_SHARD, MAXIMUM_SAMPLE_BYTES = 4, 6, 4 << 20  # images on the page
 _PIECE_BYTES = 1 << 20
 
@@ -31,12 +33,12 @@ class Content:
     """Bytes to send.
 
     Attributes:
-        read: yield bytes `start` to `stop` in pieces; blocks.
+        read: yield bytes `start` to `stop` in pieces, each as parts that are valid until the next piece is taken; blocks.
         open: open the content as a local file, for `sendfile`; blocks, raises OutdatedError. None if it is not one.
     """
 
     size: int
-    read: Callable[[int, int], Iterator[bytes]]
+    read: Callable[[int, int], Iterator[Piece]]
     open: Callable[[], BinaryIO] | None = None
 
 
@@ -149,8 +151,8 @@ def spread(length: int, number: int) -> list[int]:
 def bytes_content(content: bytes) -> Content:
     """Wrap bytes in memory."""
 
-    def read(start: int, stop: int) -> Iterator[bytes]:
-        return (content[at : min(at + _PIECE_BYTES, stop)] for at in range(start, stop, _PIECE_BYTES))
+    def read(start: int, stop: int) -> Iterator[Piece]:
+        yield [memoryview(content)[start:stop]]
 
     return Content(len(content), read)
 
@@ -190,9 +192,9 @@ def is_regular(url: str) -> bool:
         return False
 
 
-def _read_pieces(url: str, start: int, stop: int) -> Iterator[bytes]:
+def _read_pieces(url: str, start: int, stop: int) -> Iterator[Piece]:
     with storage.open_read(url) as file:
         file.seek(start)
         while start < stop and (piece := file.read(min(_PIECE_BYTES, stop - start))):
-            yield piece
+            yield [piece]
             start += len(piece)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from data import storage
 from data.settings import UsageError
+from data.storage.redact import SERVER_TOKEN_VARIABLE
 from data.storage.web_tokens import TOKEN_VARIABLE, is_token, parse_tokens
 
-SERVER_TOKEN_VARIABLE = "NOISY_STUDENT_SERVER_TOKEN"
 HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 

@@ -169,23 +169,15 @@ def _as_json(value: object) -> str:
 
 
 def _openapi(catalog: Catalog) -> dict[str, Any]:
-    """Return `openapi.json` for this catalog: references resolved, HEAD beside GET, filters only where labels are joined."""
+    """Return `openapi.json` for this catalog: HEAD beside GET, filters only where labels are joined."""
     document: dict[str, Any] = json.loads(
         files("pipeline.serving").joinpath("openapi.json").read_text(encoding="utf-8")
     )
     document["info"] |= {"version": str(FORMAT_VERSION), "description": catalog.title}
-    components = {kind: document["components"].pop(kind) for kind in ("parameters", "responses")}
-
-    def resolve(value: dict[str, Any]) -> dict[str, Any]:
-        if (reference := value.get("$ref")) is None:
-            return value
-        kind, name = reference.removeprefix("#/components/").split("/")
-        return dict(components[kind][name])
-
+    parameters = document["components"]["parameters"]
+    unused = {name for name, one in parameters.items() if one["in"] == "query" and catalog.kind != "joined"}
     for path in document["paths"].values():
-        get = path["get"]
-        parameters = map(resolve, get["parameters"])
-        get["parameters"] = [one for one in parameters if one["in"] != "query" or catalog.kind == "joined"]
-        get["responses"] = {status: resolve(response) for status, response in get["responses"].items()}
-        path["head"] = get
+        get = path["head"] = path["get"]
+        get["parameters"] = [one for one in get["parameters"] if one["$ref"].rpartition("/")[2] not in unused]
+    document["components"]["parameters"] = {name: one for name, one in parameters.items() if name not in unused}
     return document

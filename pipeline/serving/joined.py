@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -14,7 +15,8 @@ from data import storage
 from data.labels.joined_tar import JoinedTar, Rows, sample_key
 from data.labels.overlay import Overlay, RowFilter
 from data.labels.sources import as_table
-from data.shards.image_reader import ImageReader, Place, places_of, read_image
+from data.shards.image_reader import Place, places_of, read_image
+from data.shards.image_views import ImageViews
 from data.tables import to_parquet
 from pipeline.serving.catalog import (
     MAXIMUM_SAMPLE_BYTES,
@@ -23,6 +25,7 @@ from pipeline.serving.catalog import (
     Catalog,
     Content,
     OutdatedError,
+    Piece,
     SampleImage,
     ServedFile,
     ShardEntry,
@@ -136,9 +139,9 @@ class JoinedRun(Catalog):
         archive = JoinedTar(self.overlay.entries(self._rows(position, row_filter)))
         urls = [shard.url for shard in self.overlay.shards]
 
-        def read(start: int, stop: int) -> Iterator[bytes]:
-            with ImageReader(urls) as reader:
-                yield from archive.read(reader, start, stop)
+        def read(start: int, stop: int) -> Iterator[Piece]:
+            with closing(ImageViews(urls)) as images:
+                yield from archive.parts(images, start, stop)
 
         return Content(archive.size, read)
 

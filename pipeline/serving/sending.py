@@ -8,6 +8,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from typing import BinaryIO
 
 from aiohttp import web
@@ -15,11 +16,12 @@ from aiohttp import web
 from data.storage.redact import redacted
 from pipeline.serving.blocking_pool import AsyncCache, BlockingPool, LockedIterator
 from pipeline.serving.catalog import Content, ServedFile, bytes_content
+from pipeline.serving.direct import DirectSocket
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.request_headers import Span, condition_status, requested_span
 
-SEND_TIMEOUT_S = 60.0  # per piece; a client that reads nothing for this long is disconnected
-_SENDFILE_BYTES = 1 << 20  # a piece
+SEND_TIMEOUT_S = 60.0  # a client that takes less than _TIMED_BYTES in this time is disconnected
+_TIMED_BYTES = 1 << 20
 
 
 class Sender:
@@ -86,13 +88,11 @@ class Sender:
     ) -> None:
         """Send headers and bytes. On failure abort the connection: the headers have promised more bytes."""
         try:
-            await response.prepare(request)
-            if content is None:
-                return
-            if file is not None and request.transport is not None:
-                await self._send_file(request.transport, file, span)
-            else:
-                await self._send_pieces(response, content, span)
+            writer = await response.prepare(request)
+            if content is not None and writer is not None and request.transport is not None:
+                with closing(self._direct(request.transport)) as client:
+                    await client.flush(writer)
+                    await self._send_body(client, content, file, span)
         except ConnectionError:
             pass  # the client has left
         except TimeoutError:
@@ -101,29 +101,25 @@ class Sender:
             print(f"serve: {request.rel_url.raw_path}: {redacted(str(error))}", file=sys.stderr)
             _abort(request)
 
-    async def _send_pieces(self, response: web.StreamResponse, content: Content, span: Span) -> None:
+    def _direct(self, transport: asyncio.Transport) -> DirectSocket:
+        return DirectSocket(transport, SEND_TIMEOUT_S, _TIMED_BYTES, self._metrics.count_bytes)
+
+    async def _send_body(self, client: DirectSocket, content: Content, file: BinaryIO | None, span: Span) -> None:
+        if file is None:
+            await self._send_pieces(client, content, span)
+        elif missing := span.stop - span.start - await client.send_file(file, span.start, span.stop):
+            raise OSError(f"{missing} bytes are missing at the end")
+
+    async def _send_pieces(self, client: DirectSocket, content: Content, span: Span) -> None:
         pieces, num_left = LockedIterator(content.read(span.start, span.stop)), span.stop - span.start
         try:
             while num_left:
                 if (piece := await self._pool.run(pieces.next)) is None:
                     raise OSError(f"{num_left} bytes are missing at the end")
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await response.write(piece)
-                num_left -= len(piece)
-                self._metrics.count_bytes(len(piece))
+                await client.send(piece)
+                num_left -= sum(map(len, piece))
         finally:
             self._pool.run_later(pieces.close)
-
-    async def _send_file(self, transport: asyncio.Transport, file: BinaryIO, span: Span) -> None:
-        """Send by `sendfile`, in pieces, so that a stalled client is noticed."""
-        loop = asyncio.get_running_loop()
-        for start in range(span.start, span.stop, _SENDFILE_BYTES):
-            count = min(_SENDFILE_BYTES, span.stop - start)
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                num_sent = await loop.sendfile(transport, file, start, count)
-            self._metrics.count_bytes(num_sent)
-            if num_sent < count:
-                raise OSError(f"{count - num_sent} bytes are missing at byte {start + num_sent}")
 
 
 def _close_opened(opening: Future[BinaryIO]) -> None:

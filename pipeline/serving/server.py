@@ -29,7 +29,8 @@ from pipeline.serving.credentials import check_host, is_loopback, read_token
 from pipeline.serving.exported import open_version
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.joined import JoinedRun
-from pipeline.serving.metrics import Metrics
+from pipeline.serving.metrics import Counts, Metrics
+from pipeline.serving.processes import ServingProcesses, default_processes, listen_on, receive_connections
 from pipeline.upstream.stage_inputs import open_overlay
 
 _IDLE_S = 10.0  # without a whole request, on a new connection or after the last answer
@@ -50,7 +51,7 @@ def serve(config: Config, layouts: Sequence[Layout]) -> None:
 
     Raises:
         UsageError: an address that other machines can reach, without a token; or an invalid token.
-        StageError: there is nothing to serve.
+        StageError: there is nothing to serve, or a process of the server has ended.
         OSError: the server cannot listen on the address.
         Interrupted: after a signal.
     """
@@ -121,22 +122,72 @@ async def serve_until(
 
     Raises:
         OSError: the server cannot listen on the address.
+        StageError: a process of the server has ended.
     """
-    async with _listening(catalog, config, token) as (url, access):
+    counts = Counts(config.processes or default_processes())
+    metrics = Metrics(counts)
+    listen = _listening if counts.num_processes == 1 else _in_processes
+    async with listen(catalog, config, token, counts) as (url, check):
         report(url)
         while not stop():
+            check()
             await asyncio.sleep(_POLL_S)
-        access.is_closing = True
-        if access.num_answering:
-            report(f"stopping; {access.num_answering} answers have {config.grace_s:g} seconds to end")
+        if metrics.num_answering:
+            report(f"stopping; {metrics.num_answering} answers have {config.grace_s:g} seconds to end")
 
 
 @asynccontextmanager
 async def _listening(
-    catalog: Catalog, config: ServeConfig, token: str | None
-) -> AsyncIterator[tuple[str, AccessMiddleware]]:
-    """Answer requests inside the block; yield the URL."""
-    pools, metrics = Pools(), Metrics()
+    catalog: Catalog, config: ServeConfig, token: str | None, counts: Counts
+) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """Answer requests in this process inside the block; yield the URL, and a function that does nothing."""
+    async with _answering(catalog, config, token, Metrics(counts)) as connections:
+        server = await asyncio.get_running_loop().create_server(connections, config.host, config.port)
+        try:
+            yield _url(config.host, server.sockets[0]), lambda: None
+        finally:
+            server.close()
+
+
+@asynccontextmanager
+async def _in_processes(
+    catalog: Catalog, config: ServeConfig, token: str | None, counts: Counts
+) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """Let processes answer requests inside the block; yield the URL, and a function that raises StageError when one has ended."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, config.host, config.port, start_serving=False)
+    url, listening = _url(config.host, server.sockets[0]), [bound.dup() for bound in server.sockets]
+    server.close()  # its own descriptors: asyncio lets nobody else accept on them
+    for bound in listening:
+        listen_on(bound)
+    processes = ServingProcesses(counts.num_processes, _answer_received, (catalog, config, token, counts))
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await processes.ready()
+        tasks = [loop.create_task(processes.hand_over(bound)) for bound in listening]
+        yield url, processes.check
+    finally:
+        for task in tasks:
+            task.cancel()
+        for bound in listening:
+            bound.close()
+        await processes.stop(config.grace_s)
+
+
+async def _answer_received(
+    channel: socket.socket, position: int, catalog: Catalog, config: ServeConfig, token: str | None, counts: Counts
+) -> None:
+    """Answer the connections that come through `channel`, in a process of its own."""
+    async with _answering(catalog, config, token, Metrics(counts, position)) as connections:
+        await receive_connections(channel, connections)
+
+
+@asynccontextmanager
+async def _answering(
+    catalog: Catalog, config: ServeConfig, token: str | None, metrics: Metrics
+) -> AsyncIterator[Connections]:
+    """Answer requests of connections, which the yielded protocols are for, inside the block and at most `grace_s` after it."""
+    pools = Pools()
     any_host = token is not None or config.open_to_all or not is_loopback(config.host)
     access = AccessMiddleware(token, config.max_connections, metrics, any_host)
     runner = web.AppRunner(
@@ -147,14 +198,10 @@ async def _listening(
     await runner.setup()
     assert runner.server is not None, "the runner is set up"
     maximum = config.max_connections + _SPARE_CONNECTIONS
-    connections = Connections(runner.server, maximum, access.is_busy, _CONNECTION)
+    connections = Connections(runner.server, maximum, access.is_busy, metrics, _CONNECTION)
     try:
-        server = await asyncio.get_running_loop().create_server(connections, config.host, config.port)
-        metrics.watch(lambda: access.num_answering, lambda: len(connections))
-        try:
-            yield _url(config.host, server.sockets[0]), access
-        finally:
-            server.close()
+        yield connections
+        access.is_closing = True
         await _drain(connections, access, config.grace_s)
     finally:
         await _shut_down(runner, connections)

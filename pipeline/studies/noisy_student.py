@@ -28,6 +28,7 @@ from pipeline.studies.trainings import labeled_job, training_seconds
 from pipeline.studies.trials import Experiment
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
+from teacher.labeling.label_calibration import calibration_input
 from teacher.labeling.stage import fingerprint as label_fingerprint
 from teacher.labeling.stage import label
 from teacher.selection.stage import select
@@ -144,7 +145,7 @@ def _labels_to_make(config: Config, folder: str, sources: tuple[str, ...]) -> se
     generation = config.most_generations()
     below = Branch(folder, generation, config.run_dir, sources)
     teacher = require_done(below.teacher, below.teacher_stage)
-    expected = label_fingerprint(config, teacher["digest"])
+    expected = label_fingerprint(config, teacher["digest"], calibration_input(config, below))
     if below.labels != Layout(folder, generation).labels and (
         require_done(below.labels, "label")["fingerprint"] == expected.as_json()
     ):

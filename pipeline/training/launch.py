@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
 from pipeline.core import interrupt
+from pipeline.core.devices import is_elsewhere
 from pipeline.core.ray_runtime import first_line, start_ray
 from pipeline.inputs.loader import LoaderLostError
 from pipeline.training.job import TrainingError, TrainJob
@@ -37,7 +38,7 @@ def run_training(job: TrainJob, ray_address: str | None) -> None:
         ray.train.TrainingFailedError: an error in `fit` that is neither a ValueError nor an OSError.
         ValueError, OSError: what `fit` raises.
     """
-    if job.config.workers == 1:
+    if job.config.workers == 1 and not is_elsewhere(job.device):
         fit(job)
         return
     start_ray(ray_address)

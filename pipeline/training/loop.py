@@ -15,8 +15,9 @@ from contextlib import closing
 
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
+from pipeline.core.devices import require_device
 from pipeline.inference.accuracy import top_k_accuracy
-from pipeline.inference.predictor import Predictor, predict_split, require_device
+from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders

@@ -8,20 +8,25 @@ import ray
 
 from data.labels.label_files import LabeledShard
 from data.shards.split import Shard
+from pipeline.core.ray_runtime import cores_and_gpus_here
 from pipeline.core.schema import LabelConfig
 from pipeline.inference.ensemble import load_labeling_predictor
 from pipeline.inference.stage_weights import read_info
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.pool import here
+from teacher.labeling.worker_needs import decode_threads
 
 
 @ray.remote(concurrency_groups={"labeling": 2, "asking": 1})  # type: ignore[call-overload]
 class Labeler:
     """What `teacher.labeling.pool` calls. `prepare` loads the model, not `__init__`: its errors reach the driver unchanged."""
 
-    def __init__(self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str) -> None:
+    def __init__(
+        self, teachers: Sequence[str], config: LabelConfig, device: str, made_by: str, temperature: float
+    ) -> None:
         self._teachers, self._config, self._device, self._made_by = teachers, config, device, made_by
+        self._temperature = temperature
 
     @ray.method(concurrency_group="asking")
     def place(self) -> tuple[str, int]:
@@ -32,15 +37,16 @@ class Labeler:
     def prepare(self) -> None:
         """Load the model."""
         config = self._config
-        self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device)
+        self._predictor = predictor = load_labeling_predictor(self._teachers, config, self._device, self._temperature)
         num_classes = read_info(self._teachers[0]).num_classes
         self._labeler = ShardLabeler(
             predictor,
             num_classes,
             config.top_k,
             config.threads,
-            config.decode_threads,
+            decode_threads(config, self._device, *cores_and_gpus_here()),
             self._made_by,
+            config.memory_mb << 20,
         )
 
     @ray.method(concurrency_group="labeling")

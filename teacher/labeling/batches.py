@@ -1,6 +1,7 @@
 """Read a shard as batches for the model: read in long pieces, decoded in threads, ahead of the model.
 
-A batch is a run of consecutive samples of one shard, so its content depends on the shard and the batch size alone.
+A batch is a run of consecutive samples of one shard, so its content depends on the shard and the batch size alone. `ImageBudget` bounds
+the bytes of files, of images being decoded, and of batches, so that neither large files nor many threads take more memory.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,11 +20,14 @@ import pyarrow as pa
 
 from data.images.clean_view import EvalView
 from data.images.decode import DecodeError
-from data.shards.image_reader import ImageReader, places_in
+from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Shard
+from teacher.labeling.image_budget import ImageBudget
 
 Item = TypeVar("Item")
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _CHUNK = 32  # images per task of a decoding thread: large enough to schedule cheaply, small enough to end together
+_READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
 _AHEAD = 2  # batches that are read and decoded while the model works on another
 _END = object()
 
@@ -63,24 +67,34 @@ class ImageMemory:
     Args:
         batch_size: maximum number of images of a batch.
         image_size: side in pixels.
+        num_batches: maximum number of batches at once.
+        allocate: makes uint8 memory of a shape.
     """
 
-    def __init__(self, batch_size: int, image_size: int) -> None:
-        self._shape = (batch_size, image_size, image_size, 3)
+    def __init__(self, batch_size: int, image_size: int, num_batches: int, allocate: Allocate) -> None:
+        self._shape, self._allocate = (batch_size, image_size, image_size, 3), allocate
         self._free: list[np.ndarray] = []
+        self._room = threading.Semaphore(num_batches)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of all memory when none is taken: as much as was ever taken at once."""
+        return sum(images.nbytes for images in self._free)
 
     def take(self, number: int) -> np.ndarray:
-        """Take memory for `number` images, uninitialized: uint8 [number, image_size, image_size, 3]."""
+        """Take memory for `number` images, uninitialized: uint8 [number, image_size, image_size, 3]. Waits while all is taken."""
+        self._room.acquire()
         try:
             whole = self._free.pop()
         except IndexError:
-            whole = np.empty(self._shape, np.uint8)
+            whole = self._allocate(self._shape)
         return whole[:number]
 
     def give_back(self, images: np.ndarray) -> None:
         """Return memory that `take` gave; nobody may read it afterwards."""
         assert images.base is not None
         self._free.append(images.base)
+        self._room.release()
 
 
 @dataclass
@@ -106,6 +120,15 @@ class ImageBatch:
         """Whether each image is decoded, bool [n]; call after `wait`."""
         return np.array([not problem for problem in self.problems])
 
+    def decoded(self) -> np.ndarray:
+        """The decoded images alone, uint8 [m, image_size, image_size, 3], moved to the front; call once, after `wait`."""
+        good = self.is_good
+        if good.all():
+            return self.images
+        number = int(good.sum())
+        self.images[:number] = self.images[good]
+        return self.images[:number]
+
     def wait(self) -> None:
         """Wait for the decoding tasks; raise what they raised, other than DecodeError."""
         for future in self.pending:
@@ -119,6 +142,8 @@ class BatchReader:
         view: crop, resize and hash of an image.
         decode_threads: number of decoding threads.
         initializer: runs first in each decoding thread.
+        memory_bytes: for the files and images of all shards at once; see `ImageBudget`.
+        allocate: makes memory for batches.
     """
 
     def __init__(
@@ -127,13 +152,16 @@ class BatchReader:
         batch_size: int,
         decode_threads: int,
         initializer: Callable[[], object],
+        memory_bytes: int,
+        allocate: Allocate,
     ) -> None:
         self.meter, self._view, self._batch_size = Meter(), view, batch_size
-        self._memory = ImageMemory(batch_size, view.image_size)
+        self.budget = ImageBudget.of(memory_bytes, batch_size, view.image_size)
+        self._memory = ImageMemory(batch_size, view.image_size, self.budget.num_batches, allocate)
         self._pool = ThreadPoolExecutor(decode_threads, initializer=initializer)
         self._read_lock = threading.Lock()
 
-    def batches(self, shard: Shard, index: pa.Table) -> Iterator[ImageBatch]:
+    def batches(self, shard: Shard, index: pa.Table) -> Generator[ImageBatch, None, None]:
         """Read the shard's batches, in order; each is read completely while its images are still being decoded.
 
         One shard is read at a time: the next begins while the last batches of this one go through the model.
@@ -148,37 +176,107 @@ class BatchReader:
             for start in range(0, index.num_rows, self._batch_size):
                 yield self._read(reader, index.slice(start, self._batch_size), start)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Maximum bytes of files, of images being decoded, and of batches, added; call when no shard is being read."""
+        return self.budget.files.peak + self.budget.decoding.peak + self._memory.peak_bytes
+
     def release(self, batch: ImageBatch) -> None:
-        """Take the batch's memory back and count its images."""
+        """Take the memory of a decoded batch back, once; nobody may read its images afterwards."""
         self._memory.give_back(batch.images)
-        self.meter.add_images(len(batch.problems))
+
+    def drop(self, batch: ImageBatch) -> None:
+        """Release a batch that nobody will use, once it is decoded."""
+        wait(batch.pending)
+        self.release(batch)
 
     def _read(self, reader: ImageReader, part: pa.Table, start: int) -> ImageBatch:
+        """Read a batch in pieces, and have each decoded."""
         places, problems = places_in(part, start), part.column("problem").to_pylist()
         number = len(places)
-        with self.meter.timing("read"):
-            contents = reader.images(0, places)
         batch = ImageBatch(start, self._memory.take(number), np.zeros(number, np.uint64), problems)
-        for first in range(0, number, _CHUNK):
-            rows = range(first, min(first + _CHUNK, number))
-            batch.pending.append(self._pool.submit(self._decode, batch, rows, contents))
+        try:
+            for rows in _pieces(places, self.budget.piece_bytes):
+                contents = self._read_piece(reader, places[rows.start : rows.stop])
+                for first in range(0, len(rows), _CHUNK):
+                    chunk = rows[first : first + _CHUNK]
+                    files = deque(contents[first : first + _CHUNK])
+                    batch.pending.append(self._pool.submit(self._decode, batch, chunk, files))
+                del contents, files  # each file is freed as soon as it is decoded
+        except BaseException:
+            self.drop(batch)
+            raise
         return batch
 
-    def _decode(self, batch: ImageBatch, rows: range, contents: list[bytes]) -> None:
-        with self.meter.timing("decode"):
-            for row in rows:
-                if batch.problems[row]:
-                    continue
-                try:
-                    batch.images[row], batch.hashes[row] = self._view.with_hash(contents[row])
-                except DecodeError as error:
-                    batch.problems[row] = str(error)
+    def _read_piece(self, reader: ImageReader, places: Sequence[Place]) -> list[bytes]:
+        """Read files; their bytes stay in the budget until each is decoded."""
+        wanted = sum(place.size for place in places)
+        files = self.budget.files
+        files.take(_READING * wanted)
+        try:
+            with self.meter.timing("read"):
+                contents = reader.images(0, places)
+        except BaseException:
+            files.give_back(_READING * wanted)
+            raise
+        files.give_back((_READING - 1) * wanted)
+        return contents
+
+    def _decode(self, batch: ImageBatch, rows: range, files: deque[bytes]) -> None:
+        """Decode files, removing each from the deque."""
+        try:
+            with self.meter.timing("decode"):
+                for row in rows:
+                    self._decode_one(batch, row, files.popleft())
+        finally:  # after a bug's error some are left, and nobody may wait for their bytes
+            self.budget.files.give_back(sum(map(len, files)))
+
+    def _decode_one(self, batch: ImageBatch, row: int, content: bytes) -> None:
+        try:
+            if batch.problems[row]:
+                return
+            with self.budget.decoding.holding(self._view.decoding_bytes(content)):
+                batch.images[row], batch.hashes[row] = self._view.with_hash(content)
+        except DecodeError as error:
+            batch.problems[row] = str(error)
+        finally:
+            self.budget.files.give_back(len(content))
 
 
-def ahead(items: Iterator[Item], depth: int = _AHEAD) -> Iterator[Item]:
-    """Yield the same items; make up to `depth` ahead in another thread."""
-    with ThreadPoolExecutor(1) as maker:
+def _pieces(places: Sequence[Place], max_bytes: int) -> Iterator[range]:
+    """Rows of places in order, in runs whose files have at most `max_bytes` together, or are a single one."""
+    first = total = 0
+    for row, place in enumerate(places):
+        if row > first and total + place.size > max_bytes:
+            yield range(first, row)
+            first, total = row, 0
+        total += place.size
+    yield range(first, len(places))
+
+
+def ahead(
+    items: Generator[Item, None, None], drop: Callable[[Item], object], depth: int = _AHEAD
+) -> Generator[Item, None, None]:
+    """Yield the same items; make up to `depth` ahead in another thread. Closes `items` at the end.
+
+    Args:
+        drop: called with items that are made, but not yielded because the caller stopped.
+    """
+    with closing(items), ThreadPoolExecutor(1) as maker:
         made: deque[Future[Item | object]] = deque(maker.submit(next, items, _END) for _ in range(depth))
-        while (item := made.popleft().result()) is not _END:
-            made.append(maker.submit(next, items, _END))
-            yield item  # type: ignore[misc]
+        try:
+            while (item := made.popleft().result()) is not _END:
+                made.append(maker.submit(next, items, _END))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in made:
+                _drop(future, drop)
+
+
+def _drop(future: Future[Item | object], drop: Callable[[Item], object]) -> None:
+    """Cancel the making of an item; drop the item if it is made, or being made. Its error is of no interest any more."""
+    if future.cancel():
+        return
+    with suppress(Exception):
+        if (item := future.result()) is not _END:
+            drop(item)  # type: ignore[arg-type]

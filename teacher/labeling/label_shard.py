@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, top_k_of, write_labels
+from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, write_labels
 from data.shards.split import Shard
 from pipeline.core.stage import StageError
+from pipeline.inference.device_flow import DeviceFlow, PendingTopK
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import Predictor
 from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead
@@ -40,9 +42,10 @@ class ShardLabeler:
         num_classes: of the predictor's model.
         top_k: number of probabilities to keep; at most num_classes.
         threads: CPU threads of the model. Two batches run at once with half of them each: threads that wait for each other within a
-            batch lose a quarter of the time when decoding takes their cores.
+            batch lose a quarter of the time when decoding takes their cores. On a GPU one thread keeps two batches in flight.
         decode_threads: number of decoding threads.
         made_by: see `LabeledShard`.
+        memory_bytes: for files and images; see `ImageBudget`.
     """
 
     def __init__(
@@ -53,18 +56,27 @@ class ShardLabeler:
         threads: int,
         decode_threads: int,
         made_by: str,
+        memory_bytes: int = 2 << 30,
     ) -> None:
-        self._predictor, self._top_k, self._made_by = predictor, min(top_k, num_classes), made_by
+        self._top_k, self._made_by = min(top_k, num_classes), made_by
+        self._flow = DeviceFlow(predictor, self._top_k)
         one_thread = partial(torch.set_num_threads, 1)
-        self._reader = BatchReader(predictor.view, predictor.batch_size, decode_threads, one_thread)
-        self._num_batches = 2 if predictor.device == "cpu" and threads > 1 else 1
-        model_threads = partial(torch.set_num_threads, max(1, threads // self._num_batches))
-        self._model = ThreadPoolExecutor(self._num_batches, initializer=model_threads)
+        self._reader = BatchReader(
+            predictor.view, predictor.batch_size, decode_threads, one_thread, memory_bytes, self._flow.allocate
+        )
+        self._in_flight = 2 if self._flow.is_gpu or threads > 1 else 1
+        model_threads = partial(torch.set_num_threads, max(1, threads // self._in_flight))
+        self._model = ThreadPoolExecutor(1 if self._flow.is_gpu else self._in_flight, initializer=model_threads)
 
     @property
     def meter(self) -> Meter:
         """Images and seconds so far, of all shards."""
         return self._reader.meter
+
+    @property
+    def peak_bytes(self) -> int:
+        """Maximum bytes of files and images held so far, as the budget counts them."""
+        return self._reader.peak_bytes
 
     def label(self, shard: Shard, url: str, problems: Mapping[int, str] | None = None) -> LabeledShard:
         """Label a shard and commit its label file `url`.
@@ -77,42 +89,54 @@ class ShardLabeler:
             StageError: the model's output is not finite.
         """
         index, rows = _with_problems(shard.index(), problems or {}), _Rows()
-        running: deque[tuple[ImageBatch, Future[np.ndarray]]] = deque()
-        for batch in ahead(self._reader.batches(shard, index)):
-            running.append((batch, self._model.submit(self._predict, batch)))
-            if len(running) > self._num_batches:
-                self._collect(shard, index, *running.popleft(), rows)
+        running: deque[tuple[ImageBatch, Future[PendingTopK | TopK | None]]] = deque()
+        with closing(ahead(self._reader.batches(shard, index), self._reader.drop)) as batches:
+            for batch in batches:
+                running.append((batch, self._model.submit(self._predict, batch)))
+                if len(running) > self._in_flight:
+                    self._collect(shard, index, *running.popleft(), rows)
         while running:
             self._collect(shard, index, *running.popleft(), rows)
         with self.meter.timing("write"):
             return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
-    def _predict(self, batch: ImageBatch) -> np.ndarray:
-        """Probabilities of the batch's decoded images, float32 [n, num_classes]."""
-        batch.wait()
-        good = batch.is_good
-        if not good.any():
-            return np.empty((0, 0), np.float32)
-        images = batch.images if good.all() else batch.images[good]
-        with self.meter.timing("model"):
-            return self._predictor.probabilities(torch.from_numpy(images).permute(0, 3, 1, 2))
+    def _predict(self, batch: ImageBatch) -> PendingTopK | TopK | None:
+        """The labels of the batch's decoded images, if it has any. The images' memory is free afterwards."""
+        try:
+            batch.wait()
+            images = batch.decoded()
+            if not len(images):
+                return None
+            with self.meter.timing("model"):
+                return self._flow.start(images)
+        finally:
+            self._reader.drop(batch)
 
     def _collect(
-        self, shard: Shard, index: pa.Table, batch: ImageBatch, prediction: Future[np.ndarray], rows: _Rows
+        self,
+        shard: Shard,
+        index: pa.Table,
+        batch: ImageBatch,
+        prediction: Future[PendingTopK | TopK | None],
+        rows: _Rows,
     ) -> None:
         """Add a batch's labels and quarantined samples to `rows`."""
-        probabilities, good = prediction.result(), batch.is_good
-        if not np.isfinite(probabilities).all():
+        found, good = prediction.result(), batch.is_good
+        if isinstance(found, PendingTopK):
+            with self.meter.timing("model"):
+                found = found.result()
+        # a row of probabilities is finite as a whole or not at all
+        if found is not None and not np.isfinite(found.prob).all():
             raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
         for position in np.flatnonzero(~good).tolist():
             ordinal = batch.start + position
             key, offset = (index.column(name)[ordinal].as_py() for name in ("key", "offset"))
             rows.quarantined.append(Quarantined(shard.name, ordinal, key, offset, batch.problems[position]))
-        if good.any():
-            rows.top_k.append(top_k_of(probabilities, self._top_k))
+        if found is not None:
+            rows.top_k.append(found)
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
-        self._reader.release(batch)
+        self.meter.add_images(len(batch.problems))
 
 
 def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:

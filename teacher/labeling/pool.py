@@ -270,7 +270,7 @@ class ShardPool:
             if job.attempts >= _MAX_ATTEMPTS:
                 raise StageError(
                     f"{job.shard.url}: {job.attempts} labeling workers that had no other shard were lost at it; look for memory "
-                    "limits (label.batch_size, label.decode_threads). The last one " + why
+                    "limits (label.memory_mb, label.batch_size). The last one " + why
                 )
             self._queue.appendleft(job)
         shards = " and ".join(job.shard.name for job in worker.jobs.values()) or "no shard"

@@ -30,21 +30,22 @@ from data.labels.label_footers import read_all_quarantined
 from data.shards.split import Shard, Split, open_split
 from data.storage.redact import redacted
 from data.tables import write_table
+from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
 from pipeline.inference.ensemble import ensemble_digest
-from pipeline.inference.predictor import require_device
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
 from teacher.labeling.actor import Labeler
 from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
 from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
+from teacher.labeling.label_calibration import CALIBRATION, calibration_input, can_calibrate
 from teacher.labeling.pool import PoolOptions, ShardPool
 from teacher.labeling.progress import LabelProgress, ProgressDisplay
 from teacher.labeling.prometheus import Gauges
-from teacher.labeling.teacher_check import check_teacher
+from teacher.labeling.teacher_check import LABELS_TEMPERATURE, OF_LABELS_ALONE, check_teacher
 
 _SKIPPED = {"skipped": "no validation images"}
 _DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # the parts of a reason that differ from image to image
@@ -70,7 +71,7 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
         )
-    expected = fingerprint(config, teacher["digest"])
+    expected = fingerprint(config, teacher["digest"], calibration_input(config, layout, force))
     corpus = open_split(config.data.unlabeled, layout.indexes)
     is_done, journal = _inspect(layout.labels, expected, corpus, force)
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
@@ -79,7 +80,8 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
         return require_done(layout.labels, "label")
     accept_chance = force if accept_chance is None else accept_chance
     # before `open_stage`: a refusal must leave a finished output as it is
-    info, validation = _check_before_changes(config, layout, corpus, journal, accept_chance)
+    calibrates = CALIBRATION in expected.inputs
+    info, validation = _check_before_changes(config, layout, corpus, journal, accept_chance, calibrates)
     stage = open_stage(layout.labels, "label", expected, force)
     journal.read_unread()
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]
@@ -88,6 +90,11 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
         stage.reopen(new if todo else "data.unlabeled has fewer shards than before")
     elif journal.shards:
         print(f"label: {len(journal.shards):,} of {len(corpus.shards):,} shards are labeled already")
+    if journal.shards and not calibrates and can_calibrate(config):
+        print(
+            "label: the labels that are there have only the temperature of the teacher on one view, as in earlier versions; new ones "
+            "get the same (stage=label force=true calibrates all of them)"
+        )
     if validation is not None:
         storage.write_bytes(stage.path(VALIDATION_NAME), validation)
     if "accepted" in (journal.teacher_check or {}):
@@ -108,7 +115,7 @@ def _inspect(folder: str, expected: Fingerprint, corpus: Split, force: bool) -> 
 
 
 def _check_before_changes(
-    config: Config, layout: Layout, corpus: Split, journal: Journal, accept_chance: bool
+    config: Config, layout: Layout, corpus: Split, journal: Journal, accept_chance: bool, calibrates: bool
 ) -> tuple[WeightsInfo, bytes | None]:
     """Make all checks that can refuse the run, before anything is written; the teacher's goes into `journal`.
 
@@ -118,7 +125,7 @@ def _check_before_changes(
     Raises:
         StageError, UsageError: as `label`.
     """
-    require_device(config.resolved_device())
+    require_device(config.resolved_device(), config.ray_address)
     check_shards(corpus, config.label)
     info = read_info(layout.teacher)
     if info.num_classes > MAX_CLASSES:
@@ -127,18 +134,33 @@ def _check_before_changes(
         raise StageError(too_many)
     known = journal.teacher_check
     is_there = storage.exists(storage.join(layout.labels, VALIDATION_NAME))
-    if known is not None and is_there and not _asks_for_more(config, known):
+    lacks_temperature = calibrates and LABELS_TEMPERATURE not in (known or {})
+    if known is not None and is_there and not lacks_temperature and not _asks_for_more(config, known):
         return info, None
     accepted = accept_chance or "accepted" in (known or _committed_check(layout.labels) or {})
+    device, address = config.resolved_device(), config.ray_address
+    found, table = call_on_device(device, address, _check, config, layout, info, accepted, calibrates)
+    journal.teacher_check = found or _SKIPPED
+    return info, table
+
+
+def _check(
+    config: Config, layout: Layout, info: WeightsInfo, accepted: bool, calibrates: bool
+) -> tuple[dict[str, Any] | None, bytes | None]:
+    """What `check_teacher` returns, and what it writes."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"{folder}/{VALIDATION_NAME}"
-        journal.teacher_check = check_teacher(config, layout, info, url, accepted) or _SKIPPED
-        return info, storage.read_bytes(url) if storage.exists(url) else None
+        found = check_teacher(config, layout, info, url, accepted, calibrates)
+        return found, storage.read_bytes(url) if storage.exists(url) else None
 
 
-def fingerprint(config: Config, teacher_digest: str) -> Fingerprint:
-    """The fingerprint of labels. It does not cover the corpus, which may grow: the manifest identifies each shard."""
-    inputs = {"teacher": teacher_digest}
+def fingerprint(config: Config, teacher_digest: str, calibration: str | None = None) -> Fingerprint:
+    """The fingerprint of labels. It does not cover the corpus, which may grow: the manifest identifies each shard.
+
+    Args:
+        calibration: see `calibration_input`.
+    """
+    inputs = {"teacher": teacher_digest} | ({CALIBRATION: calibration} if calibration else {})
     if config.teacher.ensemble:
         inputs["ensemble"] = ensemble_digest(config.teacher.ensemble)
     return Fingerprint(config.stage_fields("label"), inputs)
@@ -163,7 +185,8 @@ def _label_shards(
 ) -> None:
     """Label the shards `todo`; add each to the journal once it is committed."""
     start_ray(config.ray_address)
-    pool = _make_pool(config, layout, stage, todo)
+    temperature = (journal.teacher_check or {}).get(LABELS_TEMPERATURE, 1.0)
+    pool = _make_pool(config, layout, stage, todo, temperature)
     done = corpus.num_samples - sum(shard.num_samples for shard in todo)
     gauges = Gauges(redacted(stage.folder))
     try:
@@ -182,14 +205,14 @@ def _label_shards(
     _print_times(pool)
 
 
-def _make_pool(config: Config, layout: Layout, stage: Stage, todo: Sequence[Shard]) -> ShardPool:
+def _make_pool(config: Config, layout: Layout, stage: Stage, todo: Sequence[Shard], temperature: float) -> ShardPool:
     device = config.resolved_device()
     options = _pool_options(config.label, device)
     num_cpus, num_gpus = options.resources["CPU"], options.resources.get("GPU", 0)
     make = Labeler.options(num_cpus=num_cpus, num_gpus=num_gpus).remote  # type: ignore[attr-defined]
     teachers, made_by = [layout.teacher, *config.teacher.ensemble], stage.fingerprint.digest()
     urls = [stage.path(f"{shard.name}.parquet") for shard in todo]
-    return ShardPool(lambda: make(teachers, config.label, device, made_by), options, todo, urls)
+    return ShardPool(lambda: make(teachers, config.label, device, made_by, temperature), options, todo, urls)
 
 
 def _pool_options(config: LabelConfig, device: str) -> PoolOptions:
@@ -257,7 +280,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
         "ignored_images": sum(manifest["ignored_images"].values()),
         "class_names": info.class_names,
         "num_classes": info.num_classes,
-    }
+    } | {name: value for name, value in (journal.teacher_check or {}).items() if name in OF_LABELS_ALONE}
     if summary["images"] != summary["labels"] + quarantined.num_rows:
         raise StageError(
             f"{stage.folder}: expected {summary['images']} images but got {summary['labels']} labels and {quarantined.num_rows} "

@@ -23,29 +23,35 @@ from pipeline.inference.predictor import predict_all, predict_split
 from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.weights import WeightsInfo
 from pipeline.upstream.stage_inputs import require_same_classes
+from teacher.labeling.label_calibration import calibrate_labels
 
 _SCHEMA = pa.schema(
     [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # label: the true one
 )
 _MAX_NAMED = 3  # classes in a message
+LABELS_TEMPERATURE = "labels_temperature"
+OF_LABELS_ALONE = (LABELS_TEMPERATURE, "labels_calibration_error_before", "labels_calibration_error_after")
+"""Entries of a check's result that say how labels that are a mean were calibrated."""
 
 
 def check_teacher(
-    config: Config, layout: Layout, info: WeightsInfo, url: str, accept_chance: bool = False
+    config: Config, layout: Layout, info: WeightsInfo, url: str, accept_chance: bool = False, calibrates: bool = False
 ) -> dict[str, Any] | None:
     """Find wrong weights, preprocessing or class order.
 
     1. Compare the teacher's accuracy on the validation images with the one recorded in its weights, or `teacher.expected_top1`.
-    2. Label these images as the unlabeled ones will be (views, ensemble) and write the labels to `url`; no rows without validation
-       images.
+    2. Label these images as the unlabeled ones will be (views, ensemble, their temperature) and write the labels to `url`; no rows
+       without validation images.
     3. Refuse a teacher whose labels are no better than chance.
 
     Args:
         accept_chance: accept such a teacher.
+        calibrates: fit a temperature for labels that are a mean; see `label_calibration`.
 
     Returns:
-        `labels_top1`: accuracy of the labels; `expected_top1`, `found_top1`: of the teacher alone, if an accuracy is expected;
-        `accepted`: why the teacher would have been refused. None without validation images.
+        `labels_top1`: accuracy of the labels; with `calibrates`, the entries of OF_LABELS_ALONE; `expected_top1`, `found_top1`: of
+        the teacher alone, if an accuracy is expected; `accepted`: why the teacher would have been refused. None without validation
+        images.
 
     Raises:
         StageError: the accuracy is lower than expected or no better than chance, or the classes are not the labeled set's.
@@ -59,10 +65,10 @@ def check_teacher(
     check_labeled(split, info.num_classes)
     torch.set_num_threads(config.threads)
     alone = _compare(config, layout, info, split)
-    table = _label(config, layout, split, alone)
+    table, fitted = _label(config, layout, split, alone, calibrates)
     found = Accuracy(*(table.column(name).to_numpy() for name in ("label", "predicted")))
     print(f"label: as the teacher labels, {found.describe(split.class_names)}", flush=True)
-    result: dict[str, Any] = {"labels_top1": found.top1} | (alone or {})
+    result: dict[str, Any] = {"labels_top1": found.top1} | fitted | (alone or {})
     if problem := _problem(config, layout, found, split.class_names):
         if not accept_chance:
             raise StageError(f"{layout.teacher}: {problem}; or to label with it anyway, run stage=label force=true")
@@ -135,8 +141,10 @@ def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) ->
     return {"expected_top1": expected, "found_top1": found}
 
 
-def _label(config: Config, layout: Layout, split: Split, alone: dict[str, float] | None) -> pa.Table:
-    """The rows of `validation.parquet`. Print a warning if views or an ensemble make the labels worse."""
+def _label(
+    config: Config, layout: Layout, split: Split, alone: dict[str, float] | None, calibrates: bool
+) -> tuple[pa.Table, dict[str, float]]:
+    """The rows of `validation.parquet`, and the entries of OF_LABELS_ALONE. Warn if views or an ensemble make the labels worse."""
     folders = [layout.teacher, *config.teacher.ensemble]
     predictor = load_labeling_predictor(folders, config.label, config.resolved_device())
     probabilities, labels = predict_all(split, predictor.view, predictor.batch_size, predictor.probabilities)
@@ -147,5 +155,14 @@ def _label(config: Config, layout: Layout, split: Split, alone: dict[str, float]
             f"label: the labels (label.views={config.label.views}, {len(folders)} teachers) have top-1 {right:.3f} on data.validation, "
             f"the teacher alone on one view {alone['found_top1']:.3f}: fewer views or teachers may be better"
         )
+    fitted: dict[str, float] = {}
+    if calibrates:
+        found = calibrate_labels(probabilities, labels)
+        probabilities, values = found.probabilities, (found.temperature, found.error_before, found.error_after)
+        fitted = dict(zip(OF_LABELS_ALONE, values, strict=True))
+        print(
+            f"label: the mean over views and teachers has the temperature {found.temperature:g}: expected calibration error "
+            f"{found.error_before:.3f} before, {found.error_after:.3f} after"
+        )
     columns = [labels.astype(np.int32), predicted.astype(np.int32), probabilities.max(axis=1).astype(np.float32)]
-    return pa.table(columns, schema=_SCHEMA)
+    return pa.table(columns, schema=_SCHEMA), fitted

@@ -17,6 +17,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, refuse_other_config, require_done
 from pipeline.upstream.changed_shards import describe_recorded_bytes
+from teacher.labeling.label_calibration import CALIBRATION
 from teacher.labeling.stage import fingerprint
 
 DAMAGED_FOLDER = "damaged"
@@ -42,7 +43,7 @@ def verify_labels(config: Config, layout: Layout) -> None:
         raise StageError(
             f"{layout.labels}: the labels are not by the teacher in {layout.teacher}; run stage=label force=true"
         )
-    made_by = fingerprint(config, teacher["digest"])
+    made_by = fingerprint(config, teacher["digest"], record["fingerprint"]["inputs"].get(CALIBRATION))
     if made_by.as_json()["inputs"] != record["fingerprint"]["inputs"]:
         raise StageError(f"{layout.labels}: labeled by another teacher.ensemble; restore its weights")
     _check_outputs(layout.labels, record["outputs"])

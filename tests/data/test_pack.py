@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import fashion_mnist, pack
+from data import fashion_mnist, fashion_mnist_files, pack
 from data.errors import DataError
 from data.labels.label_files import read_labels
 from data.shards.image_reader import ImageReader, check_labeled
@@ -135,12 +135,12 @@ def test_fashion_mnist_that_cannot_be_had_says_what_was_tried(monkeypatch: pytes
     def refuse(*args: object) -> bytes:
         raise OSError("no network here")
 
-    monkeypatch.setattr(fashion_mnist, "_DEBIAN_FOLDER", tmp_path / "none")
-    monkeypatch.setattr(fashion_mnist, "_download", refuse)
-    monkeypatch.setattr(fashion_mnist, "_from_debian_package", refuse)
+    monkeypatch.setattr(fashion_mnist_files, "_DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(fashion_mnist_files, "_download", refuse)
+    monkeypatch.setattr(fashion_mnist_files, "_from_debian_package", refuse)
     with pytest.raises(DataError) as caught:
-        fashion_mnist.find_files()
+        fashion_mnist_files.find_files()
     message = str(caught.value)
-    for place in (str(tmp_path / "none"), *fashion_mnist._MIRRORS, "apt-get download dataset-fashion-mnist"):
+    for place in (str(tmp_path / "none"), *fashion_mnist_files._MIRRORS, "apt-get download dataset-fashion-mnist"):
         assert place in message
     assert "Install the Debian package" in message

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 from omegaconf import OmegaConf
-from pydantic import BaseModel
 
 from data import storage
 from data.base_names import read_pointer
@@ -25,6 +24,7 @@ from data.run_names import (
     INDEXES,
     LABELS,
     SELECTIONS,
+    DoneRecord,
     generation_folder,
     generation_of,
 )
@@ -131,20 +131,7 @@ def _done(folder: str, stage: str) -> dict[str, Any]:
     url = storage.join(folder, DONE_NAME)
     if not storage.exists(url):
         raise DataError(f"{redacted(folder)}: stage {stage} is not done; run stage={stage}")
-    return read_json(url, f"delete it and run stage={stage}", _Done)
-
-
-class _Fingerprint(BaseModel):
-    inputs: dict[str, str]
-
-
-class _Done(BaseModel):
-    """The fields of `done.json` that are read; `pipeline.core.stage` writes it."""
-
-    fingerprint: _Fingerprint
-    outputs: dict[str, dict[str, Any]]
-    summary: dict[str, Any]
-    digest: str
+    return read_json(url, f"delete it and run stage={stage}", DoneRecord)
 
 
 def _data_field(run_dir: str, name: str) -> Any:

@@ -18,7 +18,8 @@ from data.shards.split import MANIFEST_NAME
 from data.storage.redact import redacted
 from data.storage.web_tokens import give_token
 
-_FORMAT = "noisy-student-pseudo-labels"
+FORMAT = "noisy-student-pseudo-labels"
+"""Of the manifest that a server writes and this module reads."""
 
 
 class _ServedShard(BaseModel):
@@ -62,7 +63,7 @@ def open_served(url: str, keep: RowFilter, token: str | None = None) -> Archives
 
 def _is_served(content: bytes) -> bool:
     try:
-        return dict(json.loads(content)).get("format") == _FORMAT
+        return dict(json.loads(content)).get("format") == FORMAT
     except (ValueError, TypeError, RecursionError):
         return False
 

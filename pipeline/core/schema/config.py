@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.core.devices import resolve_device
 from pipeline.core.schema.section import RESUMABLE, Section, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
@@ -40,7 +41,7 @@ class Config(Section):
         "self-training rounds: each student teaches the next; auto: go on while it beats its teacher on data.validation",
     )
     max_generations: int = setting(3, "with generations=auto: the maximum", ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda if this machine or the cluster has a GPU")
     threads: int = setting(2, "CPU threads of training and evaluation in one process", ge=1)
     ray_address: str | None = runtime(None, "a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS")
     data: DataConfig = DataConfig()
@@ -94,12 +95,8 @@ class Config(Section):
             yield f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
 
     def resolved_device(self) -> str:
-        """`cpu` or `cuda`."""
-        if self.device == "auto":
-            import torch  # not at the top: selection does without its half gigabyte
-
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        """`cpu` or `cuda`; see `resolve_device`."""
+        return resolve_device(self.device, self.ray_address)
 
     def training(self, stage: str) -> TrainConfig:
         """The section of a stage that makes a model: `teacher` or `student`."""

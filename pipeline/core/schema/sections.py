@@ -49,7 +49,14 @@ class LabelConfig(Section):
         600, "seconds for a running actor to load the model; the stage fails when no actor has", gt=0
     )
     threads: int = setting(2, "CPU threads of the model in each actor", ge=1)
-    decode_threads: int = runtime(2, "decoding threads in each actor", ge=1)
+    decode_threads: int | None = runtime(
+        None, "decoding threads in each actor; null: the actor's share of its machine's cores", ge=1
+    )
+    memory_mb: int = runtime(
+        2048,
+        "MiB in each actor for files and decoded images; two batches and the largest image are held in any case",
+        ge=1,
+    )
     max_quarantined: Fraction = runtime(0.01, "stop when a larger fraction of the images is quarantined")
     max_damaged_shards: int = runtime(
         0, "stop when more shards are cut short or damaged; up to this many, images before the damage are labeled", ge=0
@@ -138,6 +145,9 @@ class ServeConfig(Section):
     )
     open_to_all: bool = runtime(False, "without a token, answer everyone, also beyond loopback and under any Host")
     max_connections: int = runtime(256, "concurrent answers; further clients are told to retry", ge=1)
+    processes: int | None = runtime(
+        None, "processes that answer, each with caches of its own; null: one per CPU core, at most 4", ge=1
+    )
     grace_s: float = runtime(30, "seconds to finish running answers after Ctrl-C", ge=0)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data.labels.joined_tar import JoinedTar, Provenance, key_prefix
 from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
 from data.labels.overlay import Overlay, RowFilter
 from data.shards.image_reader import ImageReader
+from data.shards.image_views import ImageViews
 from data.shards.split import open_split
 from data.tables import write_table
 from tests.conftest import DIGIT_NAMES, WriteDigits
@@ -106,6 +108,8 @@ def test_any_range_is_that_of_the_whole(labeled: Labeled, data: st.DataObject) -
     stop = data.draw(st.integers(start, len(content) + 5))
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
         assert b"".join(archive.read(reader, start, stop)) == content[start:stop]
+    with closing(ImageViews([shard.url for shard in overlay.shards])) as images:
+        assert b"".join(b"".join(parts) for parts in archive.parts(images, start, stop)) == content[start:stop]
 
 
 def test_pieces_have_at_most_so_many_bytes_or_one_sample(labeled: Labeled, monkeypatch: pytest.MonkeyPatch) -> None:

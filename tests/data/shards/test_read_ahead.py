@@ -20,6 +20,7 @@ from data.shards import read_ahead as planning
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.index import build_index
 from data.shards.read_ahead import MAX_PIECE, Pending, read_ahead
+from data.storage import ranges
 from tests.s3_server import SECRET, FaultyS3, put
 
 NUMBER, SIZE = 60, 300_000  # far from each other: more than the gap that is read
@@ -123,6 +124,18 @@ def test_a_store_that_refuses_signed_urls_is_read_one_by_one_with_one_warning(
     ]
     assert SECRET not in caplog.text
     assert "Signature=" not in caplog.text
+
+
+def test_a_store_with_too_much_to_do_is_asked_for_one_image_at_a_time_for_a_while(
+    s3: FaultyS3, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, remote = local_and_remote(tmp_path, folder, make_tar(120))
+    monkeypatch.setattr(planning, "MAX_IMAGES", 20)
+    monkeypatch.setattr(ranges, "PAUSE_S", 3600.0)
+    places = shuffled_places(local, every=2)
+    fault = s3.add("503", "GET", "X-Amz-Signature", times=1000)
+    assert read(remote, [places]) == read(local, [places])
+    assert ranges.MAX_FAILURES <= fault.done <= ranges.MAX_FAILURES + 20 < len(places)
 
 
 def test_a_shard_that_was_replaced_is_an_error_that_names_shard_and_sample(

@@ -56,7 +56,7 @@ def web_server(answer: Any) -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 def send(handler: BaseHTTPRequestHandler, status: int = 200, **headers: str) -> None:
-    body = b"x" if status == 200 else b""
+    body = b"x" if status in (200, 206) else b""
     handler.send_response(status)
     for name, value in (headers | {"Content-Length": str(len(body))}).items():
         handler.send_header(name, value)

@@ -78,7 +78,7 @@ def test_many_clients_at_once_get_the_same_bytes(run: SmallRun, source: str) -> 
 
 
 def test_clients_that_read_nothing_take_little_memory_and_leak_no_file(run: SmallRun) -> None:
-    with ServerProcess(*words(run)) as process, ExitStack() as clients:
+    with ServerProcess(*words(run, "serve.processes=1")) as process, ExitStack() as clients:
         url = process.url()
         whole = fetch(f"{url}/{SHARD}").content
         before = metric(url, "process_resident_memory_bytes")

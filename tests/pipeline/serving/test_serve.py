@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -223,11 +224,23 @@ def test_only_small_files_of_an_export_are_held_in_memory(run: SmallRun, exporte
 
 
 def test_the_description_has_every_route_and_no_other(joined: str) -> None:
-    paths = fetch(f"{joined}/openapi.json").json()["paths"]
+    document = fetch(f"{joined}/openapi.json").json()
+    paths = document["paths"]
     known = Handlers(catalog=None, pools=Pools(), metrics=Metrics()).routes()  # type: ignore[arg-type]
     assert set(paths) == set(known)
-    parameters = {one["name"] for one in paths["/shards/{name}.tar"]["get"]["parameters"] if one["in"] == "query"}
-    assert parameters == set(PARAMETERS)
+    assert filters_of(document) == set(PARAMETERS)
+
+
+def test_an_exports_openapi_has_no_filters(exported: str) -> None:
+    assert filters_of(fetch(f"{exported}/openapi.json").json()) == set()
+
+
+def filters_of(document: dict[str, Any]) -> set[str]:
+    """The query parameters of a shard."""
+    known = document["components"]["parameters"]
+    of_shards = document["paths"]["/shards/{name}.tar"]["head"]["parameters"]
+    parameters = [known[one["$ref"].removeprefix("#/components/parameters/")] for one in of_shards]
+    return {one["name"] for one in parameters if one["in"] == "query"}
 
 
 def test_metrics_count_answers_and_bytes(run: SmallRun) -> None:

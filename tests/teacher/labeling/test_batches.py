@@ -1,14 +1,44 @@
-"""The memory of batches is reused."""
+"""Memory of batches is reused; files and images take no more than their budget, and the labels do not depend on it."""
 
 from __future__ import annotations
 
-import numpy as np
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from teacher.labeling.batches import ImageMemory
+import numpy as np
+import pytest
+
+from benchmarks.bench_label import StubPredictor
+from benchmarks.bench_label_memory import labeling_memory, make_noise
+from data.images.clean_view import EvalView
+from data.labels.label_files import read_labels
+from data.shards.image_reader import Place
+from data.shards.split import Shard, open_split
+from teacher.labeling.batches import BatchReader, ImageMemory, _pieces, ahead
+from teacher.labeling.image_budget import ByteBudget, ImageBudget
+from teacher.labeling.label_shard import ShardLabeler
+from tests.odd_images import encode
+
+MIB = 1 << 20
+FILES = 48
+
+
+@pytest.fixture(scope="module")
+def large_files(tmp_path_factory: pytest.TempPathFactory) -> Shard:
+    """48 PNGs of 1 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    assert make_noise(str(folder), FILES, 1.0) > 44 * MIB
+    return open_split(f"{folder}/large/*.tar", str(folder)).shards[0]
+
+
+def plain_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
 def test_memory_is_used_again_only_after_it_was_given_back() -> None:
-    memory = ImageMemory(batch_size=4, image_size=2)
+    memory = ImageMemory(batch_size=4, image_size=2, num_batches=3, allocate=plain_memory)
     first, second = memory.take(4), memory.take(3)
     assert first.shape == (4, 2, 2, 3)
     assert second.shape == (3, 2, 2, 3)
@@ -18,3 +48,120 @@ def test_memory_is_used_again_only_after_it_was_given_back() -> None:
     assert third.shape == (4, 2, 2, 3)
     assert np.shares_memory(second, third)
     assert not np.shares_memory(first, third)
+
+
+def test_threads_hold_no_more_than_a_budget_but_a_larger_file_passes_alone() -> None:
+    budget = ByteBudget(10)
+
+    def hold(size: int) -> None:
+        with budget.holding(size):
+            if size > budget.limit:
+                assert budget.held == size
+            assert budget.held <= max(budget.limit, size)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [3, 4, 25, 1, 9, 10, 2, 2] * 50))
+    assert budget.peak == 25
+    assert budget.held == 0
+
+
+def test_a_budget_is_divided_and_two_batches_are_held_in_any_case() -> None:
+    usual = ImageBudget.of(2048 * MIB, 256, 224)
+    assert usual.num_batches == 8
+    assert usual.total_bytes == 2048 * MIB
+    small = ImageBudget.of(64 * MIB, 256, 800)
+    assert small.num_batches == 2
+    assert small.total_bytes == 2 * 256 * 800**2 * 3 + 32 * MIB
+
+
+def test_files_are_read_in_pieces_of_a_size() -> None:
+    places = [Place(n, "", 0, size) for n, size in enumerate([4, 4, 0, 4, 11, 1, 9, 2])]
+    assert [list(rows) for rows in _pieces(places, 10)] == [[0, 1, 2], [3], [4], [5, 6], [7]]
+
+
+class StuckView(EvalView):
+    """Decodes nothing before `go` is set."""
+
+    go = threading.Event()
+
+    def with_hash(self, content: bytes) -> tuple[np.ndarray, int]:
+        self.go.wait()
+        return super().with_hash(content)
+
+
+def test_large_files_wait_outside_while_none_is_decoded(large_files: Shard) -> None:
+    """The reader stops at its budget, however many batches it might read ahead."""
+    view = StuckView(64, 1.0, "bicubic", "crop", "fast")
+    reader = BatchReader(view, 8, 2, lambda: None, 64 * MIB, plain_memory)
+    batches = reader.batches(large_files, large_files.index())
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(list, batches)
+        while reader.budget.files.held < 10 * MIB:  # ends when the reader waits for room
+            assert not reading.done()
+        view.go.set()
+        assert len(reading.result()) == FILES / 8 < reader.budget.num_batches
+        for batch in reading.result():
+            reader.drop(batch)
+    assert reader.budget.files.peak <= reader.budget.files.limit == 16 * MIB
+    assert reader.budget.files.held == reader.budget.decoding.held == 0
+
+
+def test_labels_do_not_depend_on_the_budget(large_files: Shard, tmp_path: Path) -> None:
+    found = []
+    for megabytes in (1, 4096):
+        labeler = ShardLabeler(StubPredictor(), 1000, 10, 1, 3, "", megabytes * MIB)
+        labeler.label(large_files, f"{tmp_path}/{megabytes}.parquet")
+        found.append((tmp_path / f"{megabytes}.parquet").read_bytes())
+        counted = labeler.peak_bytes
+        assert counted <= ImageBudget.of(megabytes * MIB, 256, 224).total_bytes
+    assert found[0] == found[1]
+    assert read_labels(f"{tmp_path}/1.parquet").num_rows == FILES
+
+
+def test_a_reader_that_is_left_early_gives_everything_back(large_files: Shard) -> None:
+    reader = BatchReader(EvalView(64, 1.0, "bicubic", "crop", "fast"), 8, 2, lambda: None, MIB, plain_memory)
+    batches = ahead(reader.batches(large_files, large_files.index()), reader.drop)
+    reader.drop(next(batches))
+    batches.close()
+    assert reader.budget.files.held == 0
+    taken = [reader._memory.take(1) for _ in range(reader.budget.num_batches)]  # waits for ever if a batch is lost
+    assert len(taken) == 2
+
+
+def test_a_generator_that_raises_ends_the_iteration_with_its_error() -> None:
+    def items() -> Generator[int, None, None]:
+        yield 1
+        raise OSError("gone")
+
+    dropped: list[int] = []
+    with pytest.raises(OSError, match="gone"):
+        list(ahead(items(), dropped.append))
+    assert dropped == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fast", "pillow"),
+    [
+        ("JPEG", {}, 1, 15),
+        ("JPEG", {"progressive": True}, 1, 15),
+        ("PNG", {}, 19, 19),
+        ("WEBP", {}, 27, 27),
+    ],
+)
+def test_memory_of_decoding_is_known_from_the_header(
+    photo: np.ndarray, kind: str, options: dict[str, bool], fast: int, pillow: int
+) -> None:
+    content = encode(photo, kind, **options)
+    pixels = photo.shape[0] * photo.shape[1]
+    assert EvalView(64, 1.0, "bicubic", "crop", "fast").decoding_bytes(content) == fast * pixels
+    assert EvalView(64, 1.0, "bicubic", "crop", "pillow").decoding_bytes(content) == pillow * pixels
+    assert EvalView(400, 1.0, "bicubic", "crop", "fast").decoding_bytes(content) == (7 if fast == 1 else fast) * pixels
+    assert EvalView(64, 1.0, "bicubic", "crop", "fast").decoding_bytes(content[:9]) == 0
+
+
+@pytest.mark.slow
+def test_256_files_of_10_mb_take_no_more_memory_than_the_budget(tmp_path: Path) -> None:
+    make_noise(str(tmp_path), 256, 10.0)
+    found = labeling_memory(str(tmp_path), 512, 4)
+    assert found["counted_mb"] <= 512
+    assert found["grown_mb"] <= 512

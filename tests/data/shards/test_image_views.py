@@ -1,0 +1,66 @@
+"""Images read into one buffer are the images that `ImageReader` reads, and refused where it refuses them."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import storage
+from data.errors import DataError
+from data.shards.image_reader import ImageReader, Place, places_in
+from data.shards.image_views import ImageViews
+from data.shards.split import Split, open_split
+from tests.conftest import WriteDigits
+
+
+@pytest.fixture
+def split(tmp_path: Path, write_digits: WriteDigits) -> Split:
+    write_digits(tmp_path / "shards", 0, 60, labeled=False, per_shard=30)
+    return open_split(f"{tmp_path}/shards/*.tar", str(tmp_path / "index"))
+
+
+def read(images: ImageViews, shard: int, places: Sequence[Place]) -> list[bytes]:
+    return [bytes(image) for image in images.images(shard, places)]
+
+
+def test_any_places_of_any_shard_give_the_same_images(split: Split) -> None:
+    urls, generator = [shard.url for shard in split.shards], np.random.default_rng(0)
+    places = [places_in(shard.index()) for shard in split.shards]
+    with ImageReader(urls) as reader, closing(ImageViews(urls)) as images:
+        for _ in range(50):
+            shard = int(generator.integers(2))
+            chosen = sorted(generator.choice(30, generator.integers(1, 30), replace=False))
+            wanted = [places[shard][at] for at in chosen]
+            assert read(images, shard, wanted) == reader.images(shard, wanted)
+
+
+def test_an_image_of_another_sample_and_a_shard_cut_short_are_refused(split: Split) -> None:
+    url = split.shards[0].url
+    places = places_in(split.shards[0].index())
+    other = places[3]._replace(key="other")
+    with closing(ImageViews([url])) as images:
+        with pytest.raises(DataError, match="sample 3 should be 'other'"):
+            images.images(0, [places[2], other, places[4]])
+        with Path(url).open("r+b") as file:
+            file.truncate(places[5].end - 1)
+        with pytest.raises(DataError, match="cut short"):
+            images.images(0, places[:6])
+
+
+def test_shards_in_a_store_are_read_too(split: Split) -> None:
+    memory = "memory://views/shard.tar"
+    storage.write_bytes(memory, Path(split.shards[0].url).read_bytes())
+    places = places_in(split.shards[0].index())
+    with closing(ImageViews([split.shards[0].url, memory])) as images:
+        assert read(images, 1, places) == read(images, 0, places)
+
+
+def test_images_of_one_shard_outlive_those_of_the_next(split: Split) -> None:
+    places = [places_in(shard.index()) for shard in split.shards]
+    with closing(ImageViews([shard.url for shard in split.shards])) as images:
+        one = images.images(0, places[0])
+        before = [bytes(image) for image in one]
+        images.images(1, places[1])
+        assert [bytes(image) for image in one] == before
