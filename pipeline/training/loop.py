@@ -16,8 +16,7 @@ from contextlib import closing
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.core.devices import require_device
-from pipeline.inference.accuracy import top_k_accuracy
-from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.predictor import Predictor, count_right
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
@@ -30,6 +29,8 @@ from pipeline.training.metrics_log import remove_events_after, write_lines
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
 from pipeline.training.step import set_up_device, train_step, training_network
+
+_DECODING_THREADS = 2  # of an evaluation, at least
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -72,10 +73,9 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
             if stops or due or _logs(job, state.step) or _evaluates(job, state.step):
                 losses.look(state)  # waits for the device: at these steps alone
                 _log(job, state, (state.step - steps.start) / (time.monotonic() - started))
-                if ranks.rank == 0:
-                    _evaluate(job, state)
-                    if stops or due or state.step == job.total_steps:
-                        writer.save(state)
+                _evaluate(job, state, ranks)
+                if ranks.rank == 0 and (stops or due or state.step == job.total_steps):
+                    writer.save(state)
             display.show(state.step, losses.newest)
             if stops:
                 break
@@ -123,16 +123,19 @@ def _evaluates(job: TrainJob, step: int) -> bool:
     return job.validation is not None and (step % every == 0 or step == job.total_steps)
 
 
-def _evaluate(job: TrainJob, state: TrainState) -> None:
-    """When due, add the EMA weights' validation accuracy to the metrics."""
+def _evaluate(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
+    """When due, add the EMA weights' validation accuracy to the metrics. Each rank predicts its share of the batches."""
     if job.validation is None or not _evaluates(job, state.step):
         return
     preprocessing = Preprocessing.of_training(job.config)
     batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
     predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
-    logits, labels = predict_split(job.validation, predictor)
+    ranks.share_buffers(predictor.model)
+    threads = max(_DECODING_THREADS, job.config.loader_workers)
+    counts = ranks.gather(count_right(job.validation, predictor, threads, ranks.rank, ranks.world))
     failpoint(f"evaluation-{state.step}/{job.name}")
-    state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
+    right, images = (sum(column) for column in zip(*counts, strict=True))
+    state.metrics.append({"step": state.step, "validation_top1": right / images})
 
 
 def _display(job: TrainJob, state: TrainState, rank: int) -> TrainingDisplay:

@@ -25,7 +25,7 @@ class TrainState:
     """All that a step depends on, besides its number.
 
     Rank 0's is saved: weights and momentum are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP broadcasts rank 0's
-    before every step. Only rank 0 evaluates.
+    before every step.
     """
 
     model: nn.Module

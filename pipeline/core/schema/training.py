@@ -115,7 +115,9 @@ class TrainConfig(Section):
     compile: bool = setting(False, "torch.compile")
     workers: int = resumable(1, "training processes; two or more run under Ray Train", ge=1)
     max_failures: int = runtime(3, "how often to restart lost training processes", ge=0)
-    loader_workers: int = runtime(1, "loading processes per training process", ge=0)
+    loader_workers: int = runtime(
+        1, "loading processes per training process; an evaluation decodes in as many threads, at least two", ge=0
+    )
     checkpoint_every_s: float = runtime(
         60,
         "seconds between checkpoints, which are written beside the training; 0: after every step, and it waits for the one before",
