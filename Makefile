@@ -80,6 +80,9 @@ bench-train: $(VENV)/.installed  ## training steps beside timm's script, with sy
 bench-ray-train: $(VENV)/.installed  ## what Ray Train adds to a training step, to a percent (25 minutes)
 	$(BIN)/python -m benchmarks.bench_ray_train
 
+bench-gpu: $(VENV)/.installed  ## what only a GPU shows: its tests, labeling and training beside timm, memory, torch.compile; call again to continue
+	$(BIN)/python -m benchmarks.gpu $(if $(parts),parts=$(parts)) $(if $(models),models=$(models))
+
 bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (the first 50 minutes on 2 cores, both not timed; resumes)
 	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
 

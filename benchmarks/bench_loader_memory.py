@@ -16,6 +16,8 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +33,6 @@ from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_
 from data.settings import run_command
 from data.shards.index import INDEX_SCHEMA, index_digest
 from data.tables import write_table
-from data.training_order import OrderSlice
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec
@@ -83,7 +84,7 @@ def load(folder: str, steps: int) -> None:
     tables = 0
     if steps:
         batches: TrainBatches = pickle.loads((Path(folder) / "batches").read_bytes())
-        with mock.patch.object(TrainBatches, "_samples", _places):
+        with mock.patch.multiple(TrainBatches, _read=_places, _samples=_no_pixels):
             for number in range(0, steps * _PIECES, _PROCESSES):
                 batches.piece(*divmod(number, _PIECES), _PIECES)
         tables = sum(len(stream._tables) for stream in batches._streams)
@@ -91,10 +92,17 @@ def load(folder: str, steps: int) -> None:
     print(json.dumps({"private": private_memory(), "tables": tables}))
 
 
-def _places(batches: TrainBatches, number: int, entries: OrderSlice) -> list[tuple[torch.Tensor, list[Any]]]:
-    """Find the places of images, and return one small image for all: none is read."""
+def _places(batches: TrainBatches, number: int, pieces: Iterator[Any]) -> Iterator[Any]:
+    """Find the places of images; none is read."""
     stream = batches._streams[number]
-    found = {stream.rows(shard).place(row) for _, shard, row, _ in entries.tuples()}
+    for piece in pieces:
+        for entry in batches._entries_of(piece)[1][number].tuples():
+            yield stream.rows(entry[1]).place(entry[2])
+
+
+def _no_pixels(batches: TrainBatches, number: int, count: int) -> list[tuple[torch.Tensor, list[Any]]]:
+    """One small image for all."""
+    found = set(islice(batches._images[number], count))
     return [(torch.zeros(3, 1, 1, dtype=torch.uint8), [])] * max(len(found), 1)
 
 

@@ -190,6 +190,13 @@ class ServerProcess:
         self.process.communicate()
 
 
+def served_by(process: int) -> list[int]:
+    """The processes in which a server of several answers; not the one that multiprocessing starts to clean up."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def large_images(write: WriteDigits, num_bytes: int) -> WriteDigits:
     """Return `write` with `num_bytes` of noise after each unlabeled image, so that shards do not fit into socket buffers."""
 

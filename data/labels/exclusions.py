@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -84,10 +84,15 @@ def read_keys(url: str | None) -> ExcludedKeys:
     if url is None:
         return NOTHING_EXCLUDED
     try:
-        lines = storage.read_text(url).removeprefix("\ufeff").splitlines()  # a byte order mark
+        text = storage.read_text(url).removeprefix("\ufeff")  # a byte order mark
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise DataError(f"data.exclude={url}: expected a text file of keys, one a line ({error})") from error
-    return ExcludedKeys(key for line in lines if (key := line.strip()))
+    return _grouped(text)
+
+
+@lru_cache(maxsize=1)  # a command reads its list several times, and a million lines take two seconds
+def _grouped(text: str) -> ExcludedKeys:
+    return ExcludedKeys(key for line in text.splitlines() if (key := line.strip()))
 
 
 def exclude_inputs(url: str | None) -> dict[str, str]:

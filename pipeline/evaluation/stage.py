@@ -121,10 +121,8 @@ def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[st
     probabilities = softmax(logits, predictor.temperature)
     top1, top5 = top_k_accuracy(logits, labels)
     predicted = logits.argmax(axis=1)
-    per_class = [
-        float((predicted[labels == label] == label).mean()) if (labels == label).any() else None
-        for label in range(logits.shape[1])
-    ]
+    count, right = (np.bincount(some, minlength=logits.shape[1]) for some in (labels, labels[predicted == labels]))
+    per_class = [hits / images if images else None for hits, images in zip(right.tolist(), count.tolist(), strict=True)]
     figures = {
         "top1": top1,
         "top5": top5,

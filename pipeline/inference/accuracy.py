@@ -10,6 +10,7 @@ import numpy as np
 
 _SIGNIFICANCE = 0.05  # level of the one-sided tests
 _NAMED = 3  # classes in a message
+_BLOCK = 2**22  # scores sorted at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,11 @@ def _tail(minimum: int, trials: int, probability: float) -> float:
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> list[float]:
     """Fraction of rows of `scores` (N, C) whose label is among the k highest, for each k."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return [float((order[:, :k] == labels[:, None]).any(axis=1).mean()) for k in ks]
+    rows = max(1, _BLOCK // scores.shape[1])
+    blocks = [slice(start, start + rows) for start in range(0, len(scores), rows)]
+    found = [np.argsort(-scores[block], axis=1, kind="stable")[:, : max(ks)] == labels[block, None] for block in blocks]
+    is_label = np.concatenate(found)
+    return [float(is_label[:, :k].any(axis=1).mean()) for k in ks]
 
 
 @dataclass(frozen=True)

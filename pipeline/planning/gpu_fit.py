@@ -142,17 +142,14 @@ def _smaller_steps(
     def fits(**fields: Any) -> bool:
         return training_memory(section.model_copy(update=fields), num_classes, kind).total <= room
 
-    images = section.batch_size // section.workers
+    images, now = section.batch_size // section.workers, section.accumulate_steps
+    numbers = [now * power for power in (*_powers_of_two(images), images) if now * power <= images]
     for checkpoints in sorted({section.checkpoint_activations, True}):
         words = [f"{stage}.checkpoint_activations=true"] * (checkpoints and not section.checkpoint_activations)
         with suppress(TrainingError):  # a model that cannot
-            numbers = (
-                number
-                for number in [*_powers_of_two(images), images]
-                if fits(accumulate_steps=number, checkpoint_activations=checkpoints)
-            )
-            if number := next(numbers, None):
-                yield " ".join([*words, f"{stage}.accumulate_steps={number}"])
+            fitting = (n for n in numbers if fits(accumulate_steps=n, checkpoint_activations=checkpoints))
+            if number := next(fitting, None):
+                yield " ".join([*words, *[f"{stage}.accumulate_steps={number}"] * (number > now)])
     sizes = [size * section.workers for size in _powers_of_two(images)]
     yield from (f"{stage}.batch_size={size}" for size in [size for size in sizes if fits(batch_size=size)][-1:])
     yield f"a smaller {stage}.image_size"

@@ -104,7 +104,9 @@ def evaluation_memory(section: TrainConfig, num_classes: int, batch_size: int) -
 def inference_memory(section: TrainConfig, num_classes: int, batch_size: int) -> GpuMemory:
     """A model that predicts batches of pixels. Raises RuntimeError when it cannot be counted."""
     counted = _count(section, num_classes, "infers")
-    inputs = _pixels(section, batch_size) * (2 + _FLOAT)  # two batches of pixels, one of floats
+    inputs = _pixels(section, batch_size) * (
+        2 + 2 * _FLOAT
+    )  # pixels of two batches; one batch as floats, and a view of it
     return GpuMemory(batch_size, counted.per_image, counted.weights, 0, 0, 0, counted.peak(batch_size), inputs)
 
 

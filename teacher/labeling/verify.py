@@ -21,7 +21,6 @@ from teacher.labeling.label_calibration import CALIBRATION
 from teacher.labeling.stage import fingerprint
 
 DAMAGED_FOLDER = "damaged"
-_THREADS = 4
 _MAX_SHOWN = 50
 
 
@@ -104,7 +103,7 @@ def _problems(
         of_shard, of_file = _shard_problem(shard, entry), _file_problem(folder, shard, entry, schema, made_by)
         return "; ".join(filter(None, (of_file, of_shard))), bool(of_file)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
         found = tqdm(pool.map(check, corpus.shards), total=len(corpus.shards), desc="verify", unit="shard", delay=5)
         for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
             if is_of_file:
@@ -130,9 +129,10 @@ def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
 def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Schema, made_by: str) -> str:
     """The problem of a shard's label file; empty if there is none."""
     url = storage.join(folder, f"{shard.name}.parquet")
-    if not storage.exists(url):
+    try:
+        content = storage.read_bytes(url)
+    except FileNotFoundError:
         return "its label file is missing"
-    content = storage.read_bytes(url)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         return f"its label file is damaged (another SHA-256; expected {entry.bytes} bytes, got {len(content)})"
     if entry.made_by != made_by:

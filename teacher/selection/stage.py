@@ -123,7 +123,7 @@ def _choose(
     validation = ValidationLabels.read(layout)
     rule = make_rule(config.select, source.rule.num_classes, validation)
     source = _with_hash_groups(config, replace(source, rule=rule))
-    with _executor(config.ray_address, len(shards)) as executor:
+    with _executor(config.ray_address, layout.labels, len(shards)) as executor:
         selection = select_shards(source, shards, executor)
         counts = write_all_copies(selection, shards, out_dir, executor)
     content = selection_json(selection, counts, class_names)
@@ -142,7 +142,7 @@ def _reuse(
 ) -> dict[str, Any]:
     """As `_choose`, but take the images of the generation before."""
     reuse_from, _ = previous_selection(layout)
-    with _executor(config.ray_address, len(source.labeled)) as executor:
+    with _executor(config.ray_address, layout.labels, len(source.labeled)) as executor:
         counts, classes = reuse_images(layout, source, reuse_from, out_dir, executor)
     content = reused_json(reuse_from, source.exclusions, classes, counts, class_names)
     if content["totals"]["kept"] == 0:
@@ -154,13 +154,16 @@ def _reuse(
 
 
 @contextmanager
-def _executor(ray_address: str | None, num_shards: int) -> Iterator[Executor]:
-    """Ray tasks on a cluster, up to one per CPU; here threads, or processes if there are many shards."""
+def _executor(ray_address: str | None, labels_dir: str, num_shards: int) -> Iterator[Executor]:
+    """Ray tasks on a cluster, up to one per CPU; here threads, more of them for a store, or processes if there are many shards."""
     if ray_address is not None:  # importing Ray takes longer than most selections
         from pipeline.core.ray_runtime import num_cpus, start_ray
 
         start_ray(ray_address)
         yield RayTasks(num_cpus(), _progress_bars())
+        return
+    if not storage.is_local(labels_dir):  # each file is three answers to wait for
+        yield Threads(storage.PARALLEL_REQUESTS, _progress_bars())
         return
     with threads_or_processes(num_shards, _progress_bars()) as executor:
         yield executor

@@ -90,12 +90,15 @@ def test_the_bytes_are_the_same_when_processes_share_the_label_files(
 
 
 def test_the_stage_takes_threads_processes_or_the_cluster_that_it_is_given() -> None:
-    with _executor("the cluster that runs", 1) as on_cluster:
+    with _executor("the cluster that runs", "labels", 1) as on_cluster:
         assert isinstance(on_cluster, RayTasks)
         assert on_cluster.num_workers == ray.cluster_resources()["CPU"]
-    with _executor(None, MANY_SHARDS - 1) as here:
+    with _executor(None, "labels", MANY_SHARDS - 1) as here:
         assert isinstance(here, Threads)
-    with _executor(None, MANY_SHARDS) as here:
+    with _executor(None, "s3://bucket/labels", MANY_SHARDS) as waiting:
+        assert isinstance(waiting, Threads), "they wait for the store, which takes no CPU"
+        assert waiting.num_workers > here.num_workers
+    with _executor(None, "labels", MANY_SHARDS) as here:
         process, *_ = here(_process_ids, ["a"], "test")
     assert process != os.getpid()
 

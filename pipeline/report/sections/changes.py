@@ -45,31 +45,41 @@ def changes_section(facts: Facts) -> Section | None:
 
 def _confusion_tables(facts: Facts, pair: _Pair) -> dict[str, list[list[str]]]:
     """Rows (confusion, by the teacher, by the student) by title; of those that changed most."""
-    before, after = confusions(*pair)
-    change = after - before
-    order = np.argsort(change, axis=None, kind="stable")
+    found = confusions(*pair)
+    change = found.second - found.first
+    order = np.argsort(change, kind="stable")
     chosen = {
-        "Confusions that became rarer": [flat for flat in order[:_MAX_PAIRS] if change.flat[flat] < 0],
-        "Confusions that became more frequent": [flat for flat in order[::-1][:_MAX_PAIRS] if change.flat[flat] > 0],
+        "Confusions that became rarer": [at for at in order[:_MAX_PAIRS] if change[at] < 0],
+        "Confusions that became more frequent": [at for at in order[::-1][:_MAX_PAIRS] if change[at] > 0],
     }
 
-    def row(flat: int) -> list[str]:
-        truth, predicted = (int(index) for index in np.unravel_index(flat, change.shape))
-        name = f"{facts.class_name(truth)} taken for {facts.class_name(predicted)}"
-        return [name, f"{before[truth, predicted]:,}", f"{after[truth, predicted]:,}"]
+    def row(at: int) -> list[str]:
+        truth, predicted = (facts.class_name(int(classes[at])) for classes in (found.truth, found.predicted))
+        return [f"{truth} taken for {predicted}", f"{found.first[at]:,}", f"{found.second[at]:,}"]
 
-    return {title: [row(flat) for flat in flats] for title, flats in chosen.items() if flats}
+    return {title: [row(at) for at in places] for title, places in chosen.items() if places}
 
 
-def confusions(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Count each model's wrong predictions by (true class, predicted class), int64 (C, C)."""
-    number = 1 + max(int(values.max()) for values in (first.labels, first.predicted, second.predicted))
-    counts = []
-    for predictions in (first, second):
-        wrong = ~predictions.right
-        flat = predictions.labels[wrong].astype(np.int64) * number + predictions.predicted[wrong]
-        counts.append(np.bincount(flat, minlength=number**2).reshape(number, number))
-    return counts[0], counts[1]
+class Confusions(NamedTuple):
+    """Pairs of classes that either of two models confuses, in ascending order: int64 (P,) each.
+
+    Attributes:
+        truth, predicted: the classes.
+        first, second: images that each model confuses so.
+    """
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+
+def confusions(first: Predictions, second: Predictions) -> Confusions:
+    """Count each model's wrong predictions by pair of classes. Of 20,000 classes there are 400 million pairs, most never confused."""
+    wrong = [np.column_stack([each.labels, each.predicted])[~each.right].astype(np.int64) for each in (first, second)]
+    pairs, at = np.unique(np.concatenate(wrong), axis=0, return_inverse=True)
+    parts = np.split(at.reshape(-1), [len(wrong[0])])
+    return Confusions(*pairs.T, *(np.bincount(part, minlength=len(pairs)) for part in parts))
 
 
 def _samples(facts: Facts, pair: _Pair, shards: Sequence[Shard]) -> dict[str, list[dict[str, str | None]]]:

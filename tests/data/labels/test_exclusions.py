@@ -137,3 +137,11 @@ def test_a_shard_costs_by_its_own_lines_however_long_the_list(monkeypatch: pytes
     found = [excluded.mask(f"images-{number:06d}", keys).sum() for number in range(1000)]
     assert (sum(found), set(found)) == (100_000, {100})
     assert (passes, looked_up) == (1, 100_000)
+
+
+def test_a_list_that_is_read_again_is_grouped_again_only_if_it_has_changed(tmp_path: Path) -> None:
+    url = write_list(tmp_path, "a", "s/b")
+    first = read_keys(url)
+    assert read_keys(url) is first
+    write_list(tmp_path, "a", "s/c")
+    assert read_keys(url).lines() == ["a", "s/c"]

@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -99,6 +100,40 @@ def test_a_packing_that_is_killed_continues_to_the_same_bytes(photos: Path, tmp_
     assert pack.main([*words, f"out={tmp_path}/killed", "processes=1"]) == 0
     assert pack.main([*words, f"out={tmp_path}/whole", "processes=1"]) == 0
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+
+
+def test_ctrl_c_lets_the_processes_end_and_says_how_to_continue(photos: Path, tmp_path: Path) -> None:
+    words = [f"images={photos}", f"out={tmp_path}/out", "labeled=false", "samples_per_shard=20", "processes=2"]
+    finished = tmp_path / "out/unlabeled" / FINISHED_FOLDER
+    command = [sys.executable, "-m", "data.pack", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(finished.glob("*.parquet")) and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error.rstrip().endswith("stopped; the same command continues")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out/.packing-unlabeled").exists()
+
+
+def test_an_image_that_is_written_while_it_is_packed_stops_the_packing(
+    tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    image = tmp_path / "photos/a.png"
+    image.write_bytes(png(digits[0][0]))
+    make_claim = pack.make_claim
+
+    def write_meanwhile(*words: Any) -> None:
+        make_claim(*words)
+        image.write_bytes(png(digits[0][0]) + b"more")
+
+    monkeypatch.setattr(pack, "make_claim", write_meanwhile)
+    assert pack.main([f"images={tmp_path}/photos", f"out={tmp_path}/out", "labeled=false"]) == 2
+    size = len(png(digits[0][0]))
+    assert f"a.png: {size + 4} bytes, and {size} when the folder was scanned" in capsys.readouterr().err
+    assert not (tmp_path / "out/unlabeled/manifest.json").exists()
 
 
 def test_finished_shards_are_not_read_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,18 @@ def test_workers_micro_batches_and_checkpointing_take_less_per_gpu() -> None:
     assert twice.activations < 0.4 * whole.activations
 
 
+def test_advice_continues_from_the_fields_as_they_are() -> None:
+    student = {"image_size": 64, "batch_size": 1024, "unlabeled_ratio": 0, "precision": "bf16", "accumulate_steps": 3}
+    config = Config.model_validate({"student": student})
+    (part, *_) = parts_of(config, Layout("run"), "student", 1000)
+    room = part.memory.total - 1
+    micro_batches, checkpoints, *_ = part.remedies(room)
+    assert micro_batches == "student.accumulate_steps=6"
+    assert checkpoints == "student.checkpoint_activations=true"  # enough by itself
+    fitting = config.student.model_copy(update={"checkpoint_activations": True})
+    assert training_memory(fitting, 1000).total <= room
+
+
 def test_evaluation_in_a_training_counts_beside_its_state() -> None:
     section = TrainConfig(image_size=64, batch_size=64)
     beside, alone = evaluation_memory(section, 1000, 256), inference_memory(section, 1000, 256)

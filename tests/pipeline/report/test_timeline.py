@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data import storage
 from data.shards.split import open_split
@@ -144,11 +146,29 @@ def test_confusions_are_counted_by_true_and_predicted_class(run: SmallRun, write
     sure = np.ones(6, np.float32)
     first = Predictions("t", labels, np.array([0, 1, 1, 0, 0, 2]), sure)
     second = Predictions("t", labels, np.array([1, 1, 1, 0, 2, 2]), sure)
-    one, two = confusions(first, second)
-    assert one.tolist() == [[0, 1, 0], [0, 0, 0], [2, 0, 0]]
-    assert two.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+    found = confusions(first, second)
+    assert list(zip(*(part.tolist() for part in found), strict=True)) == [(0, 1, 1, 2), (2, 0, 2, 1)]
     numbers = np.arange(NUM_TEST)
     config, layout = evaluated(run, write_digits, numbers % 10 != 3, numbers % 20 != 3)
     html = page(config, layout)
     assert cells(html, "class 3 taken for class 4") == ["40", "20"]
     assert "Confusions that became more frequent" not in html
+
+
+def dense_confusions(predictions: Predictions, number: int) -> np.ndarray:
+    counts = np.zeros((number, number), np.int64)
+    np.add.at(counts, (predictions.labels, predictions.predicted), 1)
+    np.fill_diagonal(counts, 0)
+    return counts
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1))
+def test_sparse_confusions_have_the_nonzero_counts_of_dense_ones(images: list[tuple[int, int, int]]) -> None:
+    labels, one, two = np.array(images).T
+    first, second = (Predictions("t", labels, predicted, np.ones(len(labels), np.float32)) for predicted in (one, two))
+    found = confusions(first, second)
+    dense = np.zeros((2, 5, 5), np.int64)
+    dense[:, found.truth, found.predicted] = found.first, found.second
+    assert (dense == [dense_confusions(each, 5) for each in (first, second)]).all()
+    assert ((found.first + found.second) > 0).all()
+    assert (np.diff(5 * found.truth + found.predicted) > 0).all(), "rows of the table are in the order of classes"

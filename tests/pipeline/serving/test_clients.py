@@ -38,6 +38,7 @@ from tests.serving import (
     metric,
     read_body,
     read_to_end,
+    served_by,
     server_thread,
     wait_for,
 )
@@ -92,6 +93,22 @@ def test_clients_that_read_nothing_take_little_memory_and_leak_no_file(run: Smal
         clients.close()
         wait_for(lambda: metric(url, "noisy_student_serve_answering") == 0)
         wait_for(lambda: _num_tars(files) == 0)
+
+
+def test_ctrl_c_reaches_every_process_and_answers_may_still_end(run: SmallRun) -> None:
+    """A terminal sends the signal to each process."""
+    more = "serve.processes=2", "serve.grace_s=60"
+    with ServerProcess(*words(run, *more)) as process, ExitStack() as clients:
+        url = process.url()
+        whole = fetch(f"{url}/{SHARD}").content
+        client = clients.enter_context(connected(url, receive_buffer=4096))
+        ask(client, f"{url}/{SHARD}", "Connection: close\r\n")
+        got = read_body(client, 1)
+        for number in (*served_by(process.process.pid), process.process.pid):
+            os.kill(number, signal.SIGINT)
+        rest, is_broken_off = read_to_end(client)
+        assert (got + rest == whole, is_broken_off) == (True, False)
+        process.process.communicate(timeout=60)
 
 
 def _num_tars(files: Path) -> int:

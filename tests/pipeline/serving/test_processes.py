@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.serving.metrics import Counts, Metrics
 from tests.pipeline.serving.conftest import SHARD, TOKEN
-from tests.serving import ServerProcess, ask, connected, fetch, metric, raw, read_body, wait_for
+from tests.serving import ServerProcess, connected, fetch, metric, raw, served_by, wait_for
 from tests.small_run import SmallRun
 
 NUM = 3
@@ -26,14 +26,6 @@ def words(run: SmallRun, *more: str) -> list[str]:
         "serve.grace_s=0",
         *more,
     ]
-
-
-def children(process: int) -> list[int]:
-    """The processes that answer; not the one that multiprocessing starts to clean up."""
-    found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_alive(process: int) -> bool:
@@ -90,7 +82,7 @@ def test_security_holds_in_every_process(run: SmallRun, tmp_path: Path) -> None:
             assert fetch(f"{url}/manifest.json").status == 401
             assert fetch(f"{url}/manifest.json", {"Authorization": f"Bearer {TOKEN}"}).status == 200
             assert b"TOKEN" not in b"".join(
-                Path(f"/proc/{p}/cmdline").read_bytes() for p in children(process.process.pid)
+                Path(f"/proc/{p}/cmdline").read_bytes() for p in served_by(process.process.pid)
             )
 
 
@@ -104,34 +96,17 @@ def test_other_names_of_this_machine_are_refused_by_every_process(several: str) 
 def test_a_signal_ends_all_processes(run: SmallRun, number: int) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()
-        served = children(process.process.pid)
+        served = served_by(process.process.pid)
         assert len(served) == NUM
         code, errors = process.end(number)
         assert (code, "Traceback" in errors) == (128 + number, False)
         assert not any(map(is_alive, served))
 
 
-def test_ctrl_c_reaches_all_processes_and_answers_may_still_end(run: SmallRun) -> None:
-    """A terminal sends the signal to each process."""
-    with ServerProcess(*words(run, "serve.grace_s=60")) as process, ExitStack() as clients:
-        url = process.url()
-        whole = fetch(f"{url}/{SHARD}").content
-        client = clients.enter_context(connected(url, receive_buffer=4096))
-        ask(client, f"{url}/{SHARD}", "Connection: close\r\n")
-        got = read_body(client, 1)
-        for child in children(process.process.pid):
-            os.kill(child, signal.SIGINT)
-        process.process.send_signal(signal.SIGINT)
-        while piece := client.recv(1 << 16):
-            got += piece
-        assert got == whole
-        process.process.communicate(timeout=60)
-
-
 def test_processes_end_with_a_first_process_that_is_killed(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()
-        served = children(process.process.pid)
+        served = served_by(process.process.pid)
         process.end(signal.SIGKILL)
         wait_for(lambda: not any(map(is_alive, served)))
 
@@ -139,7 +114,7 @@ def test_processes_end_with_a_first_process_that_is_killed(run: SmallRun) -> Non
 def test_a_process_that_is_killed_ends_the_server_with_an_error(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()
-        os.kill(children(process.process.pid)[0], signal.SIGKILL)
+        os.kill(served_by(process.process.pid)[0], signal.SIGKILL)
         _, errors = process.process.communicate(timeout=60)
     assert process.process.returncode == 2
     assert "exit code -9" in errors

@@ -1,0 +1,1 @@
+"""What a GPU alone can show, in one command: `python -m benchmarks.gpu`."""

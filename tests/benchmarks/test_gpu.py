@@ -1,0 +1,72 @@
+"""The benchmark for a GPU, in its small form on a CPU: it runs where Ray is not installed, continues, and names what is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import needs
+from data.settings import UsageError
+from tests import HANGS_S
+
+WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from benchmarks.gpu.__main__ import bench; bench({arguments})"
+CELLS = {
+    "label resnetrs26@64": {"model", "device", "host", "together", "together_of_slower_path"},
+    "train resnetrs26@64 ours, one batch": {"img_per_s", "counted_gb"},
+    "train resnetrs26@64 timm, one batch": {"img_per_s"},
+    "train resnetrs26@64 ours, photos": {"img_per_s", "counted_gb"},
+    "train resnetrs26@64 timm, photos": {"img_per_s"},
+    "compile resnetrs26@64 off": {"img_per_s", "graphs", "graph_breaks"},
+}
+
+
+def run(folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    code = WITHOUT_RAY.format(arguments=f"device='cpu', small=True, out={str(folder)!r}, {arguments}")
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S, check=False)
+
+
+def test_it_measures_every_cell_without_ray_and_continues(tmp_path: Path) -> None:
+    parts = "label,train,compile"
+    begun = run(tmp_path, parts=parts, limit_s=0.0)
+    assert begun.returncode == 0, begun.stderr
+    assert "the same command continues with label resnetrs26@64" in begun.stdout
+    done = run(tmp_path, parts=parts)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert {name: set(cell) for name, cell in record["cells"].items()} == CELLS
+    assert all(
+        value > 0 for cell in record["cells"].values() for name, value in cell.items() if not name.startswith("graph")
+    )
+    again = run(tmp_path, parts=parts)
+    assert again.stdout.splitlines() == [done.stdout.splitlines()[-1]]  # nothing is measured twice
+
+
+def test_what_is_missing_is_one_line_with_the_wheels_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name in ("pydantic", "pytest") else object())
+    with pytest.raises(
+        UsageError, match=r"^missing here: pydantic pytest; .*pip download .* pydantic pytest; then"
+    ) as caught:
+        gpu.bench(out=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert needs.missing(tests=False) == ["pydantic"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parts": "labels"}, "parts=labels: expected some of tests, label"),
+        ({"device": "cuda"}, "torch finds no GPU here"),
+    ],
+)
+def test_bad_arguments_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match=message):
+        gpu.bench(out=str(tmp_path), **options)  # type: ignore[arg-type]
