@@ -127,17 +127,11 @@ def sample_seed(*parts: int) -> int:
     return state
 
 
+@lru_cache(maxsize=64)
 def normalization(
-    mean: Sequence[float], std: Sequence[float], device: torch.device | str
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`scale` and `offset`, float32 (C, 1, 1), of pixels × scale − offset = (pixels / 255 − mean) / std; copied to a device once."""
-    return _normalization(tuple(mean), tuple(std), torch.device(device))
-
-
-@lru_cache(maxsize=64)
-def _normalization(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode(False):  # for training, too, whoever asks first
         scale = torch.tensor([1 / (255 * value) for value in std], device=device).view(-1, 1, 1)
         offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
@@ -153,5 +147,5 @@ def normalize(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     Returns:
         float32 (N, C, H, W), in the batch's memory format.
     """
-    scale, offset = normalization(mean, std, batch.device)
+    scale, offset = normalization(tuple(mean), tuple(std), batch.device)
     return batch.float().mul_(scale).sub_(offset)
