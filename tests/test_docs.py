@@ -18,6 +18,7 @@ from setuptools import find_packages
 
 from pipeline.core.config import load_config
 from pipeline.core.reference import reference
+from pipeline.planning.memory import training_memory
 from tests import HANGS_S
 from tests.conftest import png
 
@@ -113,6 +114,7 @@ def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
     config = load_config(str(tmp_path / "mine.yaml"), [])
     assert (config.teacher.model, config.student.model) == ("resnetrs50", "resnetrs101")
     assert config.student.augment.magnitude == 15
+    assert training_memory(config.student, 1000).total < 40e9
 
 
 def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:

@@ -8,7 +8,7 @@ from data.images.png_chunks import PNG
 
 # Bytes a pixel at the peak of decoding, resizing and hashing, beyond the file: measured as growth of the process at 10 megapixels
 # (`python -m benchmarks.bench_label_memory`), rounded up.
-_SCALED_JPEG, _PLAIN_JPEG, _OTHER_JPEG, _PNG, _WEBP = 1, 7, 15, 19, 27
+_SCALED_JPEG, _PLAIN_JPEG, _OTHER_JPEG, _PNG, _WEBP = 4, 7, 15, 19, 27
 
 
 def decoding_bytes(content: bytes, fast: bool, shorter_side: int = 0) -> int:

@@ -27,10 +27,8 @@ from data.storage.redact import redacted
 
 PLACE_COLUMNS = ("ordinal", "__key__", "offset", "size")  # of label rows; see `places_of`
 _OPEN_FILES = 64
-_GAP, _REMOTE_GAP = (
-    4 << 10,
-    64 << 10,
-)  # between images that are read in one piece: their headers and labels; less than a photo
+_GAP = 4 << 10  # bytes between two images that are read in one piece: headers and labels
+_REMOTE_GAP = 64 << 10  # the same in a remote shard: less than a photo
 _MAX_READ = 1 << 30  # bytes of one local read; Linux returns at most 2 GiB
 
 Item = TypeVar("Item")

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-MAX_PIECE = 4 << 20
-"""Bytes after which a piece takes no further image: about what an object store sends on one connection while a request waits."""
+MAX_PIECE = 1 << 20
+"""Bytes after which a piece takes no further image: a batch of whole shards comes in several pieces at once. At the 50 to 100 MB/s of a
+store's connection, a piece takes about as long as its request waits."""
 MAX_AHEAD = 64 << 20
 """Bytes that may be read before they are used, and one piece more."""
 MAX_IMAGES = 256

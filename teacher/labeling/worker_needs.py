@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pipeline.core.schema import LabelConfig
 from teacher.labeling.image_budget import ImageBudget
 
-_PROCESS_BYTES = (
-    800 << 20
-)  # Python, torch, Ray and pyarrow, without images and weights (`python -m benchmarks.bench_label_memory`)
+_PROCESS_BYTES = 1050 << 20  # resident after the imports of an actor, without a GPU's libraries, images and weights
 _PARAMETER_BYTES = 4
 
 

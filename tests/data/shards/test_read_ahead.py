@@ -258,7 +258,7 @@ def test_a_large_image_is_read_although_it_is_over_the_limit(monkeypatch: pytest
 
 def test_pieces_end_at_their_limit() -> None:
     source = Fakes()
-    places = [Place(n, "", 512 + n * 600_512, 600_000) for n in range(20)]
+    places = [Place(n, "", 512 + n * 100_512, 100_000) for n in range(40)]
     list(read_ahead(source, [[(0, place) for place in places]], as_is))
     assert max(source.pieces) <= MAX_PIECE
     assert len(source.pieces) == 4

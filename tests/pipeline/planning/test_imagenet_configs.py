@@ -86,6 +86,8 @@ def test_all_stages_are_planned_from_shard_lists_of_the_real_size(
     assert f"{steps:,} steps of 4,096 (1,024 labeled)" in plan
     assert "130,000 images per class" in plan
     assert "GB of checkpoints" in plan
+    assert "a worker on a machine like this:" in plan
+    assert "GB for files and images (label.memory_mb)" in plan
     assert "memory of one GPU, GB (of 80, assumed: plan.gpu_memory_gb)" in plan
     assert "GB of a GPU's" not in plan  # all stages fit
     header, *rows = plan[plan.index("time of the models") :].splitlines()[1:5]
