@@ -89,7 +89,7 @@ def run(tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPat
     made = AutoRun(tmp_path, write_digits)
     teacher, student = rights(20, 5)
     right = {made.layout(1).teacher: teacher, made.layout(1).student: student}
-    monkeypatch.setattr("pipeline.evaluation.decide._is_right", lambda split, folder, device: right[folder])
+    monkeypatch.setattr("pipeline.evaluation.decide._is_right", lambda split, folder, *_: right[folder])
     made.model(made.layout(1).teacher, "teacher")
     made.model(made.layout(1).student, "student", weights=b"one")
     return made
