@@ -106,12 +106,17 @@ def test_with_no_time_between_checkpoints_there_is_one_after_every_step(tmp_path
 _killed_at = 0
 
 
+def never_saved(folder: str, step: int, content: dict[str, Any], keep: int) -> None:
+    """Replaces `save_checkpoint`: a store that does not answer."""
+    threading.Event().wait()
+
+
 def hang_then_kill() -> None:
     """At the first step: let no checkpoint be written any more. At a later one: kill this process."""
     global _killed_at
     _killed_at += 1
     if _killed_at == 1:
-        checkpoint_writer.save_checkpoint = lambda *content: threading.Event().wait()
+        checkpoint_writer.save_checkpoint = never_saved
     else:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -156,9 +161,12 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training_at_the_next_step(
 
     after_step(monkeypatch, wait_for_thread)
     monkeypatch.setattr(loop, "CheckpointWriter", recorded)
+    monkeypatch.setattr(
+        CheckpointWriter, "is_due", lambda writer: steps == [1]
+    )  # no second one, which would wait for the first
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", no_space)
     with pytest.raises(OSError, match=re.escape(str(NO_SPACE))):
-        fit(make_job(labeled, tmp_path / "run", epochs=4, checkpoint_every_s=ALWAYS))
+        fit(make_job(labeled, tmp_path / "run", epochs=4))
     assert steps == [1, 2], "begun after step 1, known after step 2"
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
