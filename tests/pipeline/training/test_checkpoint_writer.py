@@ -106,7 +106,7 @@ def test_with_no_time_between_checkpoints_there_is_one_after_every_step(tmp_path
 _killed_at = 0
 
 
-def never_saved(folder: str, step: int, content: dict[str, Any], keep: int) -> None:
+def never_saved(folder: str, step: int, content: dict[str, Any], keep: int = 2) -> None:
     """Replaces `save_checkpoint`: a store that does not answer."""
     threading.Event().wait()
 
