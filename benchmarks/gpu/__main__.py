@@ -4,8 +4,8 @@
     python -m benchmarks.gpu device=cpu small=true     # the same in seconds on any CPU, to see that it runs
 
 For a bare machine with torch, timm, torchvision, numpy and pyarrow: it says which other wheels to bring, and needs no Ray. A call
-starts no measurement after `limit_s` seconds; the same command continues. Results are kept in `out/results.json` and printed as JSON
-in the last line.
+starts no measurement after `limit_s` seconds; the same command continues, and tries again what failed. Results are kept in
+`out/results.json` and printed as JSON in the last line.
 
     tests    pytest -m cuda
     label    images/s of ShardLabeler in this process, 1,000 classes, JPEG photos of 500 × 375: model (images on the device), device
@@ -57,7 +57,10 @@ def bench(
         if time.monotonic() - started > limit_s:
             print(f"{limit_s:.0f} s are over; the same command continues with {name}")
             break
-        results.add(name, measure())
+        try:
+            results.add(name, measure())
+        except RuntimeError as error:  # the GPU's memory, the compiler: the others are measured all the same
+            results.add_failure(name, f"{type(error).__name__}: {error}")
     print(json.dumps(results.record()))
 
 
@@ -78,8 +81,8 @@ def _cells(
 
 
 def run_tests() -> dict[str, Any]:
-    """Run the tests that need a GPU, which share no fixtures with the others."""
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "cuda", "tests/cuda"]
+    """Run the tests that need a GPU, which share no fixtures with the others. Warnings of that machine's versions are no failures."""
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-W", "default", "-m", "cuda", "tests/cuda"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = ended.stdout.strip().splitlines() or ended.stderr.strip().splitlines() or [""]
     if ended.returncode:
@@ -99,6 +102,7 @@ class _Results:
         found = json.loads(path.read_text()) if path.exists() else {}
         same = {key: found.get(key) for key in self._about} == self._about
         self.cells: dict[str, dict[str, Any]] = found["cells"] if same else {}
+        self._failed: dict[str, str] = {}
 
     def add(self, name: str, result: dict[str, Any]) -> None:
         """Keep and print a measurement."""
@@ -109,9 +113,14 @@ class _Results:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self.record(), indent=1) + "\n")
 
+    def add_failure(self, name: str, reason: str) -> None:
+        """Print why a measurement failed, and put it into the record. The next call tries it again."""
+        print(f"{name} failed: {reason}", flush=True)
+        self._failed[name] = reason.partition("\n")[0]
+
     def record(self) -> dict[str, Any]:
         """All of it, as one JSON object."""
-        return {**self._about, "cells": self.cells}
+        return {**self._about, "cells": self.cells} | ({"failed": self._failed} if self._failed else {})
 
 
 if __name__ == "__main__":

@@ -55,16 +55,16 @@ def _predicting(predictor: Predictor, images: torch.Tensor, seconds: float) -> f
     return count / (time.perf_counter() - started)
 
 
-class _Free(nn.Module):
-    """A model that costs nothing."""
+class _Free(Predictor):
+    """A model that costs the host nothing: no normalization either, which is the device's work."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.new_zeros(len(images), NUM_CLASSES)
+    def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images), NUM_CLASSES), 1 / NUM_CLASSES)
 
 
 def _free(setting: Setting, model: Model) -> Predictor:
-    view = Preprocessing.of_training(setting.config(model).model_copy(update={"precision": "fp32"}))
-    return Predictor(_Free(), view, "cpu", model.label_batch, decoder="fast")
+    view = Preprocessing.of_training(setting.config(model))
+    return _Free(nn.Identity(), view, "cpu", model.label_batch, decoder="fast")
 
 
 def _labeling(predictor: Predictor, setting: Setting) -> float:

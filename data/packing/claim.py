@@ -64,17 +64,25 @@ def read_claim(out: str, kind: str, settings: Mapping[str, Any]) -> Claim:
 
 
 def known_copies(claim: Claim, images: Listing) -> Indices | None:
-    """Check that the folder has the files that it had when packing began; return `Plan.copy_of` if it is known.
+    """Return `Plan.copy_of` if it is known: the folder has the files that it had when packing began, with the same times.
 
     Raises:
-        DataError: files were added, removed or written since; the message names the first few.
+        DataError: files were added or removed, or have other sizes; the message names the first few.
     """
     count = _recorded_count(claim)
     if count is None or not has_file_list(claim.list_folder):
         return None
     if changes := find_changes(claim.list_folder, count, images):
-        _refuse(claim, images, ", ".join(changes))
+        if others := find_changes(claim.list_folder, count, images, with_times=False):
+            _refuse(claim, images, ", ".join(dict.fromkeys([*others, *changes])))
+        return None
     return read_copies(claim.list_folder, count) if claim.kind == "labeled" else None
+
+
+def _require_same_times(claim: Claim, images: Listing) -> None:
+    """Raise DataError, naming the first few files that were written since packing began."""
+    if has_file_list(claim.list_folder) and (changes := find_changes(claim.list_folder, len(images), images)):
+        _refuse(claim, images, ", ".join(changes))
 
 
 def _recorded_count(claim: Claim) -> int | None:
@@ -100,6 +108,8 @@ def make_claim(claim: Claim, plan: Plan, folders: Mapping[str, str]) -> None:
     elif "files" in claim.before:
         if claim.before["files"] != files:
             _refuse(claim, plan.images, "other names, sizes or copies")
+        if not all(map(is_packed, folders.values())):  # else the files may have been copied, with other times
+            _require_same_times(claim, plan.images)
         return
     elif not _has_splits_left(plan, folders):
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from data.tables import read_table, write_table
 ROWS = 100_000
 _SHOWN = 5
 _COLUMNS = {"path": pa.binary(), "size": pa.int64(), "modified": pa.int64()}
+_NONE = pa.schema(list(_COLUMNS.items())).empty_table()
 _REMEDY = "choose another out="
 
 
@@ -34,17 +35,22 @@ def write_file_list(folder: str, listing: Listing, copy_of: Indices | None) -> N
         write_table(_part(folder, number), table)
 
 
-def find_changes(folder: str, count: int, listing: Listing) -> list[str]:
-    """What differs between the list of `count` files and the files now: `path (reason)` of the first few; empty for no difference."""
-    then = (read_table(_part(folder, number), _REMEDY) for number in range(_num_parts(count)))
+def find_changes(folder: str, count: int, listing: Listing, with_times: bool = True) -> list[str]:
+    """What differs between the list of `count` files and the files now: `path (reason)` of the first few; empty for no difference.
+
+    Args:
+        with_times: whether another modification time is a difference.
+    """
+    then = (read_table(_part(folder, number), _REMEDY, list(_COLUMNS)) for number in range(_num_parts(count)))
     now = _tables(listing)
-    for before, after in zip(then, now, strict=False):
-        if before.select(list(_COLUMNS)).equals(after):
-            continue
-        return list(
-            islice(_changes(chain(_rows(before), *map(_rows, then)), chain(_rows(after), *map(_rows, now))), _SHOWN)
-        )
-    return list(islice(_changes(chain.from_iterable(map(_rows, then)), chain.from_iterable(map(_rows, now))), _SHOWN))
+    for before, after in zip_longest(then, now, fillvalue=_NONE):
+        if not before.equals(after):
+            rows_then, rows_now = (
+                chain.from_iterable(map(_rows, chain([part], others)))
+                for part, others in ((before, then), (after, now))
+            )
+            return list(islice(_changes(rows_then, rows_now, with_times), _SHOWN))
+    return []
 
 
 def read_copies(folder: str, count: int) -> Indices:
@@ -80,8 +86,8 @@ def _rows(table: pa.Table) -> Iterator[Row]:
     return (Row(*values) for values in zip(*columns, strict=True))
 
 
-def _changes(then: Iterator[Row], now: Iterator[Row]) -> Iterator[str]:
-    """The differences between two lists that are sorted alike."""
+def _changes(then: Iterator[Row], now: Iterator[Row], with_times: bool) -> Iterator[str]:
+    """The differences between two lists that are sorted alike; `with_times`: also of modification times alone."""
     before, after = next(then, None), next(now, None)
     while before or after:
         if after is None or (before is not None and _place(before) < _place(after)):
@@ -94,7 +100,7 @@ def _changes(then: Iterator[Row], now: Iterator[Row]) -> Iterator[str]:
         else:
             if before.size != after.size:
                 yield f"{_name(after)} (had {before.size:,} bytes, has {after.size:,})"
-            elif before != after:
+            elif with_times and before.modified != after.modified:
                 yield f"{_name(after)} (was written since)"
             before, after = next(then, None), next(now, None)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Protocol
+from itertools import chain, islice, repeat
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +17,14 @@ from torch.nn import functional as F
 from data.errors import DataError
 from data.images.clean_view import Decoder, EvalView
 from data.images.decode import DecodeError
-from data.shards.image_reader import ImageReader, places_in
+from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.train_transform import normalization
 
 _SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # (down, right) of views 0 and 1, 2 and 3, …; in steps
 _STEP = 1 / 32  # of the side
+_AHEAD = 2  # batches that are read and decoded while one is predicted
 
 
 class Predictor:
@@ -116,24 +119,47 @@ def _nth_view(batch: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def predict_split(split: Split, predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises DataError as `predict_all`."""
+    """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises DataError as `predict_batches`."""
     return predict_all(split, predictor.view, predictor.batch_size, predictor.logits)
 
 
 def predict_all(
-    split: Split, view: EvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray], threads: int = 2
+    split: Split, view: EvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Holds one batch in memory at a time.
+    """Predictions (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises DataError as `predict_batches`."""
+    scores, labels = zip(*predict_batches(split, view, batch_size, predict), strict=True)
+    return np.concatenate(scores), np.concatenate(labels)
+
+
+def count_right(split: Split, predictor: Predictor, threads: int, rank: int, world: int) -> tuple[int, int]:
+    """(right predictions, images) of a rank's share of a labeled split. Arguments and errors as of `predict_batches`."""
+    batches = predict_batches(split, predictor.view, predictor.batch_size, predictor.logits, threads, rank, world)
+    counts = [((logits.argmax(axis=1) == labels).sum(), len(labels)) for logits, labels in batches]
+    return sum(int(right) for right, _ in counts), sum(images for _, images in counts)
+
+
+def predict_batches(
+    split: Split,
+    view: EvalView,
+    batch_size: int,
+    predict: Callable[[torch.Tensor], np.ndarray],
+    threads: int = 2,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predictions (n, C) float32 and labels (n,) int64 of the batches of a labeled split, in shard order, n ≤ `batch_size`.
+
+    The next two batches are read and decoded while one is predicted; so three are in memory. A batch never spans two shards.
 
     Args:
-        predict: (N, 3, S, S) uint8 → (N, C) float32.
+        predict: (n, 3, S, S) uint8 → (n, C) float32.
         threads: that decode.
+        rank, world: only every `world`-th batch, from batch `rank` on. Whole batches, so that an image's numbers do not depend on
+            `world`.
 
     Raises:
         DataError: an image cannot be decoded, or a shard has changed; names shard and key.
     """
-    scores: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
 
     def prepare(item: tuple[str, bytes]) -> torch.Tensor:
         try:
@@ -141,14 +167,35 @@ def predict_all(
         except DecodeError as error:
             raise DataError(f"{item[0]}: {error}; repair or remove the image") from error
 
-    with ThreadPoolExecutor(threads) as pool, ImageReader([shard.url for shard in split.shards]) as reader:
-        for position, shard in enumerate(split.shards):
-            index = shard.index()
-            labels.append(index.column("label").to_numpy())
-            places = places_in(index)
-            for start in range(0, len(places), batch_size):
-                part = places[start : start + batch_size]
-                names = [f"{shard.url}, key {place.key!r}" for place in part]
-                items = zip(names, reader.images(position, part), strict=True)
-                scores.append(predict(torch.stack(list(pool.map(prepare, items)))))
-    return np.concatenate(scores), np.concatenate(labels).astype(np.int64)
+    def load(batch: _Batch) -> torch.Tensor:
+        names = [f"{split.shards[batch.shard].url}, key {place.key!r}" for place in batch.places]
+        items = zip(names, reader.images(batch.shard, batch.places), strict=True)
+        return torch.stack(list(decoders.map(prepare, items)))
+
+    reader = ImageReader([shard.url for shard in split.shards])
+    decoders, loaders = ThreadPoolExecutor(threads), ThreadPoolExecutor(_AHEAD)
+    with reader, decoders, loaders:  # ended from the last to the first
+        loading: deque[tuple[Future[torch.Tensor], np.ndarray]] = deque()
+        for batch in chain(islice(_batches(split, batch_size), rank, None, world), repeat(None, _AHEAD)):
+            if batch is not None:
+                loading.append((loaders.submit(load, batch), batch.labels))
+            if len(loading) > _AHEAD or (batch is None and loading):
+                images, labels = loading.popleft()
+                yield predict(images.result()), labels
+
+
+class _Batch(NamedTuple):
+    """Images of one shard, by its position in the split, and their labels, int64 (n,)."""
+
+    shard: int
+    places: list[Place]
+    labels: np.ndarray
+
+
+def _batches(split: Split, batch_size: int) -> Iterator[_Batch]:
+    for position, shard in enumerate(split.shards):
+        index = shard.index()
+        places, labels = places_in(index), index.column("label").to_numpy().astype(np.int64)
+        for start in range(0, len(places), batch_size):
+            rows = slice(start, start + batch_size)
+            yield _Batch(position, places[rows], labels[rows])

@@ -13,8 +13,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any
 
 from pipeline.core.stage import StageError
@@ -23,6 +24,7 @@ MAX_PROCESSES = 4  # by default
 _BACKLOG = 1024  # connections that wait to be accepted
 _READY = b"r"
 _POLL_S, _KILL_AFTER_S = 0.1, 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C and service managers send them to all processes
 
 Serve = Callable[..., Coroutine[Any, Any, None]]
 """Takes the channel, the number of its process, and the arguments; returns after the channel has ended."""
@@ -59,14 +61,16 @@ class ServingProcesses:
         context = multiprocessing.get_context("spawn")  # a fork would share the libraries' threads and locks
         self._channels: list[socket.socket] = []
         self._processes: list[multiprocessing.process.BaseProcess] = []
-        for position in range(number):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                process = context.Process(target=_run, args=(serve, theirs, position, *arguments), daemon=True)
-                process.start()
-            ours.setblocking(False)
-            self._channels.append(ours)
-            self._processes.append(process)
+        resource_tracker.ensure_running()  # starting it unblocks signals
+        with _signals_blocked():
+            for position in range(number):
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    process = context.Process(target=_run, args=(serve, theirs, position, *arguments), daemon=True)
+                    process.start()
+                ours.setblocking(False)
+                self._channels.append(ours)
+                self._processes.append(process)
 
     async def ready(self) -> None:
         """Wait until all can answer. Raises StageError when one ends before."""
@@ -112,8 +116,18 @@ class ServingProcesses:
             process.join()
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Hold signals back inside the block. Processes that start in it never get them, so that none ends while it imports modules."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(serve: Serve, channel: socket.socket, position: int, *arguments: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C and service managers signal all processes
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(serve(channel, position, *arguments))
 

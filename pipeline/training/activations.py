@@ -18,7 +18,8 @@ def checkpoint_activations(model: nn.Module, section: str, compiled: bool = Fals
     """Let the model's blocks compute their activations again in the backward pass. Gradients and statistics stay the same bits.
 
     The second computation draws the same dropout and stochastic depth. Batch norms leave their running statistics alone in it (with
-    momentum below 1, another update would change them); torch.compile sees to that itself.
+    momentum below 1, another update would change them). torch.compile sees to that itself, but not for SyncBatchNorm, which it runs
+    outside of its graphs.
 
     Args:
         model: with shared statistics already, if they are to be shared: conversion would drop the hooks that this adds.
@@ -34,10 +35,9 @@ def checkpoint_activations(model: nn.Module, section: str, compiled: bool = Fals
             f"{section}.checkpoint_activations=true: timm cannot do so for {type(model).__name__}; give a larger "
             f"{section}.accumulate_steps instead"
         ) from None
-    if not compiled:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(partial(_update_statistics_once, module.momentum))
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm if compiled else _BatchNorm):
+            module.register_forward_pre_hook(partial(_update_statistics_once, module.momentum))
 
 
 def _update_statistics_once(momentum: float | None, norm: _BatchNorm, inputs: Any) -> None:  # noqa: ARG001 (torch's interface)

@@ -36,8 +36,8 @@ class _DamagedError(Exception):
     """A file is damaged; the message says which check failed."""
 
 
-def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int = 2, best: int | None = None) -> None:
-    """Write `step-<step>.pt` atomically; then remove all but the last `keep` up to it, and that of step `best`.
+def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int = 2) -> None:
+    """Write `step-<step>.pt` atomically; then remove all but the last `keep` up to it.
 
     Later checkpoints are removed, too: they are damaged, and the training went back.
     """
@@ -46,7 +46,7 @@ def save_checkpoint(folder: str, step: int, content: dict[str, Any], keep: int =
     _seal(buffer)
     storage.write_bytes(storage.join(folder, _name(step)), buffer.getvalue())
     names = _names(folder)
-    keeping = {*names[: names.index(_name(step)) + 1][-keep:], *([_name(best)] if best is not None else [])}
+    keeping = names[: names.index(_name(step)) + 1][-keep:]
     for name in names:
         if name not in keeping:
             storage.remove(storage.join(folder, name))

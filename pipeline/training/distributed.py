@@ -42,6 +42,12 @@ class Ranks:
         distributed.all_gather(parts, values, group=self.group)
         return [sum(of_ranks) / self.world for of_ranks in zip(*(part.tolist() for part in parts), strict=True)]
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Replace the buffers of all ranks by rank 0's: on CPUs, each has batch-norm statistics of its own images."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
         if self.world == 1:

@@ -3,7 +3,8 @@
     newest checkpoint, or a new state ──► for each batch: step; at times: losses, metrics, evaluation, checkpoint ──► final checkpoint
 
 A step is a function of the state before it and the step's number. So a killed run continues from its last checkpoint to the same
-final weights. Between log lines, evaluations and checkpoints the host does not wait for the device.
+final weights. Between log lines, evaluations and checkpoints the host does not wait for the device. Checkpoints are written beside
+the steps (`checkpoint_writer`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from contextlib import closing
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.core.devices import require_device
-from pipeline.inference.accuracy import top_k_accuracy
-from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.predictor import Predictor, count_right
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
-from pipeline.training.checkpoint import load_newest, save_checkpoint
+from pipeline.training.checkpoint import load_newest
+from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.distributed import Ranks, join_ranks
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.losses import StepLosses
-from pipeline.training.metrics_log import remove_events_after, write_events, write_lines
+from pipeline.training.metrics_log import remove_events_after, write_lines
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
 from pipeline.training.step import set_up_device, train_step, training_network
+
+_DECODING_THREADS = 2  # of an evaluation, at least
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -40,6 +43,7 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
         UsageError: there is no GPU, but the job asks for one; or its batch-norm statistics would be those of a single batch.
         TrainingError: a loss or the weights are not finite, or the ranks find different checkpoints.
         CheckpointError: all checkpoints are damaged.
+        OSError, StorageError: a checkpoint could not be written; raised after the step at which that is known.
         DataError: an image cannot be read.
         LoaderLostError: a loading process was killed or hangs.
         Interrupted: a signal came; the state is saved.
@@ -59,23 +63,23 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     steps = range(state.step, job.total_steps)
     loaded = load_batches(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
     losses = StepLosses(job, batches, ranks)
-    started, saved_at, saved_step = time.monotonic(), time.monotonic(), state.step
-    with closing(batches), closing(loaded), interrupt.deferred(), _display(job, state, ranks.rank) as display:
+    started, writer = time.monotonic(), CheckpointWriter(job, state.step)
+    with closing(batches), closing(loaded), interrupt.deferred(), writer, _display(job, state, ranks.rank) as display:
         for batch in loaded:
             failpoint(f"step-{state.step}/{job.name}/rank-{ranks.rank}")
             losses.append(train_step(job, state, network, batch, ranks.rank))
-            is_time = ranks.rank == 0 and time.monotonic() - saved_at >= job.config.checkpoint_every_s
-            stops, due = ranks.any(stop_requested(), is_time)
+            writer.raise_on_error()
+            stops, due = ranks.any(stop_requested(), ranks.rank == 0 and writer.is_due())
             if stops or due or _logs(job, state.step) or _evaluates(job, state.step):
                 losses.look(state)  # waits for the device: at these steps alone
                 _log(job, state, (state.step - steps.start) / (time.monotonic() - started))
-                is_best = ranks.rank == 0 and _evaluate(job, state)
-                if ranks.rank == 0 and (stops or due or is_best or state.step == job.total_steps):
-                    _save(job, state, saved_step)
-                    saved_at, saved_step = time.monotonic(), state.step
+                _evaluate(job, state, ranks)
+                if ranks.rank == 0 and (stops or due or state.step == job.total_steps):
+                    writer.save(state)
             display.show(state.step, losses.newest)
             if stops:
                 break
+        writer.wait()
 
 
 def _resume(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
@@ -119,24 +123,19 @@ def _evaluates(job: TrainJob, step: int) -> bool:
     return job.validation is not None and (step % every == 0 or step == job.total_steps)
 
 
-def _evaluate(job: TrainJob, state: TrainState) -> bool:
-    """When due, add the EMA weights' validation accuracy to the metrics; return whether it is the best so far."""
+def _evaluate(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
+    """When due, add the EMA weights' validation accuracy to the metrics. Each rank predicts its share of the batches."""
     if job.validation is None or not _evaluates(job, state.step):
-        return False
+        return
     preprocessing = Preprocessing.of_training(job.config)
     batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
     predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
-    logits, labels = predict_split(job.validation, predictor)
+    ranks.share_buffers(predictor.model)
+    threads = max(_DECODING_THREADS, job.config.loader_workers)
+    counts = ranks.gather(count_right(job.validation, predictor, threads, ranks.rank, ranks.world))
     failpoint(f"evaluation-{state.step}/{job.name}")
-    state.metrics.append({"step": state.step, "validation_top1": top_k_accuracy(logits, labels)[0]})
-    return state.best_step == state.step
-
-
-def _save(job: TrainJob, state: TrainState, saved_step: int) -> None:
-    """Write a checkpoint, then the metrics up to it, so that both agree after the next start."""
-    save_checkpoint(job.checkpoints, state.step, state.as_checkpoint(), job.config.keep_checkpoints, state.best_step)
-    write_lines(job.folder, state.metrics, state.timing)
-    write_events(job.folder, state.metrics, state.timing, saved_step, state.step)
+    right, images = (sum(column) for column in zip(*counts, strict=True))
+    state.metrics.append({"step": state.step, "validation_top1": right / images})
 
 
 def _display(job: TrainJob, state: TrainState, rank: int) -> TrainingDisplay:

@@ -25,7 +25,7 @@ class TrainState:
     """All that a step depends on, besides its number.
 
     Rank 0's is saved: weights and momentum are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP broadcasts rank 0's
-    before every step. Only rank 0 evaluates.
+    before every step.
     """
 
     model: nn.Module
@@ -61,12 +61,6 @@ class TrainState:
         if self.workers != workers:
             self.workers = workers
             self.metrics.append({"step": self.step, "workers": workers})
-
-    @property
-    def best_step(self) -> int | None:
-        """The first step with the highest validation accuracy; None before the first evaluation."""
-        measured = [(line["validation_top1"], -line["step"]) for line in self.metrics if "validation_top1" in line]
-        return int(-max(measured)[1]) if measured else None
 
 
 def new_state(job: TrainJob, workers: int = 1) -> TrainState:

@@ -51,7 +51,7 @@ class Journal:
         return journal
 
     def add(self, entry: LabeledShard) -> None:
-        """Add a shard whose file is committed; write the journal every half minute."""
+        """Add a shard whose file is committed and known whole; write the journal every half minute."""
         self.shards[entry.name] = entry
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()
@@ -67,7 +67,7 @@ class Journal:
                     _report_damaged(self._folder, name)
                     del self.shards[name]
                 else:
-                    self.shards[name] = entry
+                    self.add(entry)
 
     def write(self) -> None:
         """Write the journal now."""

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import needs
+from benchmarks.gpu import label, needs
+from benchmarks.gpu.setting import setting_of
 from data.settings import UsageError
+from pipeline.inference.predictor import Predictor
 from tests import HANGS_S
 
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from benchmarks.gpu.__main__ import bench; bench({arguments})"
@@ -45,6 +48,33 @@ def test_it_measures_every_cell_without_ray_and_continues(tmp_path: Path) -> Non
     )
     again = run(tmp_path, parts=parts)
     assert again.stdout.splitlines() == [done.stdout.splitlines()[-1]]  # nothing is measured twice
+
+
+def test_a_measurement_that_fails_leaves_the_others_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory() -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it")
+
+    cells = {"large": out_of_memory, "small": lambda: {"img_per_s": 2.0}}
+    monkeypatch.setattr(gpu, "_cells", lambda *_: cells)
+    gpu.bench(parts="train", device="cpu", out=str(tmp_path))
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["cells"] == {"small": {"img_per_s": 2.0}}
+    assert record["failed"] == {"large": "OutOfMemoryError: CUDA out of memory."}
+    cells["large"] = lambda: {"img_per_s": 1.0}
+    gpu.bench(parts="train", device="cpu", out=str(tmp_path))
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(record["cells"]) == {"large", "small"}
+    assert "failed" not in record
+
+
+def test_the_model_of_the_host_path_leaves_normalization_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "_prepared", lambda *_: pytest.fail("the host normalizes"))
+    setting = setting_of("cpu", True, "", 1, str(tmp_path))
+    assert label._labeling(label._free(setting, setting.models[0]), setting) > 0
 
 
 def test_what_is_missing_is_one_line_with_the_wheels_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,9 +115,15 @@ class TrainConfig(Section):
     compile: bool = setting(False, "torch.compile")
     workers: int = resumable(1, "training processes; two or more run under Ray Train", ge=1)
     max_failures: int = runtime(3, "how often to restart lost training processes", ge=0)
-    loader_workers: int = runtime(1, "loading processes per training process", ge=0)
-    checkpoint_every_s: float = runtime(60, "seconds between checkpoints", ge=0)
-    keep_checkpoints: int = runtime(2, "newest checkpoints to keep, besides the best one", ge=1)
+    loader_workers: int = runtime(
+        1, "loading processes per training process; an evaluation decodes in as many threads, at least two", ge=0
+    )
+    checkpoint_every_s: float = runtime(
+        60,
+        "seconds between checkpoints, which are written beside the training; 0: after every step, and it waits for the one before",
+        ge=0,
+    )
+    keep_checkpoints: int = runtime(2, "newest checkpoints to keep", ge=1)
     log_every_steps: int = setting(50, "steps between lines of metrics.jsonl", ge=1)
 
     @property

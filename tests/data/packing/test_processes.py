@@ -1,6 +1,7 @@
 """Packing in processes: the bytes of one process, whatever is killed, in memory that does not grow with the images."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from data import pack
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
-from data.packing import listing, plan, split_packing
+from data.packing import file_list, listing, plan, split_packing
 from data.packing.folders import ImageFile, LeftOut, ScannedImage
 from data.packing.packed_shards import FINISHED_FOLDER
 from data.packing.workers import workers
@@ -209,6 +210,61 @@ def test_files_that_changed_between_two_runs_are_named(
     assert f"1.png (is gone), 11.png (is new), 2.png (had {size} bytes, has 5), 4.png (was written since)" in error
     assert "0.png" not in error
     assert not (tmp_path / "out/unlabeled/manifest.json").exists()
+
+
+@pytest.mark.parametrize("labeled", ["true", "false"])
+def test_a_complete_packing_stays_so_when_its_files_are_copied_with_other_times(
+    photos: Path, tmp_path: Path, labeled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos / "a", root / "a")
+    words = [f"images={root}", f"out={tmp_path}/out", f"labeled={labeled}", "processes=1"]
+    assert pack.main(words) == 0
+    before = snapshot(tmp_path / "out")
+    for path in root.rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    assert pack.main(words) == 0
+    assert snapshot(tmp_path / "out") == before
+    next(root.rglob("*.png")).write_bytes(b"of another size")
+    capsys.readouterr()
+    assert pack.main(words) == 2
+    assert ".png (had " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labeled", ["true", "false"])
+def test_a_file_that_was_only_written_anew_stops_a_packing_that_is_not_complete(
+    photos: Path, tmp_path: Path, labeled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos / "a", root / "a")
+    words = [f"images={root}", f"out={tmp_path}/out", f"labeled={labeled}", "processes=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_packing, "write_sidecars", interrupt)
+        assert pack.main(words) == 130
+    os.utime(min(root.rglob("*.png")), ns=(1, 1))
+    capsys.readouterr()
+    assert pack.main(words) == 2
+    assert f"{min(root.rglob('*.png')).relative_to(root)} (was written since)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 2, 4, 5])
+def test_files_that_are_gone_or_new_are_named_wherever_the_list_is_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(file_list, "ROWS", 2)
+    listings = []
+    for count in (6, left):
+        (tmp_path / f"{count}").mkdir()
+        with listing.ListingWriter(str(tmp_path / f"{count}")) as writer:
+            for number in range(count):
+                writer.add(listing.Row(b"%d.jpg" % number, number, 0))
+        listings.append(listing.Listing("/photos", str(tmp_path / f"{count}")))
+        file_list.write_file_list(str(tmp_path / f"list-{count}"), listings[-1], None)
+    names = [f"{number}.jpg" for number in range(left, 6)][:5]
+    assert file_list.find_changes(f"{tmp_path}/list-6", 6, listings[1]) == [f"{name} (is gone)" for name in names]
+    assert file_list.find_changes(f"{tmp_path}/list-{left}", left, listings[0]) == [
+        f"{name} (is new)" for name in names
+    ]
 
 
 def test_a_killed_worker_is_reported_in_a_sentence() -> None:

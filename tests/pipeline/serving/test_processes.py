@@ -103,6 +103,15 @@ def test_a_signal_ends_all_processes(run: SmallRun, number: int) -> None:
         assert not any(map(is_alive, served))
 
 
+def test_ctrl_c_while_the_processes_start_ends_without_an_error(run: SmallRun) -> None:
+    with ServerProcess(*words(run)) as process:
+        wait_for(lambda: bool(served_by(process.process.pid)))
+        for starting in served_by(process.process.pid):
+            os.kill(starting, signal.SIGINT)
+        code, errors = process.end(signal.SIGINT)
+        assert (code, "Traceback" in errors) == (128 + signal.SIGINT, False)
+
+
 def test_processes_end_with_a_first_process_that_is_killed(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()

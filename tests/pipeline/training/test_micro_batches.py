@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.inputs.batches import TrainBatches
 from pipeline.models.registry import build_model
+from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.training.activations import checkpoint_activations
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.distributed import Ranks, join_ranks
+from pipeline.training.distributed import Ranks, join_ranks, share_statistics
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained, new_state
@@ -129,6 +131,30 @@ def test_checkpointed_activations_change_no_bit(tmp_path: Path, labeled: Split, 
     one, two = trained
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_checkpointed_activations_update_statistics_once_where_shared_norms_break_a_compiled_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on several GPUs, where the numbers of images that the ranks had decide a shape."""
+    alone = nn.SyncBatchNorm.forward
+
+    def forward(norm: nn.SyncBatchNorm, images: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return alone(norm, images)
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
+    plain = share_statistics(build_model("resnetrs26", 10, {"width": 0.125, "blocks": [1, 1, 1, 1]})).train()
+    set_bn_momentum(plain, 0.1)
+    model, images = copy.deepcopy(plain), torch.rand(4, 3, 32, 32)
+    checkpoint_activations(model, "teacher", compiled=True)
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager", dynamic=False)
+    for network in (plain, model):
+        network(images).sum().backward()
+    torch._dynamo.reset()
+    assert [name for name, value in plain.named_buffers() if not torch.equal(value, model.get_buffer(name))] == []
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,6 +1,8 @@
 """A training that is killed and started again makes the same bytes as an undisturbed one; at another world size, it continues the same
 order. Without Ray; with Ray, see tests/pipeline/training/test_ray_train.py and `make chaos-train`."""
 
+import hashlib
+import json
 import signal
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,11 +17,16 @@ import torch
 from data.shards.image_reader import ImageReader
 from data.shards.split import Split, open_split
 from data.tables import write_table
+from pipeline.inference.predictor import Predictor, count_right
+from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.inputs.train_transform import TrainTransform
+from pipeline.models.registry import build_model
+from pipeline.training import loop
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.job import TrainJob
+from pipeline.training.state import load_trained
 from tests.conftest import make_writer
 from tests.digits_run import Digits
 from tests.pipeline.training.test_training import CONFIG
@@ -135,6 +142,37 @@ def test_several_processes_killed_or_stopped_make_the_same_bytes(data: Data, wor
     assert data.result(f"killed-{world}")[0] == 2 * EPOCH + 2
     assert train(job, world) == [0] * world
     assert data.result(f"killed-{world}") == data.result(f"whole-{world}")
+
+
+def note_share() -> None:
+    """At the first step: let each evaluation write a file with this rank's share, and the statistics that it predicts with."""
+    count = loop.count_right
+
+    def noted(split: Split, predictor: Predictor, threads: int, rank: int, world: int) -> tuple[int, int]:
+        right, images = count(split, predictor, threads, rank, world)
+        digest = hashlib.sha256(b"".join(buffer.numpy().tobytes() for buffer in predictor.model.buffers())).hexdigest()
+        line = {"right": right, "images": images, "threads": threads, "statistics": digest}
+        Path(f"{split.shards[0].url}.rank-{rank}-of-{world}").write_text(json.dumps(line))
+        return right, images
+
+    loop.count_right = noted
+
+
+def test_all_ranks_evaluate_each_its_share_to_the_accuracy_that_one_would_measure(data: Data) -> None:
+    job = data.job("evaluated", checkpoint_every_s=1000, eval_batch_size=5)  # batches of 5, 3, 5, 3, 5 and 3 images
+    assert train(job, 2, at="step-0/*", fault=note_share) == [0, 0]
+    first = data.split.shards[0].url
+    shares = [json.loads(Path(f"{first}.rank-{rank}-of-2").read_text()) for rank in range(2)]
+    assert [share["images"] for share in shares] == [15, 9]
+    assert [share["threads"] for share in shares] == [2, 2]
+    assert shares[0]["statistics"] == shares[1]["statistics"], "rank 1 predicts with statistics of its own images"
+    state = load_trained(job)[0]
+    model = build_model(job.config.model, 10, job.config.model_args)
+    model.load_state_dict(state)
+    right, images = count_right(data.split, Predictor(model, Preprocessing.of_training(job.config), "cpu", 5), 2, 0, 1)
+    last = json.loads((data.folder / "evaluated/metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"step": TOTAL, "validation_top1": right / images}
+    assert images == 24
 
 
 def step_images(data: Data, step: int, world: int) -> list[bytes]:

@@ -70,26 +70,17 @@ def checkpoints(folder: Path, steps: Sequence[int]) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 8):
-        save_checkpoint(str(tmp_path), step, {"step": step}, keep=3, best=min(step, 2))
-    assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt" for step in (2, 5, 6, 7)]
+        save_checkpoint(str(tmp_path), step, {"step": step}, keep=3)
+    assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt" for step in (5, 6, 7)]
 
 
 def test_a_damaged_later_checkpoint_does_not_outlive_new_ones(tmp_path: Path) -> None:
     (tmp_path / "step-000000009.pt").write_bytes(b"damaged")  # the training has gone back to step 4
     for step in (5, 6):
-        save_checkpoint(str(tmp_path), step, {"step": step}, keep=1, best=4)
+        save_checkpoint(str(tmp_path), step, {"step": step}, keep=1)
         assert storage.list_names(str(tmp_path)) == [f"step-00000000{step}.pt"]
-
-
-def test_a_training_keeps_its_best_and_its_last_checkpoint(
-    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accuracies = iter([0.5, 0.7, 0.7, 0.6])  # after 5, 10, 15 and 20 steps
-    monkeypatch.setattr(loop, "top_k_accuracy", lambda *scores: [next(accuracies)])
-    fit(make_job(labeled, tmp_path / "run", epochs=4, keep_checkpoints=1))
-    assert storage.list_names(str(tmp_path / "run/checkpoints")) == ["step-000000010.pt", "step-000000020.pt"]
 
 
 def cut_short(content: bytes) -> bytes:

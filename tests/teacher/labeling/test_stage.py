@@ -240,9 +240,14 @@ def test_without_a_journal_footers_tell_which_shards_have_labels_and_files_are_r
     assert journal.shards == {key: replace(entry, sha256="") for key, entry in entries.items()}
     journal.write()
     assert journal_module.Journal.open(str(folder), corpus, made_by).shards == journal.shards, "not in the journal"
+    monkeypatch.setattr(journal_module, "_EVERY_S", -1.0)
     journal.read_unread()
     del entries[name(2)]
     assert journal.shards == entries, "the rows of one are damaged, which its footer cannot tell"
+    again = journal_module.Journal.open(str(folder), corpus, made_by).shards
+    assert {key: entry for key, entry in again.items() if entry.sha256} == entries, (
+        "a stop meanwhile loses half a minute"
+    )
     assert f"{name(2)}.parquet is damaged" in capsys.readouterr().out
 
 
