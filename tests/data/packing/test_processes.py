@@ -104,7 +104,13 @@ def test_a_packing_that_is_killed_continues_to_the_same_bytes(photos: Path, tmp_
 
 
 def test_ctrl_c_lets_the_processes_end_and_says_how_to_continue(photos: Path, tmp_path: Path) -> None:
-    words = [f"images={photos}", f"out={tmp_path}/out", "labeled=false", "samples_per_shard=20", "processes=2"]
+    words = [
+        f"images={photos}",
+        f"out={tmp_path}/out",
+        "labeled=false",
+        "samples_per_shard=2",
+        "processes=2",
+    ]  # many shards to come
     finished = tmp_path / "out/unlabeled" / FINISHED_FOLDER
     command = [sys.executable, "-m", "data.pack", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:

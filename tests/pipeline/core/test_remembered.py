@@ -223,6 +223,7 @@ def test_variables_are_written_as_they_were_typed_and_used_as_they_are(
     monkeypatch.setenv("HIDDEN", SECRET)
     monkeypatch.setenv("EPOCHS", "5")
     run.yaml(
+        "device: cpu\n"  # auto would ask the cluster
         "data: {labeled: ['${oc.env:LABELED}/*.tar']}\n"
         "teacher: {epochs: '${oc.decode:${oc.env:EPOCHS}}', warmup_epochs: 1}\n"
         "student: {epochs: '${teacher.epochs}'}\n"
