@@ -207,7 +207,11 @@ def test_a_training_continued_in_more_processes_notes_it_in_the_metrics(data: Da
     assert train(job, world=2) == [0, 0]
     step, _, metrics = data.result("grown")
     assert step == TOTAL
-    assert b'{"step": 5, "workers": 2}\n' in metrics
+    notes = [line for line in metrics.splitlines() if b'"workers"' in line]
+    assert notes in (
+        [b'{"step": 4, "workers": 2}'],
+        [b'{"step": 5, "workers": 2}'],
+    )  # the last checkpoint may not be written yet
 
 
 def test_one_shard_is_enough_for_many_ranks_and_loading_processes(tmp_path: Path, digits: Digits) -> None:
