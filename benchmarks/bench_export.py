@@ -19,7 +19,6 @@ import resource
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -29,10 +28,11 @@ import pyarrow as pa
 import ray
 
 from benchmarks.photos import make_photos
-from benchmarks.scratch import fresh_folder
+from benchmarks.scratch import seconds_to_disk
 from data.labels.joined_tar import Provenance
-from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
+from data.labels.label_files import COPIES_COLUMN, label_table, write_labels
 from data.labels.overlay import Overlay
+from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.split import open_split
 from data.tables import write_table
@@ -60,7 +60,7 @@ def bench(rounds: int = 5, images: int = 8000, shards: int = 8, out: str = "runs
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():
-            found = _time(run, Path(out) / "exported")
+            found = seconds_to_disk(run, Path(out) / "exported")
             if number:  # the first round is warm-up
                 seconds[name].append(found)
     ray.shutdown()
@@ -125,16 +125,6 @@ def _tar(extracted: list[Path], folder: Path) -> None:
 def _copy(overlay: Overlay, folder: Path) -> None:
     for shard in overlay.shards:
         subprocess.run(["cp", shard.url, folder], check=True)
-
-
-def _time(run: Callable[[Path], None], folder: Path) -> float:
-    """Return the seconds until everything is on disk."""
-    fresh_folder(folder)
-    subprocess.run(["sync"], check=True)
-    started = time.perf_counter()
-    run(folder)
-    subprocess.run(["sync"], check=True)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

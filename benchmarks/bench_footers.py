@@ -29,8 +29,9 @@ import pyarrow as pa
 from benchmarks.object_store import object_store
 from benchmarks.scratch import fresh_folder, remove_folder
 from data import storage
-from data.labels.label_files import LabeledShard, Quarantined, describe_label_file, label_table, top_k_of, write_labels
+from data.labels.label_files import LabeledShard, Quarantined, describe_label_file, label_table, write_labels
 from data.labels.label_footers import read_all_quarantined
+from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.split import Shard, Split
 from teacher.labeling.finished_shards import JOURNAL_NAME, Journal

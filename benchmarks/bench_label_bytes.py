@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.bench_label_model import PER_SHARD, make_predictor
 from benchmarks.photos import make_photos
-from data.labels.label_files import label_table, top_k_of, write_labels
+from data.labels.label_files import label_table, write_labels
+from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.image_reader import ImageReader
 from data.shards.split import Shard, open_split

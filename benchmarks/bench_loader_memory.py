@@ -29,7 +29,8 @@ import torch
 from benchmarks.photos import photo_jpeg
 from benchmarks.process_memory import private_memory
 from benchmarks.scratch import fresh_folder, remove_folder
-from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_label_table
+from data.labels.label_files import COPIES_COLUMN, label_table, write_label_table
+from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.index import INDEX_SCHEMA, index_digest
 from data.tables import write_table

@@ -23,13 +23,12 @@ import resource
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from statistics import median
 
-from benchmarks.scratch import fresh_folder
+from benchmarks.scratch import seconds_to_disk
 from data.images.decode import decode_fast
 from data.pack import pack
 from data.packing.screening import check_image
@@ -57,7 +56,7 @@ def bench(rounds: int = 5, images: int = 20000, processes: int = 0, out: str = "
     memory = 0
     for turn in range(rounds + 1):
         for name, run in contenders.items():
-            found = _time(run, Path(out) / "packed")
+            found = seconds_to_disk(run, Path(out) / "packed")
             if turn:  # the first round is warm-up
                 seconds[name].append(found)
             elif name == "ours":  # so far, no other contender had processes
@@ -136,16 +135,6 @@ def _in_processes(number: int, task: Callable[..., None], arguments: Sequence[tu
     with workers(number) as executor:
         for future in [executor.submit(task, *words) for words in arguments]:
             future.result()
-
-
-def _time(run: Callable[[Path], None], folder: Path) -> float:
-    """Return the seconds until everything is on disk."""
-    fresh_folder(folder)
-    subprocess.run(["sync"], check=True)
-    started = time.perf_counter()
-    run(folder)
-    subprocess.run(["sync"], check=True)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ import torch
 
 from benchmarks import bench_accuracy
 from data import fashion_mnist
-from data.labels.label_files import TopK, label_table, read_labels, read_labels_manifest, soft_targets, top_k_of
+from data.labels.label_files import label_table, read_labels, read_labels_manifest
+from data.labels.top_k import TopK, soft_targets, top_k_of
 from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config

@@ -1,8 +1,11 @@
-"""Output folders of benchmarks: emptied before writing, if a benchmark made them."""
+"""Output folders of benchmarks: emptied before writing, if a benchmark made them; how long writing takes."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from data.settings import UsageError
@@ -27,6 +30,16 @@ def remove_folder(path: str | Path) -> None:
     """Remove a folder of `fresh_folder` and its marker."""
     shutil.rmtree(path)
     _marker(path).unlink()
+
+
+def seconds_to_disk(run: Callable[[Path], None], folder: Path) -> float:
+    """Return the seconds until all that `run` writes into an emptied folder is on disk."""
+    fresh_folder(folder)
+    subprocess.run(["sync"], check=True)
+    started = time.perf_counter()
+    run(folder)
+    subprocess.run(["sync"], check=True)
+    return time.perf_counter() - started
 
 
 def _marker(path: str | Path) -> Path:

@@ -16,7 +16,8 @@ from data import storage
 from data.images.decode import Pixels, decode
 from data.images.held_out_hashes import held_out_row, write_hashes
 from data.images.similarity import image_hash
-from data.labels.label_files import LABELS_MANIFEST, LabeledShard, label_table, top_k_of, write_labels
+from data.labels.label_files import LABELS_MANIFEST, LabeledShard, label_table, write_labels
+from data.labels.top_k import top_k_of
 from data.shards.split import open_split
 from data.shards.write import Fields, write_shards
 from pipeline.core.layout import Layout

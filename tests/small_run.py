@@ -18,9 +18,9 @@ from data.labels.label_files import (
     Quarantined,
     label_table,
     quarantine_table,
-    top_k_of,
     write_labels,
 )
+from data.labels.top_k import top_k_of
 from data.shards.split import open_split
 from data.tables import write_table
 from pipeline.core.config import write_config

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data.labels.label_files import top_k_columns
+from data.labels.top_k import top_k_columns
 from data.shards.image_reader import ImageReader, Place
 from data.shards.image_views import ImageViews
 from data.shards.samples import LABEL_FIELD

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.labels.label_files import LAST_CLASS, TopK, top_k_of
+from data.labels.top_k import LAST_CLASS, TopK, top_k_of
 
 
 class LabelingModel(Protocol):

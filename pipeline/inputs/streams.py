@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from data.errors import DataError
 from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
-from data.labels.label_files import LABELS_REMEDY, TopK, read_copies, stored_top_k
+from data.labels.label_files import LABELS_REMEDY, read_copies
+from data.labels.top_k import TopK, stored_top_k
 from data.shards.image_reader import ImageReader, Place
 from data.shards.index import INDEX_REMEDY, INDEX_SCHEMA, index_digest
 from data.shards.split import Shard, Split

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from data.labels.label_files import TopK, dense_probabilities
+from data.labels.top_k import TopK, dense_probabilities
+from pipeline.inputs.noise import upload
 
 _BLOCK = 2**20  # dense values at a time when a loading process computes targets
 
@@ -38,7 +39,8 @@ class SparseTargets:
 
     def dense(self, device: str = "cpu") -> torch.Tensor:
         """float32 (N, C) on the device; rows sum to one."""
-        index, value, other = (_upload(part, device) for part in (self.index, self.value, self.other))
+        parts = (torch.from_numpy(part) for part in (self.index, self.value, self.other))
+        index, value, other = (upload(part, torch.device(device)) for part in parts)
         return other[:, None].repeat(1, self.num_classes).scatter_(1, index.long(), value)
 
     def take(self, positions: np.ndarray) -> SparseTargets:
@@ -53,11 +55,6 @@ class SparseTargets:
             np.concatenate([_widen(getattr(part, name), width) for part in parts]) for name in ("index", "value")
         )
         return SparseTargets(index, value, np.concatenate([part.other for part in parts]), parts[0].num_classes)
-
-
-def _upload(part: np.ndarray, device: str) -> torch.Tensor:
-    tensor = torch.from_numpy(part)
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _widen(columns: np.ndarray, width: int) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.labels.label_files import LabeledShard, Quarantined, TopK, label_table, write_labels
+from data.labels.label_files import LabeledShard, Quarantined, label_table, write_labels
+from data.labels.top_k import TopK
 from data.shards.split import Shard
 from pipeline.core.stage import StageError
 from pipeline.inference.device_flow import DeviceFlow, PendingTopK

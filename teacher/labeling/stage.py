@@ -18,15 +18,9 @@ import pyarrow as pa
 
 from data import storage
 from data.json_files import read_json
-from data.labels.label_files import (
-    LABELS_MANIFEST,
-    MANIFEST_REMEDY,
-    MAX_CLASSES,
-    QUARANTINE_NAME,
-    VALIDATION_NAME,
-    quarantine_table,
-)
+from data.labels.label_files import LABELS_MANIFEST, MANIFEST_REMEDY, QUARANTINE_NAME, VALIDATION_NAME, quarantine_table
 from data.labels.label_footers import read_all_quarantined
+from data.labels.top_k import MAX_CLASSES
 from data.shards.split import Shard, Split, open_split
 from data.storage.redact import redacted
 from data.tables import write_table

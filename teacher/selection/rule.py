@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.labels.label_files import MAX_CLASSES
+from data.labels.top_k import MAX_CLASSES
 
 Mask = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]

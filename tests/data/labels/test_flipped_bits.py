@@ -22,11 +22,11 @@ from data.labels.label_files import (
     read_labels,
     read_labels_manifest,
     read_quarantined,
-    top_k_of,
     write_labels,
 )
 from data.labels.overlay import RowFilter
 from data.labels.pseudo_labels import PseudoLabels
+from data.labels.top_k import top_k_of
 from data.shards.split import Shard, open_split
 from data.tables import open_table, read_table, to_parquet, write_table
 from data.training_order import OrderSlice

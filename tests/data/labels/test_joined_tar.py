@@ -18,8 +18,9 @@ from data import storage
 from data.errors import DataError
 from data.labels import joined_tar as joined
 from data.labels.joined_tar import JoinedTar, Provenance, key_prefix
-from data.labels.label_files import COPIES_COLUMN, label_table, top_k_of, write_labels
+from data.labels.label_files import COPIES_COLUMN, label_table, write_labels
 from data.labels.overlay import Overlay, RowFilter
+from data.labels.top_k import top_k_of
 from data.shards.image_reader import ImageReader
 from data.shards.image_views import ImageViews
 from data.shards.split import open_split

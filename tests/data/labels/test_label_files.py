@@ -18,9 +18,8 @@ from data.labels.label_files import (
     read_labels,
     read_labels_manifest,
     read_quarantined,
-    soft_targets,
-    top_k_of,
 )
+from data.labels.top_k import soft_targets, top_k_of
 from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing

@@ -12,8 +12,9 @@ import pytest
 
 from data import storage
 from data.errors import DataError
-from data.labels.label_files import LabeledShard, Quarantined, label_table, top_k_of, write_labels
+from data.labels.label_files import LabeledShard, Quarantined, label_table, write_labels
 from data.labels.label_footers import describe_by_footers, read_all_quarantined
+from data.labels.top_k import top_k_of
 from data.shards.split import Shard
 from tests.data.labels.test_flipped_bits import flips
 from tests.s3_server import FaultyS3

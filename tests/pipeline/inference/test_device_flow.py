@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.labels.label_files import TopK, top_k_of
+from data.labels.top_k import TopK, top_k_of
 from pipeline.inference.device_flow import DeviceFlow, PendingTopK, device_top_k
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import Predictor

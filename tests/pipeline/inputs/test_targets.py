@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from data.labels.label_files import TopK, top_k_of
+from data.labels.top_k import TopK, top_k_of
 from pipeline.inputs import targets as module
 from pipeline.inputs.targets import SparseTargets, pseudo_label_targets, smoothed_targets
 

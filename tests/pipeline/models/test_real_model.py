@@ -15,7 +15,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from benchmarks.lite0 import MODEL, lite0_file, lite0_weights
-from data.labels.label_files import read_labels, soft_targets
+from data.labels.label_files import read_labels
+from data.labels.top_k import soft_targets
 from data.pack import main as pack
 from pipeline.models.external_weights import load_external
 from pipeline.run import main
