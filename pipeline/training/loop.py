@@ -28,7 +28,7 @@ from pipeline.training.losses import StepLosses
 from pipeline.training.metrics_log import remove_events_after, write_lines
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import set_up_device, train_step, training_network
+from pipeline.training.step import device_settings, train_step, training_network
 
 _DECODING_THREADS = 2  # of an evaluation, at least
 
@@ -50,8 +50,8 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     """
     require_device(job.device)
     job.config.require_averaged_statistics(job.name)
-    set_up_device(job)
-    raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
+    with device_settings(job):
+        raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 
 
 def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
@@ -130,7 +130,6 @@ def _evaluate(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
     preprocessing = Preprocessing.of_training(job.config)
     batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
     predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
-    ranks.share_buffers(predictor.model)
     threads = max(_DECODING_THREADS, job.config.loader_workers)
     counts = ranks.gather(count_right(job.validation, predictor, threads, ranks.rank, ranks.world))
     failpoint(f"evaluation-{state.step}/{job.name}")
