@@ -75,7 +75,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
         freeze_early_layers(model)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config.momentum, config.weight_decay)
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer)
     return TrainState(model, EMA(model, config.ema_decay), optimizer, workers=workers)
 
 
