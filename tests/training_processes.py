@@ -76,21 +76,21 @@ def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None]
     return [process.exitcode for process in processes]
 
 
-def in_group(meeting: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `function(rank, *args)` returns in each of two processes that form a group.
+def in_group(meeting: Path, function: Callable[..., Any], *args: Any, world: int = 2) -> list[Any]:
+    """What `function(rank, *args)` returns in each of `world` processes that form a group.
 
     Args:
         meeting: a file that is not there yet.
     """
     PROCESSES.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(2, PROCESSES) as pool:
-        found = [pool.submit(_join_group, rank, str(meeting), function, args) for rank in range(2)]
+    with ProcessPoolExecutor(world, PROCESSES) as pool:
+        found = [pool.submit(_join_group, rank, world, str(meeting), function, args) for rank in range(world)]
         return [each.result(HANGS_S) for each in found]
 
 
-def _join_group(rank: int, meeting: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _join_group(rank: int, world: int, meeting: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
         return function(rank, *args)
     finally:

@@ -32,7 +32,7 @@ def results(layer: nn.Module, images: torch.Tensor, slopes: torch.Tensor) -> dic
     (output * slopes).sum().backward()
     assert x.grad is not None
     gradients = {f"{name}.grad": value.grad for name, value in layer.named_parameters() if value.grad is not None}
-    return {"output": output, "gradient": x.grad, **gradients, **dict(layer.named_buffers())}
+    return {"output": output.detach(), "gradient": x.grad, **gradients, **dict(layer.named_buffers())}
 
 
 @on_each_device
