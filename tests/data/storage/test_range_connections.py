@@ -118,6 +118,6 @@ def test_an_answer_that_is_cut_off_is_an_error_that_may_pass(answer: bytes) -> N
     async def use(get: Get) -> None:
         with pytest.raises((OSError, EOFError)) as error:
             await get()
-        assert is_transient(error.value)  # type: ignore[arg-type]
+        assert is_transient(error.value)
 
     run([answer + b"END"], use)
