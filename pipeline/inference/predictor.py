@@ -161,7 +161,8 @@ def predict_sampled(
         held = scores[-done % every :: every].copy()  # a view would hold them all
         parts.append((labels, scores.argmax(axis=1), scores.max(axis=1), held))
         done += len(labels)
-    return Predicted(*map(np.concatenate, zip(*parts, strict=True)), every)
+    answers, predicted, highest, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Predicted(answers, predicted, highest, scores, every)
 
 
 def count_right(split: Split, predictor: Predictor, threads: int, rank: int, world: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def share_statistics(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
-            module.__class__ = SharedBatchNormAct
+            module.__class__ = SharedBatchNormAct  # type: ignore[assignment]  # which is not one, for isinstance
         elif isinstance(module, _BatchNorm):
             module.__class__ = SharedBatchNorm
 

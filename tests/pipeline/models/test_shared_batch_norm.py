@@ -53,7 +53,7 @@ def forward_and_backward(kind: str, images: int, rows: slice, shared: bool) -> N
     if shared:
         share_statistics(layer)
     torch.manual_seed(2)
-    found = {}
+    found: Numbers = {}
     for step in range(2):
         batch = (
             torch.randn(images, CHANNELS, *LAYERS[kind][1], dtype=torch.float64) * 3 + 1000

@@ -97,7 +97,7 @@ def steps_of_two(
     rank: int, labeled: Split, folder: Path, cases: list[str]
 ) -> dict[str, tuple[dict[str, int], dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """For each case what was compiled, and the network's state, compiled and not."""
-    nn.Module.compile = compile_without_a_compiler  # type: ignore[method-assign]  # in this process alone
+    nn.Module.compile = compile_without_a_compiler  # type: ignore[method-assign, assignment]  # in this process alone
     warnings.simplefilter("ignore")
     found = {}
     for case in cases:
@@ -113,7 +113,7 @@ def steps_of_two(
             "breaks": sum(counters["graph_break"].values()),
             "again": sum(counters["recompiles"].values()),
         }
-        found[case] = counts, *states
+        found[case] = counts, states[0], states[1]
     return found
 
 
