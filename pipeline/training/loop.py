@@ -67,7 +67,7 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     with closing(batches), closing(loaded), interrupt.deferred(), writer, _display(job, state, ranks.rank) as display:
         for batch in loaded:
             failpoint(f"step-{state.step}/{job.name}/rank-{ranks.rank}")
-            losses.append(train_step(job, state, network, batch, ranks.rank))
+            losses.append(*train_step(job, state, network, batch, ranks.rank))
             writer.raise_on_error()
             stops, due = ranks.any(stop_requested(), ranks.rank == 0 and writer.is_due())
             if stops or due or _logs(job, state.step) or _evaluates(job, state.step):
@@ -107,15 +107,16 @@ def _logs(job: TrainJob, step: int) -> bool:
 
 
 def _log(job: TrainJob, state: TrainState, steps_per_s: float) -> None:
-    """When due, add the mean loss since the last line to the metrics."""
+    """When due, add the mean loss, and the objective's means, since the last line to the metrics."""
     if not _logs(job, state.step):
         return
     epoch = round(state.step / job.steps_per_epoch, 4)
     mean_loss, rate = state.loss_sum / state.loss_count, job.learning_rate(state.step - 1)
-    state.metrics.append({"step": state.step, "epoch": epoch, "lr": rate, "loss": mean_loss})
+    means = {name: total / state.loss_count for name, total in state.metric_sums.items()}
+    state.metrics.append({"step": state.step, "epoch": epoch, "lr": rate, "loss": mean_loss} | means)
     images_per_s = round(steps_per_s * job.images_per_step, 1)
     state.timing.append({"step": state.step, "time": round(time.time(), 3), "images_per_s": images_per_s})
-    state.loss_sum, state.loss_count = 0.0, 0
+    state.loss_sum, state.loss_count, state.metric_sums = 0.0, 0, {}
 
 
 def _evaluates(job: TrainJob, step: int) -> bool:

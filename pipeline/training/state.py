@@ -35,6 +35,7 @@ class TrainState:
     workers: int = 1  # training processes
     loss_sum: float = 0.0  # since the last line of metrics
     loss_count: int = 0
+    metric_sums: dict[str, float] = field(default_factory=dict)  # of the objective, by name; as loss_sum
     metrics: list[dict[str, float]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
 
@@ -45,7 +46,8 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return modules | {name: getattr(self, name) for name in _PLAIN}
+        sums = {"metric_sums": self.metric_sums} if self.metric_sums else {}
+        return modules | {name: getattr(self, name) for name in _PLAIN} | sums
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the values of `as_checkpoint`.
@@ -58,6 +60,7 @@ class TrainState:
         workers = self.workers
         for name in _PLAIN:
             setattr(self, name, checkpoint.get(name, getattr(self, name)))
+        self.metric_sums = dict(checkpoint.get("metric_sums", {}))
         if self.workers != workers:
             self.workers = workers
             self.metrics.append({"step": self.step, "workers": workers})
