@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.models.weights import load_weights
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.objectives.networks import build_network
 from pipeline.training.optimizer import NORMS, build_optimizer
 
 _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
@@ -73,7 +73,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
     """
     config = job.config
     torch.manual_seed(job.seed)
-    model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
+    model = build_network(config, job.num_classes)
     set_bn_momentum(model, config.bn_momentum)
     if job.initial_weights is not None:
         model.load_state_dict(model.state_dict() | load_weights(job.initial_weights)[1])

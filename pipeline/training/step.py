@@ -48,18 +48,24 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     terms = _accumulate_gradients(job, network, objective, pixels, targets, mixing)
     state.optimizer.step()
+    state.ema.decay = job.ema_decay(state.step)
     state.ema.update(state.model)
     state.step += 1
     return terms
 
 
-def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noised pixels, uint8 (N, 3, S, S), and targets, float32 (N, C)."""
+def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Noised pixels, uint8 (N, 3, S, S) or (N, k, 3, S, S) for k views, and targets, float32 (N, C) or None."""
     pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
-        pixels = add_noise(pixels, batch.noise, job.config.augment, job.config.mean)
-    assert batch.targets is not None, "a stream with targets `none` is for another objective"
-    return pixels, batch.targets.dense(job.device)
+        views = add_noise(_flat_views(pixels), batch.noise, job.config.augment, job.config.mean)
+        pixels = views.reshape(pixels.shape)
+    return pixels, None if batch.targets is None else batch.targets.dense(job.device)
+
+
+def _flat_views(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 3, S, S) as it is; (N, k, 3, S, S) as (N · k, 3, S, S), the views of an image side by side."""
+    return pixels.flatten(0, -4)
 
 
 def _accumulate_gradients(
@@ -112,7 +118,7 @@ def _micro_batch(
 
 
 def _normalized(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
-    return normalize(pixels, job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
+    return normalize(_flat_views(pixels), job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
 
 
 def _memory_format(job: TrainJob) -> torch.memory_format:
@@ -153,7 +159,8 @@ def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     to_training_mode(model)
     if world == 1:
         return model
-    images, side = math.ceil(job.images_per_step / world / config.accumulate_steps), config.image_size
+    images = config.views * math.ceil(job.images_per_step / world / config.accumulate_steps)
+    side = config.image_size
     zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
         return share_gradients(model, zeros, share_buffers=not same_statistics)
