@@ -14,8 +14,6 @@ import torch
 from data.shards.write import write_shard
 from data.tables import read_table
 from pipeline import stages
-from pipeline.core.command import parse_command
-from pipeline.core.config import load_config
 from pipeline.core.layout import Branch, Layout
 from pipeline.core.stage import done_record
 from pipeline.inference.stage_weights import load_predictor, read_info
@@ -121,15 +119,6 @@ def test_plan_and_status_know_it(words: list[str], tmp_path: Path, capsys: pytes
     assert main(["stage=status", f"run_dir={tmp_path}/run"]) == 0
     assert "generation 1  pretrain  done" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/summary.json").read_text())["pretrain"] == summary_of(tmp_path / "run")
-
-
-def test_only_teacher_init_puts_it_into_all() -> None:
-    command = parse_command(["stage=all"])
-    plain = load_config(None, [])
-    assert "pretrain" not in command.with_config(plain).stages
-    begins = load_config(None, ["teacher.init=pretrain"])
-    assert command.with_config(begins).stages == ("pretrain", *command.stages)
-    assert parse_command(["stage=teacher,label"]).with_config(begins).stages == ("teacher", "label", "select")
 
 
 def test_it_is_made_once_for_all_generations_and_for_studies() -> None:
