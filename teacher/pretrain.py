@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from pipeline.training.state import load_trained
 from pipeline.upstream.labeled_splits import classes_of
 from teacher.screening.stream import LEFT_OUT_NAME, pretrain_inputs, pretrain_stream
 
-STAGE = "pretrain"
+STAGE: Literal["pretrain"] = "pretrain"
 HEAD_NAME = "head.safetensors"  # of SimCLRv2: the head's first layer
 _FIGURES = ("loss", "spread", "knn_top1")  # of metrics.jsonl, whose last values the summary has
 

@@ -59,7 +59,7 @@ class Ranks:
         """
         if self.world == 1:
             return rows
-        gathered: torch.Tensor = _GatherRows.apply(rows, self.rank, self.world)  # type: ignore[no-untyped-call]
+        gathered: torch.Tensor = _GatherRows.apply(rows, self.rank, self.world)
         return gathered
 
     def gather(self, value: Any) -> list[Any]:

@@ -97,7 +97,7 @@ class TrainingDisplay:
         total_steps: int,
         images_per_step: int,
         workers: int,
-        metrics: Lines,
+        metrics: Lines = (),
         shown: bool,
     ) -> None:
         self._folder, self._total, self._images, self._workers = folder, total_steps, images_per_step, workers

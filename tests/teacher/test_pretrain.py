@@ -93,8 +93,9 @@ def test_done_it_is_skipped_and_another_field_is_refused(
 
 
 def test_images_that_cannot_be_decoded_are_listed_and_not_trained_on(words: list[str], tmp_path: Path) -> None:
-    write_shard(str(tmp_path / "unlabeled/more.tar"), [("bad", {"png": b"no image"})])
-    assert main(["stage=pretrain", *words, "label.max_quarantined=0.05"]) == 0
+    write_shard(str(tmp_path / "more/more.tar"), [("bad", {"png": b"no image"})])
+    unlabeled = f"data.unlabeled=['{tmp_path}/unlabeled/*.tar','{tmp_path}/more/*.tar']"
+    assert main(["stage=pretrain", *words, unlabeled, "label.max_quarantined=0.05"]) == 0
     left_out = read_table(str(tmp_path / "run/pretrain" / LEFT_OUT_NAME), "")
     assert left_out.column("key").to_pylist() == ["bad"]
     assert summary_of(tmp_path / "run") | {"images": 101, "used": 100, "undecodable": 1} == summary_of(tmp_path / "run")

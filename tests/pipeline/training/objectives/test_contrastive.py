@@ -42,7 +42,7 @@ def test_the_loss_is_the_formula(temperature: float, scale: float) -> None:
 
 def test_the_gradient_is_that_of_the_formula() -> None:
     projections = torch.randn(2 * IMAGES, FEATURES, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    nt_xent(projections, TEMPERATURE).backward()  # type: ignore[no-untyped-call]
+    nt_xent(projections, TEMPERATURE).backward()
     assert projections.grad is not None
     values, step = projections.detach().double().numpy(), 1e-6
     for row, column in [(0, 0), (3, 2), (2 * IMAGES - 1, FEATURES - 1)]:
@@ -100,7 +100,7 @@ def test_ranks_have_the_loss_and_gradients_of_one_process_over_the_whole_batch(t
     multiprocessing.start_processes(rank_of_several, arguments, nprocs=WORLD, start_method="forkserver")
     network = small_network()
     terms = contrast(TEMPERATURE, Ranks())(network, MicroBatch(pictures(), None))
-    terms.loss.backward()  # type: ignore[no-untyped-call]
+    terms.loss.backward()
     for rank in range(WORLD):
         found = torch.load(tmp_path / f"result-{rank}", weights_only=True)
         torch.testing.assert_close(found["loss"], terms.loss.detach())
