@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,6 @@ def ray_here() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["processes", "ray"])
 def test_any_workers_find_the_same(images: Images, kind: str, monkeypatch: pytest.MonkeyPatch, ray_here: None) -> None:
-    from contextlib import contextmanager
-
     expected = images.stream("here")
 
     @contextmanager
@@ -202,7 +201,7 @@ def test_any_workers_find_the_same(images: Images, kind: str, monkeypatch: pytes
 
 
 def test_processes_screen_large_sets_and_threads_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screening.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with screening._executor(None, 49_999) as (executor, threads):
         assert (type(executor), executor.num_workers, threads) == (Threads, 1, 2)
     with screening._executor(None, 50_000) as (executor, threads):
