@@ -96,9 +96,9 @@ def distort(views: torch.Tensor, drawn: Sequence[Distortion]) -> torch.Tensor:
         for name, values in drawn[0]:
             views = _OPERATIONS[name](views, *values) if name else views
         return views
-    for name, rows, values in _upload_groups(drawn, views.device):
+    for name, rows, columns in _upload_groups(drawn, views.device):
         part = views.index_select(0, rows)
-        views.index_copy_(0, rows, _OPERATIONS[name](part, *values))
+        views.index_copy_(0, rows, _OPERATIONS[name](part, *columns))
     return views
 
 
@@ -118,7 +118,7 @@ def _upload_groups(
     )
     uploaded = pixel_ops.upload(torch.from_numpy(table), device).split([len(rows) for _, rows, _ in groups])
     for (name, _, values), part in zip(groups, uploaded, strict=True):
-        yield name, part[:, 0].long(), part[:, 1 : 1 + values.shape[1]].split(1, dim=1)
+        yield name, part[:, 0].long(), [part[:, 1 + column, None] for column in range(values.shape[1])]
 
 
 def _groups(rounds: Sequence[Round]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
