@@ -19,6 +19,7 @@ from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.checkpoint_writer import copy_to_host
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
+from pipeline.training.objectives.interface import Terms
 from pipeline.training.state import TrainState, load_trained, new_state
 from pipeline.training.step import train_step, training_network
 from tests.cuda.setting import NUM_CLASSES, config_for, job_for, metrics_of, on_each_device, only_on_cuda, write_colours
@@ -137,7 +138,7 @@ def test_a_step_makes_six_copies_and_torch_finds_nothing_that_waits(
     original = loop.train_step
     counts: list[int] = []
 
-    def watched(job: TrainJob, state: TrainState, *others: Any) -> torch.Tensor:
+    def watched(job: TrainJob, state: TrainState, *others: Any) -> Terms:
         if state.step < 5:  # constants are copied once, rotations when first drawn
             return original(job, state, *others)
         torch.cuda.set_sync_debug_mode("error")
