@@ -19,8 +19,9 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainJob
 from pipeline.training.objectives.byol import bootstrap, byol_loss
+from pipeline.training.objectives.choice import build_network
 from pipeline.training.objectives.interface import MicroBatch
-from pipeline.training.objectives.networks import PretrainingNetwork, build_network, num_features
+from pipeline.training.objectives.networks import PretrainingNetwork, num_features
 
 SMALL: dict[str, Any] = {
     "model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}, "image_size": 16, "projection_dim": 8,
