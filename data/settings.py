@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data.storage.redact import redacted
+from .storage.redact import redacted
 
 
 class UsageError(ValueError):

@@ -21,19 +21,19 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data import storage
-from data.base_names import read_pointer
-from data.errors import DataError
-from data.images.decode import DecodeError, decode
-from data.labels.overlay import RowFilter
-from data.labels.sources import PseudoLabeled, Source
-from data.labels.sources.archives import LATEST_NAME, open_exported
-from data.labels.sources.run import open_run
-from data.labels.sources.server import open_served
-from data.run_names import CONFIG_NAME
-from data.shards.split import MANIFEST_NAME
-from data.storage.http import is_http
-from data.storage.redact import redacted
+from .. import storage
+from ..base_names import read_pointer
+from ..errors import DataError
+from ..images.decode import DecodeError, decode
+from ..run_names import CONFIG_NAME
+from ..shards.split import MANIFEST_NAME
+from ..storage.http import is_http
+from ..storage.redact import redacted
+from .overlay import RowFilter
+from .sources import PseudoLabeled, Source
+from .sources.archives import LATEST_NAME, open_exported
+from .sources.run import open_run
+from .sources.server import open_served
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from data import storage
-from data.shards.image_reader import ImageReader, Place
-from data.shards.tar_header import is_in_front
+from .. import storage
+from .image_reader import ImageReader, Place
+from .tar_header import is_in_front
 
 _ROUNDED = 1 << 18  # the buffer's size in bytes is a multiple of this
 _MAX_WASTE = 2  # bytes read per wanted byte; images that lie further apart are read one by one

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from data.labels.joined_tar import Rows, sample_key
+from ..joined_tar import Rows, sample_key
 
 COLUMNS = (
     "__key__", "label", "confidence", "topk_index", "topk_prob", "rest", "copies", "source_shard", "source_ordinal",
