@@ -8,7 +8,9 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
+from ...images.load import load_image
 from ..joined_tar import Rows, sample_key
 
 COLUMNS = (
@@ -32,6 +34,10 @@ class PseudoLabeled:
     label: int
     confidence: float
     copies: int
+
+    def decoded(self) -> Image.Image:
+        """The image, RGB and upright. Raises DataError, which names the key."""
+        return load_image(self.image, f"the image of key {self.key!r}")
 
 
 def as_table(rows: Rows, shard: str) -> pa.Table:
