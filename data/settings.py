@@ -71,6 +71,9 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], usage: 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(usage.strip())
+        return 0
     try:
         function(**parse_settings(function, arguments, usage))
     except (ValueError, OSError) as error:

@@ -6,6 +6,7 @@
     table = labels.table()
     for image, label in labels: …
     loader = DataLoader(labels.dataset(transform, shuffle=1000), batch_size=256, num_workers=8)  # with torch
+    predictions = Classifier("runs/mine/gen-1/student/weights")(["a.jpg", "b.png"])  # with torch and timm
 
 A project's own folder `data/` hides the pipeline's package `data`. `noisy_student._data` has the same files under a name that is
 never hidden, in loader workers too. Its classes are not those of `data`: import from one of the two.
@@ -24,4 +25,6 @@ else:
     from ._data.labels.pseudo_labels import PseudoLabels
     from ._data.storage import StorageError
 
-__all__ = ["DataError", "PseudoLabels", "StorageError", "load_image"]
+from .classifier import Classifier, Prediction
+
+__all__ = ["Classifier", "DataError", "Prediction", "PseudoLabels", "StorageError", "load_image"]

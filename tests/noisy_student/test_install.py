@@ -113,7 +113,7 @@ def expected(sources: list[str]) -> dict[str, dict[str, int]]:
     tables = [pq.read_table(path) for path in sorted(Path(sources[1], "labels").glob("*.parquet"))]
     rows = [row for table in tables for row in table.to_pylist()]
     labels = {row["__key__"]: row["label"] for row in rows}
-    return {source: labels for source in sources}
+    return {source: dict(labels) for source in sources}
 
 
 def test_a_project_with_a_folder_data_reads_labels_in_spawned_workers(sources: list[str], project: Path) -> None:
