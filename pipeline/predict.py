@@ -19,18 +19,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections import deque
-from collections.abc import Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import NoReturn, get_args
-
-import pyarrow as pa
-from tqdm import tqdm
+from collections.abc import Sequence
+from typing import get_args
 
 from data import storage
 from data.images.clean_view import Decoder
-from data.labels.top_k import TopK
 from data.settings import UsageError, run_command
 from data.storage.redact import redacted
 from pipeline.core import console, interrupt
@@ -38,10 +31,10 @@ from pipeline.core.devices import resolve_device
 from pipeline.core.lock import run_lock
 from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder
 from pipeline.models.external_weights import weights_digest
-from pipeline.prediction.inputs import Piece, Reasons, find_images
+from pipeline.prediction.inputs import find_images
 from pipeline.prediction.parts import Parts
-from pipeline.prediction.tables import as_rows, ending_of, rejects_of, write_predictions, write_rejects
-from teacher.labeling.batches import ImageBatch
+from pipeline.prediction.tables import ending_of, rejects_of, write_predictions, write_rejects
+from pipeline.prediction.work import predict_pieces
 from teacher.labeling.label_shard import BatchLabeler
 
 _MAX_VIEWS = 10
@@ -83,9 +76,9 @@ def predict(
             chosen: Decoder = "pillow" if decoder == "pillow" else "fast"
             predictor = load_predictor(weights, device, batch_size, views, chosen, fast=True)
             labeler = BatchLabeler(predictor, top_k, threads, threads)
-            _predict_pieces(_Work(labeler, batch_size), parts, todo, found.number)
-        write_predictions(out, parts.read(found.pieces), info.class_names, top_k)
+            predict_pieces(labeler, batch_size, parts, todo, found.number)
         bad = write_rejects(out, parts.read(found.pieces))
+        write_predictions(out, parts.read(found.pieces), info.class_names, top_k)
     parts.remove()
     print(_last_line(out, found.number, bad))
 
@@ -106,65 +99,6 @@ def _check(out: str, top_k: int, device: str, batch_size: int, threads: int, vie
     ):
         if value < least or (most and value > most):
             raise UsageError(f"{name}={value}: expected {f'{least} to {most}' if most else f'{least} or more'}")
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What predicts, and what is known of the images on their way.
-
-    Attributes:
-        paths: of the batches that are read and not yet predicted, oldest first.
-        unreadable: reasons by path.
-    """
-
-    labeler: BatchLabeler
-    batch_size: int
-    paths: deque[list[str]] = field(default_factory=deque)
-    unreadable: Reasons = field(default_factory=dict)
-
-    def batches(self, pieces: Sequence[Piece]) -> Generator[ImageBatch, None, None]:
-        """Read the pieces as batches. No batch has images of two, so that a piece is the same whatever was done before."""
-        for piece in pieces:
-            with piece.open(self.unreadable) as images:
-                for start in range(0, len(piece), self.batch_size):
-                    rows = slice(start, start + self.batch_size)
-                    places = images.places[rows]
-                    batch = self.labeler.reader.read(images.read, places, images.problems[rows])
-                    self.paths.append([place.key for place in places])
-                    yield batch
-
-    def rows(self, batch: ImageBatch, top_k: TopK | None) -> pa.Table:
-        """The rows of the oldest batch."""
-        paths = self.paths.popleft()
-        reasons = [
-            self.unreadable.pop(path, problem) if problem else ""
-            for path, problem in zip(paths, batch.problems, strict=True)
-        ]
-        return as_rows(paths, reasons, top_k)
-
-
-def _predict_pieces(work: _Work, parts: Parts, todo: Sequence[Piece], number: int) -> None:
-    """Predict pieces in order and commit each when its last batch is done, while the next ones are read and decoded.
-
-    Args:
-        number: of all images, done ones included.
-    """
-    done = number - sum(map(len, todo))
-    if done:
-        print(f"{done:,} of {number:,} images are predicted already")
-    with closing(work.labeler.labeled(work.batches(todo))) as labeled, _bar(number, done) as bar:
-        for piece in todo:
-            rows: list[pa.Table] = []
-            while sum(table.num_rows for table in rows) < len(piece):
-                rows.append(work.rows(*next(labeled)))
-                bar.update(rows[-1].num_rows)
-            parts.write(piece, rows)
-
-
-def _bar(number: int, done: int) -> tqdm[NoReturn]:
-    """Images per second and the time that is left, on the screen every second, in a log every ten."""
-    is_screen = sys.stderr.isatty()
-    return tqdm(total=number, initial=done, desc="predict", unit=" images", mininterval=1 if is_screen else 10)
 
 
 def _last_line(out: str, number: int, bad: int) -> str:

@@ -47,8 +47,8 @@ def test_the_card_has_what_hugging_face_reads(tmp_path: Path) -> None:
         ("test images", 0.8423),
         ("validation images", 0.75),
     ]
-    for words in ("transparency on white", "| test images | 84.23 % |", "epochs: `9.5`", "labeled: digest `ab12`", "a \\| b", "\\*dog\\*",
-                  "to 36 pixels (bicubic)", "softmax of logits / 1.25"):  # fmt: skip
+    for words in ("transparency on white", "| test images | 84.23 % |", "epochs: `9.5`", "labeled: digest `ab12`", "a \\| b",
+                  "\\*dog\\*", "to 36 pixels (bicubic)", "softmax of logits / 1.25"):  # fmt: skip
         assert words in body, words
 
 

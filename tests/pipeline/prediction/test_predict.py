@@ -215,3 +215,16 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
     assert "it is there already; delete it, or give another name" in error()
     assert main(["--help"]) == 0
     assert "python -m pipeline.predict weights=" in capsys.readouterr().out
+
+
+def test_the_page_says_what_works(weights: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs/predict.md").read_text()
+    page = page.replace("runs/mine/gen-1/student/weights", weights).replace("photos/new", str(photos))
+    monkeypatch.chdir(tmp_path)
+    (command,) = (
+        line.split() for line in page.splitlines() if line.startswith("    python -m pipeline.predict weights")
+    )
+    assert main(command[3:]) == 0
+    (tmp_path / "photo.png").write_bytes((photos / "day-0/00.png").read_bytes())
+    exec(page.partition("```python\n")[2].partition("```")[0])
+    assert len(rows_of(tmp_path / "predictions.csv")) == 21
