@@ -1,6 +1,6 @@
 """Pseudo-labels: the label files of a run, and `PseudoLabels` for other projects' training.
 
-`PseudoLabels` is imported on first use: it needs torch, which selection and status do not import.
+`PseudoLabels` is imported on first use, as the pipeline's own users of label files do not need what it imports.
 """
 
 from __future__ import annotations

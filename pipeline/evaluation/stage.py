@@ -25,7 +25,6 @@ from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder
 from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import count_flops, count_parameters
-from pipeline.models.weights import WeightsInfo
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
 PREDICTIONS_NAME = "predictions.parquet"
@@ -50,7 +49,7 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
         layout.evaluation, "evaluate", expected, starts_over, check=lambda: require_device(device, config.ray_address)
     )
     if stage.is_done:
-        return _with_cards(infos, folders, require_done(stage.folder, "evaluate"))
+        return require_done(stage.folder, "evaluate")
     address, batch_size = config.ray_address, config.evaluate.batch_size
     summary, columns = call_on_device(
         device, address, _measure_models, test, folders, device, config.threads, batch_size
@@ -64,14 +63,9 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
     write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
-    return _with_cards(infos, folders, require_done(stage.folder, "evaluate"))
-
-
-def _with_cards(infos: Mapping[str, WeightsInfo], folders: Mapping[str, str], record: dict[str, Any]) -> dict[str, Any]:
-    """Write the figures of a done-record into the cards of the weights; return the record."""
     for role, info in infos.items():
-        write_weights_card(weights_folder(folders[role]), info, record["summary"][role])
-    return record
+        write_weights_card(weights_folder(folders[role]), info, summary[role])
+    return require_done(stage.folder, "evaluate")
 
 
 def _measure_models(
