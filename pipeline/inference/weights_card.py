@@ -16,9 +16,9 @@ from data import storage
 from data.settings import run_command
 from pipeline.core.stage import done_record
 from pipeline.models.weights import WeightsInfo, load_info
-from pipeline.stages import find
 from pipeline.pages.render import MAX_CLASS_ROWS
 from pipeline.pages.text import markdown_templates
+from pipeline.stages import find
 
 CARD_NAME = "README.md"
 
