@@ -68,7 +68,7 @@ def predict(
     )
     found = find_images(images, parts.index_folder)
     for reason, number in found.passed_over.items():
-        print(f"passed over {number:,} files: {reason}")
+        print(f"passed over {number:,} file{'s' * (number > 1)}: {reason}")
     with run_lock(parts.folder, "python -m pipeline.predict"):
         todo = [piece for piece in found.pieces if not parts.is_done(piece)]
         if todo:

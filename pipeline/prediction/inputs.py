@@ -188,7 +188,8 @@ def find_images(images: str, index_folder: str) -> Images:
         pieces = [ShardPiece(shard, start, min(start + PIECE, shard.num_samples)) for shard, start in ranges]
         return Images(tuple(pieces), Counter())
     files = [_described(url) for url in urls if not is_folder or image_extension(url)]
-    return _as_pieces(images, files, Counter({NOT_AN_IMAGE: len(urls) - len(files)}))
+    left_out = len(urls) - len(files)
+    return _as_pieces(images, files, Counter({NOT_AN_IMAGE: left_out} if left_out else {}))
 
 
 def _in_folder(images: str) -> Images:

@@ -83,7 +83,7 @@ def test_every_image_of_a_folder_is_a_row_or_a_reject(
                              *(f"{name}_{n}" for n in range(2, 6) for name in ("class", "confidence"))]  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == f"{out}: 21 images; 2 could not be read or decoded, see {tmp_path}/predictions.rejected.csv"
-    assert f"passed over 1 files: {NOT_AN_IMAGE}" in printed
+    assert f"passed over 1 file: {NOT_AN_IMAGE}" in printed
     assert not (tmp_path / "predictions.csv.partial").exists()
 
 
@@ -96,7 +96,7 @@ def test_in_python_the_same(weights: str, photos: Path, tmp_path: Path) -> None:
         confidences = [float(row["confidence"]), *(float(row[f"confidence_{n}"]) for n in range(2, 6))]
         np.testing.assert_allclose([prob for _, prob in found.top_k], confidences, atol=1e-3)
         assert [name for name, _ in found.top_k[1:]] == [row[f"class_{n}"] for n in range(2, 6)]
-    assert len({row["label"] for row in rows}) > 1, "a model that sees the images"
+    assert len({row["confidence"] for row in rows}) > 10, "a model that sees the images"
 
 
 def test_a_transparent_image_is_white_for_the_model(weights: str, photos: Path) -> None:
