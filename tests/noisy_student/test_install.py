@@ -68,7 +68,7 @@ if __name__ == "__main__":
     for source in sys.argv[1:]:
         dataset = PseudoLabels(source).dataset(shape, as_dict=True)
         samples = list(DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn"))
-        assert {sample["image"] for sample in samples} == {(8, 8, 3)}
+        assert {tuple(sample["image"]) for sample in samples} == {(8, 8, 3)}
         found[source] = {sample["key"]: sample["label"] for sample in samples}
     print(json.dumps(found))
 """

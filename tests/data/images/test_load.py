@@ -31,7 +31,8 @@ def test_transparency_is_white_where_convert_makes_it_black(tmp_path: Path) -> N
         assert (image.mode, image.size) == ("RGB", (8, 4))
         assert (np.array(image) == decode(content)).all()
         assert (image.getpixel((0, 0)), image.getpixel((7, 3))) == ((255, 0, 0), (255, 255, 255))
-    assert Image.open(tmp_path / "a.png").convert("RGB").getpixel((7, 3)) == (0, 0, 0)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.convert("RGB").getpixel((7, 3)) == (0, 0, 0)
 
 
 def test_a_photo_of_a_phone_is_turned(tmp_path: Path) -> None:

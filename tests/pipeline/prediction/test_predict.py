@@ -103,9 +103,10 @@ def test_a_transparent_image_is_white_for_the_model(weights: str, photos: Path) 
     classifier, path = Classifier(weights), photos / "empty, but white.png"
     (white,) = classifier([Image.new("RGB", (50, 40), "white")])
     assert classifier([path]) == classifier([path.read_bytes()]) == classifier([load_image(path)]) == [white]
-    assert white != classifier([Image.open(path).convert("RGB")])[0]
-    with pytest.raises(DataError, match=r"an image of mode RGBA: expected RGB; noisy_student\.load_image"):
-        classifier([Image.open(path)])
+    with Image.open(path) as image:
+        assert white != classifier([image.convert("RGB")])[0]
+        with pytest.raises(DataError, match=r"an image of mode RGBA: expected RGB; noisy_student\.load_image"):
+            classifier([image])
     with pytest.raises(DataError, match=r"broken\.jpg cannot be decoded"):
         classifier([photos / "broken.jpg"])
 
