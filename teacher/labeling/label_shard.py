@@ -20,7 +20,7 @@ from pipeline.core.stage import StageError
 from pipeline.inference.device_flow import DeviceFlow, PendingTopK
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import Predictor
-from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead
+from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead, with_problems
 
 
 @dataclass
@@ -152,7 +152,7 @@ class ShardLabeler:
             DataError: the shard or its index has changed.
             StageError: the model's output is not finite.
         """
-        index, rows = _with_problems(shard.index(), problems or {}), _Rows()
+        index, rows = with_problems(shard.index(), problems or {}), _Rows()
         try:
             with closing(self._batches.labeled(self._reader.batches(shard, index))) as labeled:
                 for batch, found in labeled:
@@ -174,17 +174,6 @@ def _collect(shard: Shard, index: pa.Table, batch: ImageBatch, found: TopK | Non
         rows.top_k.append(found)
         rows.ordinals.append(batch.start + np.flatnonzero(good))
         rows.hashes.append(batch.hashes[good])
-
-
-def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:
-    """The index with further problems in its column `problem`."""
-    if not problems:
-        return index
-    column = index.column("problem").to_pylist()
-    for ordinal, problem in problems.items():
-        column[ordinal] = column[ordinal] or problem
-    position = index.column_names.index("problem")
-    return index.set_column(position, index.field(position), pa.array(column, index.field(position).type))
 
 
 def _table(index: pa.Table, rows: _Rows, top_k: int) -> pa.Table:
