@@ -214,7 +214,8 @@ def test_labels_are_read_without_torch(source: str, sources: Sources) -> None:
 def test_classes_are_chosen_by_name_or_number(source: str) -> None:
     by_number = PseudoLabels(source, classes=[3, 7]).table()
     assert set(by_number.column("label").to_pylist()) == {3, 7}
-    for names in (["digit_3", "digit_7"], ["digit_7", 3]):
+    choices: list[list[int | str]] = [["digit_3", "digit_7"], ["digit_7", 3]]
+    for names in choices:
         assert PseudoLabels(source, classes=names).table() == by_number
     assert set(PseudoLabels(source, classes="digit_3").table().column("label").to_pylist()) == {3}
     with pytest.raises(DataError, match="classes: no class 'digit_33' among 10; did you mean 'digit_3'"):

@@ -164,9 +164,14 @@ def test_after_a_kill_nothing_is_predicted_twice(
     assert killed.returncode == -9
     assert not out.exists()
     (photos / "zzz.png").write_bytes((photos / "day-2/17.png").read_bytes())  # after all others: two pieces stay
-    decoded: list[int] = []
+    decoded: list[bytes] = []
     with_hash = EvalView.with_hash
-    monkeypatch.setattr(EvalView, "with_hash", lambda view, content: [decoded.append(1), with_hash(view, content)][1])
+
+    def counted(view: EvalView, content: bytes) -> tuple[np.ndarray, int]:
+        decoded.append(content)
+        return with_hash(view, content)
+
+    monkeypatch.setattr(EvalView, "with_hash", counted)
     capsys.readouterr()
     assert predict(weights, photos, out) == 0
     assert "16 of 24 images are predicted already" in capsys.readouterr().out
