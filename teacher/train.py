@@ -60,7 +60,8 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
     else:
         assert labeled is not None, "fingerprint() requires it"
         state, steps = _train(config, layout, labeled, validation)
-        made = {"outputs": (METRICS_NAME,), "summary": {"steps": steps}}
+        begun = {"begun_with": redacted(config.teacher.init)} if config.teacher.init else {}
+        made = {"outputs": (METRICS_NAME,), "summary": {"steps": steps} | begun}
     trained = TrainedModel(config.teacher, state, num_classes, class_names, generation=0)
     commit_weights(stage, trained, config, validation, **made)
     return require_done(layout.teacher, "teacher")

@@ -65,7 +65,7 @@ class TrainJob:
     def frozen_steps(self) -> int:
         """First steps, in which only the head is trained."""
         epochs = self.config.freeze_backbone_epochs if self.initial is not None else 0.0
-        return round(epochs * self.steps_per_epoch)
+        return math.ceil(epochs * self.steps_per_epoch)
 
     @property
     def checkpoints(self) -> str:

@@ -82,6 +82,16 @@ def test_only_the_head_changes_in_frozen_epochs_and_then_everything(
     assert {"conv1.0.weight", "bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked", "fc.weight"} <= changed
 
 
+def test_a_training_that_is_frozen_to_its_end_changes_the_head_alone(
+    labeled: Split, tmp_path: Path, source: str
+) -> None:
+    job = job_in(labeled, tmp_path / "run", source, epochs=1.1, freeze_backbone_epochs=1.1, warmup_epochs=0)
+    assert job.frozen_steps == job.total_steps == 6
+    before = {name: tensor.clone() for name, tensor in new_state(job).model.state_dict().items()}
+    fit(job)
+    assert differing(before, load_trained(job)[0]) == {"fc.weight", "fc.bias"}
+
+
 def test_a_backbone_that_is_not_frozen_changes_at_once(labeled: Split, tmp_path: Path, source: str) -> None:
     job = job_in(labeled, tmp_path / "run", source, freeze_backbone_epochs=0)
     before = new_state(job).model.state_dict()
