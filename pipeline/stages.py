@@ -60,11 +60,11 @@ class StageRow:
 STAGES: tuple[StageRow, ...] = (
     StageRow(
         "teacher",
-        "train on the labeled images, or take teacher.weights=FILE",
+        "train on the labeled images (from teacher.init=FILE, if given), or take teacher.weights=FILE as they are",
         "teacher.train:train_teacher",
         folder="teacher",
         fingerprint=("teacher", "data.num_classes if data.num_classes", *NUMERICS),
-        reads=("teacher.weights", "data.exclude", "data.labeled", "data.validation"),
+        reads=("teacher.weights", "teacher.init", "data.exclude", "data.labeled", "data.validation"),
         is_long=True,
         only_first=True,
     ),
@@ -94,7 +94,13 @@ STAGES: tuple[StageRow, ...] = (
         "student.train:train_student",
         folder="student",
         fingerprint=("student", *NUMERICS),
-        reads=("data.exclude", "data.labeled", "data.validation", "data.unlabeled if student.unlabeled_ratio"),
+        reads=(
+            "student.init",
+            "data.exclude",
+            "data.labeled",
+            "data.validation",
+            "data.unlabeled if student.unlabeled_ratio",
+        ),
         upstream={"selection": "select", "labels": "label"},
         is_long=True,
     ),

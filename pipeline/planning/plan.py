@@ -10,6 +10,7 @@ import torch
 
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
+from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, SelectConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record, is_begun
@@ -183,8 +184,9 @@ class _StageSize:
         section, steps = self.section, self.num_steps()
         batch = f"{section.batch_size:,} ({section.labeled_per_step:,} labeled)"
         gigabytes = (section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes) / 1e9
+        begins = f"; begins with {redacted(section.init)}" if section.init is not None else ""
         return (
-            f"{self._describe_model()}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
+            f"{self._describe_model()}{begins}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
             f"about {gigabytes:.2g} GB of checkpoints"
         )
 

@@ -10,6 +10,7 @@ from data import storage
 from data.shards.split import Split
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.inputs.streams import StreamSpec
+from pipeline.models.initial_weights import InitialWeights
 from pipeline.training.optimizer import learning_rate
 
 
@@ -28,7 +29,7 @@ class TrainJob:
         num_labeled: images in an epoch.
         threads: of torch, per process.
         validation: images to evaluate on; None: no evaluation.
-        initial_weights: a folder of weights to begin with; layers that they lack start fresh (`can_warm_start`).
+        initial: weights to begin with.
         starts_from: a finished training; begin with its EMA weights and train only the last layers (`student.fix_resolution`).
     """
 
@@ -42,7 +43,7 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
-    initial_weights: str | None = None
+    initial: InitialWeights | None = None
     starts_from: TrainJob | None = None
 
     @property
@@ -59,6 +60,12 @@ class TrainJob:
     def total_steps(self) -> int:
         """Steps of the whole training."""
         return num_steps(self.config.epochs, self.steps_per_epoch)
+
+    @property
+    def frozen_steps(self) -> int:
+        """First steps, in which only the head is trained."""
+        epochs = self.config.freeze_backbone_epochs if self.initial is not None else 0.0
+        return math.ceil(epochs * self.steps_per_epoch)
 
     @property
     def checkpoints(self) -> str:
@@ -85,6 +92,7 @@ def job_from_config(
     streams: tuple[StreamSpec, ...],
     num_classes: int,
     validation: Split | None,
+    initial: InitialWeights | None = None,
 ) -> TrainJob:
     """The training that a section of the configuration describes."""
     return TrainJob(
@@ -98,4 +106,5 @@ def job_from_config(
         threads=config.threads,
         device=config.resolved_device(),
         validation=validation,
+        initial=initial,
     )

@@ -22,7 +22,7 @@ from pipeline.training.distributed import share_gradients, share_statistics
 from pipeline.training.job import TrainJob
 from pipeline.training.objective import Mixing, draw_mixing, soft_cross_entropy
 from pipeline.training.optimizer import NORMS
-from pipeline.training.state import TrainState
+from pipeline.training.state import TrainState, freeze_backbone
 
 
 def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: TrainBatch, rank: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: Trai
     pixels, targets = _on_device(job, batch)
     mixing = draw_mixing(len(pixels), job.config.mixup, pixels.device) if job.config.mixup else None
     for group in state.optimizer.param_groups:
-        group["lr"] = job.learning_rate(state.step)
+        group["lr"] = job.learning_rate(state.step) * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     loss = _accumulate_gradients(job, network, pixels, targets, mixing)
     state.optimizer.step()
@@ -119,27 +119,46 @@ def set_up_device(job: TrainJob) -> None:
         torch.backends.cuda.matmul.allow_tf32 = job.config.precision == "tf32"
 
 
-def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
+def training_network(model: nn.Module, job: TrainJob, world: int, step: int = 0) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    On several GPUs, batch norms share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
-    cannot.
+    On several GPUs, batch norms share their statistics. While `step` is among the first, the backbone is frozen; at step
+    `job.frozen_steps`, `unfrozen_network` replaces the network.
+
+    Raises TrainingError when activations are to be checkpointed, and the model cannot.
     """
     config = job.config
-    same_statistics = world > 1 and job.device == "cuda"
-    if same_statistics:
+    if _shares_statistics(job, world):
         model = share_statistics(model)
     if config.checkpoint_activations:
         checkpoint_activations(model, job.name, config.compile)
     if config.compile:
         model.compile(dynamic=False)  # one graph for each size of micro-batches: two if they don't divide the batch
-    to_training_mode(model)
+    if step < job.frozen_steps:
+        freeze_backbone(model, True)
+    return _distributed(to_training_mode(model), job, world)
+
+
+def unfrozen_network(network: nn.Module, job: TrainJob, world: int) -> nn.Module:
+    """The network of the steps after the first `job.frozen_steps`: of the same model, all of which is trained."""
+    model: nn.Module = network.module if isinstance(network, DistributedDataParallel) else network
+    freeze_backbone(model, False)
+    return _distributed(to_training_mode(model), job, world)
+
+
+def _shares_statistics(job: TrainJob, world: int) -> bool:
+    return world > 1 and job.device == "cuda"
+
+
+def _distributed(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
+    """With several ranks, the model in DDP."""
+    config = job.config
     if world == 1:
         return model
     images, side = math.ceil(job.images_per_step / world / config.accumulate_steps), config.image_size
     zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
-        return share_gradients(model, zeros, share_buffers=not same_statistics)
+        return share_gradients(model, zeros, share_buffers=not _shares_statistics(job, world))
 
 
 def to_training_mode(network: nn.Module) -> nn.Module:
