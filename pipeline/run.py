@@ -147,7 +147,7 @@ def _follow_weights(loaded: Loaded, command: Command) -> Loaded:
             raise
         return loaded  # the weights are gone, and only a count of GPU memory would want them
     print(*lines, sep="\n", end="\n" * bool(lines))
-    return followed  # type: ignore[no-any-return]
+    return followed
 
 
 def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:

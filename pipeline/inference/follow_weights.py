@@ -74,7 +74,7 @@ def _preprocessing(config: Config, role: _Role) -> tuple[Mapping[str, Any], str]
 def _with(config: Config, role: _Role, changed: Mapping[str, Any], source: str) -> Config:
     section = config.training(role)
     try:
-        followed = type(section).model_validate(section.model_dump() | changed)
+        followed = type(section).model_validate({**section.model_dump(), **changed})
     except ValidationError as error:
         field, words = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
         raise UsageError(f"{redacted(source)}: {field}={changed[str(field)]}: {words}; give {role}.{field}=…") from None

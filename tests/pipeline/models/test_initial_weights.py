@@ -70,15 +70,15 @@ def test_the_head_is_what_depends_on_the_number_of_classes(
 def test_all_but_the_head_is_loaded_where_the_classes_differ() -> None:
     torch.manual_seed(0)
     model = build_model("resnetrs26", 9, ARGS)
-    before = model.fc.weight.detach().clone()
+    before = model.get_parameter("fc.weight").detach().clone()
     theirs = state_of(1000)
     found = match(model, theirs)
     total = len(theirs)
     assert found.note == f"{total - 2} of {total} tensors loaded; head is new: 1000 → 9 classes"
     assert "fc.weight" not in found.tensors
     model.load_state_dict(model.state_dict() | found.tensors)
-    assert torch.equal(model.fc.weight, before)
-    assert torch.equal(model.conv1[0].weight, theirs["conv1.0.weight"])
+    assert torch.equal(model.get_parameter("fc.weight"), before)
+    assert torch.equal(model.get_parameter("conv1.0.weight"), theirs["conv1.0.weight"])
 
 
 def test_an_equal_head_is_loaded_unless_its_classes_are_others() -> None:
@@ -132,7 +132,7 @@ def test_a_file_is_loaded_by_name(tmp_path: Path, ending: str) -> None:
     model = build_model("resnetrs26", 9, ARGS)
     note = InitialWeights("teacher.init", str(path)).load_into(model, "resnetrs26", ARGS)
     assert "head is new: 5 → 9 classes" in note
-    assert torch.equal(model.bn1.weight, theirs["bn1.weight"])
+    assert torch.equal(model.get_parameter("bn1.weight"), theirs["bn1.weight"])
     assert len(init_digest(SECTION.model_copy(update={"init": str(path)}), "teacher", "run")["init"]) == 16
 
 
@@ -144,7 +144,7 @@ def test_a_torch_file_with_other_names_in_the_models_order_fits_with_other_class
     )
     model = build_model("resnetrs26", 9, ARGS)
     InitialWeights("teacher.init", f"{tmp_path}/x.pth").load_into(model, "resnetrs26", ARGS)
-    assert torch.equal(model.layer4[0].bn3.running_var, theirs["layer4.0.bn3.running_var"])
+    assert torch.equal(model.get_buffer("layer4.0.bn3.running_var"), theirs["layer4.0.bn3.running_var"])
 
 
 class Malicious:
@@ -252,7 +252,9 @@ print(InitialWeights("teacher.init", "pretrained").check(section, 9))
 
 
 def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path: Path) -> None:
-    hub = timm.get_pretrained_cfg("test_resnet").hf_hub_id
+    known = timm.get_pretrained_cfg("test_resnet")
+    assert known is not None
+    hub = str(known.hf_hub_id)
     snapshot = tmp_path / "hub" / f"models--{hub.replace('/', '--')}" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parent.parent / "refs").mkdir()

@@ -33,11 +33,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights of 7 classes, with batch norm statistics that are not those of a new model."""
     folder = str(tmp_path_factory.mktemp("source") / "weights")
     torch.manual_seed(5)
-    model = build_model(MODEL["model"], 7, MODEL["model_args"])  # type: ignore[arg-type, call-overload]
+    model = build_model(MODEL["model"], 7, MODEL["model_args"])  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
+            nn.init.uniform_(module.get_buffer("running_mean"), -0.1, 0.1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.8, 1.2)
             nn.init.uniform_(module.weight, 0.3, 0.8)
     values = {
         "num_classes": 7,
@@ -150,7 +150,7 @@ def test_the_heads_learning_rate_is_scaled_and_weight_decay_stays_where_it_was()
     groups = build_optimizer(model, 0.9, 0.01, head_lr_scale=10.0).param_groups
     scales = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in plain for p in group["params"]}
-    head = {id(model.fc.weight), id(model.fc.bias)}
+    head = {id(p) for p in model.get_submodule("fc").parameters()}
     assert scales == {p: (10.0 if p in head else 1.0, decay) for p, decay in decays.items()}
 
 
