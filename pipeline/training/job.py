@@ -68,6 +68,15 @@ class TrainJob:
         return math.ceil(epochs * self.steps_per_epoch)
 
     @property
+    def head_lr_scale(self) -> float | None:
+        """Of groups of parameters that the head has for itself; None where it needs none.
+
+        It needs them while all else is frozen, too: torch's SGD wants momentum for all parameters of a group, or for none.
+        """
+        scale = self.config.init_head_lr_scale
+        return scale if self.initial is not None and (scale != 1 or self.frozen_steps) else None
+
+    @property
     def checkpoints(self) -> str:
         """Folder of the checkpoints."""
         return storage.join(self.folder, "checkpoints")

@@ -68,7 +68,7 @@ def state_per_parameter(name: str, momentum: float) -> int:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, decays_biases: bool = True, head_lr_scale: float = 1.0
+    model: nn.Module, weight_decay: float, decays_biases: bool = True, head_lr_scale: float | None = None
 ) -> list[dict[str, Any]]:
     """Two groups, in the model's order: parameters with weight decay (also biases, as published), and those of normalization layers.
 
@@ -76,7 +76,7 @@ def parameter_groups(
 
     Args:
         decays_biases: False moves parameters of one dimension to the second group.
-        head_lr_scale: unless it is 1, the head's parameters are in groups of their own with this `lr_scale`.
+        head_lr_scale: if given, the head's parameters are in groups of their own with this `lr_scale`.
     """
     decayed: dict[nn.Parameter, None] = {}
     undecayed: dict[nn.Parameter, None] = {}
@@ -89,7 +89,7 @@ def parameter_groups(
         {"params": list(decayed), "weight_decay": weight_decay},
         {"params": list(undecayed), "weight_decay": 0.0},
     ]
-    return groups if head_lr_scale == 1 else _with_head_apart(groups, head_parameters(model), head_lr_scale)
+    return groups if head_lr_scale is None else _with_head_apart(groups, head_parameters(model), head_lr_scale)
 
 
 def _with_head_apart(
@@ -108,7 +108,11 @@ def _with_head_apart(
 
 
 def build_optimizer(
-    model: nn.Module, momentum: float, weight_decay: float, name: str = "momentum", head_lr_scale: float = 1.0
+    model: nn.Module,
+    momentum: float,
+    weight_decay: float,
+    name: str = "momentum",
+    head_lr_scale: float | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer by timm's factory, with learning rate 0 until the schedule sets it.
 

@@ -81,8 +81,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
         freeze_early_layers(model)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
-    head_lr_scale = config.init_head_lr_scale if job.initial is not None else 1.0
-    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer, head_lr_scale)
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer, job.head_lr_scale)
     return TrainState(model, EMA(model, config.ema_decay), optimizer, workers=workers)
 
 
