@@ -52,7 +52,11 @@ def _follow(loaded: Loaded, role: _Role) -> tuple[Loaded, str]:
     recorded, source = _preprocessing(loaded.config, role)
     others = {name: value for name, value in recorded.items() if value != getattr(section, name)}
     changed = {name: value for name, value in others.items() if loaded.is_unset(f"{role}.{name}")}
-    given = {name: getattr(section, name) for name in others if name not in changed and section.init != TEACHER}
+    given = {
+        name: getattr(section, name)
+        for name in others
+        if name not in changed and section.init not in (TEACHER, PRETRAIN)
+    }
     if changed:
         followed = loaded.followed | {f"{role}.{name}" for name in changed}
         loaded = replace(loaded, config=_with(loaded.config, role, changed, source), followed=followed)
@@ -65,8 +69,9 @@ def _follow(loaded: Loaded, role: _Role) -> tuple[Loaded, str]:
 def _preprocessing(config: Config, role: _Role) -> tuple[Mapping[str, Any], str]:
     """Field → value, and where it is from."""
     section = config.training(role)
-    if section.init == TEACHER:
-        return {name: getattr(config.teacher, name) for name in FOLLOWED}, "the teacher"
+    if section.init in (TEACHER, PRETRAIN):  # may still be to be made
+        maker = config.training(section.init)
+        return {name: getattr(maker, name) for name in FOLLOWED}, f"stage={section.init}"
     source = find_source(str(section.init), f"{role}.init", config.run_dir)
     return recorded_preprocessing(source, section.model, section.model_args)
 
