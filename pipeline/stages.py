@@ -75,6 +75,7 @@ STAGES: tuple[StageRow, ...] = (
         reads=("data.labeled", "data.unlabeled", "data.exclude", "data.held_out_hashes"),
         is_long=True,
         only_named=True,
+        all_if="teacher.init=pretrain",
         once=True,
     ),
     StageRow(

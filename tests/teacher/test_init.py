@@ -11,6 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from pipeline.core.command import parse_command
+from pipeline.core.config import load_config
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
@@ -188,6 +190,27 @@ def test_the_plan_says_what_a_training_begins_with(
     assert "resnetrs26 at 16 px" in printed
     assert f"begins with {tmp_path}/weights" in printed
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_pretraining_is_in_all_with_teacher_init_pretrain_alone() -> None:
+    everything = parse_command(["stage=all"])
+    assert "pretrain" not in everything.with_config(load_config(None, ["teacher.init=x.pth"])).stages
+    assert everything.with_config(load_config(None, ["teacher.init=pretrain"])).stages[:2] == ("pretrain", "teacher")
+
+
+def test_a_teacher_begins_with_the_pretraining_of_the_same_command(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["teacher.init=pretrain", "teacher.image_size=16", "pretrain.epochs=1", "pretrain.warmup_epochs=0"]
+    words += ["pretrain.batch_size=20", "pretrain.loader_workers=0", "pretrain.projection_dim=8"]
+    assert run(*words, "plan=true", stage="pretrain,teacher") == 0
+    assert "would refuse" not in capsys.readouterr().out
+    assert run(*words, stage="pretrain,teacher") == 0
+    printed = capsys.readouterr().out
+    total = len(build_model("resnetrs26", 7, ARGS).state_dict())
+    assert f"{total - 2} of {total} tensors loaded; head is new: 10 classes" in printed
+    assert run(stage="pretrain,teacher") == 0
+    assert "teacher: done" in capsys.readouterr().out
 
 
 def test_a_run_is_what_another_run_begins_with(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
