@@ -58,10 +58,11 @@ class InitialWeights:
         return found.note
 
     def check(self, section: TrainConfig, num_classes: int) -> str:
-        """What `load_into` would load, in words. Raises ModelError, which names the field, as it does."""
+        """What `load_into` would load, in words. Raises ModelError as it does; of weights that do not fit, it names the field."""
         model = on_meta(lambda: build_model(section.model, num_classes, section.model_args))
+        state = self._state(section.model, section.model_args)
         try:
-            return match(model, self._state(section.model, section.model_args), self.new_head).note
+            return match(model, state, self.new_head).note
         except ModelError as error:
             where = self.field.partition(".")[0]
             raise ModelError(

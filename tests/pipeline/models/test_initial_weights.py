@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +153,7 @@ class Malicious:
 
 def test_pickled_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.pth").write_bytes(pickle.dumps({"a": Malicious()}))
+    torch.save({"a": Malicious()}, "x.pth")
     with pytest.raises(ModelError, match="holds pickled code"):
         InitialWeights("teacher.init", "x.pth").check(SECTION, 9)
     assert not Path("made_by_pickle").exists()
