@@ -268,7 +268,7 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
     if {"pretrain", "teacher", "label", "student", "evaluate"} & set(names):
         _later("pipeline.planning.gpu_fit:require_memory", config, layouts, names, checked)
     if {"teacher", "student"} & set(names):
-        _later("pipeline.inference.follow_weights:require_models", config, layouts, names)
+        _later("pipeline.inference.follow_weights:require_models", config, layouts, names, command.forced)
     if {"teacher", "student"} <= set(names):
         _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
     for layout in () if command.forced else layouts:

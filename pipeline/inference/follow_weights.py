@@ -95,8 +95,11 @@ def _plain(value: Any) -> str:
     return f"[{','.join(f'{part:g}' for part in value)}]" if isinstance(value, tuple) else str(value)
 
 
-def require_models(config: Config, layouts: Sequence[Layout], stages: Sequence[str]) -> None:
+def require_models(config: Config, layouts: Sequence[Layout], stages: Sequence[str], forced: str | None) -> None:
     """Before anything runs: can teacher and student be built, and do their first weights fit, where their stages are not done?
+
+    Args:
+        forced: a stage that starts over, done or not.
 
     Raises:
         ModelError: no such model, or weights that do not fit.
@@ -104,7 +107,7 @@ def require_models(config: Config, layouts: Sequence[Layout], stages: Sequence[s
     """
     for role in _ROLES:
         own = layouts[:1] if role == "teacher" else layouts
-        if role in stages and any(done_record(layout.folder_of(role)) is None for layout in own):
+        if role in stages and (role == forced or any(done_record(layout.folder_of(role)) is None for layout in own)):
             _require_model(config, role, PRETRAIN in stages)
 
 
