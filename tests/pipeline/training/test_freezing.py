@@ -142,10 +142,10 @@ def test_a_frozen_backbone_gets_no_gradients(
     trained: list[set[str]] = []
     original = step_module.train_step
 
-    def noting(job: TrainJob, state: Any, *others: Any) -> Tensor:
-        loss = original(job, state, *others)
+    def noting(job: TrainJob, state: Any, *others: Any) -> Any:
+        terms = original(job, state, *others)
         trained.append({name for name, parameter in state.model.named_parameters() if parameter.grad is not None})
-        return loss
+        return terms
 
     monkeypatch.setattr("pipeline.training.loop.train_step", noting)
     fit(job_in(labeled, tmp_path / "run", source))
