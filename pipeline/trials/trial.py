@@ -89,11 +89,17 @@ def run_trials(
         for trial in trials:
             open_stage(trial.folder, trial.stage, trial.fingerprint, force)
     refuse_others(trials)
-    todo = [trial for trial in trials if trial.result() is None]
+    todo: list[Trial] = []
+    for trial in trials:
+        if trial.result() is None:
+            todo.append(trial)
+        else:
+            _remove_scratch(trial, experiment)  # a kill may have come between the commit and this
     if not todo:
         return
     start_ray(todo[0].config.ray_address)
-    resources = resources_of(todo[0].config, ray_nodes(), experiment.cpus(todo[0].config))
+    cpus = max(experiment.cpus(trial.config) for trial in todo)
+    resources = resources_of(todo[0].config, ray_nodes(), cpus)
     seconds = _expected_seconds(trials, todo, experiment, resources)
     at_once = min(len(todo), max_concurrent(resources))
     total = sum(seconds[trial.row] for trial in todo)
@@ -115,11 +121,15 @@ def _run_trial(trial: Trial, experiment: Experiment) -> str:
     if not stage.is_done:
         result = experiment.run(trial.config, trial.folder, trial.sources)
         stage.commit(experiment.outputs(trial.config), result)
-    for name in experiment.scratch:
-        storage.remove(storage.join(trial.folder, name))
+    _remove_scratch(trial, experiment)
     committed = trial.result()
     assert committed is not None, "committed just now"
     return f": {committed['top1']:.2%}" if "top1" in committed else ""
+
+
+def _remove_scratch(trial: Trial, experiment: Experiment) -> None:
+    for name in experiment.scratch:
+        storage.remove(storage.join(trial.folder, name))
 
 
 def _expected_seconds(

@@ -118,7 +118,7 @@ class TransferConfig(Section):
     @classmethod
     def _check_backbones(cls, value: dict[str, BackboneConfig]) -> dict[str, BackboneConfig]:
         for name, entry in value.items():
-            if bad := re.findall(r"\{(?!seed\})[^}]*\}?", entry.weights):
+            if bad := re.findall(r"(?<!\$)\{(?!seed\})[^}]*\}?", entry.weights):
                 raise ValueError(f"{name}: {bad[0]} in {entry.weights!r}: expected {{seed}} or no braces")
         return value
 

@@ -1,4 +1,4 @@
-"""Sections on accuracy on the test images: of each model, of each class, what decided on further generations, and on other data sets."""
+"""Sections on accuracy on the test images: of each model, of each class, deciding on generations, on other data sets."""
 
 from __future__ import annotations
 

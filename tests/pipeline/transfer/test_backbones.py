@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -115,6 +114,4 @@ def test_a_head_is_known_by_its_names_and_features_are_pooled(name: str, head: s
     assert head_prefixes(name, {}) == (head,)
     with torch.no_grad():
         features = headless(name, {}).eval()(torch.zeros(1, 3, 224, 224))
-    assert features.shape == (1, timm.create_model(name).num_features) or name == "lcnet_035"
-    assert features.ndim == 2
-    assert np.isfinite(features.numpy()).all()
+    assert features.shape == (1, timm.create_model(name).head_hidden_size)
