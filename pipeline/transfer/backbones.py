@@ -144,7 +144,7 @@ def _require(name: str, source: str, holds: object, problem: str) -> None:
 
 
 def _folder_of(source: str) -> str | None:
-    """The folder of weights: `source`, that of a stage, or of a run's newest student, else teacher; None where there is none."""
+    """The folder of weights: `source`, that of a stage, or of a run's newest student, teacher or pretraining; None without any."""
     for folder in map(weights_folder, (source, *_stages_of_run(source))):
         if storage.exists(storage.join(folder, CONFIG_NAME)) and storage.exists(storage.join(folder, MODEL_NAME)):
             return folder
@@ -156,7 +156,8 @@ def _stages_of_run(run_dir: str) -> list[str]:
     generations = sorted(
         (int(match[1]) for name in storage.list_names(run_dir) if (match := _GENERATION.fullmatch(name))), reverse=True
     )
-    return [storage.join(run_dir, f"gen-{n}", stage) for n in generations for stage in ("student", "teacher")]
+    made = [storage.join(run_dir, f"gen-{n}", stage) for n in generations for stage in ("student", "teacher")]
+    return [*made, storage.join(run_dir, "pretrain")]
 
 
 def _resized(info: WeightsInfo) -> Preprocessing:

@@ -12,6 +12,7 @@ from collections import Counter
 
 from data import storage
 from data.settings import UsageError
+from data.storage.redact import redacted
 from pipeline.core.devices import require_device
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config
@@ -67,7 +68,7 @@ def plan_transfer(config: Config, layout: Layout) -> None:  # noqa: ARG001 (a st
     for name in config.transfer.backbones:
         found = open_backbone(config, name)
         size = found.preprocessing.image_size
-        print(f"backbone {name}: {found.model} at {size} px, {found.kind} {found.source}")
+        print(f"backbone {name}: {found.model} at {size} px, {found.kind} {redacted(found.source)}")
     for name in config.transfer.sets:
         data = open_set(config, name)
         images = ", ".join(

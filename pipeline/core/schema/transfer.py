@@ -41,8 +41,8 @@ class BackboneConfig(Section):
 
     weights: str = Field(
         min_length=1,
-        description="a folder of weights, of a stage or of a run (its newest student, else teacher), a .safetensors file, the name of "
-        "a timm model with pretrained weights, or random; {seed} stands for each seed",
+        description="a folder of weights, of a stage or of a run (its newest student, teacher or pretraining), a .safetensors file, "
+        "the name of a timm model with pretrained weights, or random; {seed} stands for each seed",
     )
     model: str | None = None
     model_args: dict[str, Any] | None = None
