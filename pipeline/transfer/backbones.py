@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from data import storage
@@ -128,11 +128,19 @@ def _open(config: Config, entry: BackboneConfig, name: str, source: str) -> Back
     if (folder := _folder_of(source)) is not None:
         info = load_info(folder)
         return Backbone(name, folder, "folder", info.model, info.model_args, _resized(info), config.seed)
-    known = get_pretrained_cfg(source) if timm.is_model(source) else None
+    known = _timm_weights(source)
     hint = nearest(source, timm.list_models(pretrained=True))
     _require(name, source, known is not None and known.num_classes, f"no folder with weights, and no timm model{hint}")
     assert known is not None, "required above"
     return Backbone(name, source, "timm", source, args or {}, _of_timm(known), config.seed)
+
+
+def _timm_weights(source: str) -> PretrainedCfg | None:
+    """What timm records of the weights of this name; None where it knows no such weights."""
+    try:
+        return get_pretrained_cfg(source) if timm.is_model(source) else None
+    except RuntimeError:  # a model, but not such a tag
+        return None
 
 
 def _require(name: str, source: str, holds: object, problem: str) -> None:
@@ -166,7 +174,7 @@ def _resized(info: WeightsInfo) -> Preprocessing:
     return recorded if recorded.resize == "crop" else replace(recorded, resize="crop", crop_pct=1.0)
 
 
-def _of_timm(known: Any) -> Preprocessing:
+def _of_timm(known: PretrainedCfg) -> Preprocessing:
     interpolation = known.interpolation if known.interpolation in ("bilinear", "bicubic") else "bicubic"
     return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, tuple(known.mean), tuple(known.std))
 
