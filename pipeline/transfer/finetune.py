@@ -80,7 +80,7 @@ def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> str:
 
 
 def _recipe(backbone: Backbone, section: FinetuneConfig, setting: dict[str, Any], batch_size: int) -> TrainConfig:
-    """SGD with momentum and a cosine, without warm-up, EMA and regularization but weight decay (arXiv 2002.05709, B.8.2)."""
+    """SGD with Nesterov momentum and a cosine, without warm-up, EMA and regularization but weight decay (arXiv 2002.05709, B.8.2)."""
     sight = backbone.preprocessing
     return TrainConfig(
         model=backbone.model,
@@ -93,6 +93,7 @@ def _recipe(backbone: Backbone, section: FinetuneConfig, setting: dict[str, Any]
         precision=sight.precision,
         augment=AugmentConfig.model_validate(section.augment.model_dump()),
         batch_size=section.batch_size,
+        optimizer="nesterov",
         warmup_epochs=0,
         label_smoothing=0,
         dropout=0,

@@ -12,6 +12,7 @@ from pipeline.core.schema.section import (
     Positive,
     PositiveFraction,
     Section,
+    added,
     by_digest,
     resumable,
     runtime,
@@ -84,9 +85,16 @@ class TrainConfig(Section):
         False,
         "keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
     )
-    lr: float = setting(0.1, "peak learning rate per 256 images of batch_size", gt=0)
-    momentum: float = setting(0.9, "SGD momentum (not Nesterov)", ge=0, lt=1)
-    weight_decay: float = setting(4e-5, "on all parameters except those of batch norm", ge=0)
+    optimizer: Literal["momentum", "nesterov", "rmsprop", "adamw", "lars"] = added(
+        "momentum", "momentum and nesterov: SGD; rmsprop: TensorFlow's, as for EfficientNet; adamw; lars: for SimCLR"
+    )
+    lr: float = setting(
+        0.1, "peak learning rate per 256 images of batch_size; rmsprop needs about 0.016, adamw about 0.001", gt=0
+    )
+    momentum: float = setting(0.9, "of SGD, rmsprop and lars; of adamw: beta 1", ge=0, lt=1)
+    weight_decay: float = setting(
+        4e-5, "on all parameters except those of batch norm; with lars also except biases; with adamw decoupled", ge=0
+    )
     warmup_epochs: float = setting(5, "linear warm-up from 0", ge=0)
     lr_schedule: Literal["cosine", "step"] = setting(
         "cosine", "after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training"
