@@ -40,7 +40,7 @@ def prepare(out: str, seed: int = 0) -> None:
 
 def read_images(table: bytes) -> list[LabeledImage]:
     """The images of lines of 784 pixels and a label, with commas between them."""
-    rows = np.loadtxt(table.decode().splitlines(), delimiter=",", dtype=np.float64).astype(np.int64)
+    rows = np.loadtxt(table.decode().splitlines(), delimiter=",", dtype=np.float64, ndmin=2).astype(np.int64)
     pixels = rows[:, :-1].astype(np.uint8).reshape(-1, _SIDE, _SIDE)
     return [LabeledImage(str(n), int(label), pixels[n]) for n, label in enumerate(rows[:, -1])]
 
