@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from data.settings import UsageError
 from pipeline.core.schema.section import (
@@ -51,6 +51,32 @@ class AugmentConfig(Section):
     brightness: float = setting(0, "brightness factor, uniform in 1 ±", ge=0, le=1)
     contrast: float = setting(0, "contrast factor, uniform in 1 ±", ge=0, le=1)
     cutout: int = setting(0, "side in pixels of a grey square at a random place (0: none)", ge=0)
+
+
+class ViewsConfig(AugmentConfig):
+    """The views of an image that a self-supervised training compares. Defaults: SimCLR on ImageNet (arXiv 2002.05709, appendix A).
+
+    After crop and flip, in this order: colour jitter, grey, blur, solarize. What changes colours alone is left out for grey images.
+    """
+
+    num_ops: int = setting(0, "RandAugment: operations per view (0: none)", ge=0)
+    color_jitter: float = setting(
+        1.0,
+        "strength s: brightness, contrast and saturation by factors uniform in 1 ± 0.8 s, hue by ± 0.2 s of its circle, in random "
+        "order; 0.5 for small images (0: none)",
+        ge=0,
+        le=2,
+    )
+    color_jitter_prob: Fraction = setting(0.8, "probability of the colour jitter")
+    grey: Fraction = setting(0.2, "probability of a view in grey")
+    blur: Annotated[tuple[Fraction, ...], Field(min_length=1)] = setting(
+        (0.5,),
+        "probability of a Gaussian blur, for each view in turn: sigma uniform in 0.1 to 2 pixels, kernel a tenth of image_size (none "
+        "below 20 pixels); BYOL: [1.0, 0.1]",
+    )
+    solarize: Annotated[tuple[Fraction, ...], Field(min_length=1)] = setting(
+        (0.0,), "probability that levels from 128 up are inverted, for each view in turn; BYOL: [0.0, 0.2]"
+    )
 
 
 class TrainConfig(Section):
