@@ -45,20 +45,20 @@ class MethodTable(NamedTuple):
 
 def method_tables(record: Record) -> list[MethodTable]:
     """A table per method; a cell is `91.20 ± 0.84 (90.77) *`: top-1, half its 95 % interval, mean per-class accuracy, highest."""
-    cells = {(row["method"], row["set"], row["backbone"]): row for row in record["rows"]}
-    methods, sets, backbones = (_names(record, key) for key in ("method", "set", "backbone"))
-    return [
-        MethodTable(
-            METHODS[method],
-            ["", *sets],
-            [[name, *(_cell(cells.get((method, data, name))) for data in sets)] for name in backbones],
-        )
-        for method in methods
-    ]
+    backbones, methods = _names(record["rows"], "backbone"), _names(record["rows"], "method")
+    return [_method_table(method, backbones, record) for method in METHODS if method in methods]
 
 
-def _names(record: Record, key: str) -> list[str]:
-    return list(dict.fromkeys(row[key] for row in record["rows"]))
+def _method_table(method: str, backbones: Sequence[str], record: Record) -> MethodTable:
+    """The table of a method: its sets, and all backbones."""
+    rows = [row for row in record["rows"] if row["method"] == method]
+    cells, sets = {(row["backbone"], row["set"]): row for row in rows}, _names(rows, "set")
+    lines = [[name, *(_cell(cells.get((name, data))) for data in sets)] for name in backbones]
+    return MethodTable(METHODS[method], ["", *sets], lines)
+
+
+def _names(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -71,7 +71,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 def describe_best(record: Record) -> str:
     """`highest top-1 of 12 columns: rs 7, simclr 5, scratch 0`."""
     columns = len({(row["method"], row["set"]) for row in record["rows"]})
-    count = dict.fromkeys(_names(record, "backbone"), 0)
+    count = dict.fromkeys(_names(record["rows"], "backbone"), 0)
     for row in record["rows"]:
         count[row["backbone"]] += row["is_best"]
     ordered = sorted(count.items(), key=lambda item: -item[1])
@@ -82,7 +82,7 @@ def transfer_plot(record: Record) -> bytes:
     """Draw top-1 of every backbone on each set and by each method, with intervals, as SVG."""
     places = {(row["set"], row["method"]): f"{row['set']}, {row['method']}" for row in record["rows"]}
     series = []
-    for position, name in enumerate(_names(record, "backbone")):
+    for position, name in enumerate(_names(record["rows"], "backbone")):
         own = {(row["set"], row["method"]): row for row in record["rows"] if row["backbone"] == name}
         found = [own.get(place) for place in places]
         values = [row["mean"] if row else float("nan") for row in found]
