@@ -31,6 +31,7 @@ from teacher.labeling.corpus import check_corpus
 from teacher.labeling.finished_shards import Journal
 from teacher.labeling.label_calibration import calibration_input
 from teacher.labeling.stage import fingerprint as label_fingerprint
+from teacher.pretrain import fingerprint as pretrain_fingerprint
 from teacher.selection.stage import fingerprint as select_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
 
@@ -67,6 +68,7 @@ class Forecast:
     def outlook(self, stage: str, forced: bool = False) -> Outlook:
         """The outlook of the next stage; `forced` when force=true would start it over."""
         finders = {
+            "pretrain": self._pretrain,
             "teacher": self._teacher,
             "label": self._label,
             "select": self._select,
@@ -86,6 +88,13 @@ class Forecast:
 
     def _changing(self, *stages: str) -> list[str]:
         return [stage for stage in stages if stage in self.seen and self.seen[stage].changes]
+
+    def _pretrain(self) -> Outlook:
+        labeled, unlabeled = self._splits.get("labeled"), self._splits.get("unlabeled")
+        if labeled is None and unlabeled is None:
+            raise StageError("data.labeled and data.unlabeled are empty; give shards of images to pretrain on")
+        expected = pretrain_fingerprint(self._config, labeled, unlabeled)
+        return _of(inspect_stage(self._layout.pretrain, "pretrain", expected), self._layout.pretrain)
 
     def _teacher(self) -> Outlook:
         if "teacher" in self.seen:

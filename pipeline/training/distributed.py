@@ -48,6 +48,20 @@ class Ranks:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, rank by rank, for a loss over the whole batch, which every rank computes: (N, …) → (N · world, …).
+
+        Only a rank's own rows have a gradient, times `world`. DDP averages it over the ranks, which gives the gradient of that one
+        loss with respect to the weights. Nothing is sent in the backward pass.
+
+        Args:
+            rows: as many on every rank, on the training's device.
+        """
+        if self.world == 1:
+            return rows
+        gathered: torch.Tensor = _GatherRows.apply(rows, self.rank, self.world)
+        return gathered
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
         if self.world == 1:
@@ -55,6 +69,21 @@ class Ranks:
         values: list[Any] = [None] * self.world
         distributed.all_gather_object(values, value, group=self.group)
         return values
+
+
+class _GatherRows(torch.autograd.Function):
+    """See `Ranks.gather_rows`."""
+
+    @staticmethod
+    def forward(context: Any, rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+        context.rank, context.world = rank, world
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0].chunk(context.world)[context.rank] * context.world, None, None
 
 
 def join_ranks() -> Ranks:

@@ -21,13 +21,13 @@ from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.stage_weights import weights_folder
 from pipeline.models.external_weights import PRETRAINED, load_external, some_names, weights_digest
 from pipeline.models.registry import build_model, on_meta
-from pipeline.models.resnet_rs import ModelError, ResNetRS
+from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, WeightsInfo, load_info, read_safetensors
 
 RANDOM = "random"
 SEED = "{seed}"
 _GENERATION = re.compile(r"gen-(\d+)")
-_ANY = 2  # classes of a head that is removed
+_SOME_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Backbone:
         Raises ModelError where weights are missing or do not fit the model.
         """
         torch.manual_seed(self.seed)
-        network = headless(self.model, self.model_args)
+        network = build_model(self.model, 0, self.model_args)
         if self.kind != "random":
             network.load_state_dict(self._features(network.state_dict(), self._state()))
         return network
@@ -179,18 +179,8 @@ def _of_timm(known: PretrainedCfg) -> Preprocessing:
     return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, tuple(known.mean), tuple(known.std))
 
 
-def headless(name: str, args: Mapping[str, Any]) -> nn.Module:
-    """A fresh model that returns its pooled features instead of logits. Raises ModelError as `build_model`."""
-    model = build_model(name, _ANY, args)
-    if isinstance(model, ResNetRS):
-        model.fc = nn.Identity()  # type: ignore[assignment]
-    else:
-        model.reset_classifier(0)  # type: ignore[operator]
-    return model
-
-
 def head_prefixes(name: str, args: Mapping[str, Any]) -> tuple[str, ...]:
     """What names of the head's tensors begin with: `fc.`."""
-    whole = on_meta(lambda: build_model(name, _ANY, args)).state_dict()
-    rest = on_meta(lambda: headless(name, args)).state_dict()
+    whole = on_meta(lambda: build_model(name, _SOME_CLASSES, args)).state_dict()
+    rest = on_meta(lambda: build_model(name, 0, args)).state_dict()
     return tuple(sorted({tensor.rpartition(".")[0] + "." for tensor in whole if tensor not in rest}))

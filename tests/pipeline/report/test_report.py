@@ -225,6 +225,27 @@ def labels_of(layout: Layout) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_pretraining_shows_its_curves_and_which_images_it_saw(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    assert "Pretraining" not in report_of(config, [layout])
+    run.pretrain(layout)
+    html = report_of(config, [layout])
+    assert "<h2>Pretraining (byol)</h2>" in html
+    for label in ("loss", "kNN top-1, % of labeled images", "feature spread"):
+        assert f"Line chart of the pretraining&#39;s {label} over its steps" in html
+    assert cells(html, "left out: cannot be decoded") == ["4"]
+    assert cells(html, "used") == ["113"]
+    assert "(71.50 % right at the" in html
+    assert cells(html, "pretrain")[:2] == ["4.0 s", "500"]  # 20 steps of 100 images
+    assert "have collapsed" not in html
+
+
+def test_a_collapsed_pretraining_says_so(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    run.pretrain(layout, spread=0.03)
+    assert "<strong>The features have collapsed</strong> (spread 0.030" in report_of(config, [layout])
+
+
 def test_labels_that_flipped_between_generations_are_listed(run: SmallRun) -> None:
     config = run.config(2)
     for layout, wrong in zip(run.layouts(config), (30, 12), strict=True):

@@ -22,6 +22,7 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.losses import StepLosses
+from pipeline.training.objectives.interface import Terms
 from pipeline.training.state import TrainState, new_state
 from tests.pipeline.training.test_training import make_job
 
@@ -120,7 +121,7 @@ def test_on_a_gpu_a_step_makes_six_copies_and_torch_finds_nothing_that_waits(
     original = loop.train_step
     counts: list[int] = []
 
-    def watched(job: TrainJob, state: TrainState, *others: Any) -> torch.Tensor:
+    def watched(job: TrainJob, state: TrainState, *others: Any) -> Terms:
         if state.step < 5:  # constants are copied once, rotations when first drawn
             return original(job, state, *others)
         torch.cuda.set_sync_debug_mode("error")

@@ -16,7 +16,7 @@ from pipeline.core.schema import Config
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.transfer.backbones import head_prefixes, headless, open_backbone
+from pipeline.transfer.backbones import head_prefixes, open_backbone
 
 ARGS: dict[str, Any] = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 WORDS = [
@@ -113,5 +113,5 @@ def test_a_timm_model_has_timms_preprocessing() -> None:
 def test_a_head_is_known_by_its_names_and_features_are_pooled(name: str, head: str) -> None:
     assert head_prefixes(name, {}) == (head,)
     with torch.no_grad():
-        features = headless(name, {}).eval()(torch.zeros(1, 3, 224, 224))
+        features = build_model(name, 0, {}).eval()(torch.zeros(1, 3, 224, 224))
     assert features.shape == (1, timm.create_model(name).head_hidden_size)
