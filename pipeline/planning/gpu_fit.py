@@ -170,7 +170,7 @@ def require_memory(
         UsageError: one does not; names the fields to change.
         ModelError: there is no such model.
     """
-    if config.resolved_device() != "cuda" or known_gpu_bytes(config) is None:
+    if config.known_device() != "cuda" or known_gpu_bytes(config) is None:
         return
     for layout in layouts:
         for row in with_folder(layout.generation):
@@ -185,7 +185,7 @@ def require_memory(
 def refusal(config: Config, stage: str, parts: Sequence[Part]) -> str:
     """Why a stage does not fit into the GPUs that it would run on, if their memory is known; empty on a CPU."""
     gpu_bytes = known_gpu_bytes(config)
-    if config.resolved_device() != "cuda" or gpu_bytes is None:
+    if config.known_device() != "cuda" or gpu_bytes is None:
         return ""
     return misfit(parts, gpu_bytes * _share(config, stage))
 

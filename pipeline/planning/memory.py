@@ -40,7 +40,7 @@ class GpuMemory:
     Attributes:
         images: images of one pass: of a micro-batch in training.
         per_image: activations per image: kept for the backward pass in training, else at the peak of the forward pass.
-        gradients: with several training processes also their copies in buckets.
+        gradients: with several training processes they are DDP's buckets, of which each parameter's gradient is a view.
         optimizer: its state, as momentum.
         activations: of a pass at its peak, with weights cast to bf16.
         inputs: pixels and targets of a step, and the images of a pass as floats.
@@ -87,7 +87,7 @@ def training_memory(section: TrainConfig, num_classes: int, kind: Literal["train
         images=at_once,
         per_image=counted.kept_per_image,
         weights=counted.weights,
-        gradients=counted.trained * (2 if section.workers > 1 else 1),
+        gradients=counted.trained,
         optimizer=counted.trained * state_per_parameter(section.optimizer, section.momentum),
         ema=counted.weights,
         activations=counted.peak(at_once),

@@ -12,7 +12,15 @@ from data.settings import UsageError
 from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, inspect_stage, is_begun, refuse_other_config, require_done
+from pipeline.core.stage import (
+    StageError,
+    done_record,
+    inspect_stage,
+    is_begun,
+    refuse_other_config,
+    require_done,
+    with_recorded_device,
+)
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
 from pipeline.stages import find
@@ -118,7 +126,8 @@ class Forecast:
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)
         teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
-        expected = label_fingerprint(self._config, teacher["digest"], calibration_input(self._config, self._layout))
+        calibration = calibration_input(self._config, self._layout)
+        expected = with_recorded_device(label_fingerprint(self._config, teacher["digest"], calibration), folder)
         found = _of(inspect_stage(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)

@@ -10,6 +10,7 @@ import torch
 
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
+from pipeline.core.devices import UNKNOWN_DEVICE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, SelectConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record, is_begun
@@ -50,6 +51,10 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     }
     for name, split in splits.items():
         print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
+    if config.known_device() == UNKNOWN_DEVICE:
+        print(
+            f"device      unknown: no Ray cluster answers at ray_address={config.ray_address}; what is left needs one, or device=cpu"
+        )
     for note in check_splits(config, {name: splits[name] for name in splits_to_check(config, layouts, stages)}):
         print(note)
     if "validation" not in splits and {"teacher", "label", "student"} & set(stages):
@@ -208,9 +213,7 @@ class _StageSize:
         config, section = self.config, self.section
         parameters = size_of(section, self.num_classes)[0] * (1 + len(config.teacher.ensemble))
         machine = os.cpu_count() or 1, torch.cuda.device_count()
-        return WorkerNeeds.of(
-            config.label, config.resolved_device(), *machine, section.image_size, parameters
-        ).describe()
+        return WorkerNeeds.of(config.label, config.known_device(), *machine, section.image_size, parameters).describe()
 
     def _describe_model(self) -> str:
         section = self.section

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,12 +40,6 @@ class Ranks:
         parts = [torch.empty_like(values) for _ in range(self.world)]
         distributed.all_gather(parts, values, group=self.group)
         return [sum(of_ranks) / self.world for of_ranks in zip(*(part.tolist() for part in parts), strict=True)]
-
-    def share_buffers(self, model: nn.Module) -> None:
-        """Replace the buffers of all ranks by rank 0's: on CPUs, each has batch-norm statistics of its own images."""
-        if self.world > 1:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, 0)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all ranks, rank by rank, for a loss over the whole batch, which every rank computes: (N, …) → (N · world, …).
@@ -94,16 +87,7 @@ def join_ranks() -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size(), group)
 
 
-def share_statistics(model: nn.Module) -> nn.Module:
-    """Replace batch norms by ones with statistics over the images of all ranks. Parameters and buffers stay the same tensors.
-
-    timm's converter, because torch's drops the activation that many timm models have inside the norm layer.
-    """
-    converted: nn.Module = convert_sync_batchnorm(model)
-    return converted
-
-
-def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) -> nn.Module:
+def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
     """Wrap the model, in training mode, in DDP, which averages gradients over the ranks.
 
     Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
@@ -112,13 +96,12 @@ def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) 
 
     Args:
         batch: float32 (N, 3, S, S), with the shape and memory format of a micro-batch, for which a model is compiled; any values.
-        share_buffers: send rank 0's statistics to the others before each step; needless where they are equal.
     """
     network = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    network.broadcast_buffers = share_buffers
+    network.broadcast_buffers = False  # statistics are equal; torch 2.14 renames the argument
     before = [buffer.clone() for buffer in model.buffers()]
     network(batch).sum().backward()
-    network.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=False)
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)

@@ -31,7 +31,7 @@ def measure(job: TrainJob, split: Split, state: TrainState, ranks: Ranks) -> dic
     model = state.ema.module
     if isinstance(model, PretrainingNetwork):
         return _measure_features(job, split, model, state, ranks)
-    counts = ranks.gather(count_right(split, _predictor(job, model, ranks), _threads(job), ranks.rank, ranks.world))
+    counts = ranks.gather(count_right(split, _predictor(job, model), _threads(job), ranks.rank, ranks.world))
     right, images = (sum(column) for column in zip(*counts, strict=True))
     return {"validation_top1": right / images}
 
@@ -39,7 +39,7 @@ def measure(job: TrainJob, split: Split, state: TrainState, ranks: Ranks) -> dic
 def _measure_features(
     job: TrainJob, split: Split, model: PretrainingNetwork, state: TrainState, ranks: Ranks
 ) -> dict[str, float]:
-    predictor = _predictor(job, model.backbone, ranks)
+    predictor = _predictor(job, model.backbone)
     stride = max(1, math.ceil(split.num_samples / _MAX_NEIGHBORS_OF))
     share = stride * ranks.rank, stride * ranks.world
     own = list(predict_batches(split, predictor.view, predictor.batch_size, predictor.logits, _threads(job), *share))
@@ -72,12 +72,10 @@ def report_collapse(job: TrainJob, metrics: Sequence[Mapping[str, float]]) -> No
     )
 
 
-def _predictor(job: TrainJob, model: nn.Module, ranks: Ranks) -> Predictor:
+def _predictor(job: TrainJob, model: nn.Module) -> Predictor:
     config = job.config
     preprocessing = Preprocessing.of_training(config)
-    predictor = Predictor(model, preprocessing, job.device, config.eval_batch_size, channels_last=config.channels_last)
-    ranks.share_buffers(predictor.model)
-    return predictor
+    return Predictor(model, preprocessing, job.device, config.eval_batch_size, channels_last=config.channels_last)
 
 
 def _threads(job: TrainJob) -> int:

@@ -28,7 +28,7 @@ from pipeline.training.metrics_log import remove_events_after, write_lines
 from pipeline.training.objectives.choice import objective_of
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import set_up_device, train_step, training_network
+from pipeline.training.step import device_settings, train_step, training_network
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -48,8 +48,8 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     """
     require_device(job.device)
     job.config.require_averaged_statistics(job.name)
-    set_up_device(job)
-    raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
+    with device_settings(job):
+        raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 
 
 def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:

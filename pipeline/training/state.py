@@ -22,11 +22,7 @@ _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
 
 @dataclass
 class TrainState:
-    """All that a step depends on, besides its number.
-
-    Rank 0's is saved: weights and the optimizer's state are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP
-    broadcasts rank 0's before every step.
-    """
+    """All that a step depends on, besides its number. Equal on all ranks, batch-norm statistics, too; rank 0's is saved."""
 
     model: nn.Module
     ema: EMA
@@ -52,7 +48,7 @@ class TrainState:
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the values of `as_checkpoint`.
 
-        Add a changed number of processes to the metrics: it changes batch-norm statistics and rounding.
+        Add a changed number of processes to the metrics: it changes rounding, and what dropout draws.
         """
         self.model.load_state_dict(checkpoint["model"])
         self.ema.load_state_dict(checkpoint["ema"])

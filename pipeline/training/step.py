@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from pipeline.inputs.batches import TrainBatch
 from pipeline.inputs.mixup import Mixing, draw_mixing
 from pipeline.inputs.noise import add_noise
 from pipeline.inputs.train_transform import normalize
+from pipeline.models.shared_batch_norm import share_statistics
 from pipeline.training.activations import checkpoint_activations
-from pipeline.training.distributed import share_gradients, share_statistics
+from pipeline.training.distributed import share_gradients
 from pipeline.training.job import TrainJob
 from pipeline.training.objectives.cross_entropy import classify
 from pipeline.training.objectives.interface import MicroBatch, Objective, Terms
@@ -45,7 +46,8 @@ def train_step(
     mixing = draw_mixing(len(pixels), job.config.mixup, pixels.device) if job.config.mixup else None
     for group in state.optimizer.param_groups:
         group["lr"] = job.learning_rate(state.step)
-    state.optimizer.zero_grad(set_to_none=True)
+    # of several ranks, gradients stay views of DDP's buckets; else micro-batches would add up beside these
+    state.optimizer.zero_grad(set_to_none=not isinstance(network, DistributedDataParallel))
     terms = _accumulate_gradients(job, network, objective, pixels, targets, mixing)
     state.optimizer.step()
     state.ema.decay = job.ema_decay(state.step)
@@ -134,24 +136,35 @@ def _autocast(job: TrainJob) -> torch.autocast:
     return torch.autocast(job.device, torch.bfloat16, enabled=job.config.precision == "bf16")
 
 
-def set_up_device(job: TrainJob) -> None:
-    """Set what torch keeps per process: threads, how cuDNN chooses its kernels, and the precision of float32 products on GPUs."""
+@contextmanager
+def device_settings(job: TrainJob) -> Iterator[None]:
+    """Set torch's threads; on GPUs also, inside alone, how cuDNN chooses kernels, and the precision of float32 products.
+
+    So later predictions of the process, such as calibration, do not depend on whether it trained.
+    """
     torch.set_num_threads(job.threads)
-    if job.device == "cuda":
-        torch.backends.cudnn.benchmark = True  # measures the kernels for each shape once
-        torch.backends.cuda.matmul.allow_tf32 = job.config.precision == "tf32"
+    if job.device != "cuda":
+        yield
+        return
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, products.allow_tf32
+    cudnn.benchmark = True  # measures the kernels for each shape once
+    products.allow_tf32 = job.config.precision == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, products.allow_tf32 = before
 
 
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    On several GPUs, batch norms share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
+    Batch norms of several ranks share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
     cannot.
     """
     config = job.config
-    same_statistics = world > 1 and job.device == "cuda"
-    if same_statistics:
-        model = share_statistics(model)
+    if world > 1:
+        share_statistics(model)
     if config.checkpoint_activations:
         checkpoint_activations(model, job.name, config.compile)
     if config.compile:
@@ -163,7 +176,7 @@ def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     side = config.image_size
     zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
-        return share_gradients(model, zeros, share_buffers=not same_statistics)
+        return share_gradients(model, zeros)
 
 
 def to_training_mode(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.core.devices import resolve_device
+from pipeline.core.devices import known_device, resolve_device
 from pipeline.core.schema.section import RESUMABLE, Section, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
@@ -133,6 +133,10 @@ class Config(Section):
         """`cpu` or `cuda`; see `resolve_device`."""
         return resolve_device(self.device, self.ray_address)
 
+    def known_device(self) -> str:
+        """`cpu`, `cuda` or UNKNOWN_DEVICE: for what can be said, or is done, without the cluster."""
+        return known_device(self.device, self.ray_address)
+
     def trainings(self) -> dict[str, TrainConfig]:
         """The sections of the stages that make models, by stage."""
         return {"pretrain": self.pretrain, "teacher": self.teacher, "student": self.student}
@@ -160,7 +164,7 @@ class Config(Section):
         """`{dotted field: value}` of fields and whole sections, as a fingerprint has them."""
         found: dict[str, Any] = {}
         for name in names:
-            value = self.resolved_device() if name == "device" else attrgetter(name)(self)
+            value = self.known_device() if name == "device" else attrgetter(name)(self)
             found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
         return found
 

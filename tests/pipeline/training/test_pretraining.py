@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.shards.split import Split, open_split
@@ -24,8 +23,8 @@ from pipeline.training.progress import read_training_progress
 from pipeline.training.state import load_trained
 from tests.conftest import make_writer
 from tests.digits_run import Digits
-from tests.pipeline.training.test_two_workers import fit_one_of_two, stay_frozen
-from tests.training_processes import digits_job, terminated, train
+from tests.pipeline.training.test_micro_batches import stay_frozen
+from tests.training_processes import digits_job, in_group, terminated, train
 
 IMAGES, BATCH = 24, 8
 EPOCH = IMAGES // BATCH
@@ -104,16 +103,19 @@ def test_noise_on_the_device_is_that_of_the_host(data: Data) -> None:
     assert data.result("device") == data.result("host")
 
 
+def fit_frozen(rank: int, job: TrainJob) -> None:
+    """In a process of its own, with batch norms that amplify no rounding."""
+    _BatchNorm.train = stay_frozen  # type: ignore[method-assign, assignment]
+    fit(job)
+
+
 @pytest.mark.parametrize("objective", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
-def test_two_ranks_train_as_one_within_rounding(data: Data, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_train_as_one_within_rounding(data: Data, objective: str) -> None:
     def job(name: str) -> TrainJob:
         return data.job(f"{name}-{objective}", objective=objective, log_every_steps=1, lr=0.2)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_BatchNorm, "train", stay_frozen)
-        fit(job("one"))
-    arguments = (job("two"), str(data.folder / f"meeting-{objective}"))
-    multiprocessing.start_processes(fit_one_of_two, arguments, nprocs=2, start_method="spawn")
+    for world, name in enumerate(("one", "two"), 1):
+        in_group(data.folder / f"meeting-{objective}-{name}", fit_frozen, job(name), world=world)
     one, two = (load_lines(data.folder / f"{name}-{objective}") for name in ("one", "two"))
     losses = [line["loss"] for line in one if "loss" in line]
     assert len(losses) == TOTAL
