@@ -175,8 +175,10 @@ def _resized(info: WeightsInfo) -> Preprocessing:
 
 
 def _of_timm(known: PretrainedCfg) -> Preprocessing:
-    interpolation = known.interpolation if known.interpolation in ("bilinear", "bicubic") else "bicubic"
-    return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, tuple(known.mean), tuple(known.std))
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if known.interpolation == "bilinear" else "bicubic"
+    mean: Any = tuple(known.mean)
+    std: Any = tuple(known.std)
+    return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, mean, std)
 
 
 def head_prefixes(name: str, args: Mapping[str, Any]) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ class _Inputs:
 def _trial(cell: Cell, config: Config, seed: int, inputs: _Inputs) -> Trial:
     own = cell.config(config, seed)
     made = Fingerprint(own.values_of(_FIELDS[cell.method]), inputs.digests(cell, own))
-    sources = ()
+    sources: tuple[str, ...] = ()
     if cell.method not in (FEATURES, FINETUNE):
         sources = (Cell(cell.backbone, cell.data, FEATURES).folder(config, seed),)
     return Trial(cell.row, seed, own, cell.folder(config, seed), made, sources, STAGE)

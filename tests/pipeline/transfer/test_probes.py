@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_features_are_standardized_by_the_images_that_the_probe_learns_from() ->
 
 def test_votes_are_those_of_a_loop_over_all_neighbours(digits: Digits) -> None:
     known, queries = pixels(digits, 0, 120), pixels(digits, 120, 420).values
-    settings = [{"k": k, "temperature": t} for k in (1, 7, 500) for t in (0.05, 0.5)]
+    settings: list[dict[str, Any]] = [{"k": k, "temperature": t} for k in (1, 7, 500) for t in (0.05, 0.5)]
     found = _votes(known, queries, 10, settings)
     for setting, predicted in zip(settings, found, strict=True):
         assert predicted.tolist() == [_vote_by_hand(known, query, **setting) for query in queries]
