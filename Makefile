@@ -113,7 +113,7 @@ bench-serve: $(VENV)/.installed  ## 64 clients streaming at once: exported shard
 release: $(VENV)/.installed  ## sdist and wheel, installed into a bare environment that runs the demo (20 minutes, 7 GB more)
 	rm -rf dist build/bare && $(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv build/bare
-	build/bare/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	build/bare/bin/pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[train]"
 	cd build && bare/bin/python -m data.fashion_mnist out=$(DATA)
 	cd build && bare/bin/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 

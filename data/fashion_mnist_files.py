@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
-from data.recipes.packages import last_line, unpacked_debian
+from .errors import DataError
+from .recipes.packages import last_line, unpacked_debian
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -20,22 +20,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import storage
-from data.errors import DataError
-from data.images.held_out_hashes import is_outdated
-from data.packing.claim import Claim, is_packed, known_copies, make_claim, read_claim
-from data.packing.folders import find_classes
-from data.packing.lines import read_lines
-from data.packing.packed_shards import remove_records
-from data.packing.plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
-from data.packing.screening import SplitJob
-from data.packing.split_packing import PIECE, pack_split
-from data.packing.summary import print_summary
-from data.packing.workers import available_cores, workers
-from data.packing.workspace import workspace
-from data.settings import run_command
-from data.shards.samples import IMAGE_EXTENSIONS
-from data.shards.split import HASHES_NAME
+from . import storage
+from .errors import DataError
+from .images.held_out_hashes import is_outdated
+from .packing.claim import Claim, is_packed, known_copies, make_claim, read_claim
+from .packing.folders import find_classes
+from .packing.lines import read_lines
+from .packing.packed_shards import remove_records
+from .packing.plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
+from .packing.screening import SplitJob
+from .packing.split_packing import PIECE, pack_split
+from .packing.summary import print_summary
+from .packing.workers import available_cores, workers
+from .packing.workspace import workspace
+from .settings import run_command
+from .shards.samples import IMAGE_EXTENSIONS
+from .shards.split import HASHES_NAME
 
 _INTERRUPTED = 130  # exit code after Ctrl-C
 

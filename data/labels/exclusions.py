@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import storage
-from data.errors import DataError
+from .. import storage
+from ..errors import DataError
 
 
 class ExcludedKeys:

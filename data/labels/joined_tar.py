@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data.labels.top_k import top_k_columns
-from data.shards.image_ranges import FileRange, ImageRanges
-from data.shards.image_reader import ImageReader, Place
-from data.shards.samples import LABEL_FIELD
-from data.shards.tar import end_of_archive, member_headers, padding
+from ..shards.image_ranges import FileRange, ImageRanges
+from ..shards.image_reader import ImageReader, Place
+from ..shards.samples import LABEL_FIELD
+from ..shards.tar import end_of_archive, member_headers, padding
+from .top_k import top_k_columns
 
 JSON_FIELD = "json"
 _CHUNK, _CHUNK_BYTES = 64, 2 << 20  # limits of what is made at once: samples; bytes, unless one sample has more

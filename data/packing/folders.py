@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import DataError
-from data.shards.samples import IMAGE_EXTENSIONS, image_extension, printable
+from ..errors import DataError
+from ..shards.samples import IMAGE_EXTENSIONS, image_extension, printable
 
 SYSTEM_NAMES = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",

@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
-from data.errors import DataError
-from data.recipes.split_writing import LabeledImage, is_written, write_splits
-from data.settings import run_command
+from ..errors import DataError
+from ..settings import run_command
+from .split_writing import LabeledImage, is_written, write_splits
 
 LICENCE = (
     "CC BY 4.0: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI machine learning repository"

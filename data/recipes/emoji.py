@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.recipes.packages import from_npm
-from data.recipes.split_writing import LabeledImage, is_written, on_white, write_splits
-from data.settings import run_command
+from ..settings import run_command
+from .packages import from_npm
+from .split_writing import LabeledImage, is_written, on_white, write_splits
 
 LICENCE = (
     "Apache 2.0: Noto Emoji, Google; CC BY 4.0: Twemoji, Twitter and contributors; categories: emoji-datasource (MIT)"

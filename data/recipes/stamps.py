@@ -16,10 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.errors import DataError
-from data.recipes.packages import from_debian
-from data.recipes.split_writing import LabeledImage, is_written, on_white, write_splits
-from data.settings import run_command
+from ..errors import DataError
+from ..settings import run_command
+from .packages import from_debian
+from .split_writing import LabeledImage, is_written, on_white, write_splits
 
 LICENCE = "GPL 2, some in the public domain: Tux Paint's stamps, Bill Kendrick and contributors"
 SIDE, MIN_IMAGES = 64, 12

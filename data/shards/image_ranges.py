@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data import storage
-from data.shards.image_reader import ImageReader, Place
-from data.shards.tar_header import is_in_front
+from .. import storage
+from .image_reader import ImageReader, Place
+from .tar_header import is_in_front
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from data.storage.redact import redacted
-from data.storage.retry import ChangedError, StorageError
-from data.storage.web_tokens import TOKEN_VARIABLE, origin_of, token_for
+from .redact import redacted
+from .retry import ChangedError, StorageError
+from .web_tokens import TOKEN_VARIABLE, origin_of, token_for
 
 _MESSAGE_CHARACTERS = 300  # of an error response's body
 

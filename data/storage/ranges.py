@@ -28,12 +28,12 @@ import aiohttp
 from fsspec.asyn import get_loop
 from yarl import URL
 
-from data.storage import remote
-from data.storage.http import is_http
-from data.storage.range_connections import RangeConnections, UnusualAnswerError
-from data.storage.redact import redacted
-from data.storage.retry import describe, is_transient
-from data.storage.web_tokens import token_for
+from . import remote
+from .http import is_http
+from .range_connections import RangeConnections, UnusualAnswerError
+from .redact import redacted
+from .retry import describe, is_transient
+from .web_tokens import token_for
 
 CONNECTIONS = 64
 """Of one process to all servers. 64 answers in 100 ms are 640 images a second, about what a core decodes."""

@@ -29,7 +29,8 @@ from pipeline.evaluation.summary import write_speed
 from pipeline.inference.accuracy import label_ranks, share_within
 from pipeline.inference.calibration import calibration_error, confidences
 from pipeline.inference.predictor import Predictor, predict_batches
-from pipeline.inference.stage_weights import load_predictor, read_info
+from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder
+from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
@@ -74,6 +75,8 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
     write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
+    for role, info in infos.items():
+        write_weights_card(weights_folder(folders[role]), info, summary[role])
     return require_done(stage.folder, "evaluate")
 
 

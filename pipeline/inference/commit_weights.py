@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data import storage
 from data.shards.split import Split
 from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.schema import Config, TrainConfig
@@ -25,8 +24,9 @@ from pipeline.inference.calibration import (
 from pipeline.inference.predictor import Predicted, Predictor, predict_sampled
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.stage_weights import WEIGHTS_FOLDER
+from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import build_model
-from pipeline.models.weights import WeightsInfo, save_weights
+from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, WeightsInfo, save_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,10 @@ def commit_weights(
         provenance=stage.fingerprint.as_json(),
     )
     save_weights(stage.path(WEIGHTS_FOLDER), trained.state, info)
-    files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
+    write_weights_card(
+        stage.path(WEIGHTS_FOLDER), info
+    )  # no output of the stage: `evaluate` adds the accuracy on test images
+    files = [f"{WEIGHTS_FOLDER}/{name}" for name in (CONFIG_NAME, MODEL_NAME)]
     stage.commit([*files, *outputs], quality | (summary or {}))
 
 

@@ -7,6 +7,7 @@ Here the socket is watched once per piece, under a descriptor of its own, and wr
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -110,11 +111,8 @@ class _Left:
         if isinstance(part, FileRange):
             return os.sendfile(client.fileno(), part.descriptor, part.offset, min(part.size, _MAX_WRITE))
         upcoming = self._parts[self._first : self._first + _MAX_PARTS]
-        run: list[bytes | memoryview] = []
-        for one in upcoming:
-            if isinstance(one, FileRange):
-                break
-            run.append(one)
+        until_range = itertools.takewhile(lambda one: not isinstance(one, FileRange), upcoming)
+        run = [one for one in until_range if not isinstance(one, FileRange)]  # the condition for mypy alone
         return client.sendmsg(run, [], _MORE if len(run) < len(upcoming) else 0)
 
     def _drop(self, count: int) -> None:

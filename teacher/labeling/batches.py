@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from teacher.labeling.image_budget import ImageBudget
 
 Item = TypeVar("Item")
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
+ReadFiles = Callable[[Sequence[Place]], list[bytes]]
 _CHUNK = 32  # images per task of a decoding thread: large enough to schedule cheaply, small enough to end together
 _READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
 _AHEAD = 2  # batches that are read and decoded while the model works on another
@@ -174,7 +176,9 @@ class BatchReader:
         """
         with self._read_lock, ImageReader([shard.url]) as reader:
             for start in range(0, index.num_rows, self._batch_size):
-                yield self._read(reader, index.slice(start, self._batch_size), start)
+                part = index.slice(start, self._batch_size)
+                problems = part.column("problem").to_pylist()
+                yield self.read(partial(reader.images, 0), places_in(part, start), problems)
 
     @property
     def peak_bytes(self) -> int:
@@ -190,14 +194,19 @@ class BatchReader:
         wait(batch.pending)
         self.release(batch)
 
-    def _read(self, reader: ImageReader, part: pa.Table, start: int) -> ImageBatch:
-        """Read a batch in pieces, and have each decoded."""
-        places, problems = places_in(part, start), part.column("problem").to_pylist()
+    def read(self, read: ReadFiles, places: Sequence[Place], problems: list[str]) -> ImageBatch:
+        """Read a batch in pieces, and have each decoded.
+
+        Args:
+            read: places of consecutive samples → their files.
+            places: of at most `batch_size` samples.
+            problems: a reason for each sample that is not to be decoded, else an empty text; further ones are added.
+        """
         number = len(places)
-        batch = ImageBatch(start, self._memory.take(number), np.zeros(number, np.uint64), problems)
+        batch = ImageBatch(places[0].ordinal, self._memory.take(number), np.zeros(number, np.uint64), problems)
         try:
             for rows in _pieces(places, self.budget.piece_bytes):
-                contents = self._read_piece(reader, places[rows.start : rows.stop])
+                contents = self._read_piece(read, places[rows.start : rows.stop])
                 for first in range(0, len(rows), _CHUNK):
                     chunk = rows[first : first + _CHUNK]
                     files = deque(contents[first : first + _CHUNK])
@@ -208,18 +217,20 @@ class BatchReader:
             raise
         return batch
 
-    def _read_piece(self, reader: ImageReader, places: Sequence[Place]) -> list[bytes]:
+    def _read_piece(self, read: ReadFiles, places: Sequence[Place]) -> list[bytes]:
         """Read files; their bytes stay in the budget until each is decoded."""
         wanted = sum(place.size for place in places)
         files = self.budget.files
         files.take(_READING * wanted)
         try:
             with self.meter.timing("read"):
-                contents = reader.images(0, places)
+                contents = read(places)
         except BaseException:
             files.give_back(_READING * wanted)
             raise
-        files.give_back((_READING - 1) * wanted)
+        files.give_back(
+            _READING * wanted - sum(map(len, contents))
+        )  # loose files may have changed since they were listed
         return contents
 
     def _decode(self, batch: ImageBatch, rows: range, files: deque[bytes]) -> None:
