@@ -24,9 +24,9 @@ from pipeline.core.stage import Fingerprint, StageError, require_done
 from pipeline.models.initial_weights import init_digest
 from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.rows import Row, Study, no_input_noise
-from pipeline.studies.tasks import GPU_SHARE
 from pipeline.studies.trainings import labeled_job, training_seconds
-from pipeline.studies.trials import Experiment
+from pipeline.trials.tasks import GPU_SHARE
+from pipeline.trials.trial import Experiment
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
 from teacher.labeling.label_calibration import calibration_input
