@@ -36,7 +36,7 @@ class InitialWeights:
         field: `teacher.init` or `student.init`, for messages.
         source: a file, a folder of weights, or `pretrained`.
         new_head: leave its head: the classes are others.
-        grows: layers that it lacks stay fresh (`can_warm_start`).
+        grows: layers that it lacks stay fresh: blocks (`can_warm_start`), or a head.
     """
 
     field: str
