@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data import storage
-from data.errors import DataError
+from data.errors import DataError, damaged
 from data.json_files import first_problem, parse_json, read_json
 from data.labels.top_k import TopK
 from data.shards.split import Shard
@@ -50,6 +50,9 @@ class Quarantined:
     key: str
     offset: int
     reason: str
+
+
+_QUARANTINE = TypeAdapter(list[Quarantined])
 
 
 def label_schema(top_k: int) -> pa.Schema:
@@ -181,7 +184,7 @@ def describe(url: str, rows: int, metadata: Mapping[bytes, bytes], num_bytes: in
     if source is None:
         raise LookupError(name)
     identity = source["bytes"], source["index_sha256"]
-    quarantined = len(json.loads(metadata[_QUARANTINE_KEY]))
+    quarantined = len(quarantined_in(metadata, url))
     return LabeledShard(name, *identity, rows, quarantined, num_bytes, sha256, source.get("made_by", ""))
 
 
@@ -291,14 +294,18 @@ def read_copies(url: str, sha256: str | None = None) -> np.ndarray:
         return np.asarray(file.read([COPIES_COLUMN]).column(0).to_numpy())
 
 
-def read_quarantined(table: pa.Table) -> list[Quarantined]:
-    """The quarantined samples in a label table's metadata."""
-    return quarantined_in(table.schema.metadata or {})
+def read_quarantined(table: pa.Table, url: str) -> list[Quarantined]:
+    """As `quarantined_in`, for the table of a label file."""
+    return quarantined_in(table.schema.metadata or {}, url)
 
 
-def quarantined_in(metadata: Mapping[bytes, bytes]) -> list[Quarantined]:
-    """The quarantined samples in a label file's metadata."""
-    return [Quarantined(**row) for row in json.loads(metadata.get(_QUARANTINE_KEY, b"[]"))]
+def quarantined_in(metadata: Mapping[bytes, bytes], url: str) -> list[Quarantined]:
+    """The quarantined samples in a label file's metadata. Raises DataError when their record is damaged."""
+    try:
+        return _QUARANTINE.validate_json(metadata.get(_QUARANTINE_KEY, b"[]"), strict=True)
+    except ValidationError as error:
+        what = f"the record of quarantined samples: {first_problem(error)}"
+        raise DataError(damaged(url, what, LABELS_REMEDY)) from None
 
 
 def quarantine_table(rows: Sequence[Quarantined]) -> pa.Table:

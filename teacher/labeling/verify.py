@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, label_schema, read_labels_manifest, read_quarantined
+from data.errors import DataError
+from data.labels.label_files import LabeledShard, Quarantined, label_schema, read_labels_manifest, read_quarantined
 from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
 from pipeline.core.layout import Layout
@@ -137,15 +138,19 @@ def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Sch
         return f"its label file is damaged (another SHA-256; expected {entry.bytes} bytes, got {len(content)})"
     if entry.made_by != made_by:
         return "its labels are by another teacher or configuration"
-    table = parse_table(content, url, "")
+    try:
+        table = parse_table(content, url, "")
+        quarantined = read_quarantined(table, url)
+    except DataError as error:  # of an earlier version, without checksums, and damaged before its SHA-256 was recorded
+        return str(error)
     if not table.schema.equals(schema):
         return f"its label file has another schema: {table.schema.remove_metadata()}"
-    return _check_samples(shard, table) if _is_labeled(shard, entry) else ""
+    return _check_samples(shard, table, quarantined) if _is_labeled(shard, entry) else ""
 
 
-def _check_samples(shard: Shard, table: pa.Table) -> str:
+def _check_samples(shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined]) -> str:
     """The problem if rows and quarantined samples together are not the shard's samples in order; else empty."""
-    index, quarantined = shard.index().column("key").to_pylist(), read_quarantined(table)
+    index = shard.index().column("key").to_pylist()
     labeled = zip(table.column("ordinal").to_pylist(), table.column("__key__").to_pylist(), strict=True)
     rows = [*labeled, *((row.ordinal, row.key) for row in quarantined)]
     if table.column("ordinal").to_pylist() != sorted(table.column("ordinal").to_pylist()):

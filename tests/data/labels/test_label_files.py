@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_quarantined_with_key_offset_and_reason(
     shard = only_shard(tmp_path / "shards")
     result = label_shard(shard, str(tmp_path / "out.parquet"), predictor(), 10, 2)
     table = read_labels(str(tmp_path / "out.parquet"))
-    quarantined = read_quarantined(table)
+    quarantined = read_quarantined(table, f"{tmp_path}/out.parquet")
     assert table.column("__key__").to_pylist() == ["a"]
     assert [(row.ordinal, row.key) for row in quarantined] == [
         (1, "b"),
