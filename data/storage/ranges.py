@@ -9,48 +9,35 @@ A read that fails here is no error: the caller reads the same range by `storage.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import math
-import os
-import ssl
 import time
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 from fsspec.asyn import get_loop
 from yarl import URL
 
 from data.storage import remote
-from data.storage.http import is_http
+from data.storage.http import is_http, is_sendable
 from data.storage.redact import redacted
 from data.storage.retry import describe, is_transient
+from data.storage.web_session import proxy_for, session, timeouts
 from data.storage.web_tokens import token_for
 
-CONNECTIONS = 64
-"""Of one process to all servers. 64 answers in 100 ms are 640 images a second, about what a core decodes."""
 SIGNED_S = 300.0  # after which a URL is signed again; it is valid for an hour, and temporary credentials for 10 minutes at least
 _VALID_S = 3600
 MAX_FAILURES, PAUSE_S = 16, 30.0
 """So many failures in a row end reading ahead for so many seconds: a store that has too much to do is asked for one range at a time."""
-_IDLE_S = 15.0  # after which a connection that is not used is closed; stores do so after 20 s and more
-_CLOSE_S = 5.0
-_BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
 
-_sessions: dict[int, aiohttp.ClientSession] = {}  # by process; a fork must not touch the connections of its parent
 _warned: set[str] = set()
 logger = logging.getLogger(__name__)
 
 
 def can_begin(url: str) -> bool:
     """Whether ranges of a remote file can be begun: s3://, and http(s):// without characters that no URL has."""
-    return url.startswith(("s3://", "s3a://")) or (
-        is_http(url) and url.isascii() and url.isprintable() and " " not in url
-    )
+    return url.startswith(("s3://", "s3a://")) or (is_http(url) and is_sendable(url))
 
 
 class RangeFile:
@@ -95,7 +82,8 @@ class RangeFile:
         headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
         if self._fs is None and (token := token_for(self._url)):  # aiohttp takes it off a redirect to another origin
             headers["Authorization"] = f"Bearer {token}"
-        async with _session().get(self._address, headers=headers, proxy=self._proxy) as answer:
+        timeout = timeouts(remote.CONNECT_TIMEOUT_S, remote.READ_TIMEOUT_S)
+        async with session().get(self._address, headers=headers, proxy=self._proxy, timeout=timeout) as answer:
             answer.raise_for_status()
             if answer.status != 206:
                 raise ValueError(f"the server does not answer ranges (status {answer.status})")
@@ -117,7 +105,7 @@ class RangeFile:
                 return
             url = self._url if self._fs is None else await _sign(self._fs, self._path)
             self._address = URL(url, encoded=True)  # as it is: the signature covers its form
-            self._proxy = _proxy_for(self._address)
+            self._proxy = proxy_for(self._address)
             self._valid_until = time.monotonic() + SIGNED_S
 
     def _pause(self, error: Exception, seconds: float) -> None:
@@ -143,43 +131,3 @@ async def _sign(fs: Any, path: str) -> str:
 def _as_for_headers(signature_version: Any, **_: Any) -> Any:
     """Keep the signature's version where a URL is signed."""
     return signature_version if str(signature_version).endswith("-query") else None
-
-
-def _session() -> aiohttp.ClientSession:
-    """This process's connections; made in the event loop."""
-    if (found := _sessions.get(os.getpid())) is None:
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=remote.CONNECT_TIMEOUT_S, sock_read=remote.READ_TIMEOUT_S
-        )
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=_IDLE_S, ssl=_certificates())
-        found = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=_BUFFER_BYTES
-        )
-        _sessions[os.getpid()] = found
-        atexit.register(_close)
-    return found
-
-
-def _close() -> None:
-    """Close this process's connections, which aiohttp would complain of."""
-    if (found := _sessions.get(os.getpid())) is not None:
-        asyncio.run_coroutine_threadsafe(found.close(), get_loop()).result(_CLOSE_S)
-
-
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates, and those of AWS's programs, as small containers have none."""
-    context = ssl.create_default_context()
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    with suppress(ImportError):
-        import certifi
-
-        bundle = bundle or certifi.where()
-    if bundle:
-        context.load_verify_locations(bundle)
-    return context
-
-
-def _proxy_for(address: URL) -> str | None:
-    """The proxy of the environment (HTTPS_PROXY, NO_PROXY, …) for an address."""
-    proxies = getproxies()
-    return None if not proxies or proxy_bypass(str(address.host)) else proxies.get(address.scheme)

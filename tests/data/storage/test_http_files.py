@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,6 +26,7 @@ class _Web(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         _Web.broken -= 1  # before the client has its answer and the test looks
+        self.close_connection = _Web.broken >= 0
         self.wfile.write(b"4\r\nab" if _Web.broken >= 0 else b"4\r\nabcd\r\n0\r\n\r\n")
 
     do_HEAD = do_GET  # noqa: N815 (the base class's name)
@@ -38,7 +41,14 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(_Web, "status", 404)
     monkeypatch.setattr(_Web, "broken", 0)
     monkeypatch.setattr(_Web, "protocol_version", "HTTP/1.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
+    with serving(_Web) as address:
+        yield address
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on loopback; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -72,7 +82,7 @@ def test_a_chunked_answer_that_breaks_off_is_asked_for_again(web: str) -> None:
     assert storage.read_bytes(f"{web}/d/x.tar?download=true") == b"abcd"
     assert _Web.broken < 0
     _Web.broken = 1000
-    with pytest.raises(StorageError, match=r"x\.tar: .* failed: IncompleteRead.*tried 6 times"):
+    with pytest.raises(StorageError, match=r"x\.tar: .* failed: ClientPayloadError.*tried 6 times"):
         storage.read_bytes(f"{web}/d/x.tar")
 
 
@@ -91,3 +101,63 @@ def test_a_web_folder_that_is_refused_is_not_taken_for_an_empty_one(web: str) ->
 def test_a_url_that_cannot_be_sent_is_named(web: str, name: str) -> None:
     with pytest.raises(StorageError, match=rf"{name}: not a URL .*%20"):
         storage.read_bytes(f"{web}/{name}")
+
+
+class _Ranges(BaseHTTPRequestHandler):
+    """The same 100 kB at every path, by ranges; `connections` and `requests` are counted."""
+
+    protocol_version = "HTTP/1.1"
+    content = bytes(range(250)) * 400
+    connections: ClassVar[set[Any]] = set()
+    requests: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        _Ranges.connections.add(self.client_address)
+        _Ranges.requests.append(self.path)
+        if self.path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        body = self.content[int(first) : int(last) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def ranges() -> Iterator[str]:
+    _Ranges.connections.clear()
+    _Ranges.requests.clear()
+    with serving(_Ranges) as address:
+        yield address
+
+
+def test_one_connection_serves_all_ranges_of_all_files(ranges: str) -> None:
+    for number in range(3):
+        with storage.open_read(f"{ranges}/{number}.tar") as file:
+            for start in (90_000, 10, 50_000, 0):
+                file.seek(start)
+                assert file.read(100) == _Ranges.content[start : start + 100]
+    assert len(_Ranges.requests) == 3 * (1 + 4)
+    assert len(_Ranges.connections) == 1
+
+
+def test_many_files_at_once_take_a_connection_each_and_no_more(ranges: str) -> None:
+    def read(number: int) -> bytes:
+        return storage.read_bytes(f"{ranges}/{number}.tar", 7, 9)
+
+    assert list(storage.in_parallel(read, range(40), threads=4)) == [_Ranges.content[7:16]] * 40
+    assert len(_Ranges.connections) <= 4
+
+
+def test_a_server_that_redirects_for_ever_is_an_error(ranges: str) -> None:
+    with pytest.raises(StorageError, match=r"/loop: open failed: TooManyRedirects.*retrying would not help"):
+        storage.read_bytes(f"{ranges}/loop")
