@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from data.shards.split import Shard
 from teacher.labeling.image_budget import ImageBudget
 
 Item = TypeVar("Item")
+Files = Iterator[tuple[Place, bytes]]
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _CHUNK = 32  # images per task of a decoding thread: large enough to schedule cheaply, small enough to end together
 _READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
@@ -164,7 +166,8 @@ class BatchReader:
     def batches(self, shard: Shard, index: pa.Table) -> Generator[ImageBatch, None, None]:
         """Read the shard's batches, in order; each is read completely while its images are still being decoded.
 
-        One shard is read at a time: the next begins while the last batches of this one go through the model.
+        One shard is read at a time: the next begins while the last batches of this one go through the model. Files of a remote shard
+        are asked for before their turn, those of later batches too.
 
         Args:
             index: the shard's index.
@@ -172,14 +175,22 @@ class BatchReader:
         Raises:
             DataError: the shard is shorter than its index says, or another one.
         """
-        with self._read_lock, ImageReader([shard.url]) as reader:
-            for start in range(0, index.num_rows, self._batch_size):
-                yield self._read(reader, index.slice(start, self._batch_size), start)
+        places, problems = places_in(index), index.column("problem").to_pylist()
+        batches = [slice(start, start + self._batch_size) for start in range(0, len(places), self._batch_size)]
+        pieces = (piece for batch in batches for piece in self._pieces(places[batch]))
+        with (
+            self._read_lock,
+            ImageReader([shard.url]) as reader,
+            closing(reader.read_ahead(pieces, lambda place: (0, place), self.budget.ahead_bytes)) as files,
+        ):
+            for batch in batches:
+                yield self._read(files, places[batch], problems[batch], batch.start)
 
     @property
     def peak_bytes(self) -> int:
         """Maximum bytes of files, of images being decoded, and of batches, added; call when no shard is being read."""
-        return self.budget.files.peak + self.budget.decoding.peak + self._memory.peak_bytes
+        budget = self.budget
+        return budget.files.peak + budget.ahead_bytes + budget.decoding.peak + self._memory.peak_bytes
 
     def release(self, batch: ImageBatch) -> None:
         """Take the memory of a decoded batch back, once; nobody may read its images afterwards."""
@@ -190,36 +201,41 @@ class BatchReader:
         wait(batch.pending)
         self.release(batch)
 
-    def _read(self, reader: ImageReader, part: pa.Table, start: int) -> ImageBatch:
+    def _read(self, files: Files, places: Sequence[Place], problems: list[str], start: int) -> ImageBatch:
         """Read a batch in pieces, and have each decoded."""
-        places, problems = places_in(part, start), part.column("problem").to_pylist()
         number = len(places)
         batch = ImageBatch(start, self._memory.take(number), np.zeros(number, np.uint64), problems)
         try:
-            for rows in _pieces(places, self.budget.piece_bytes):
-                contents = self._read_piece(reader, places[rows.start : rows.stop])
-                for first in range(0, len(rows), _CHUNK):
-                    chunk = rows[first : first + _CHUNK]
-                    files = deque(contents[first : first + _CHUNK])
-                    batch.pending.append(self._pool.submit(self._decode, batch, chunk, files))
-                del contents, files  # each file is freed as soon as it is decoded
+            first = 0
+            for piece in self._pieces(places):
+                contents = self._read_piece(files, piece)
+                for row in range(first, first + len(piece), _CHUNK):
+                    chunk = contents[row - first : row - first + _CHUNK]
+                    rows = range(row, row + len(chunk))
+                    batch.pending.append(self._pool.submit(self._decode, batch, rows, deque(chunk)))
+                first += len(piece)
+                del contents, chunk  # each file is freed as soon as it is decoded
         except BaseException:
             self.drop(batch)
             raise
         return batch
 
-    def _read_piece(self, reader: ImageReader, places: Sequence[Place]) -> list[bytes]:
+    def _pieces(self, places: Sequence[Place]) -> Iterator[Sequence[Place]]:
+        """A batch's files, in pieces to be read in one go."""
+        return (places[rows.start : rows.stop] for rows in _pieces(places, self.budget.piece_bytes))
+
+    def _read_piece(self, files: Files, places: Sequence[Place]) -> list[bytes]:
         """Read files; their bytes stay in the budget until each is decoded."""
         wanted = sum(place.size for place in places)
-        files = self.budget.files
-        files.take(_READING * wanted)
+        budget = self.budget.files
+        budget.take(_READING * wanted)
         try:
             with self.meter.timing("read"):
-                contents = reader.images(0, places)
+                contents = [content for _, content in islice(files, len(places))]
         except BaseException:
-            files.give_back(_READING * wanted)
+            budget.give_back(_READING * wanted)
             raise
-        files.give_back((_READING - 1) * wanted)
+        budget.give_back((_READING - 1) * wanted)
         return contents
 
     def _decode(self, batch: ImageBatch, rows: range, files: deque[bytes]) -> None:
