@@ -1,6 +1,8 @@
 """What is packed of a real folder, with all that lies in real folders, and what packing says of it."""
 
+import itertools
 import os
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from data import pack
 from data.errors import DataError
 from data.images.decode import Pixels
-from data.packing import pack_folder
+from data.packing import folders, pack_folder
 from data.packing.folders import natural_order, scan
 from data.shards.split import Manifest, open_split
 from tests.conftest import png
@@ -315,6 +317,25 @@ def test_views_of_one_object_are_kept_in_one_split(tmp_path: Path, digits: Digit
     assert not objects[0] & objects[1]
     assert [len(part) for part in objects] == [16, 4]
     assert pack.main([*words[:-1], "group="]) == 2
+
+
+def test_on_a_slow_disk_many_files_are_inspected_at_once_and_found_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(400):
+        write(tmp_path / "ab"[number % 2] / f"{number:03d}.{'txt' if number % 7 == 0 else 'png'}")
+    expected = list(folders.scan(tmp_path))
+    together, calls, stat = threading.Barrier(4), itertools.count(), os.stat
+
+    def wait_for_others(path: Any, **options: Any) -> os.stat_result:
+        if threading.current_thread() is not threading.main_thread() and next(calls) < together.parties:
+            together.wait(60)
+        return stat(path, **options)
+
+    monkeypatch.setattr(folders, "_SLOW_S", 0.0)
+    monkeypatch.setattr(os, "stat", wait_for_others)
+    assert list(folders.scan(tmp_path)) == expected
+    assert next(calls) > together.parties
 
 
 def test_what_is_found_does_not_depend_on_the_order_of_a_listing(
