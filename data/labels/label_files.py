@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from data.json_files import first_problem, parse_json, read_json
 from data.labels.top_k import TopK
 from data.shards.split import Shard
 from data.storage.redact import redacted
-from data.tables import TableFile, open_content, open_table, read_whole, to_parquet
+from data.tables import END_OF_FILE, TableFile, open_content, open_table, read_whole, to_parquet
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"
@@ -33,6 +33,7 @@ MANIFEST_REMEDY = "remove it and run stage=label, which keeps the labels"
 LABELS_OUTPUT_REMEDY = "delete it and run stage=label, which keeps the labels and makes it again"
 COPIES_REMEDY = "stage=select force=true makes it again"
 _QUARANTINE_KEY, _SOURCE_KEY = b"quarantine", b"source"
+_MAX_FETCHED = 4 << 20  # bytes of a file that is read whole for some columns; 10,000 labels have 0.6 MB
 _DELTA = "DELTA_BINARY_PACKED"
 _ENCODINGS = {
     "ordinal": _DELTA, "offset": _DELTA, "size": _DELTA, "confidence": "PLAIN", "rest": "PLAIN", "image_hash": "PLAIN",
@@ -84,12 +85,8 @@ LABEL_COLUMNS = tuple(name for name in label_schema(1).names if name != "image_h
 """Columns handed out to other projects: all but `image_hash`."""
 
 
-def write_label_table(table: pa.Table, where: BinaryIO) -> None:
-    """Write rows of `label_schema`, encoded so that selection reads its columns in half the time of pyarrow's default."""
-    where.write(_as_parquet(table))
-
-
-def _as_parquet(table: pa.Table) -> bytes:
+def label_file_bytes(table: pa.Table) -> bytes:
+    """The label file of rows of `label_schema`, encoded so that selection reads its columns in half the time of pyarrow's default."""
     leaves = {name: f"{name}.list.element" if name.startswith("topk_") else name for name in table.column_names}
     return to_parquet(
         table,
@@ -156,7 +153,7 @@ def write_labels(
     source = {"bytes": shard.bytes, "index_sha256": shard.index_sha256, "made_by": made_by}
     ledger = [asdict(row) for row in quarantined]
     metadata = {_SOURCE_KEY: json.dumps(source).encode(), _QUARANTINE_KEY: json.dumps(ledger).encode()}
-    content = _as_parquet(table.replace_schema_metadata(metadata))
+    content = label_file_bytes(table.replace_schema_metadata(metadata))
     storage.write_bytes(url, content)
     return describe(url, table.num_rows, metadata, len(content), hashlib.sha256(content).hexdigest())
 
@@ -227,18 +224,36 @@ def has_all_samples(file: TableFile) -> bool:
 
 
 @contextmanager
-def open_label_file(url: str, entry: LabeledShard | None = None) -> Iterator[TableFile]:
+def open_label_file(url: str, entry: LabeledShard | None = None, content: bytes | None = None) -> Iterator[TableFile]:
     """Open a label file to read some of its columns; `entry` and errors as for `read_labels`.
 
     A file of an earlier version has no checksums, so it is read whole when its digest is known.
+
+    Args:
+        content: of the file, if it is known.
     """
-    with open_table(url, LABELS_REMEDY) as file:
+    content = fetch_label_file(url, entry) if content is None else content
+    opened = open_table(url, LABELS_REMEDY) if content is None else open_content(content, url, LABELS_REMEDY)
+    with opened as file:
         if entry is None or file.is_sealed:
             _check_origin(file, entry)
             yield file
             return
     with open_content(_committed(url, entry), url, LABELS_REMEDY) as file:
         yield file
+
+
+def fetch_label_file(url: str, entry: LabeledShard | None) -> bytes | None:
+    """The content of a label file in a store, in one request instead of three.
+
+    None for a local file, a large one, or one whose size is not known or another one: reading some of its columns tells what is wrong.
+    """
+    if storage.is_local(url) or entry is None or entry.bytes > _MAX_FETCHED:
+        return None
+    with suppress(FileNotFoundError, storage.StorageError):
+        content = storage.read_range(url, 0, entry.bytes)
+        return content if content.endswith(END_OF_FILE) else None
+    return None
 
 
 def _committed(url: str, entry: LabeledShard | None) -> bytes:

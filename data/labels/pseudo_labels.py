@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -77,8 +76,7 @@ class PseudoLabels:
 
     def table(self) -> pa.Table:
         """All labels without images: `data.labels.sources.COLUMNS`. An image that the export repeats has a row for each copy."""
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            tables = list(pool.map(self._source.table, range(self._source.num_shards)))
+        tables = storage.in_parallel(self._source.table, range(self._source.num_shards), storage.PARALLEL_REQUESTS)
         return pa.concat_tables(tables).unify_dictionaries()
 
     def dataset(

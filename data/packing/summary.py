@@ -14,8 +14,7 @@ from data.packing.plan import Plan
 from data.packing.sidecars import REJECTED_NAME, read_sources
 from data.shards.index import read_index
 from data.shards.samples import printable
-from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest
-from data.shards.write import index_url
+from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest, index_url
 
 _SHOWN = 5
 

@@ -11,7 +11,7 @@ from data import storage
 from data.errors import DataError
 from data.shards.index import index_digest, index_table
 from data.shards.samples import LABEL_FIELD, Sample, check_key, written_samples
-from data.shards.split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
+from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord, index_url
 from data.shards.tar import end_of_archive, member_header, padding
 from data.tables import write_table
 
@@ -125,11 +125,6 @@ def remove_begun(folder: str, prefix: str, first: int = 0) -> None:
         storage.remove(index_url(folder, name))
     if begun:
         storage.remove_temporary(folder)
-
-
-def index_url(folder: str, name: str) -> str:
-    """The URL of a packed shard's index."""
-    return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
 
 
 def _checked(samples: Iterable[tuple[str, Fields]]) -> Iterator[tuple[str, Fields]]:

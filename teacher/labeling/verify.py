@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -104,13 +103,13 @@ def _problems(
         of_shard, of_file = _shard_problem(shard, entry), _file_problem(folder, shard, entry, schema, made_by)
         return "; ".join(filter(None, (of_file, of_shard))), bool(of_file)
 
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        found = tqdm(pool.map(check, corpus.shards), total=len(corpus.shards), desc="verify", unit="shard", delay=5)
-        for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
-            if is_of_file:
-                _move_away(folder, shard.name)
-            if problem:
-                yield shard.name, problem
+    checks = storage.in_parallel(check, corpus.shards, storage.PARALLEL_REQUESTS)
+    found = tqdm(checks, total=len(corpus.shards), desc="verify", unit="shard", delay=5)
+    for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
+        if is_of_file:
+            _move_away(folder, shard.name)
+        if problem:
+            yield shard.name, problem
 
 
 def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
