@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from data.shards.split import open_split
-from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
-from pipeline.core.stage import require_done
 from pipeline.export import card
 from pipeline.export import stage as export_stage
-from pipeline.inference.stage_weights import load_predictor
 from pipeline.run import main
-from teacher.labeling.label_shard import ShardLabeler
-from teacher.labeling.stage import fingerprint
 from teacher.selection.stage import select
 from tests import digits_run
 from tests.conftest import WriteDigits, make_writer
@@ -47,9 +41,12 @@ def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
     assert result.returncode == 0, result.stderr
     assert [fault.done for fault in faults] == [2, 1, 1, 1, 1, 1, 1]
     assert SECRET not in result.stderr + storage.read_text(f"{folder}/run/config.yaml")
-    assert main(["stage=teacher", *small, f"run_dir={tmp_path}/run"]) == 0
-    for name, content in local_labels(tmp_path).items():
-        assert storage.read_bytes(f"{folder}/run/gen-1/labels/{name}.parquet") == content, name
+    local = digits_run.run("stage=teacher,label", *small, f"run_dir={tmp_path}/run")
+    assert local.returncode == 0, local.stderr
+    files = sorted((tmp_path / "run/gen-1/labels").glob("unlabeled-*.parquet"))
+    assert len(files) == 6
+    for file in files:
+        assert storage.read_bytes(f"{folder}/run/gen-1/labels/{file.name}") == file.read_bytes(), file.name
     capsys.readouterr()
     assert main(words) == 0
     assert f"label: done ({folder}/run/gen-1/labels)" in capsys.readouterr().out
@@ -87,19 +84,3 @@ def test_an_export_from_and_to_s3_through_faults_has_the_bytes_of_a_local_one(
     for name in same:
         assert storage.read_bytes(f"{folder}/{name}") == (tmp_path / name).read_bytes(), name
     assert storage.read_text(f"{folder}/run/exports/latest") == "v1\n"
-
-
-def local_labels(data: Path) -> dict[str, bytes]:
-    """Label files of the shards on disk, by the teacher of `run`."""
-    config = load_config(None, [f"run_dir={data}/run"])
-    teacher, options = f"{data}/run/gen-1/teacher", config.label
-    predictor = load_predictor(teacher, "cpu", options.batch_size, options.views, options.decoder, fast=True)
-    made_by = fingerprint(config, require_done(teacher, "teacher")["digest"]).digest()
-    labeler = ShardLabeler(predictor, 10, config.label.top_k, 1, 1, made_by)
-    files = {}
-    for shard in open_split(config.data.unlabeled, f"{data}/index").shards:
-        url = str(data / f"{shard.name}.parquet")
-        labeler.label(shard, url)
-        files[shard.name] = storage.read_bytes(url)
-    assert len(files) == 6
-    return files
