@@ -1,6 +1,8 @@
 """A packing that was stopped, or that an earlier version began or made, and what is in the way of a first one."""
 
+import builtins
 import errno
+import io
 import json
 import os
 import re
@@ -169,6 +171,12 @@ def make_read_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
         return refuse
 
+    def refuse_writing(path: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if str(path).startswith(str(folder)) and "r" not in mode:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return io.open(path, mode, *rest, **options)  # noqa: UP020 (the other one is replaced)
+
+    monkeypatch.setattr(builtins, "open", refuse_writing)
     monkeypatch.setattr(os, "mkdir", refusing(os.mkdir, lambda _: True))
     monkeypatch.setattr(os, "open", refusing(os.open, lambda flags: bool(flags & (os.O_WRONLY | os.O_RDWR))))
     unlink = os.unlink
