@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, tee
 from typing import TypeVar
 
 import numpy as np
@@ -175,16 +175,16 @@ class BatchReader:
         Raises:
             DataError: the shard is shorter than its index says, or another one.
         """
-        places, problems = places_in(index), index.column("problem").to_pylist()
-        batches = [slice(start, start + self._batch_size) for start in range(0, len(places), self._batch_size)]
-        pieces = (piece for batch in batches for piece in self._pieces(places[batch]))
+        parts = [(start, index.slice(start, self._batch_size)) for start in range(0, index.num_rows, self._batch_size)]
+        asked, read = tee(places_in(part, start) for start, part in parts)
+        pieces = chain.from_iterable(map(self._pieces, asked))
         with (
             self._read_lock,
             ImageReader([shard.url]) as reader,
             closing(reader.read_ahead(pieces, lambda place: (0, place), self.budget.ahead_bytes)) as files,
         ):
-            for batch in batches:
-                yield self._read(files, places[batch], problems[batch], batch.start)
+            for (start, part), places in zip(parts, read, strict=True):
+                yield self._read(files, places, part.column("problem").to_pylist(), start)
 
     @property
     def peak_bytes(self) -> int:
