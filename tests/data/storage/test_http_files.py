@@ -99,7 +99,7 @@ def test_a_web_folder_that_is_refused_is_not_taken_for_an_empty_one(web: str) ->
 
 @pytest.mark.parametrize("name", ["a b.tar", "läufe.tar"])
 def test_a_url_that_cannot_be_sent_is_named(web: str, name: str) -> None:
-    with pytest.raises(StorageError, match=rf"{name}: not a URL .*%20"):
+    with pytest.raises(StorageError, match=rf"{name}: not a URL; .*%20"):
         storage.read_bytes(f"{web}/{name}")
 
 
