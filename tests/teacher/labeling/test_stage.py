@@ -114,7 +114,8 @@ def rewrite(folder: Path, change: Callable[[list[int]], list[int]], **metadata: 
     described = describe_label_file(str(path))
     assert described is not None
     if metadata:
-        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **metadata}), path, compression="zstd")
+        changed = {name.encode(): content for name, content in metadata.items()}
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **changed}), path, compression="zstd")
         size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
         described = replace(described, bytes=size, sha256=digest)
     manifest = storage.read_text(str(folder / LABELS_MANIFEST))
