@@ -4,12 +4,14 @@
 
 JPEG photos of 50 kB in the page cache, on loopback. Each client requests one shard after the other on a connection of its own and
 drops the bytes in the kernel (MSG_TRUNC), so that clients take little CPU. Before timing, the first shard from ours and from nginx
-is compared with the file. Medians over rounds; contenders take turns. Memory is that of a server's processes, sampled twice a second.
+is compared with the file. Medians over rounds; contenders take turns. Memory is that of a server's processes, sampled twice a second;
+CPU seconds per GB sent are theirs too, and hardly change when the machine has other work.
 
     ours     stage=serve, an exported version: a process per core, sendfile
     nginx    Debian's configuration: a process per core, sendfile, tcp_nopush; needs its package (apt-get install nginx), or
              nginx=PATH
     joined   stage=serve, labels joined to the photos' own shards; no peer does that
+    new      the same, each request with a filter of its own (which every label passes), so that each shard is laid out anew
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from benchmarks.bench_export import NUM_CLASSES, bench_overlay
 from benchmarks.photos import make_photos
@@ -52,6 +54,7 @@ from pipeline.serving.server import serve_until
 
 _BLOCK = 1 << 20
 _START_S = 60.0
+_FILTERS = 10_000  # more than requests in a round
 
 
 def bench(
@@ -79,29 +82,31 @@ def bench(
             contenders["nginx"] = (*stack.enter_context(_nginx(program, folder)), [f"/{name}" for name in names])
         for contender in contenders.values():
             _check(contender[0], contender[2][0], Path(folder) / names[0])
-        contenders["joined"] = (*joined, [f"/shards/{shard.name}.tar" for shard in overlay.shards])
+        paths = [f"/shards/{shard.name}.tar" for shard in overlay.shards]
+        contenders["joined"] = (*joined, paths)
+        contenders["new"] = (*joined, [f"{path}?min_confidence={n}e-9" for n in range(1, _FILTERS) for path in paths])
         _compare(contenders, clients, seconds, rounds)
 
 
 def _compare(contenders: dict[str, tuple[int, int, list[str]]], clients: int, seconds: float, rounds: int) -> None:
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    memory: dict[str, list[int]] = {name: [] for name in contenders}
+    found: dict[str, list[_Measured]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, (port, pid, paths) in contenders.items():
-            rate, held = _stream(port, paths, clients, seconds if number else 1, partial(_memory_mb, pid))
+            measured = _stream(port, paths, clients, seconds if number else 1, pid)
             if number:  # the first round is warm-up
-                rates[name].append(rate)
-                memory[name].append(held)
-    found = {name: round(median(values)) for name, values in rates.items()}
-    for name, rate in found.items():
-        print(f"{name:7} {rate:8,} MB/s   memory, MB, by round: {memory[name]}")
-    peers = {"nginx": found["nginx"]} if "nginx" in found else {}
+                found[name].append(measured)
+    rates = {name: round(median(one.rate for one in measured)) for name, measured in found.items()}
+    cpu = {name: round(median(one.cpu_s for one in measured), 3) for name, measured in found.items()}
+    memory = {name: [one.memory_mb for one in measured] for name, measured in found.items()}
+    for name, rate in rates.items():
+        print(f"{name:7} {rate:8,} MB/s {cpu[name]:8.3f} s of CPU a GB   memory, MB, by round: {memory[name]}")
+    peers = {"nginx": rates["nginx"]} if "nginx" in rates else {}
     print(
         json.dumps(
             {
-                "bench": "serve", "unit": "MB/s up", "ours": found["ours"], "peers": peers, "floor": None,
-                "joined": found["joined"], "memory_mb": max(memory["ours"]), "joined_memory_mb": max(memory["joined"]),
-                "seeds": rounds,
+                "bench": "serve", "unit": "MB/s up", "ours": rates["ours"], "peers": peers, "floor": None,
+                "joined": rates["joined"], "new": rates["new"], "cpu_s": cpu, "memory_mb": max(memory["ours"]),
+                "joined_memory_mb": max(memory["joined"]), "seeds": rounds,
             }
         )
     )  # fmt: skip
@@ -214,31 +219,48 @@ class _Client:
         return count
 
 
-def _stream(
-    port: int, paths: Sequence[str], clients: int, seconds: float, look: Callable[[], int]
-) -> tuple[float, int]:
-    """Return MB/s of all clients together, and the maximum of `look()` meanwhile."""
+class _Measured(NamedTuple):
+    """MB/s of all clients together; CPU seconds per GB and the most memory, in MB, of the server's processes."""
+
+    rate: float
+    cpu_s: float
+    memory_mb: int
+
+
+def _stream(port: int, paths: Sequence[str], clients: int, seconds: float, pid: int) -> _Measured:
+    """Let clients request files for so many seconds."""
     done, held, selector = 0, 0, selectors.DefaultSelector()
     for number in range(clients):
-        client = _Client(port, paths, number)
+        client = _Client(port, paths, number * (len(paths) // clients or 1))
         selector.register(client.socket, selectors.EVENT_READ, client)
-    started = looked = time.perf_counter()
+    cpu_before, started = _cpu_s(pid), time.perf_counter()
+    looked = started
     while (now := time.perf_counter()) < started + seconds:
         for key, _ in selector.select(1):
             done += key.data.receive()
         if now > looked + 0.5:
-            held, looked = max(held, look()), now
+            held, looked = max(held, _memory_mb(pid)), now
+    cpu_s = _cpu_s(pid) - cpu_before
     for key in list(selector.get_map().values()):
         key.data.socket.close()
     selector.close()
-    return done / (now - started) / 1e6, held
+    return _Measured(done / (now - started) / 1e6, cpu_s / done * 1e9, held)
 
 
 def _memory_mb(pid: int) -> int:
     """Return the resident memory of a process and its children, in MB; what they share counts for each."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000 + sum(_memory_mb(int(child)) for child in children)
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000 + sum(map(_memory_mb, _children(pid)))
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and its children, in seconds."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_s, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 if __name__ == "__main__":

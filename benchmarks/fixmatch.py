@@ -87,9 +87,7 @@ def train(
     network = build_model(model.model, num_classes, model.model_args, 0.0, model.stochastic_depth)
     memory = torch.channels_last if model.channels_last else torch.contiguous_format
     network.to(memory_format=memory).train()
-    optimizer = build_optimizer(network, 0.9, method.weight_decay)
-    for group in optimizer.param_groups:
-        group["nesterov"] = True
+    optimizer = build_optimizer(network, 0.9, method.weight_decay, "nesterov")
     state, saved = TrainState(network, EMA(network, method.ema_decay), optimizer), time.monotonic()
     if (checkpoint := load_newest(folder)) is not None:
         state.restore(checkpoint)

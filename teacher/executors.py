@@ -85,6 +85,23 @@ def retain_freed_memory() -> None:
     np.empty(_RETAINED_BLOCK, np.uint8)
 
 
+def progress_bars(stage: str) -> ReportProgress:
+    """Show a progress bar for each kind of work that takes more than five seconds."""
+    from tqdm import tqdm  # not in worker processes
+
+    bars: dict[str, tqdm[Any]] = {}
+
+    def update(doing: str, begun: int, total: int) -> None:
+        if doing not in bars:
+            bars[doing] = tqdm(total=total, desc=f"{stage}: {doing}", unit="shard", delay=5, leave=False)
+        bar = bars[doing]
+        bar.update(begun - bar.n)
+        if begun == total:
+            bar.close()
+
+    return update
+
+
 class _ShardQueue:
     """An iterator over shards that several threads share; reports progress."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -22,10 +23,11 @@ from data.labels.top_k import top_k_columns
 from data.shards.image_reader import ImageReader, Place
 from data.shards.image_views import ImageViews
 from data.shards.samples import LABEL_FIELD
-from data.shards.tar import end_of_archive, member, member_header, padding
+from data.shards.tar import end_of_archive, member_headers, padding
 
 JSON_FIELD = "json"
 _CHUNK, _CHUNK_BYTES = 64, 2 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
+_LAID_OUT = 512  # samples whose sizes are computed together
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 Images = ImageReader | ImageViews
@@ -53,15 +55,33 @@ class Entry(NamedTuple):
         """Bytes of the image."""
         return self.place.size
 
-    def around_image(self) -> tuple[bytes, bytes]:
-        """The sample's bytes before the image and after it; members are sorted by field."""
-        key, extension, size = self.key, self.extension, self.place.size
-        before: list[bytes] = []
-        after = [padding(size)]
-        for field, content in sorted(self.fields.items()):
-            (before if field < extension else after).append(member(f"{key}.{field}", content))
-        before.append(member_header(f"{key}.{extension}", size))
-        return b"".join(before), b"".join(after)
+
+def frames(entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+    """For each entry, the sample's bytes before the image and after it; members are sorted by field."""
+    fields = [sorted([*entry.fields.items(), (entry.extension, None)]) for entry in entries]
+    names = [f"{entry.key}.{field}" for entry, own in zip(entries, fields, strict=True) for field, _ in own]
+    sizes = [
+        entry.size if content is None else len(content)
+        for entry, own in zip(entries, fields, strict=True)
+        for _, content in own
+    ]
+    headers = iter(member_headers(names, sizes))
+    return [_frame(own, entry.size, headers) for entry, own in zip(entries, fields, strict=True)]
+
+
+def _frame(fields: Sequence[tuple[str, bytes | None]], size: int, headers: Iterator[bytes]) -> tuple[bytes, bytes]:
+    """The bytes around an image of `size` bytes; `fields` has None in its place. Takes a header for each field."""
+    before: list[bytes] = []
+    after: list[bytes] = []
+    parts = before
+    for _, content in fields:
+        parts.append(next(headers))
+        if content is None:
+            parts = after
+            parts.append(padding(size))
+        else:
+            parts += content, padding(len(content))
+    return b"".join(before), b"".join(after)
 
 
 class JoinedTar:
@@ -69,8 +89,11 @@ class JoinedTar:
 
     def __init__(self, entries: LabelEntries) -> None:
         self._entries = entries
-        sizes = (sum(map(len, entry.around_image())) + entry.size for entry in entries.part(0, len(entries)))
-        self._ends = np.fromiter(sizes, np.int64, len(entries)).cumsum()
+        parts = (list(entries.part(at, at + _LAID_OUT)) for at in range(0, len(entries), _LAID_OUT))
+        sizes = [
+            len(b) + entry.size + len(a) for part in parts for entry, (b, a) in zip(part, frames(part), strict=True)
+        ]
+        self._ends = np.array(sizes, np.int64).cumsum()
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
@@ -121,8 +144,7 @@ def sample_bytes(entries: Sequence[Entry], source: Images) -> Iterator[tuple[byt
         order = sorted(range(len(run)), key=lambda i: run[i].place.offset)
         contents = source.images(shard, [run[i].place for i in order])
         images = dict(zip(order, contents, strict=True))
-        for position, entry in enumerate(run):
-            before, after = entry.around_image()
+        for position, (before, after) in enumerate(frames(run)):
             yield before, images[position], after
 
 
@@ -156,50 +178,49 @@ class Rows:
 
 
 class LabelEntries:
-    """Label rows as samples of an archive.
+    """Label rows as samples of an archive; their JSON is made once.
 
     Args:
         names: of the source's shards, by position.
     """
 
     def __init__(self, rows: Rows, names: Sequence[str], provenance: Provenance) -> None:
-        self._names, self._provenance = names, provenance
-        self._class_names = [_json_text(name) for name in provenance.class_names or ()]
-        # Columns, of which any range is cheap: a slice of a table costs as much as twenty samples.
-        self._texts = [_combined(column) for column in (rows.labels.column("__key__"), rows.extension)]
-        plain = [
-            rows.labels.column(name).to_numpy() for name in ("ordinal", "label", "confidence", "rest", "offset", "size")
-        ]
-        self._numbers = [*plain, *top_k_columns(rows.labels), rows.shard, rows.copies, rows.number]
-        self._length = len(rows)
+        self._names = names
+        # Lists and arrays, of which any range is cheap: a slice of a table costs as much as twenty samples.
+        self._keys = rows.labels.column("__key__").to_pylist()
+        self._extensions = list(map(sys.intern, rows.extension.to_pylist()))
+        numbers = (rows.labels.column(name).to_numpy() for name in ("ordinal", "label", "offset", "size"))
+        self._numbers = [*numbers, rows.shard, rows.number]
+        self._json = list(_json_contents(self._keys, rows, names, provenance))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._json)
 
     def part(self, start: int, stop: int) -> Iterator[Entry]:
-        """Entries `start` to `stop`. Float32 is written with 9 digits, fp16 with 5."""
-        texts = (column.slice(start, stop - start).to_pylist() for column in self._texts)
+        """Entries `start` to `stop`, or to the last."""
+        columns = (column[start:stop] for column in (self._keys, self._extensions, self._json))
         numbers = (values[start:stop].tolist() for values in self._numbers)
-        generation = self._provenance.generation
-        for (
-            key, extension, ordinal, label, confidence, rest, offset, size, classes, probs, shard, copies, number,
-        ) in zip(*texts, *numbers, strict=True):  # fmt: skip
-            name = self._names[shard]
-            class_name = self._class_names[label] if self._class_names else "null"
-            top_k = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
-            text = (
-                f'{{"label":{label},"class_name":{class_name},"confidence":{confidence:.9g},"top_k":[{top_k}],"rest":{rest:.9g},'
-                f'"copies":{copies},"generation":{generation},'
-                f'"source":{{"shard":{_json_text(name)},"ordinal":{ordinal},"key":{_json_text(key)}}}}}'
-            )
-            content = {LABEL_FIELD: b"%d" % label, JSON_FIELD: text.encode()}
+        for key, extension, text, ordinal, label, offset, size, shard, number in zip(*columns, *numbers, strict=True):
             place = Place(ordinal, key, offset, size)
-            yield Entry(sample_key(name, ordinal, number), extension, shard, place, content)
+            fields = {LABEL_FIELD: b"%d" % label, JSON_FIELD: text}
+            yield Entry(sample_key(self._names[shard], ordinal, number), extension, shard, place, fields)
 
 
-def _combined(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+def _json_contents(keys: Sequence[str], rows: Rows, names: Sequence[str], provenance: Provenance) -> Iterator[bytes]:
+    """The `.json` of each row. Float32 is written with 9 digits, fp16 with 5."""
+    class_names, generation = [_json_text(name) for name in provenance.class_names or ()], provenance.generation
+    columns = [rows.labels.column(name).to_numpy() for name in ("ordinal", "label", "confidence", "rest")]
+    columns += [*top_k_columns(rows.labels), rows.shard, rows.copies]
+    parts = (slice(at, at + _LAID_OUT) for at in range(0, len(rows), _LAID_OUT))
+    rows_of = (zip(keys[part], *(values[part].tolist() for values in columns), strict=True) for part in parts)
+    for key, ordinal, label, confidence, rest, classes, probs, shard, copies in chain.from_iterable(rows_of):
+        class_name = class_names[label] if class_names else "null"
+        top_k = ",".join([f"[{c},{_five_digits(p)}]" for c, p in zip(classes, probs, strict=True)])
+        yield (
+            f'{{"label":{label},"class_name":{class_name},"confidence":{confidence:.9g},"top_k":[{top_k}],"rest":{rest:.9g},'
+            f'"copies":{copies},"generation":{generation},'
+            f'"source":{{"shard":{_json_text(names[shard])},"ordinal":{ordinal},"key":{_json_text(key)}}}}}'
+        ).encode()
 
 
 _json_text = encode_basestring_ascii

@@ -28,20 +28,26 @@ class ImageViews:
 
     def images(self, shard: int, places: Sequence[Place]) -> Sequence[bytes | memoryview]:
         """As `ImageReader.images`."""
-        start, stop = min(place.start for place in places), max(place.end for place in places)
-        is_scattered = stop - start > _MAX_WASTE * sum(place.end - place.start for place in places)
+        starts = [place.start for place in places]
+        start, stop = min(starts), max(place.end for place in places)
+        is_scattered = stop - start > _MAX_WASTE * sum(
+            place.end - first for place, first in zip(places, starts, strict=True)
+        )
         if is_scattered or not storage.is_local(self._urls[shard]):
             return self._reader.images(shard, places)
         piece = self._read(shard, start, stop - start)
         if len(piece) < stop - start:
             return self._reader.images(shard, places)  # raises: the shard was cut short
-        return [self._image(shard, place, piece, start) for place in places]
+        return [
+            self._image(shard, place, piece[first - start : place.end - start], place.offset - first)
+            for place, first in zip(places, starts, strict=True)
+        ]
 
-    def _image(self, shard: int, place: Place, piece: memoryview, start: int) -> bytes | memoryview:
-        offset = place.offset - start
-        if not is_in_front(bytes(piece[place.start - start : offset]), place.key, place.size):
+    def _image(self, shard: int, place: Place, piece: memoryview, front: int) -> bytes | memoryview:
+        """Cut off the `front` bytes before the image, which identify it."""
+        if not is_in_front(bytes(piece[:front]), place.key, place.size):
             return self._reader.image(shard, place)  # looks further in front, or raises: it is another sample's
-        return piece[offset : offset + place.size]
+        return piece[front:]
 
     def _read(self, shard: int, offset: int, size: int) -> memoryview:
         """At most `size` bytes: fewer at the end of the file."""

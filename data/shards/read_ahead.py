@@ -13,6 +13,8 @@ MAX_AHEAD = 64 << 20
 """Bytes that may be read before they are used, and one piece more."""
 MAX_IMAGES = 256
 """Images that may be read before they are used. With 64 requests at once, enough to have the next in line."""
+_REFILL = 0.75
+"""Share of either limit below which more is read. Requests begun together share the wake-ups of the thread that makes them."""
 
 Item = TypeVar("Item")
 
@@ -116,7 +118,9 @@ def read_ahead(
     held, more, limit = 0, True, MAX_AHEAD if max_bytes is None else max_bytes
     try:
         while True:
-            while more and (not ahead or (held < limit and len(ahead) < MAX_IMAGES)):
+            share = _REFILL
+            while more and (not ahead or (held < share * limit and len(ahead) < share * MAX_IMAGES)):
+                share = 1.0
                 if more := (upcoming := next(items, None)) is not None:
                     held += upcoming[1].begin(source)
                     ahead.append(upcoming)

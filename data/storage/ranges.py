@@ -1,7 +1,8 @@
 """Begin reads of byte ranges of remote files: many at once, on connections that are kept.
 
-Requests go through aiohttp in fsspec's event loop: s3fs takes 1.7 ms of CPU for one, as long as decoding a photo, and aiohttp 0.2. An
-s3:// file is read by a URL that botocore signs, once in SIGNED_S.
+Requests go through `data.storage.range_connections` in fsspec's event loop: s3fs takes 1.7 ms of CPU for one, as long as decoding a
+photo. Those that need a proxy, and files whose server redirects or answers in chunks, go through aiohttp. An s3:// file is read by a
+URL that botocore signs, once in SIGNED_S.
 
 A read that fails here is no error: the caller reads the same range by `storage.open_read`, which retries, and says what is wrong.
 """
@@ -9,10 +10,14 @@ A read that fails here is no error: the caller reads the same range by `storage.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import math
+import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,16 +26,19 @@ from yarl import URL
 
 from data.storage import remote
 from data.storage.http import is_http, is_sendable
+from data.storage.range_connections import RangeConnections, UnusualAnswerError
 from data.storage.redact import redacted
 from data.storage.retry import describe, is_transient
-from data.storage.web_session import proxy_for, session, timeouts
+from data.storage.web_session import CONNECTIONS, certificates, proxy_for, session, timeouts
 from data.storage.web_tokens import token_for
 
 SIGNED_S = 300.0  # after which a URL is signed again; it is valid for an hour, and temporary credentials for 10 minutes at least
 _VALID_S = 3600
 MAX_FAILURES, PAUSE_S = 16, 30.0
 """So many failures in a row end reading ahead for so many seconds: a store that has too much to do is asked for one range at a time."""
+_CLOSE_S = 5.0
 
+_clients: dict[int, _Client] = {}  # by process; a fork must not touch the connections of its parent
 _warned: set[str] = set()
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ class RangeFile:
         self._url, self._tag, self._failures, self._paused_until = url, "", 0, 0.0
         self._address, self._valid_until = URL(), 0.0
         self._proxy: str | None = None
+        self._is_plain = True  # so far
         self._lock = asyncio.Lock()
         self._fs: Any = None
         self._path = ""
@@ -82,16 +91,26 @@ class RangeFile:
         headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
         if self._fs is None and (token := token_for(self._url)):  # aiohttp takes it off a redirect to another origin
             headers["Authorization"] = f"Bearer {token}"
+        async with _client().room:
+            answered, content = await self._get(headers)
+        self._check_version(answered.get("etag") or answered.get("last-modified") or "")
+        if len(content) != size:
+            raise ConnectionError(f"{len(content)} bytes came of {size} at byte {offset}")
+        return content
+
+    async def _get(self, headers: dict[str, str]) -> tuple[Mapping[str, str], bytes]:
+        """Headers, names in any case, and body of an answer with status 206."""
+        if self._is_plain and self._proxy is None and self._address.user is None:
+            try:
+                return await _client().connections.get(self._address, headers)
+            except UnusualAnswerError:
+                self._is_plain = False
         timeout = timeouts(remote.CONNECT_TIMEOUT_S, remote.READ_TIMEOUT_S)
         async with session().get(self._address, headers=headers, proxy=self._proxy, timeout=timeout) as answer:
             answer.raise_for_status()
             if answer.status != 206:
                 raise ValueError(f"the server does not answer ranges (status {answer.status})")
-            self._check_version(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-            content = await answer.read()
-        if len(content) != size:
-            raise ConnectionError(f"{len(content)} bytes came of {size} at byte {offset}")
-        return content
+            return answer.headers, await answer.read()
 
     def _check_version(self, tag: str) -> None:
         self._tag = self._tag or tag
@@ -131,3 +150,30 @@ async def _sign(fs: Any, path: str) -> str:
 def _as_for_headers(signature_version: Any, **_: Any) -> Any:
     """Keep the signature's version where a URL is signed."""
     return signature_version if str(signature_version).endswith("-query") else None
+
+
+@dataclass(frozen=True)
+class _Client:
+    """This process's plain connections to all servers, and the room for requests on them and on aiohttp's."""
+
+    connections: RangeConnections
+    room: asyncio.Semaphore
+
+
+def _client() -> _Client:
+    """This process's; made in the event loop."""
+    if (found := _clients.get(os.getpid())) is None:
+        found = _Client(RangeConnections(certificates()), asyncio.Semaphore(CONNECTIONS))
+        _clients[os.getpid()] = found
+        atexit.register(_close)
+    return found
+
+
+def _close() -> None:
+    """Close this process's connections, which asyncio would complain of."""
+
+    async def close(client: _Client) -> None:
+        client.connections.close()
+
+    if (found := _clients.get(os.getpid())) is not None:
+        asyncio.run_coroutine_threadsafe(close(found), get_loop()).result(_CLOSE_S)

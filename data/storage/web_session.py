@@ -64,7 +64,7 @@ def timeouts(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
 def session() -> aiohttp.ClientSession:
     """This process's connections; made in the event loop."""
     if (found := _sessions.get(os.getpid())) is None:
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=_IDLE_S, ssl=_certificates())
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=_IDLE_S, ssl=certificates())
         found = aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=_BUFFER_BYTES)
         _sessions[os.getpid()] = found
         atexit.register(_close)
@@ -77,7 +77,7 @@ def _close() -> None:
         asyncio.run_coroutine_threadsafe(found.close(), get_loop()).result(_CLOSE_S)
 
 
-def _certificates() -> ssl.SSLContext:
+def certificates() -> ssl.SSLContext:
     """The system's certificates, and those of AWS's programs, as small containers have none."""
     context = ssl.create_default_context()
     bundle = os.environ.get("AWS_CA_BUNDLE")

@@ -201,8 +201,8 @@ def inspect_stage(
     if refusal and not _has_output(folder):
         return "new", ""  # a mistyped field, noticed before anything was made
     if refusal:
-        changed = differences(recorded["fingerprint"]["config"], fingerprint.as_json()["config"])
-        raise StageRefusedError(refusal, sorted(changed.keys() & fingerprint.config.keys()))
+        changed = config_differences(recorded["fingerprint"]["config"], fingerprint.as_json()["config"])
+        raise StageRefusedError(refusal, sorted(changed.keys() & default_fields().keys()))
     return _check_outputs(folder)
 
 
@@ -235,9 +235,9 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 
 def config_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`differences` of config fields. A field that was not recorded is newer than the record, and had its default."""
-    added = {field: default for field, default in default_fields().items() if field in now}
-    return differences({**added, **recorded}, now)
+    """`differences` of config fields. A field that one side lacks has its default there: it is newer than the record, or ADDED."""
+    lacking = {field: default for field, default in default_fields().items() if field in recorded or field in now}
+    return differences({**lacking, **recorded}, {**lacking, **now})
 
 
 def done_record(folder: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data import storage
 from data.errors import DataError
-from data.labels.joined_tar import Entry, LabelEntries, Rows
+from data.labels.joined_tar import Entry, LabelEntries, Rows, frames
 from data.labels.overlay import Overlay
 from data.labels.sources.archives import LABELS_FOLDER
 from data.shards.image_reader import ImageReader
@@ -105,10 +105,9 @@ def _concatenate(found: Sequence[Rows]) -> Rows:
 
 def _samples(entries: LabelEntries, reader: ImageReader) -> Iterator[tuple[Entry, bytes, bytes, bytes]]:
     """For each entry: the entry, the bytes before its image, the image, the bytes after it."""
-    starts = range(0, len(entries), _CHUNK)
-    chunks = (list(entries.part(start, min(start + _CHUNK, len(entries)))) for start in starts)
-    for entry, image in reader.read_ahead(chunks, lambda entry: (entry.shard, entry.place)):
-        before, after = entry.around_image()
+    parts = (list(entries.part(start, start + _CHUNK)) for start in range(0, len(entries), _CHUNK))
+    chunks = (list(zip(part, frames(part), strict=True)) for part in parts)
+    for (entry, (before, after)), image in reader.read_ahead(chunks, lambda item: (item[0].shard, item[0].place)):
         yield entry, before, image, after
 
 

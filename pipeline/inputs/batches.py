@@ -24,20 +24,21 @@ from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
 from pipeline.inputs.targets import SparseTargets
-from pipeline.inputs.train_transform import make_transform, sample_seed
+from pipeline.inputs.train_transform import make_transform, view_seeds
 
 
 @dataclass
 class TrainBatch:
-    """Images uint8 (N, 3, S, S) and their targets; `targets.dense` makes these float32 (N, C).
+    """Images uint8 (N, 3, S, S), or with several views of each (N, views, 3, S, S), and their targets.
 
     Attributes:
-        noise: still to be added to each image; None: it has been added.
+        targets: `targets.dense` makes these float32 (N, C); None for streams without targets.
+        noise: still to be added to each view, image by image; None: it has been added.
         positions: of a piece, where its images are in the batch, int (N,); None: this is the whole batch.
     """
 
     images: torch.Tensor
-    targets: SparseTargets
+    targets: SparseTargets | None
     noise: list[Noise] | None = None
     positions: np.ndarray | None = None
 
@@ -55,7 +56,7 @@ class TrainBatches(Dataset[TrainBatch]):
 
     Attributes:
         num_images: in a batch.
-        image_bytes: of an image in a batch.
+        image_bytes: of all views of an image in a batch.
     """
 
     def __init__(
@@ -67,12 +68,13 @@ class TrainBatches(Dataset[TrainBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Open the streams. Raises DataError: a selection is not what was committed."""
+        """Open the streams, which have equally many views. Raises DataError: a selection is not what was committed."""
         self._seed, self._rank = seed, rank
         self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
         self._transform = make_transform(config)
         self._noise_later = config.augment_on == "device"
-        self.image_bytes = 3 * config.image_size**2
+        (self._views,) = {spec.views for spec in specs}
+        self.image_bytes = self._views * 3 * config.image_size**2
         self.num_images = sum(len(range(rank, spec.images_per_step, world_size)) for spec in specs)
         self.world_size = world_size
         self._process = os.getpid()
@@ -105,14 +107,20 @@ class TrainBatches(Dataset[TrainBatch]):
             upcoming = self._begin(piece)
         positions, entries = self._entries_of(piece)
         parts = [(stream, part) for stream, part in enumerate(entries) if len(part)]
-        targets = SparseTargets.concatenate([self._streams[stream].targets(part) for stream, part in parts])
+        targets = [of_part for stream, part in parts if (of_part := self._streams[stream].targets(part)) is not None]
         samples = [sample for stream, part in parts for sample in self._samples(stream, len(part))]
         del self._entries[piece]
         self._upcoming = upcoming
         images, noise = [image for image, _ in samples], [noise for _, noise in samples]
         if not self._noise_later:
             images = [self._transform.add_noise(*each) for each in samples]
-        return TrainBatch(torch.stack(images), targets, noise if self._noise_later else None, positions)
+        pixels = torch.stack(images)
+        return TrainBatch(
+            pixels if self._views == 1 else pixels.unflatten(0, (-1, self._views)),
+            SparseTargets.concatenate(targets) if targets else None,
+            noise if self._noise_later else None,
+            positions,
+        )
 
     def keys(self, step: int) -> list[str]:
         """Shard and key of each image of a step's batch, over all ranks; no image is read."""
@@ -160,11 +168,11 @@ class TrainBatches(Dataset[TrainBatch]):
         return self._entries[piece]
 
     def _samples(self, number: int, count: int) -> Iterator[tuple[torch.Tensor, Noise]]:
-        """The next images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
+        """The views of the next images of one stream, uint8 (3, S, S), and the noise that is not added yet."""
         stream = self._streams[number]
         for entry, content in islice(self._images[number], count):
             try:
-                yield self._transform.from_file(content, sample_seed(self._seed, number, *entry))
+                yield from self._transform.views(content, view_seeds(self._views, self._seed, number, *entry))
             except DecodeError as error:
                 raise DataError(f"{stream.describe(*entry[1:3])}: {error}; repair or remove the image") from error
 

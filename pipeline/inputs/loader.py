@@ -37,7 +37,7 @@ class _PipedBatch:
     """A batch or piece as arrays, which are sent as bytes, not in shared memory."""
 
     images: np.ndarray
-    targets: SparseTargets
+    targets: SparseTargets | None
     noise: list[Noise] | None
     positions: np.ndarray | None
 

@@ -1,4 +1,4 @@
-"""Input noise that needs only the view's pixels: RandAugment, brightness and contrast, cut-out.
+"""Input noise that needs only the view's pixels: RandAugment, brightness and contrast, distortion, cut-out.
 
 It is drawn per image on the host, and added either there to one image, or on the model's device to a whole batch.
 """
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from pipeline.core.schema import AugmentConfig
-from pipeline.inputs.pixel_ops import look_up
+from pipeline.inputs.distortion import Distortion, distort, draw_distortion
+from pipeline.inputs.pixel_ops import look_up, upload
 from pipeline.inputs.rand_augment import draw_operations, operation_order, rand_augment
 
 
@@ -25,11 +26,13 @@ class Noise(NamedTuple):
         operations: of RandAugment, see `draw_operations`.
         factors: of brightness and contrast.
         corner: top and left of the cut-out square, in pixels; may be negative.
+        distortion: of a view for self-supervised training.
     """
 
     operations: tuple[int, ...]
     factors: tuple[float, float]
     corner: tuple[int, int]
+    distortion: Distortion = ()
 
 
 def spread(generator: random.Random, half_width: float) -> float:
@@ -37,8 +40,10 @@ def spread(generator: random.Random, half_width: float) -> float:
     return (2 * generator.random() - 1) * half_width
 
 
-def draw_noise(config: AugmentConfig, size: int, generator: random.Random) -> Noise:
-    """Draw the noise of a view of size × size pixels."""
+def draw_noise(
+    config: AugmentConfig, size: int, generator: random.Random, view: int = 0, is_grey: bool = False
+) -> Noise:
+    """Draw the noise of a view of size × size pixels; for `view` and `is_grey` see `draw_distortion`."""
     operations = draw_operations(config.num_ops, generator)
     factors, corner = (1.0, 1.0), (0, 0)
     if config.brightness or config.contrast:
@@ -46,7 +51,7 @@ def draw_noise(config: AugmentConfig, size: int, generator: random.Random) -> No
     if config.cutout:
         top, left = (int(generator.random() * size) - config.cutout // 2 for _ in range(2))
         corner = (top, left)
-    return Noise(operations, factors, corner)
+    return Noise(operations, factors, corner, draw_distortion(config, size, generator, view, is_grey))
 
 
 def add_noise(
@@ -73,18 +78,21 @@ def _add_on_cpu(
         views = rand_augment(views, [each.operations for each in noise], config.magnitude)
     if config.brightness or config.contrast:
         views = _jitter(views, torch.from_numpy(np.array([each.factors for each in noise])))
+    views = distort(views, [each.distortion for each in noise])
     return _cut_out(views, noise, config.cutout, mean) if config.cutout else views
 
 
 def add_on_device(
     views: torch.Tensor, noise: Sequence[Noise], config: AugmentConfig, mean: tuple[float, float, float]
 ) -> torch.Tensor:
-    """`add_noise` in one copy of all that was drawn, and in a number of kernels that does not grow with that of views."""
+    """`add_noise` in one copy of all that was drawn (two with a distortion), and in a number of kernels that does not grow with that of
+    views."""
     factors, corners, order = _upload_noise(noise, views.device)
     if config.num_ops:
         views = rand_augment(views, [each.operations for each in noise], config.magnitude, order)
     if config.brightness or config.contrast:
         views = _jitter(views, factors)
+    views = distort(views, [each.distortion for each in noise])
     return _cover(views, corners, config.cutout, mean) if config.cutout else views
 
 
@@ -96,11 +104,6 @@ def _upload_noise(
     order = operation_order([each.operations for each in noise])
     values = upload(torch.from_numpy(np.concatenate([drawn, order], axis=1)), device)
     return values[:, :2], values[:, 2:4].long(), values[:, 4:].long().unbind(1)
-
-
-def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor from the host to a device, in order with the device's work; the host does not wait."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _jitter(views: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -115,7 +118,8 @@ def _jitter(views: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 def _cut_out(views: torch.Tensor, noise: Sequence[Noise], side: int, mean: tuple[float, float, float]) -> torch.Tensor:
     """Cover, in place, a square with its centre anywhere in the view (cutout, arXiv 1708.04552)."""
     color = _color(mean, views.device)
-    for view, (_, _, (top, left)) in zip(views, noise, strict=True):
+    for view, each in zip(views, noise, strict=True):
+        top, left = each.corner
         view[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = color
     return views
 

@@ -55,7 +55,12 @@ class Joiner:
     def _join(self) -> TrainBatch:
         parts, self._parts = self._parts, []
         order = np.argsort(np.concatenate([part.positions for part in parts]))
-        targets = SparseTargets.concatenate([part.targets for part in parts]).take(order)
+        targets = [part.targets for part in parts if part.targets is not None]
         noise = [each for part in parts for each in part.noise or ()]
+        views = len(noise) // len(order)  # of each image
         images, self._images = self._images, torch.empty(0, dtype=torch.uint8)
-        return TrainBatch(images, targets, [noise[at] for at in order] if noise else None)
+        return TrainBatch(
+            images,
+            SparseTargets.concatenate(targets).take(order) if targets else None,
+            [noise[at * views + view] for at in order for view in range(views)] if noise else None,
+        )

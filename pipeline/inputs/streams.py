@@ -8,7 +8,7 @@ A stream is endless: entry i is a function of the spec and the seed, so resuming
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,9 +39,11 @@ class StreamSpec:
         num_rows: per shard, rows of that table.
         images_per_step: over all ranks.
         copies_urls: per shard, the selection's `copies` column; None: every row once an epoch.
-        targets: `labels` are the table's labels, smoothed; `soft` its probabilities; `hard` one-hot on the most probable class.
+        targets: `labels` are the table's labels, smoothed; `soft` its probabilities; `hard` one-hot on the most probable class;
+            `none`: the table is an index, whose labels are not read.
         temperature: of soft targets; below 1 sharpens them.
         excluded: per shard, rows that are never seen; empty: none. Not together with `copies_urls`.
+        views: of each image, with crops and noise of their own.
         table_digests: per table, the digest of an index, or the SHA-256 of a label file; empty: not checked.
         copies_digests: per file of `copies_urls`, its SHA-256; empty: not checked.
     """
@@ -52,11 +54,12 @@ class StreamSpec:
     num_rows: tuple[int, ...]
     images_per_step: int
     copies_urls: tuple[str, ...] | None = None
-    targets: Literal["labels", "soft", "hard"] = "labels"
+    targets: Literal["labels", "soft", "hard", "none"] = "labels"
     temperature: float = 1.0
-    excluded: tuple[tuple[int, ...], ...] = ()
+    excluded: tuple[Sequence[int], ...] = ()
     table_digests: tuple[str, ...] = ()
     copies_digests: tuple[str, ...] = ()
+    views: int = 1
 
     @property
     def num_images(self) -> int:
@@ -96,14 +99,14 @@ def _excluded_rows(shard: Shard, exclude: ExcludedKeys) -> tuple[int, ...]:
 class _Rows:
     """Rows of a shard as stored: keys and, as arrays, each image's ordinal, offset and size (bytes).
 
-    `labels` are those of the table, int (N,), or the probabilities that the teacher gave.
+    `labels` are those of the table, int (N,), or the probabilities that the teacher gave; None where they are not read.
     """
 
     key: pa.StringArray
     ordinal: np.ndarray
     offset: np.ndarray
     size: np.ndarray
-    labels: np.ndarray | TopK
+    labels: np.ndarray | TopK | None
 
     def place(self, row: int) -> Place:
         """Where a row's image is in the shard."""
@@ -151,8 +154,10 @@ class Stream:
         """Shard and key of an image, for messages."""
         return f"{self.spec.shard_urls[shard]}, key {self.rows(shard).key[row].as_py()!r}"
 
-    def targets(self, entries: OrderSlice) -> SparseTargets:
-        """The targets of entries. Raises as `rows`."""
+    def targets(self, entries: OrderSlice) -> SparseTargets | None:
+        """The targets of entries; None with targets `none`. Raises as `rows`."""
+        if self.spec.targets == "none":
+            return None
         self.load(entries.shard)
         labels = [self._label(shard, row) for _, shard, row, _ in entries.tuples()]
         if self.spec.targets == "labels":
@@ -163,11 +168,12 @@ class Stream:
     def _label(self, shard: int, row: int) -> Any:
         """Label of a row; or its index, prob and rest."""
         labels = self.rows(shard).labels
+        assert labels is not None, "targets `none` ask for no label"
         return (labels.index[row], labels.prob[row], labels.rest[row]) if isinstance(labels, TopK) else labels[row]
 
     def _load(self, shard: int) -> _Rows:
         table = _read_table(self.spec, shard)
-        labels = table.column("label").to_numpy() if self.spec.targets == "labels" else stored_top_k(table)
+        labels = _labels(table, self.spec.targets)
         is_index = "__key__" not in table.column_names
         ordinals = np.arange(table.num_rows) if is_index else table.column("ordinal").to_numpy()
         keys = table.column("key" if is_index else "__key__").combine_chunks()
@@ -175,10 +181,16 @@ class Stream:
         return _Rows(keys, ordinals, offsets, sizes, labels)
 
 
+def _labels(table: pa.Table, targets: str) -> np.ndarray | TopK | None:
+    if targets == "none":
+        return None
+    return table.column("label").to_numpy() if targets == "labels" else stored_top_k(table)
+
+
 def _read_table(spec: StreamSpec, shard: int) -> pa.Table:
     """A shard's index or labels. Raises DataError when they are not what was committed."""
     url, digest = spec.table_urls[shard], spec.table_digests[shard] if spec.table_digests else None
-    if spec.targets == "labels" and digest is not None:
+    if spec.targets in ("labels", "none") and digest is not None:
         table = read_table(url, INDEX_REMEDY, schema=INDEX_SCHEMA)
         if index_digest(table) != digest:
             raise DataError(

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from data.labels.top_k import TopK, dense_probabilities
-from pipeline.inputs.noise import upload
+from pipeline.inputs.pixel_ops import upload
 
 _BLOCK = 2**20  # dense values at a time when a loading process computes targets
 

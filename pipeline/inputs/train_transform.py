@@ -1,7 +1,7 @@
 """Training views of an image: crop, flip and input noise, a function of the pixels and a seed alone.
 
-Order: geometry (one resampling), flip, RandAugment, brightness and contrast, cut-out. The last three are the `Noise`, which can be
-added later, on another device.
+Order: geometry (one resampling), flip, RandAugment, brightness and contrast, distortion, cut-out. All after the flip is the `Noise`,
+which can be added later, on another device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from data.images.clean_view import Decoder
 from data.images.decode import Pixels, decode_fast, jpeg_shape
 from data.images.resize import window
-from pipeline.core.schema import AugmentConfig, TrainConfig
+from pipeline.core.schema import AugmentConfig, TrainConfig, ViewsConfig
 from pipeline.inputs.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
 from pipeline.inputs.noise import Noise, add_noise, draw_noise
 
@@ -61,14 +61,21 @@ class TrainTransform:
         Raises:
             DecodeError: see `data.images.decode.decode`.
         """
-        generator = random.Random(seed)
+        return self.views(content, [seed])[0]
+
+    def views(self, content: bytes, seeds: Sequence[int]) -> list[tuple[torch.Tensor, Noise]]:
+        """`from_file` for each seed, decoding the image once; with the fast decoder at the scale that the smallest crop needs."""
+        generators = [random.Random(seed) for seed in seeds]
         shape = jpeg_shape(content) if self.decoder == "fast" else None
         if shape is None or self.augment.crop != "random_resized_crop":
             image = decode_fast(content)
-            return self._view(image, self._box(image.shape, generator), generator)
-        box = self._box(shape, generator)
-        image = decode_fast(content, math.ceil(self.image_size * min(shape) / min(_shape(box))))
-        return self._view(image, scale_box(box, shape, image.shape), generator)
+            boxes = [self._box(image.shape, generator) for generator in generators]
+        else:
+            boxes = [self._box(shape, generator) for generator in generators]
+            image = decode_fast(content, max(math.ceil(self.image_size * min(shape) / min(_shape(b))) for b in boxes))
+            boxes = [scale_box(box, shape, image.shape) for box in boxes]
+        drawn = enumerate(zip(boxes, generators, strict=True))
+        return [self._view(image, box, generator, number) for number, (box, generator) in drawn]
 
     def add_noise(self, view: torch.Tensor, noise: Noise) -> torch.Tensor:
         """Add the noise to one view, in place where possible."""
@@ -81,12 +88,13 @@ class TrainTransform:
             return slice(0, height), slice(0, width)
         return crop_box(height, width, self.augment.crop_scale, self.augment.crop_ratio, generator)
 
-    def _view(self, image: Pixels, box: Box, generator: random.Random) -> tuple[torch.Tensor, Noise]:
+    def _view(self, image: Pixels, box: Box, generator: random.Random, number: int = 0) -> tuple[torch.Tensor, Noise]:
         view = self._geometry(image[box], generator)
         if generator.random() < self.augment.hflip:
             view = view[:, ::-1]
         planes = torch.from_numpy(np.array(view.transpose(2, 0, 1), order="C"))
-        return planes, draw_noise(self.augment, self.image_size, generator)
+        is_grey = isinstance(self.augment, ViewsConfig) and _is_grey(planes)
+        return planes, draw_noise(self.augment, self.image_size, generator, number, is_grey)
 
     def _geometry(self, image: Pixels, generator: random.Random) -> Pixels:
         config, size = self.augment, self.image_size
@@ -108,12 +116,22 @@ def make_transform(config: TrainConfig) -> TrainTransform:
     return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
 
 
+def _is_grey(planes: torch.Tensor) -> bool:
+    """Whether the three planes of an image are equal."""
+    return torch.equal(planes[0], planes[1]) and torch.equal(planes[1], planes[2])
+
+
 def _shape(box: Box) -> tuple[int, int]:
     return box[0].stop - box[0].start, box[1].stop - box[1].start
 
 
+def view_seeds(views: int, *parts: int) -> list[int]:
+    """The seeds of an image's views; of the first, that of a sample with one view."""
+    return [sample_seed(*parts, *([view] if view else [])) for view in range(views)]
+
+
 def sample_seed(*parts: int) -> int:
-    """The seed of one view: 64 bits from (seed, stream, epoch, shard, row, copy).
+    """The seed of one view: 64 bits from (seed, stream, epoch, shard, row, copy), and the number of the view from the second on.
 
     It is independent of workers, ranks, batches, and the order in which views are made. Each part passes
     through SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").

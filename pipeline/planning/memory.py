@@ -17,6 +17,7 @@ from pipeline.core.schema import TrainConfig
 from pipeline.models.memory import PassMemory, count_pass
 from pipeline.models.registry import build_model
 from pipeline.training.activations import checkpoint_activations
+from pipeline.training.optimizer import state_per_parameter
 from pipeline.training.state import freeze_early_layers
 from pipeline.training.step import to_training_mode
 
@@ -36,7 +37,7 @@ class GpuMemory:
         images: images of one pass: of a micro-batch in training.
         per_image: activations per image: kept for the backward pass in training, else at the peak of the forward pass.
         gradients: with several training processes also their copies in buckets.
-        optimizer: momentum.
+        optimizer: its state, as momentum.
         activations: of a pass at its peak, with weights cast to bf16.
         inputs: pixels and targets of a step, and the images of a pass as floats.
     """
@@ -82,7 +83,7 @@ def training_memory(section: TrainConfig, num_classes: int, kind: Literal["train
         per_image=counted.kept_per_image,
         weights=counted.weights,
         gradients=counted.trained * (2 if section.workers > 1 else 1),
-        optimizer=counted.trained,
+        optimizer=counted.trained * state_per_parameter(section.optimizer, section.momentum),
         ema=counted.weights,
         activations=counted.peak(at_once),
         inputs=_pixels(section, images) + _FLOAT * _pixels(section, at_once) + _FLOAT * images * num_classes,

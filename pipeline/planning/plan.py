@@ -22,12 +22,12 @@ from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
 from pipeline.stages import with_folder
 from pipeline.training.job import TrainingError, num_steps
+from pipeline.training.optimizer import state_per_parameter
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
 from teacher.labeling.worker_needs import WorkerNeeds
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
 _WITH_MODELS = ("teacher", "label", "student")  # stages whose size depends on the number of classes
-_CHECKPOINT_BYTES = 12  # per parameter: weights, EMA, momentum, 4 bytes each
 _LABEL_BYTES, _TOP_K_BYTES = (
     48,
     4,
@@ -182,7 +182,7 @@ class _StageSize:
     def _describe_training(self) -> str:
         section, steps = self.section, self.num_steps()
         batch = f"{section.batch_size:,} ({section.labeled_per_step:,} labeled)"
-        gigabytes = (section.keep_checkpoints + 1) * _CHECKPOINT_BYTES * size_of(section, self.num_classes)[0] / 1e9
+        gigabytes = (section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes) / 1e9
         return (
             f"{self._describe_model()}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
             f"about {gigabytes:.2g} GB of checkpoints"
@@ -209,6 +209,11 @@ class _StageSize:
         parameters, flops = size_of(section, self.num_classes)
         size = f"{parameters / 1e6:.1f} M parameters, {flops / 1e9:,.2g} B FLOPs"
         return f"{section.model} at {section.image_size} px ({size})"
+
+
+def _checkpoint_bytes(section: TrainConfig, num_classes: int) -> int:
+    """Weights, EMA and the optimizer's state, 4 bytes a value."""
+    return 4 * (2 + state_per_parameter(section.optimizer, section.momentum)) * size_of(section, num_classes)[0]
 
 
 def _describe_selection(section: SelectConfig) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
@@ -54,11 +53,16 @@ class DirectSocket:
 
     async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send parts, one after the other. Raises TimeoutError, ConnectionError."""
-        left = deque(memoryview(part) for part in parts if len(part))
+        left, first = [part for part in parts if len(part)], 0
 
         def write(_: int) -> int:
-            sent = self._socket.sendmsg([left[number] for number in range(min(len(left), _MAX_PARTS))])
-            _drop(left, sent)
+            nonlocal first
+            sent = rest = self._socket.sendmsg(left[first : first + _MAX_PARTS])
+            while first < len(left) and len(left[first]) <= rest:
+                rest -= len(left[first])
+                first += 1
+            if rest:
+                left[first] = memoryview(left[first])[rest:]
             return sent
 
         await self._write(write, sum(map(len, left)))
@@ -77,14 +81,6 @@ class DirectSocket:
     def close(self) -> None:
         """Close this descriptor; the transport keeps its own."""
         self._socket.close()
-
-
-def _drop(parts: deque[memoryview], count: int) -> None:
-    """Remove the first `count` bytes."""
-    while count and len(parts[0]) <= count:
-        count -= len(parts.popleft())
-    if count:
-        parts[0] = parts[0][count:]
 
 
 class _Writing:

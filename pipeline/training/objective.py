@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.inputs.noise import upload
+from pipeline.inputs.pixel_ops import upload
 
 
 class Mixing(NamedTuple):

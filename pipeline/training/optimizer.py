@@ -1,11 +1,13 @@
-"""ResNet-RS's optimizer: momentum SGD without weight decay on norms; learning rate with linear warm-up, then cosine or steps."""
+"""Optimizers by name, without weight decay on norms; learning rate with linear warm-up, then cosine or steps."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,25 +33,74 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, s
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Optimizer:
+    """One optimizer.
+
+    Attributes:
+        timm_name: for timm's factory.
+        state: values kept per parameter, besides those of momentum.
+        options: of torch or timm.
+        decays_biases: False where published with neither decay nor adaptation of biases.
+    """
+
+    timm_name: str
+    state: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    decays_biases: bool = True
+
+
+_OPTIMIZERS = {
+    # `fused` takes a third of the plain loop's time on a CPU, `foreach` up to twice its time (25 M parameters, 2 threads)
+    "momentum": _Optimizer("momentum", options={"fused": True}),
+    "nesterov": _Optimizer("sgd", options={"fused": True}),
+    "rmsprop": _Optimizer("rmsproptf", 1, {"alpha": 0.9, "eps": 1e-3}),  # EfficientNet's released code
+    "adamw": _Optimizer("adamw", 2, {"fused": True}),
+    "lars": _Optimizer("lars", options={"trust_coeff": 1e-3}, decays_biases=False),  # SimCLR's released code
+}
+
+
+def state_per_parameter(name: str, momentum: float) -> int:
+    """Float32 values that an optimizer (a value of the field `optimizer`) keeps for each trained parameter."""
+    return _OPTIMIZERS[name].state + (name != "adamw" and momentum > 0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decays_biases: bool = True) -> list[dict[str, Any]]:
     """Two groups, in the model's order: parameters with weight decay (also biases, as published), and those of normalization layers.
 
     Frozen parameters are in neither; shared ones come once.
+
+    Args:
+        decays_biases: False moves parameters of one dimension to the second group.
     """
     decayed: dict[nn.Parameter, None] = {}
     undecayed: dict[nn.Parameter, None] = {}
     for module in model.modules():
-        group = undecayed if isinstance(module, NORMS) else decayed
-        group.update((parameter, None) for parameter in module.parameters(recurse=False) if parameter.requires_grad)
+        for parameter in module.parameters(recurse=False):
+            decays = not isinstance(module, NORMS) and (decays_biases or parameter.ndim > 1)
+            if parameter.requires_grad:
+                (decayed if decays else undecayed)[parameter] = None
     return [
         {"params": list(decayed), "weight_decay": weight_decay},
         {"params": list(undecayed), "weight_decay": 0.0},
     ]
 
 
-def build_optimizer(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Plain (not Nesterov) momentum SGD, with learning rate 0 until the schedule sets it.
+def build_optimizer(
+    model: nn.Module, momentum: float, weight_decay: float, name: str = "momentum"
+) -> torch.optim.Optimizer:
+    """An optimizer by timm's factory, with learning rate 0 until the schedule sets it.
 
-    `fused` takes a third of the plain loop's time on a CPU, `foreach` up to twice its time (25 M parameters, 2 threads).
+    Args:
+        momentum: of adamw: beta 1.
+        name: a value of the field `optimizer`. `momentum` is plain, not Nesterov; `rmsprop` is TensorFlow's.
     """
-    return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum, fused=True)
+    chosen = _OPTIMIZERS[name]
+    groups = parameter_groups(model, weight_decay, chosen.decays_biases)
+    options = chosen.options | ({"betas": (momentum, 0.999)} if name == "adamw" else {})
+    if name == "lars":
+        groups[0]["always_adapt"] = True  # timm's Lars leaves groups without weight decay as they are
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        groups, chosen.timm_name, lr=0.0, weight_decay=0.0, momentum=momentum, **options
+    )
+    return optimizer

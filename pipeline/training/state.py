@@ -24,8 +24,8 @@ _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
 class TrainState:
     """All that a step depends on, besides its number.
 
-    Rank 0's is saved: weights and momentum are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP broadcasts rank 0's
-    before every step.
+    Rank 0's is saved: weights and the optimizer's state are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP
+    broadcasts rank 0's before every step.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
         freeze_early_layers(model)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config.momentum, config.weight_decay)
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer)
     return TrainState(model, EMA(model, config.ema_decay), optimizer, workers=workers)
 
 

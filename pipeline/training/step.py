@@ -49,6 +49,7 @@ def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Te
     pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
         pixels = add_noise(pixels, batch.noise, job.config.augment, job.config.mean)
+    assert batch.targets is not None, "a stream with targets `none` is for another objective"
     return pixels, batch.targets.dense(job.device)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -268,6 +268,17 @@ def _pieces(places: Sequence[Place], max_bytes: int) -> Iterator[range]:
             first, total = row, 0
         total += place.size
     yield range(first, len(places))
+
+
+def with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:
+    """The index with further problems in its column `problem`, by ordinal: `BatchReader` does not decode these samples."""
+    if not problems:
+        return index
+    column = index.column("problem").to_pylist()
+    for ordinal, problem in problems.items():
+        column[ordinal] = column[ordinal] or problem
+    position = index.column_names.index("problem")
+    return index.set_column(position, index.field(position), pa.array(column, index.field(position).type))
 
 
 def ahead(

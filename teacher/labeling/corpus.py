@@ -31,14 +31,18 @@ def check_corpus(corpus: Split, config: LabelConfig) -> None:
 
 
 def check_shards(corpus: Split, config: LabelConfig) -> None:
-    """Refuse damaged shards, and names that the labels folder uses otherwise.
+    """Refuse names that the labels folder uses otherwise, and damaged shards.
 
-    Raises:
-        StageError: more shards are damaged than `label.max_damaged_shards`, or a shard has the name of another file of the labels.
+    Raises StageError as `check_damage`, and when a shard has the name of another file of the labels.
     """
     for shard in corpus.shards:
         if f"{shard.name}.parquet" in (QUARANTINE_NAME, VALIDATION_NAME):
             raise StageError(f"{shard.url}: the labels folder has another file of this name; rename the shard")
+    check_damage(corpus, config)
+
+
+def check_damage(corpus: Split, config: LabelConfig) -> None:
+    """Raise StageError when more shards are damaged than `label.max_damaged_shards`."""
     damaged = [shard for shard in corpus.flawed if shard.findings.damage]
     if len(damaged) > config.max_damaged_shards:
         raise StageError(

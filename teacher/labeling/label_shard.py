@@ -20,7 +20,7 @@ from pipeline.core.stage import StageError
 from pipeline.inference.device_flow import DeviceFlow, PendingTopK
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import Predictor
-from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead
+from teacher.labeling.batches import BatchReader, ImageBatch, Meter, ahead, with_problems
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ShardLabeler:
             DataError: the shard or its index has changed.
             StageError: the model's output is not finite.
         """
-        index, rows = _with_problems(shard.index(), problems or {}), _Rows()
+        index, rows = with_problems(shard.index(), problems or {}), _Rows()
         running: deque[tuple[ImageBatch, Future[PendingTopK | TopK | None]]] = deque()
         with closing(ahead(self._reader.batches(shard, index), self._reader.drop)) as batches:
             for batch in batches:
@@ -138,17 +138,6 @@ class ShardLabeler:
             rows.ordinals.append(batch.start + np.flatnonzero(good))
             rows.hashes.append(batch.hashes[good])
         self.meter.add_images(len(batch.problems))
-
-
-def _with_problems(index: pa.Table, problems: Mapping[int, str]) -> pa.Table:
-    """The index with further problems in its column `problem`."""
-    if not problems:
-        return index
-    column = index.column("problem").to_pylist()
-    for ordinal, problem in problems.items():
-        column[ordinal] = column[ordinal] or problem
-    position = index.column_names.index("problem")
-    return index.set_column(position, index.field(position), pa.array(column, index.field(position).type))
 
 
 def _table(index: pa.Table, rows: _Rows, top_k: int) -> pa.Table:

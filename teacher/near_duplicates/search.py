@@ -9,6 +9,7 @@ docs/selection.md tells what this finds and how the two limits were chosen.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,10 +101,22 @@ class NearDuplicateSearch:
         """
         url = storage.join(labels_dir, f"{shard}.parquet")
         hashes = read_labels(url, ["image_hash"], entry).column("image_hash").to_numpy()
+        return self.search_rows(hashes, lambda rows: read_labels(url, PLACE_COLUMNS, entry).take(rows), shard_url)
+
+    def search_rows(self, hashes: UInt64, places: Callable[[pa.Array], pa.Table], shard_url: str | None) -> ShardResult:
+        """Search the images of a shard that have these hashes, uint64 [n].
+
+        Args:
+            places: gives PLACE_COLUMNS of some rows, int64; called only if rows are proposed.
+            shard_url: see `search_shard`.
+
+        Raises:
+            StorageError, OSError, DataError: the shard cannot be read.
+        """
         proposed = self.propose(hashes)
         if not len(proposed):
             return ShardResult(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
-        table = read_labels(url, PLACE_COLUMNS, entry).take(pa.array(proposed))
+        table = places(pa.array(proposed))
         pictures, seen = read_thumbnails(shard_url, table)
         matches = self.confirm(hashes[proposed], pictures, seen)
         rows = table.select(_ROWS.names).take(pa.array(matches.row))

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
 from data.labels.label_files import read_labels_manifest
@@ -22,7 +20,7 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import changes, print_changes, side
-from teacher.executors import Executor, RayTasks, ReportProgress, Threads, threads_or_processes
+from teacher.executors import Executor, RayTasks, Threads, progress_bars, threads_or_processes
 from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
 from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
@@ -45,7 +43,7 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     """
     labels = require_labels(config, layout)
     read_keys(config.data.exclude)  # refuse a wrong path before the search, not after
-    searched = find_near_duplicates(config, layout, labels, force, _progress_bars())
+    searched = find_near_duplicates(config, layout, labels, force, progress_bars("select"))
     expected = _fingerprint(config, layout, labels, searched)
     digest = expected.digest()
     stage = open_stage(storage.join(layout.selections, digest), "select", expected, force)
@@ -160,12 +158,12 @@ def _executor(ray_address: str | None, labels_dir: str, num_shards: int) -> Iter
         from pipeline.core.ray_runtime import num_cpus, start_ray
 
         start_ray(ray_address)
-        yield RayTasks(num_cpus(), _progress_bars())
+        yield RayTasks(num_cpus(), progress_bars("select"))
         return
     if not storage.is_local(labels_dir):  # threads share its connections
-        yield Threads(_num_threads(labels_dir), _progress_bars())
+        yield Threads(_num_threads(labels_dir), progress_bars("select"))
         return
-    with threads_or_processes(num_shards, _progress_bars()) as executor:
+    with threads_or_processes(num_shards, progress_bars("select")) as executor:
         yield executor
 
 
@@ -177,7 +175,7 @@ def _with_hash_groups(config: Config, source: LabelSource) -> LabelSource:
     max_images = config.select.max_near_duplicates
     if max_images is None:
         return source
-    threads = Threads(_num_threads(source.labels_dir), _progress_bars())
+    threads = Threads(_num_threads(source.labels_dir), progress_bars("select"))
     groups = find_hash_groups(source, list(source.labeled), max_images, threads=threads)
     return replace(source, exclusions=replace(source.exclusions, hash_groups=groups))
 
@@ -195,18 +193,3 @@ def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:
             f"select: {found['not_seen']:,} images that might be near-duplicates could not be read (data.unlabeled); those with the "
             "hash of a held-out image count as near-duplicates. With the shards at hand, stage=select force=true reads them"
         )
-
-
-def _progress_bars() -> ReportProgress:
-    """Progress bars for work of more than five seconds."""
-    bars: dict[str, tqdm[Any]] = {}
-
-    def update(doing: str, begun: int, total: int) -> None:
-        if doing not in bars:
-            bars[doing] = tqdm(total=total, desc=f"select: {doing}", unit="shard", delay=5, leave=False)
-        bar = bars[doing]
-        bar.update(begun - bar.n)
-        if begun == total:
-            bar.close()
-
-    return update

@@ -3,7 +3,7 @@
 from pipeline.core.schema.config import Config, default_fields, resumable_fields
 from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
 from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
-from pipeline.core.schema.training import AugmentConfig, StudentConfig, TeacherConfig, TrainConfig
+from pipeline.core.schema.training import AugmentConfig, StudentConfig, TeacherConfig, TrainConfig, ViewsConfig
 
 __all__ = [
     "BY_DIGEST",
@@ -19,6 +19,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "ViewsConfig",
     "default_fields",
     "fields_of",
     "resumable_fields",

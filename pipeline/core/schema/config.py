@@ -77,6 +77,8 @@ class Config(Section):
                 f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
             )
         for name, section in (("teacher", self.teacher), ("student", self.student)):
+            if section.optimizer == "nesterov" and not section.momentum:
+                yield f"{name}.optimizer=nesterov with {name}.momentum=0: expected momentum above 0; give {name}.momentum=0.9"
             if section.warmup_epochs > section.epochs:
                 yield f"{name}.warmup_epochs={section.warmup_epochs}: expected at most {name}.epochs={section.epochs}"
             images = section.batch_size // section.workers
@@ -134,5 +136,5 @@ def resumable_fields() -> frozenset[str]:
 
 @cache
 def default_fields() -> dict[str, Any]:
-    """`{dotted field: default}` of every field that may be in a fingerprint."""
-    return Config().fingerprint("")
+    """`{dotted field: default}` of every field that may be in a fingerprint, ADDED ones too."""
+    return Config().fingerprint("", every=True)

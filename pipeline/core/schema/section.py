@@ -13,6 +13,7 @@ from data.storage.redact import redacted
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
 BY_DIGEST: dict[str, Any] = {"by_digest": True}
+ADDED: dict[str, Any] = {"added": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -40,20 +41,34 @@ def by_digest(default: Any, meaning: str, **options: Any) -> Any:
     return setting(default, meaning, json_schema_extra=BY_DIGEST, **options)
 
 
+def added(default: Any, meaning: str, **options: Any) -> Any:
+    """A field of a later version, which is in the fingerprint only if it is not at its default.
+
+    So a run that does not use it writes the same bytes as before there was one.
+    """
+    return setting(default, meaning, json_schema_extra=ADDED, **options)
+
+
 class Section(BaseModel):
     """A group of fields. Unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    def fingerprint(self, prefix: str) -> dict[str, Any]:
-        """`{prefix + field: value}` of every field that can change the output, nested sections flattened."""
+    def fingerprint(self, prefix: str, every: bool = False) -> dict[str, Any]:
+        """`{prefix + field: value}` of every field that can change the output, nested sections flattened.
+
+        Args:
+            every: also ADDED fields at their defaults.
+        """
         fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
             if info.json_schema_extra in (RUNTIME, BY_DIGEST):
                 continue
+            if info.json_schema_extra == ADDED and value == info.default and not every:
+                continue
             if isinstance(value, Section):
-                fields |= value.fingerprint(f"{prefix}{name}.")
+                fields |= value.fingerprint(f"{prefix}{name}.", every)
             else:
                 fields[f"{prefix}{name}"] = redacted(value) if isinstance(value, str) else value
         return fields

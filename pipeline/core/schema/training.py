@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from data.settings import UsageError
 from pipeline.core.schema.section import (
@@ -12,6 +12,7 @@ from pipeline.core.schema.section import (
     Positive,
     PositiveFraction,
     Section,
+    added,
     by_digest,
     resumable,
     runtime,
@@ -52,6 +53,32 @@ class AugmentConfig(Section):
     cutout: int = setting(0, "side in pixels of a grey square at a random place (0: none)", ge=0)
 
 
+class ViewsConfig(AugmentConfig):
+    """The views of an image that a self-supervised training compares. Defaults: SimCLR on ImageNet (arXiv 2002.05709, appendix A).
+
+    After crop and flip, in this order: colour jitter, grey, blur, solarize. What changes colours alone is left out for grey images.
+    """
+
+    num_ops: int = setting(0, "RandAugment: operations per view (0: none)", ge=0)
+    color_jitter: float = setting(
+        1.0,
+        "strength s: brightness, contrast and saturation by factors uniform in 1 ± 0.8 s, hue by ± 0.2 s of its circle, in random "
+        "order; 0.5 for small images (0: none)",
+        ge=0,
+        le=2,
+    )
+    color_jitter_prob: Fraction = setting(0.8, "probability of the colour jitter")
+    grey: Fraction = setting(0.2, "probability of a view in grey")
+    blur: Annotated[tuple[Fraction, ...], Field(min_length=1)] = setting(
+        (0.5,),
+        "probability of a Gaussian blur, for each view in turn: sigma uniform in 0.1 to 2 pixels, kernel a tenth of image_size (none "
+        "below 20 pixels); BYOL: [1.0, 0.1]",
+    )
+    solarize: Annotated[tuple[Fraction, ...], Field(min_length=1)] = setting(
+        (0.0,), "probability that levels from 128 up are inverted, for each view in turn; BYOL: [0.0, 0.2]"
+    )
+
+
 class TrainConfig(Section):
     """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
 
@@ -84,9 +111,16 @@ class TrainConfig(Section):
         False,
         "keep the input of each block alone, and compute it again in the backward pass: less memory, a third more time",
     )
-    lr: float = setting(0.1, "peak learning rate per 256 images of batch_size", gt=0)
-    momentum: float = setting(0.9, "SGD momentum (not Nesterov)", ge=0, lt=1)
-    weight_decay: float = setting(4e-5, "on all parameters except those of batch norm", ge=0)
+    optimizer: Literal["momentum", "nesterov", "rmsprop", "adamw", "lars"] = added(
+        "momentum", "momentum and nesterov: SGD; rmsprop: TensorFlow's, as for EfficientNet; adamw; lars: for SimCLR"
+    )
+    lr: float = setting(
+        0.1, "peak learning rate per 256 images of batch_size; rmsprop needs about 0.016, adamw about 0.001", gt=0
+    )
+    momentum: float = setting(0.9, "of SGD, rmsprop and lars; of adamw: beta 1", ge=0, lt=1)
+    weight_decay: float = setting(
+        4e-5, "on all parameters except those of batch norm; with lars also except biases; with adamw decoupled", ge=0
+    )
     warmup_epochs: float = setting(5, "linear warm-up from 0", ge=0)
     lr_schedule: Literal["cosine", "step"] = setting(
         "cosine", "after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training"

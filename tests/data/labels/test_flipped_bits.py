@@ -129,6 +129,7 @@ def described_rows(stream: Stream, shard: int) -> list[Any]:
     rows, number = stream.rows(shard), stream.spec.num_rows[shard]
     zeros = np.zeros(number, np.int64)
     targets = stream.targets(OrderSlice(zeros, zeros + shard, np.arange(number), zeros))
+    assert targets is not None
     return [*map(rows.place, range(number)), targets.dense().tolist()]
 
 

@@ -180,3 +180,17 @@ def test_every_field_can_be_described_and_every_packaged_configuration_loads() -
     assert {"fashion_mnist", "imagenet", "imagenet_paper"} <= set(config_names())
     for name in config_names():
         load_config(name, [])
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(
+        UsageError, match=r"student\.optimizer=nesterov with student\.momentum=0: expected momentum above 0"
+    ):
+        load_config(None, ["student.optimizer=nesterov", "student.momentum=0"])
+
+
+def test_an_optimizer_that_does_not_exist_is_refused_with_the_names_of_those_that_do() -> None:
+    with pytest.raises(
+        UsageError, match=r"teacher\.optimizer='adam': input should be 'momentum', .* 'adamw' or 'lars'"
+    ):
+        load_config(None, ["teacher.optimizer=adam"])

@@ -8,6 +8,7 @@ import pytest
 
 from data import storage
 from pipeline.core.lock import LockedError, run_lock
+from pipeline.core.schema import TrainConfig
 from pipeline.core.stage import (
     Fingerprint,
     Stage,
@@ -67,6 +68,23 @@ def test_a_field_that_was_added_since_counts_as_its_default(folder: str) -> None
     assert added.digest() == FINGERPRINT.digest()
     with pytest.raises(StageRefusedError, match=r"teacher\.mixup: 0\.0 there, 0\.2 now"):
         open_stage(folder, "teacher", Fingerprint({**FINGERPRINT.config, "teacher.mixup": 0.2}, FINGERPRINT.inputs))
+
+
+def test_an_added_field_is_in_no_fingerprint_at_its_default(folder: str) -> None:
+    """So a run at the defaults writes the same bytes as before there was such a field; and another value is refused both ways."""
+    default, other = (
+        Fingerprint(TrainConfig.model_validate(fields).fingerprint("teacher."), {})
+        for fields in ({}, {"optimizer": "adamw"})
+    )
+    assert "teacher.optimizer" not in default.config
+    assert other.config["teacher.optimizer"] == "adamw"
+    for number, (there, now) in enumerate([(default, other), (other, default)]):
+        finished(f"{folder}-{number}", there)
+        values = [fingerprint.config.get("teacher.optimizer", "momentum") for fingerprint in (there, now)]
+        words = r"teacher\.optimizer: '{}' there, '{}' now".format(*values)
+        with pytest.raises(StageRefusedError, match=words) as caught:
+            open_stage(f"{folder}-{number}", "teacher", now)
+        assert caught.value.fields == ("teacher.optimizer",)
 
 
 def test_unfinished_work_of_other_settings_is_refused_too(folder: str) -> None:

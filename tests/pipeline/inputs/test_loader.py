@@ -144,6 +144,8 @@ def test_with_shared_memory_full_the_same_batches_come_through_a_pipe_and_one_wa
     for ours in (shared, piped):
         for one, two in zip(ours, expected, strict=True):
             assert torch.equal(one.images, two.images)
+            assert one.targets is not None
+            assert two.targets is not None
             assert torch.equal(one.targets.dense(), two.targets.dense())
             assert one.noise == two.noise
     out = capsys.readouterr().out

@@ -50,6 +50,8 @@ def test_batches_in_pieces_are_the_same_batches(
     assert all(batch.positions is None for batch in joined)
     for one, two in zip(joined, whole, strict=True):
         assert torch.equal(one.images, two.images)
+        assert one.targets is not None
+        assert two.targets is not None
         assert torch.equal(one.targets.dense(), two.targets.dense())
         assert one.noise == two.noise
 

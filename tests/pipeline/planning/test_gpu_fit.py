@@ -100,6 +100,12 @@ def test_evaluation_in_a_training_counts_beside_its_state() -> None:
     assert beside.total - alone.total == pytest.approx(1.05 * 4 * 35.7e6 * 3, rel=0.01)  # gradients, momentum, EMA
 
 
+@pytest.mark.parametrize(("optimizer", "values"), [("momentum", 1), ("rmsprop", 2), ("adamw", 2), ("lars", 1)])
+def test_the_state_of_the_optimizer_is_counted(optimizer: str, values: int) -> None:
+    section = TrainConfig.model_validate({"optimizer": optimizer, "image_size": 64, "batch_size": 64})
+    assert training_memory(section, 1000).optimizer == pytest.approx(4 * 35.7e6 * values, rel=0.01)
+
+
 def test_an_ensemble_is_loaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def section_of(folder: str) -> TrainConfig:
         assert folder == "elsewhere"

@@ -6,6 +6,7 @@ import json
 import signal
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.models.registry import build_model
 from pipeline.training import loop
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.job import TrainJob
+from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
 from tests.conftest import make_writer
 from tests.digits_run import Digits
@@ -92,6 +94,22 @@ def whole(data: Data) -> tuple[int, dict[str, bytes], bytes]:
 
 
 STEP = "step-{}/student/rank-0"
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "rmsprop", "adamw", "lars"])
+def test_a_training_with_any_optimizer_continues_to_the_same_bytes(data: Data, optimizer: str) -> None:
+    """Stopped after steps 1, 5 and 6, each time with a new state. `momentum` is what all other tests have."""
+    changes: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01}
+    fit(data.job(f"whole-{optimizer}", **changes))
+    parts = data.job(f"parts-{optimizer}", **changes)
+    for steps in (1, 4, 1):
+        fit(parts, partial(next, iter([False] * (steps - 1) + [True])))
+    assert data.result(parts.folder.rpartition("/")[2])[0] == 6
+    fit(parts)
+    ours, whole = (data.result(f"{name}-{optimizer}") for name in ("parts", "whole"))
+    assert ours == whole
+    assert whole[0] == TOTAL
+    assert any(key.startswith("momentum") for key in whole[1])
 
 
 def test_one_process_killed_at_any_moment_makes_the_same_bytes(data: Data, whole: tuple[Any, ...]) -> None:

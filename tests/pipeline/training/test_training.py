@@ -196,6 +196,7 @@ def test_every_batch_has_the_exact_number_of_each_stream(tmp_path: Path, labeled
     for step in range(4):  # 48 pseudo-labeled entries: three epochs of 16
         batch = batches[step]
         assert batch.images.shape == (16, 3, 16, 16)
+        assert batch.targets is not None
         assert batch.targets.dense().shape == (16, 10)
         for key in batches.keys(step)[4:]:
             seen[key] = seen.get(key, 0) + 1

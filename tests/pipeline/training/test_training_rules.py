@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.core.schema import TrainConfig
 from pipeline.inputs.targets import pseudo_targets, smoothed_targets
 from pipeline.training.ema import EMA, ema_decay
 from pipeline.training.objective import soft_cross_entropy
-from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups
+from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups, state_per_parameter
 
 
 def small_model() -> nn.Sequential:
@@ -191,10 +194,93 @@ def test_the_optimizer_is_plain_momentum_with_decay_in_the_gradient() -> None:
     torch.testing.assert_close(model.weight.detach().double(), weight, atol=1e-6, rtol=1e-6)
 
 
-def test_an_optimizer_without_a_schedule_does_not_move() -> None:
+RATE, DECAY = 0.1, 0.01
+Rule = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor], int], torch.Tensor]  # weight, gradient, state, step
+
+
+def nesterov(weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], step: int) -> torch.Tensor:
+    """v ← m v + g;  w ← w − lr (g + m v), as in torch's SGD; v begins as g."""
+    gradient = gradient + DECAY * weight
+    state[0] = gradient if step == 1 else 0.9 * state[0] + gradient
+    return weight - RATE * (gradient + 0.9 * state[0])
+
+
+def rmsprop(weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], step: int) -> torch.Tensor:
+    """TensorFlow's: s begins at 1, epsilon is under the root, the learning rate in the velocity."""
+    gradient = gradient + DECAY * weight
+    state[1] = (torch.ones_like(weight) if step == 1 else state[1]).lerp(gradient**2, 0.1)
+    state[0] = 0.9 * state[0] + RATE * gradient / (state[1] + 1e-3).sqrt()
+    return weight - state[0]
+
+
+def adamw(weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], step: int) -> torch.Tensor:
+    """Algorithm 2 of arXiv 1711.05101 with a schedule of 1; torch multiplies the decay by the learning rate."""
+    state[0], state[1] = 0.9 * state[0] + 0.1 * gradient, 0.999 * state[1] + 0.001 * gradient**2
+    mean, square = state[0] / (1 - 0.9**step), state[1] / (1 - 0.999**step)
+    return weight - RATE * DECAY * weight - RATE * mean / (square.sqrt() + 1e-8)
+
+
+def lars(weight: torch.Tensor, gradient: torch.Tensor, state: list[torch.Tensor], step: int) -> torch.Tensor:
+    """Algorithm 1 of arXiv 1708.03888, with the rate outside of the velocity, and |g| + λ |w| for the norm."""
+    ratio = 1e-3 * weight.norm() / (gradient.norm() + DECAY * weight.norm())
+    scaled = ratio * (gradient + DECAY * weight)
+    state[0] = scaled if step == 1 else 0.9 * state[0] + scaled
+    return weight - RATE * state[0]
+
+
+@pytest.mark.parametrize("rule", [nesterov, rmsprop, adamw, lars])
+def test_each_optimizer_takes_the_steps_of_its_formula(rule: Rule) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, 0.9, DECAY, rule.__name__)
+    weight = model.weight.detach().clone().double()
+    state = [torch.zeros_like(weight), torch.zeros_like(weight)]
+    for step in range(1, 6):
+        gradient = torch.randn(2, 3)
+        model.weight.grad, model.bias.grad = gradient, torch.zeros(2)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+        optimizer.step()
+        weight = rule(weight, gradient.double(), state, step)
+        torch.testing.assert_close(model.weight.detach().double(), weight, atol=1e-6, rtol=1e-5)
+
+
+OPTIMIZERS = get_args(TrainConfig.model_fields["optimizer"].annotation)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_each_optimizer_is_counted(name: str, momentum: float) -> None:
+    if name == "nesterov" and not momentum:
+        return  # refused: test_nesterov_needs_momentum
+    model = nn.Linear(30, 20)
+    optimizer = build_optimizer(model, momentum, DECAY, name)
+    model.weight.grad, model.bias.grad = torch.ones(20, 30), torch.ones(20)
+    optimizer.step()
+    kept = [v for v in optimizer.state[model.weight].values() if isinstance(v, torch.Tensor) and v.numel() > 1]
+    assert len(kept) == state_per_parameter(name, momentum)
+
+
+def test_lars_neither_decays_nor_adapts_norms_and_biases() -> None:
+    """And adapts weights without weight decay, too. arXiv 2002.05709, section 4.2, leaves norms and biases out as its code does."""
+    model = small_model()
+    optimizer = build_optimizer(model, 0.9, 0.0, "lars")
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        moved = (before[name] - value.detach()).abs().max()
+        assert (moved == pytest.approx(1)) if value.ndim == 1 else (moved < 0.01), name
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_without_a_schedule_does_not_move(name: str) -> None:
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
-    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.01)
+    optimizer = build_optimizer(model, 0.9, 0.01, name)
     model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.ones(2)
     optimizer.step()
     assert torch.equal(model.weight, before)

@@ -1,0 +1,123 @@
+"""Ranges on kept connections: an answer counts when it is whole, and what is not a plain range is left to aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+
+import pytest
+from yarl import URL
+
+from data.storage.http import HttpError
+from data.storage.range_connections import RangeConnections, UnusualAnswerError
+from data.storage.retry import is_transient
+
+PLAIN = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\nETag: x\r\n\r\nbytes"
+Answer = tuple[Mapping[str, str], bytes]
+Get = Callable[[], Awaitable[Answer]]
+
+
+class Server:
+    """Gives its answers in turn, whatever is asked; an answer that ends with b"END" ends the connection too."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers, self.requests, self.connections = answers, list[bytes](), 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while self.answers:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                answer = self.answers.pop(0)
+                writer.write(answer.removesuffix(b"END"))
+                if answer.endswith(b"END"):
+                    break
+        except asyncio.IncompleteReadError:  # the client has left
+            pass
+        writer.close()
+
+
+def run(answers: list[bytes], use: Callable[[Get], Awaitable[None]]) -> Server:
+    """Let `use` get ranges from a server with these answers."""
+
+    async def both() -> Server:
+        server = Server(answers)
+        async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
+            port, connections = listening.sockets[0].getsockname()[1], RangeConnections(ssl.create_default_context())
+            url = URL(f"http://127.0.0.1:{port}/a%20b?x=%2F", encoded=True)
+            await use(lambda: connections.get(url, {"Range": "bytes=0-4"}))
+            connections.close()
+        return server
+
+    return asyncio.run(both())
+
+
+def test_one_connection_serves_many_requests() -> None:
+    async def use(get: Get) -> None:
+        for _ in range(3):
+            headers, content = await get()
+            assert (headers["etag"], content) == ("x", b"bytes")
+
+    server = run([PLAIN] * 3, use)
+    assert server.connections == 1
+    assert server.requests[0].startswith(b"GET /a%20b?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert b"\r\nRange: bytes=0-4\r\n" in server.requests[0]
+
+
+@pytest.mark.parametrize("told", [b"", b"Connection: close\r\n"], ids=["untold", "told"])
+def test_a_connection_that_the_server_closes_is_replaced(told: bytes) -> None:
+    async def use(get: Get) -> None:
+        for _ in range(2):
+            assert (await get())[1] == b"bytes"
+
+    last = PLAIN.replace(b"ETag", told + b"ETag") + b"END"
+    assert run([last, PLAIN], use).connections == 2
+
+
+def test_a_connection_that_is_closed_when_a_request_is_on_its_way_is_replaced() -> None:
+    async def use(get: Get) -> None:
+        for _ in range(2):
+            assert (await get())[1] == b"bytes"
+
+    assert run([PLAIN, b"END", PLAIN], use).connections == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN.replace(b"206 Partial Content", b"200 OK"),
+        b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbytes\r\n0\r\n\r\n",
+        PLAIN.replace(b"1.1", b"1.0"),
+        PLAIN.replace(b"Content-Length: 5", b"Content-Length: -5"),
+    ],
+    ids=["whole file", "redirect", "chunks", "HTTP/1.0", "no length"],
+)
+def test_what_is_no_plain_range_is_told_apart_and_its_connection_not_used_again(answer: bytes) -> None:
+    async def use(get: Get) -> None:
+        with pytest.raises(UnusualAnswerError):
+            await get()
+        assert (await get())[1] == b"bytes"
+
+    assert run([answer, PLAIN], use).connections == 2
+
+
+@pytest.mark.parametrize(("status", "transient"), [("503 Slow Down", True), ("403 Forbidden", False)])
+def test_an_error_status_is_an_error_as_elsewhere(status: str, transient: bool) -> None:
+    async def use(get: Get) -> None:
+        with pytest.raises(HttpError, match=status.partition(" ")[2]) as error:
+            await get()
+        assert is_transient(error.value) == transient
+
+    run([f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()], use)
+
+
+@pytest.mark.parametrize("answer", [PLAIN[:-1], PLAIN[:20], b""], ids=["body", "headers", "nothing"])
+def test_an_answer_that_is_cut_off_is_an_error_that_may_pass(answer: bytes) -> None:
+    async def use(get: Get) -> None:
+        with pytest.raises((OSError, EOFError)) as error:
+            await get()
+        assert is_transient(error.value)
+
+    run([answer + b"END"], use)
