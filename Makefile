@@ -51,6 +51,9 @@ bench: $(VENV)/.installed  ## all benchmarks of speed, and one table (half an ho
 bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 seeds (hours; resumes); labels_per_class=25|50|100
 	$(BIN)/python -m benchmarks.bench_accuracy labels_per_class=$(or $(labels_per_class),50)
 
+bench-pretrain: $(VENV)/.installed  ## what self-supervised pretraining gains the demo's teacher, 3 seeds (hours; resumes); seeds=0,1 objectives=simclr,byol
+	$(BIN)/python -m benchmarks.bench_pretrain $(if $(seeds),seeds=$(seeds)) $(if $(objectives),objectives=$(objectives))
+
 bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decoder, real model, memory, scheduling, resume (20 minutes)
 	$(BIN)/python -m benchmarks.bench_label
 	$(BIN)/python -m benchmarks.bench_decoder
@@ -107,7 +110,7 @@ bench-serve: $(VENV)/.installed  ## 64 clients streaming at once: exported shard
 release: $(VENV)/.installed  ## sdist and wheel, installed into a bare environment that runs the demo (20 minutes, 7 GB more)
 	rm -rf dist build/bare && $(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv build/bare
-	build/bare/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	build/bare/bin/pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[train]"
 	cd build && bare/bin/python -m data.fashion_mnist out=$(DATA)
 	cd build && bare/bin/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 

@@ -19,8 +19,9 @@ from typing import Any
 from data.settings import UsageError, run_command
 
 NAMES = (
-    "label", "decoder", "label_model", "label_flow", "pool", "label_bytes", "resume", "footers", "select", "near_duplicates", "loader",
-    "remote", "remote_stages", "train", "loader_memory", "position", "exclusions", "pack", "export", "serve",
+    "label", "predict", "decoder", "label_model", "label_flow", "pool", "label_bytes", "resume", "footers", "select",
+    "near_duplicates", "loader", "remote", "remote_stages", "train", "loader_memory", "position", "exclusions", "pack", "export",
+    "serve",
 )  # fmt: skip
 
 

@@ -81,22 +81,22 @@ def arm_folder(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str])
     """Return the folder of an arm's weights; train it if needed."""
     run = f"{out}/run"
     if arm == "teacher":
-        _pipeline("stage=teacher", run, data, seed, *recipe)
+        run_stages("stage=teacher", run, data, seed, *recipe)
         return f"{run}/gen-1/teacher"
     if arm == "student":
-        _pipeline("stage=teacher,label,select,student", run, data, seed, *recipe)
+        run_stages("stage=teacher,label,select,student", run, data, seed, *recipe)
         return f"{run}/gen-1/student"
     if arm == "without_noise":
         for part in ("teacher", "labels", "selections"):
             if not (out / arm / "gen-1" / part).exists():
                 shutil.copytree(Path(run) / "gen-1" / part, out / arm / "gen-1" / part)
-        _pipeline("stage=student", f"{out}/{arm}", data, seed, *NO_NOISE)
+        run_stages("stage=student", f"{out}/{arm}", data, seed, *NO_NOISE)
         return f"{out}/{arm}/gen-1/student"
     words = _student_as_teacher()
     if arm == "all_labels":
         _pack_truth(data)
         words += _all_labels_words(data)
-    _pipeline("stage=teacher", f"{out}/{arm}", data, seed, *words)
+    run_stages("stage=teacher", f"{out}/{arm}", data, seed, *words)
     return f"{out}/{arm}/gen-1/teacher"
 
 
@@ -127,7 +127,8 @@ def _word(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value).replace('"', "")
 
 
-def _pipeline(stage: str, run_dir: str, data: str, seed: int, *words: str) -> None:
+def run_stages(stage: str, run_dir: str, data: str, seed: int, *words: str) -> None:
+    """Run stages of the demo on a seed's data. Raises BenchmarkError when they fail."""
     patterns = [f"data.{name}=[{data}/{name}/*.tar]" for name in ("labeled", "validation", "unlabeled", "test")]
     hashes = f"data.held_out_hashes=[{data}/validation/hashes.parquet,{data}/test/hashes.parquet]"
     command = [stage, "config=fashion_mnist", f"run_dir={run_dir}", f"seed={seed}", *patterns, hashes]
@@ -164,6 +165,7 @@ def _pack_truth(data: str) -> None:
 
 
 def accuracy(folder: str, shards: str, data: str) -> float:
+    """Top-1, in 0 to 1, of a stage's weights on labeled shards."""
     torch.set_num_threads(2)
     logits, labels = predict_split(open_split(shards, f"{data}/index"), load_predictor(folder, "cpu"))
     return top_k_accuracy(np.asarray(logits), labels)[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
-from data import storage
-from data.errors import DataError
-from data.storage.redact import redacted
+from . import storage
+from .errors import DataError
+from .storage.redact import redacted
 
 _MAX_NAME = 255  # bytes; the limit of file systems
 _SHOWN = 60  # characters of a wrong name in a message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.storage.redact import redacted
+from .storage.redact import redacted
 
 
 class DataError(ValueError):

@@ -19,14 +19,14 @@ import pyarrow as pa
 from PIL import Image
 from tqdm import tqdm
 
-from data import storage
-from data.errors import DataError
-from data.fashion_mnist_files import find_files, read_idx
-from data.images.held_out_hashes import held_out_row, is_outdated, write_hashes
-from data.settings import run_command
-from data.shards.split import MANIFEST_NAME
-from data.shards.write import Fields, labeled_members, require_ours, write_shards
-from data.tables import write_table
+from . import storage
+from .errors import DataError
+from .fashion_mnist_files import find_files, read_idx
+from .images.held_out_hashes import held_out_row, is_outdated, write_hashes
+from .settings import run_command
+from .shards.split import MANIFEST_NAME
+from .shards.write import Fields, labeled_members, require_ours, write_shards
+from .tables import write_table
 
 CLASS_NAMES = (
     "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",

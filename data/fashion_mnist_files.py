@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
+from .errors import DataError
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

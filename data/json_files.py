@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from data import storage
-from data.errors import DataError, damaged
+from . import storage
+from .errors import DataError, damaged
 
 Shape = TypeVar("Shape")
 

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         from data.packing.pack_folder import (
             pack,  # here: Ctrl-C while NumPy and pyarrow are loaded is no traceback either
         )
-        from data.settings import run_command
+
+        from .settings import run_command
 
         return run_command(pack, arguments, __doc__ or "")
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data.storage.redact import redacted
+from .storage.redact import redacted
 
 
 class UsageError(ValueError):
@@ -71,6 +71,9 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], usage: 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(usage.strip())
+        return 0
     try:
         function(**parse_settings(function, arguments, usage))
     except (ValueError, OSError) as error:

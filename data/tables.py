@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import storage
-from data.errors import DataError, damaged
+from . import storage
+from .errors import DataError, damaged
 
 _SEAL = b"\x93NSPfoot"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "teacher", "student", "data")
+PACKAGES = ("pipeline", "teacher", "student", "noisy_student", "data")
 FEWEST = 3  # imports that are worth an arrow
 INK, LINE, FACE = (
     "#1f2937",
     "#64748b",
-    {"pipeline": "#dbeafe", "teacher": "#fde8cf", "student": "#e4dcfb", "data": "#d7f0e2"},
+    {"pipeline": "#dbeafe", "teacher": "#fde8cf", "student": "#e4dcfb", "noisy_student": "#d7f0e2", "data": "#d7f0e2"},
 )
 
 

@@ -83,7 +83,7 @@ def run(words: Sequence[str]) -> None:
     command = parse_command(words)
     loaded = load(command.config, command.overrides)
     try:
-        _run(loaded, command)
+        _run(loaded, command.with_config(loaded.config))
     except StageRefusedError as refusal:
         raise StageRefusedError("\n".join([str(refusal), *map(loaded.origin, refusal.fields)])) from None
 
@@ -170,7 +170,7 @@ def _run_stages(config: Config, layouts: Sequence[Layout], names: Sequence[str],
                 f"generation {layout.generation} begins when generation {layout.generation - 1} has a student (stage=student)"
             )
             return
-        for stage in names:
+        for stage in (name for name in names if layout.generation == 1 or not stages.find(name).once):
             if stage == forced:
                 forced = None if _run_or_force(config, layout, stage, layout == last) else forced
             else:
@@ -247,7 +247,7 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
     }
     for note in check_splits(config, checked):
         print(note)
-    if {"teacher", "label", "student", "evaluate"} & set(names):
+    if {"pretrain", "teacher", "label", "student", "evaluate"} & set(names):
         _later("pipeline.planning.gpu_fit:require_memory", config, layouts, names, checked)
     if {"teacher", "student"} <= set(names):
         _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)

@@ -33,14 +33,16 @@ class StageRow:
         run: `module:function`, called with (config, layout, force) for a stage of a generation and for a study, with
             (config, layouts) for a reader, and with (config, layouts, before, after) for the comparison.
         kind: `generation`: run once per generation; `study`: of no generation; `reader` and `comparison`: take no lock.
-        folder: below `gen-N/`; empty for a stage that has none there.
+        folder: below `gen-N/`, or below RUN for a stage that is made `once`; empty for a stage that has none there.
         fingerprint: the configuration that its output depends on.
         reads: the fields that name shards and files, checked before it runs; none for readers, which take what is there.
         upstream: name of an input in its fingerprint → the stage that makes it.
         is_long: it may take hours. Changed settings are refused before the command starts, and the time of stopped runs is recorded.
         followed_by: a stage that always runs after it.
         only_named: `stage=all` leaves it out.
+        all_if: `FIELD=VALUE` with which `stage=all` runs it although it is `only_named`.
         only_first: later generations take this from the generation before.
+        once: made once for the whole run, with the first generation.
     """
 
     name: str
@@ -54,10 +56,27 @@ class StageRow:
     is_long: bool = False
     followed_by: str | None = None
     only_named: bool = False
+    all_if: str = ""
     only_first: bool = False
+    once: bool = False
+
+    def is_in_all(self, config: object) -> bool:
+        """Whether `stage=all` runs it."""
+        return not self.only_named or bool(self.all_if and _holds(self.all_if, config))
 
 
 STAGES: tuple[StageRow, ...] = (
+    StageRow(
+        "pretrain",
+        "teach a model features without labels, on labeled and unlabeled images; with teacher.init=pretrain also part of stage=all",
+        "teacher.pretrain:pretrain",
+        folder="pretrain",
+        fingerprint=("pretrain", "select.copy_correlation if data.held_out_hashes", *NUMERICS),
+        reads=("data.labeled", "data.unlabeled", "data.exclude", "data.held_out_hashes"),
+        is_long=True,
+        only_named=True,
+        once=True,
+    ),
     StageRow(
         "teacher",
         "train on the labeled images, or take teacher.weights=FILE",
@@ -172,9 +191,14 @@ def names_of(*kinds: Kind) -> list[str]:
 
 
 def with_folder(generation: int | None = None) -> list[StageRow]:
-    """Rows with a folder in every generation; given one, only those that this generation makes itself."""
+    """Rows with a folder; given a generation, only those that it makes itself."""
     rows = [row for row in STAGES if row.folder]
-    return [row for row in rows if generation in (None, 1) or not row.only_first]
+    return [row for row in rows if generation in (None, 1) or not (row.only_first or row.once)]
+
+
+def rows_of(generation: int) -> list[StageRow]:
+    """Rows with a folder in a generation, which it makes itself or takes from the one before."""
+    return [row for row in STAGES if row.folder and (generation == 1 or not row.once)]
 
 
 def maker_of(name: str) -> str | None:

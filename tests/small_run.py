@@ -71,6 +71,17 @@ class SmallRun:
         opened.commit(["metrics.jsonl", "weights/model.safetensors"], {"validation_top1": 0.625})
         storage.write_text(opened.path("seconds.json"), json.dumps({"seconds": seconds}))
 
+    def pretrain(self, layout: Layout, spread: float = 0.8) -> None:
+        """A pretraining with its curves."""
+        fields = {"pretrain.objective": "byol", "pretrain.batch_size": 100}
+        stage = open_stage(layout.pretrain, "pretrain", Fingerprint(fields, {"labeled": "ab" * 8}))
+        lines = [{"step": step, "loss": 5 / step, "spread": spread} for step in (10, 20)]
+        lines.append({"step": 20, "knn_top1": 0.715})
+        storage.write_text(stage.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+        counts = {"images": 120, "used": 113, "undecodable": 4, "excluded": 2, "held_out_copies": 1, "steps": 20}
+        stage.commit(["metrics.jsonl"], counts | {"loss": 0.25, "spread": spread, "knn_top1": 0.715})
+        storage.write_text(stage.path("seconds.json"), json.dumps({"seconds": 4.0}))
+
     def label(self, config: Config, layout: Layout, num_wrong: int = 30) -> None:
         """Labels of which the first `num_wrong` are wrong; the last image of each shard is quarantined."""
         teacher = done_record(layout.teacher)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -73,6 +74,27 @@ def train(job: TrainJob, world: int = 1, at: str = "", fault: Callable[[], None]
                 process.kill()
         running = [process for process in running if process.exitcode is None]
     return [process.exitcode for process in processes]
+
+
+def in_group(meeting: Path, function: Callable[..., Any], *args: Any, world: int = 2) -> list[Any]:
+    """What `function(rank, *args)` returns in each of `world` processes that form a group.
+
+    Args:
+        meeting: a file that is not there yet.
+    """
+    PROCESSES.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(world, PROCESSES) as pool:
+        found = [pool.submit(_join_group, rank, world, str(meeting), function, args) for rank in range(world)]
+        return [each.result(HANGS_S) for each in found]
+
+
+def _join_group(rank: int, world: int, meeting: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+        return function(rank, *args)
+    finally:
+        distributed.destroy_process_group()
 
 
 def _train(job: TrainJob, rank: int, world: int, meeting: str, at: str, fault: Callable[[], None] | None) -> None:

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from data.images.decode import Pixels, decode, decode_fast
-from data.images.decoding_memory import decoding_bytes
-from data.images.resize import eval_transform, eval_transform_fast
-from data.images.similarity import image_hash
+from .decode import Pixels, decode, decode_fast
+from .decoding_memory import decoding_bytes
+from .resize import eval_transform, eval_transform_fast
+from .similarity import image_hash
 
 _BUFFER_BYTES = 3 << 21  # two megapixels of RGB
 _thread = threading.local()

@@ -29,9 +29,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from data.images.jpeg_header import JPEG, MAX_SCANS, has_many_scans, plain_shape
-from data.images.orientation import orientation, orientation_in_exif, without_warnings
-from data.images.png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpacked
+from .jpeg_header import JPEG, MAX_SCANS, has_many_scans, plain_shape
+from .orientation import orientation, orientation_in_exif, without_warnings
+from .png_chunks import COMPRESSED, PNG, chunks, with_long_text_unpacked
 
 Pixels = NDArray[np.uint8]
 

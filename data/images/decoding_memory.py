@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data.images.decode import MAX_PIXELS, header_shape, jpeg_scale, jpeg_shape
-from data.images.jpeg_header import JPEG, frame_shape
-from data.images.png_chunks import PNG
+from .decode import MAX_PIXELS, header_shape, jpeg_scale, jpeg_shape
+from .jpeg_header import JPEG, frame_shape
+from .png_chunks import PNG
 
 # Bytes a pixel at the peak of decoding, resizing and hashing, beyond the file: measured as growth of the process at 10 megapixels
 # (`python -m benchmarks.bench_label_memory`), rounded up.

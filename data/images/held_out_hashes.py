@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data import storage
-from data.errors import DataError
-from data.images.decode import Pixels
-from data.images.similarity import SIDE, image_hash, thumbnail
-from data.shards.split import HASHES_NAME
-from data.tables import open_content, open_table, parse_table, write_table
+from .. import storage
+from ..errors import DataError
+from ..shards.split import HASHES_NAME
+from ..tables import open_content, open_table, parse_table, write_table
+from .decode import Pixels
+from .similarity import SIDE, image_hash, thumbnail
 
 HASH_SCHEMA = pa.schema(
     [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from data.images.orientation import EXIF_PREFIX, NO_ORIENTATION, UPRIGHT, orientation_in_exif, orientation_in_xmp
+from .orientation import EXIF_PREFIX, NO_ORIENTATION, UPRIGHT, orientation_in_exif, orientation_in_xmp
 
 JPEG = b"\xff\xd8\xff"
 MAX_SCANS = 100

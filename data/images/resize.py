@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from data.images.decode import Pixels
+from .decode import Pixels
 
 _MAX_ASPECT = 16  # long side over short side of what is resized
 _REACH = 3  # of the resize kernel: resized pixels, or source pixels when enlarging

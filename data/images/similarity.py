@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.images.decode import Pixels
+from .decode import Pixels
 
 SIDE = 16
 """Rows and columns of a thumbnail."""

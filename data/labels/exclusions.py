@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import storage
-from data.errors import DataError
-from data.labels.key_set import KeySet
+from .. import storage
+from ..errors import DataError
+from .key_set import KeySet
 
 
 class ExcludedKeys:

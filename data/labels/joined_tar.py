@@ -19,18 +19,19 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data.labels.top_k import top_k_columns
-from data.shards.image_reader import ImageReader, Place
-from data.shards.image_views import ImageViews
-from data.shards.samples import LABEL_FIELD
-from data.shards.tar import end_of_archive, member_headers, padding
+from ..shards.image_ranges import FileRange, ImageRanges
+from ..shards.image_reader import ImageReader, Place
+from ..shards.samples import LABEL_FIELD
+from ..shards.tar import end_of_archive, member_headers, padding
+from .top_k import top_k_columns
 
 JSON_FIELD = "json"
 _CHUNK, _CHUNK_BYTES = 64, 2 << 20  # limits of what is made at once: samples; bytes, unless one sample has more
 _LAID_OUT = 512  # samples whose sizes are computed together
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
-Images = ImageReader | ImageViews
+Images = ImageReader | ImageRanges
+Part = bytes | FileRange
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,11 @@ class JoinedTar:
         self._samples_end = int(self._ends[-1]) if len(entries) else 0
         self.size = self._samples_end + len(end_of_archive(self._samples_end))
 
-    def read(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Bytes `start` to `stop` of the archive, in pieces. Limits and errors as for `parts`."""
-        return (b"".join(parts) for parts in self.parts(source, start, stop))
-
-    def parts(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[Sequence[bytes | memoryview]]:
+    def parts(self, source: Images, start: int = 0, stop: int | None = None) -> Iterator[Sequence[Part]]:
         """Bytes `start` to `stop` of the archive, in pieces, each as parts to put together. Reads only the images in this range.
 
         A piece has at most 2 MiB or one sample, to keep memory small when many archives are read at once. Images are as `source` gives
-        them: views are valid until the next piece.
+        them.
 
         Raises:
             DataError: as `ImageReader.images`.
@@ -124,9 +121,10 @@ class JoinedTar:
             yield cut([end_of_archive(self._samples_end)], start - self._samples_end, stop - self._samples_end)
 
 
-def cut(parts: Iterable[bytes | memoryview], start: int, stop: int) -> list[bytes | memoryview]:
-    """The parts of bytes `start` to `stop` of all parts together; copies nothing that is a view."""
-    found, at = [], 0
+def cut(parts: Iterable[Part], start: int, stop: int) -> list[Part]:
+    """The parts of bytes `start` to `stop` of all parts together."""
+    found: list[Part] = []
+    at = 0
     for part in parts:
         size = len(part)
         if at >= start and at + size <= stop:
@@ -137,7 +135,7 @@ def cut(parts: Iterable[bytes | memoryview], start: int, stop: int) -> list[byte
     return found
 
 
-def sample_bytes(entries: Sequence[Entry], source: Images) -> Iterator[tuple[bytes, bytes | memoryview, bytes]]:
+def sample_bytes(entries: Sequence[Entry], source: Images) -> Iterator[tuple[bytes, Part, bytes]]:
     """For each entry: the bytes before the image, the image, the bytes after it. Reads neighbours in a shard together."""
     for shard, group in groupby(entries, key=lambda entry: entry.shard):
         run = list(group)

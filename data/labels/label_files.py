@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from data import storage
-from data.errors import DataError, damaged
-from data.json_files import first_problem, parse_json, read_json
-from data.labels.top_k import TopK
-from data.shards.split import Shard
-from data.storage.redact import redacted
-from data.tables import END_OF_FILE, TableFile, open_content, open_table, read_whole, to_parquet
+from .. import storage
+from ..errors import DataError, damaged
+from ..json_files import first_problem, parse_json, read_json
+from ..shards.split import Shard
+from ..storage.redact import redacted
+from ..tables import END_OF_FILE, TableFile, open_content, open_table, read_whole, to_parquet
+from .top_k import TopK
 
 LABELS_MANIFEST = "manifest.json"
 QUARANTINE_NAME = "quarantine.parquet"

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.labels.label_files import (
+from .. import storage
+from ..errors import DataError
+from ..tables import read_footer
+from .label_files import (
     LABELS_REMEDY,
     LabeledShard,
     Quarantined,
@@ -23,7 +24,6 @@ from data.labels.label_files import (
     read_labels,
     read_quarantined,
 )
-from data.tables import read_footer
 
 
 def describe_by_footers(folder: str, sizes: Mapping[str, int]) -> Iterator[LabeledShard | None]:

@@ -11,11 +11,13 @@ from urllib.parse import urlencode
 import numpy as np
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
-from data.labels.joined_tar import LabelEntries, Provenance, Rows
-from data.labels.label_files import (
+from .. import storage
+from ..errors import DataError
+from ..shards.split import Shard
+from ..tables import parse_table, read_whole
+from .exclusions import NOTHING_EXCLUDED, ExcludedKeys
+from .joined_tar import LabelEntries, Provenance, Rows
+from .label_files import (
     LABEL_COLUMNS,
     LABELS_REMEDY,
     LabeledShard,
@@ -24,8 +26,6 @@ from data.labels.label_files import (
     read_labels,
     read_labels_manifest,
 )
-from data.shards.split import Shard
-from data.tables import parse_table, read_whole
 
 FILTER_COLUMNS = ("label", "confidence")
 _DIGEST_CHARACTERS = 64  # of a SHA-256 in hex

@@ -1,40 +1,36 @@
 """Pseudo-labels for other projects' training: images and labels, joined on the fly.
 
-    labels = PseudoLabels("http://labels.example:8080", min_confidence=0.8)
-    for images, classes in DataLoader(labels.dataset(transform, shuffle=1000), batch_size=256, num_workers=8): …
-
-Ranks (torch.distributed) and loader workers divide the shards: each sample appears once per epoch. Shares differ in size, so ranks that
-synchronize must stop after the same number of steps or use torch's `Join`.
+labels = PseudoLabels("http://labels.example:8080", min_confidence=0.8)
+for image, label in labels: …  # in order, without torch
+for images, classes in DataLoader(labels.dataset(transform, shuffle=1000), batch_size=256, num_workers=8): …
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterator
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, get_worker_info
 
-from data import storage
-from data.base_names import read_pointer
-from data.errors import DataError
-from data.images.decode import DecodeError, decode
-from data.labels.overlay import RowFilter
-from data.labels.sources import PseudoLabeled, Source
-from data.labels.sources.archives import LATEST_NAME, open_exported
-from data.labels.sources.run import open_run
-from data.labels.sources.server import open_served
-from data.run_names import CONFIG_NAME
-from data.shards.split import MANIFEST_NAME
-from data.storage.http import is_http
-from data.storage.redact import redacted
+from .. import storage
+from ..base_names import read_pointer
+from ..errors import DataError
+from ..run_names import CONFIG_NAME
+from ..settings import nearest
+from ..shards.split import MANIFEST_NAME
+from ..storage.http import is_http
+from ..storage.redact import redacted
+from .overlay import RowFilter
+from .sources import Source
+from .sources.archives import LATEST_NAME, open_exported
+from .sources.run import open_run
+from .sources.server import open_served
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .torch_dataset import PseudoLabelDataset
+
+_NAMED = 3  # classes in the text of an object
 
 
 class PseudoLabels:
@@ -43,7 +39,7 @@ class PseudoLabels:
     Args:
         source: path or URL of a run directory, an export, a folder of exports (the last one is used), or the address of `stage=serve`.
         min_confidence: only labels with confidence ≥ this, 0 to 1.
-        classes: only images with these labels.
+        classes: only images with these labels: class numbers, or names.
         selected: only images selected for the student; False: all.
         token: of the server; by default the one that NOISY_STUDENT_TOKEN (`http://HOST:PORT=TOKEN`) has for this address.
 
@@ -57,12 +53,18 @@ class PseudoLabels:
         source: str,
         *,
         min_confidence: float = 0.0,
-        classes: Collection[int] | None = None,
+        classes: Collection[int | str] | None = None,
         selected: bool = True,
         token: str | None = None,
     ) -> None:
-        keep = RowFilter(selected, min_confidence, None if classes is None else frozenset(classes))
+        wanted = (classes,) if isinstance(classes, str) else classes
+        names = None
+        if wanted is not None and any(isinstance(one, str) for one in wanted):
+            names = _open(source, RowFilter(selected, min_confidence), token).class_names
+        keep = RowFilter(selected, min_confidence, None if wanted is None else _class_numbers(wanted, names))
         self._source = _open(source, keep, token)
+        self._length: int | None = None
+        self._text = _describe(redacted(source), keep, self._source)
         self.class_names = self._source.class_names
         _check_filter(keep, self.class_names)
         if not self._source.num_shards:
@@ -70,9 +72,20 @@ class PseudoLabels:
                 f"{redacted(source)}: no label passes the filter; lower min_confidence, or name more classes"
             )
 
+    def __repr__(self) -> str:
+        return self._text
+
     def __len__(self) -> int:
-        """Number of images. Reads all labels."""
-        return int(self.table().num_rows)
+        """Number of rows of `table`. Reads all labels the first time."""
+        if self._length is None:
+            self._length = int(self.table().num_rows)
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        """Images (RGB, upright) and labels, in order, decoded in this process. Raises as iterating `dataset()`."""
+        for shard in range(self._source.num_shards):
+            for sample in self._source.samples(shard):
+                yield sample.decoded(), sample.label
 
     def table(self) -> pa.Table:
         """All labels without images: `data.labels.sources.COLUMNS`. An image that the export repeats has a row for each copy."""
@@ -87,81 +100,28 @@ class PseudoLabels:
         seed: int = 0,
         as_dict: bool = False,
     ) -> PseudoLabelDataset:
-        """A dataset for a DataLoader.
+        """A dataset for torch's DataLoader.
 
         Args:
             transform: applied to the decoded image (RGB, upright); by default the image itself.
             shuffle: shuffle shards, and samples in a buffer of this many encoded images; 0: in order.
             seed: of the shuffling.
             as_dict: give dicts of `image`, `label`, `confidence`, `copies` and `key` instead of (image, label).
+
+        Raises:
+            ModuleNotFoundError: torch is not installed.
         """
-        return PseudoLabelDataset(self._source, transform, shuffle, seed, as_dict)
-
-
-class PseudoLabelDataset(IterableDataset[Any]):
-    """See `PseudoLabels.dataset`. Iterating raises DataError for damaged data, StorageError when reading fails."""
-
-    def __init__(
-        self, source: Source, transform: Callable[[Image.Image], Any] | None, shuffle: int, seed: int, as_dict: bool
-    ) -> None:
-        self._source, self._transform, self._as_dict = source, transform, as_dict
-        self._shuffle, self._seed = shuffle, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with persistent workers
-        self._rank = (0, 1)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Change the order for this epoch; call it on all ranks. Otherwise all epochs have the same order."""
-        self._epoch.fill_(epoch)
-
-    def __iter__(self) -> Iterator[Any]:
-        part, parts = _part_of(*self._distributed())
-        order = np.arange(self._source.num_shards)
-        random = np.random.default_rng([self._seed, int(self._epoch)])  # the same for all parts
-        if self._shuffle:
-            random.shuffle(order)
-        if parts > len(order) and part == 0:
-            logger.warning("%d shards for %d ranks and workers together: some have no samples", len(order), parts)
-        samples = chain.from_iterable(self._source.samples(int(shard)) for shard in order[part::parts])
-        return map(self._item, _mixed(samples, self._shuffle, random))
-
-    def _item(self, sample: PseudoLabeled) -> Any:
         try:
-            picture = Image.fromarray(decode(sample.image))
-        except DecodeError as error:
-            raise DataError(f"the image of key {sample.key!r} cannot be decoded ({error})") from error
-        image = self._transform(picture) if self._transform else picture
-        if not self._as_dict:
-            return image, sample.label
-        return {"image": image} | {name: getattr(sample, name) for name in ("key", "label", "confidence", "copies")}
-
-    def _distributed(self) -> tuple[int, int]:
-        """Rank and world size; in a loader worker, those of the process that made the loader."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return self._rank
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rank": self._distributed()}
-
-
-def _part_of(rank: int, world_size: int) -> tuple[int, int]:
-    """The part of the shards that this process reads, and the number of parts."""
-    worker = get_worker_info()
-    number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-    return rank * workers + number, world_size * workers
-
-
-def _mixed(samples: Iterator[PseudoLabeled], size: int, random: np.random.Generator) -> Iterator[PseudoLabeled]:
-    """Shuffle samples with a buffer of `size`."""
-    waiting: list[PseudoLabeled] = []
-    for sample in samples:
-        waiting.append(sample)
-        if len(waiting) > size:
-            place = int(random.integers(len(waiting)))
-            waiting[place], waiting[-1] = waiting[-1], waiting[place]
-            yield waiting.pop()
-    random.shuffle(waiting)
-    yield from waiting
+            from .torch_dataset import PseudoLabelDataset
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                "PseudoLabels.dataset needs torch: pip install torch, or 'noisy-student-pipeline[train]' for the whole "
+                "pipeline; table() and iteration work without",
+                name="torch",
+            ) from None
+        return PseudoLabelDataset(self._source, transform, shuffle, seed, as_dict)
 
 
 def _open(source: str, keep: RowFilter, token: str | None) -> Source:
@@ -180,6 +140,34 @@ def _open(source: str, keep: RowFilter, token: str | None) -> Source:
         f"{redacted(source)}: expected a run directory ({CONFIG_NAME}), an export ({MANIFEST_NAME}), a folder of exports "
         f"({LATEST_NAME}), or the http:// address of stage=serve"
     )
+
+
+def _class_numbers(classes: Collection[int | str], names: Sequence[str] | None) -> frozenset[int]:
+    """Class numbers, of which some are given by name. Raises DataError for an unknown name."""
+    numbers = {int(one) for one in classes if not isinstance(one, str)}
+    for name in (one for one in classes if isinstance(one, str)):
+        if not names:
+            raise DataError(f"classes: {name!r}: these labels have no class names; expected class numbers")
+        if name not in names:
+            raise DataError(f"classes: no class {name!r} among {len(names)}{nearest(name, names)}")
+        numbers |= {number for number, known in enumerate(names) if known == name}
+    return frozenset(numbers)
+
+
+def _describe(source: str, keep: RowFilter, labels: Source) -> str:
+    """The text of a `PseudoLabels`: what it was opened with, and what is there."""
+    names = labels.class_names
+    given = [repr(source)]
+    if keep.min_confidence:
+        given.append(f"min_confidence={keep.min_confidence}")
+    if keep.classes is not None:
+        wanted = sorted(keep.classes)
+        given.append(f"classes={[names[n] if names and 0 <= n < len(names) else n for n in wanted]}")
+    if not keep.selected:
+        given.append("selected=False")
+    first = ", ".join((names or ())[:_NAMED]) + (", …" if len(names or ()) > _NAMED else "")
+    classes = f"{len(names)} classes ({first})" if names else "classes without names"
+    return f"PseudoLabels({', '.join(given)}): {labels.num_shards} shards, {classes}"
 
 
 def _check_filter(keep: RowFilter, class_names: tuple[str, ...] | None) -> None:

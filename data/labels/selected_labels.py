@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.labels.label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
+from .. import storage
+from ..errors import DataError
+from .label_files import LabeledShard, copies_digests, read_copies, read_labels, read_labels_manifest
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data import storage
-from data.errors import DataError
-from data.json_files import read_json
-from data.packing.file_list import find_changes, has_file_list, read_copies, write_file_list
-from data.packing.groups import Indices
-from data.packing.listing import Listing
-from data.packing.plan import Plan
-from data.packing.sidecars import read_sources
-from data.shards.samples import printable
-from data.shards.split import MANIFEST_NAME
-from data.shards.write import require_ours
+from .. import storage
+from ..errors import DataError
+from ..json_files import read_json
+from ..shards.samples import printable
+from ..shards.split import MANIFEST_NAME
+from ..shards.write import require_ours
+from .file_list import find_changes, has_file_list, read_copies, write_file_list
+from .groups import Indices
+from .listing import Listing
+from .plan import Plan
+from .sidecars import read_sources
 
 
 @dataclass(frozen=True)

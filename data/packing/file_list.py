@@ -13,11 +13,11 @@ from itertools import chain, islice, zip_longest
 import numpy as np
 import pyarrow as pa
 
-from data import storage
-from data.packing.groups import Indices
-from data.packing.listing import Listing, Row
-from data.shards.samples import printable
-from data.tables import read_table, write_table
+from .. import storage
+from ..shards.samples import printable
+from ..tables import read_table, write_table
+from .groups import Indices
+from .listing import Listing, Row
 
 ROWS = 100_000
 _SHOWN = 5

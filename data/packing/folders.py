@@ -15,9 +15,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from data import storage
-from data.errors import DataError
-from data.shards.samples import IMAGE_EXTENSIONS, image_extension, printable
+from .. import storage
+from ..errors import DataError
+from ..shards.samples import IMAGE_EXTENSIONS, image_extension, printable
 
 SYSTEM_NAMES = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.errors import DataError
-from data.packing.folders import ImageFile
-from data.shards.samples import printable
+from ..errors import DataError
+from ..shards.samples import printable
+from .folders import ImageFile
 
 _PIECE = 16 * 1024  # bytes from the middle of a file; they differ for almost all files of equal size
 _READERS = 16  # threads; most of their time is the disk's

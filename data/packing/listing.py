@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data.packing.folders import ImageFile
+from .folders import ImageFile
 
 _ROW = struct.Struct("<3q")
 _ROW_BYTES = _ROW.size

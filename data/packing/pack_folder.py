@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data import storage
-from data.errors import DataError
-from data.images.held_out_hashes import is_outdated
-from data.packing.claim import Claim, is_packed, known_copies, make_claim, read_claim
-from data.packing.folders import find_classes
-from data.packing.lines import read_lines
-from data.packing.packed_shards import remove_records
-from data.packing.plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
-from data.packing.screening import SplitJob
-from data.packing.split_packing import PIECE, pack_split
-from data.packing.summary import print_summary
-from data.packing.workers import available_cores, workers
-from data.packing.workspace import workspace
-from data.shards.samples import IMAGE_EXTENSIONS
-from data.shards.split import HASHES_NAME
+from .. import storage
+from ..errors import DataError
+from ..images.held_out_hashes import is_outdated
+from ..shards.samples import IMAGE_EXTENSIONS
+from ..shards.split import HASHES_NAME
+from .claim import Claim, is_packed, known_copies, make_claim, read_claim
+from .folders import find_classes
+from .lines import read_lines
+from .packed_shards import remove_records
+from .plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
+from .screening import SplitJob
+from .split_packing import PIECE, pack_split
+from .summary import print_summary
+from .workers import available_cores, workers
+from .workspace import workspace
 
 
 def pack(

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data import storage
-from data.images.held_out_hashes import hash_table
-from data.packing.screening import ScreenedImage, SplitJob
-from data.shards.split import INDEX_FOLDER, ShardRecord
-from data.shards.write import Fields, labeled_members, remove_begun, shard_name, write_shard
-from data.tables import open_table, read_table, write_table
+from .. import storage
+from ..images.held_out_hashes import hash_table
+from ..shards.split import INDEX_FOLDER, ShardRecord
+from ..shards.write import Fields, labeled_members, remove_begun, shard_name, write_shard
+from ..tables import open_table, read_table, write_table
+from .screening import ScreenedImage, SplitJob
 
 FINISHED_FOLDER = ".finished"
 _METADATA = b"packed"

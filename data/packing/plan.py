@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
-from data.images.decode import DecodeError, decode
-from data.packing import groups
-from data.packing.folders import Found, ScannedImage, scan
-from data.packing.groups import Indices
-from data.packing.lines import LineWriter
-from data.packing.listing import Listing, ListingWriter, Order, Row, shuffled, write_order
-from data.shards.samples import printable
+from ..errors import DataError
+from ..images.decode import DecodeError, decode
+from ..shards.samples import printable
+from . import groups
+from .folders import Found, ScannedImage, scan
+from .groups import Indices
+from .lines import LineWriter
+from .listing import Listing, ListingWriter, Order, Row, shuffled, write_order
 
 LEFT_OUT = "left-out"
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import DataError
-from data.images.decode import DecodeError, decode_fast
-from data.images.held_out_hashes import HeldOutRow, held_out_row
-from data.packing.folders import LeftOut
-from data.packing.listing import Listing, Order
-from data.shards.samples import printable
+from ..errors import DataError
+from ..images.decode import DecodeError, decode_fast
+from ..images.held_out_hashes import HeldOutRow, held_out_row
+from ..shards.samples import printable
+from .folders import LeftOut
+from .listing import Listing, Order
 
 _SCALED = (
     1  # pixels: a JPEG of an unlabeled image is decoded as small as can be, which finds the same damage in less time

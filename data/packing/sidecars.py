@@ -7,14 +7,14 @@ from itertools import chain
 
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.images.held_out_hashes import HASH_SCHEMA
-from data.packing.lines import LineWriter, read_lines, sort_lines
-from data.packing.packed_shards import finished_tables, key_of
-from data.packing.screening import SplitJob
-from data.shards.split import HASHES_NAME
-from data.tables import open_table, write_table_parts
+from .. import storage
+from ..errors import DataError
+from ..images.held_out_hashes import HASH_SCHEMA
+from ..shards.split import HASHES_NAME
+from ..tables import open_table, write_table_parts
+from .lines import LineWriter, read_lines, sort_lines
+from .packed_shards import finished_tables, key_of
+from .screening import SplitJob
 
 SOURCES_NAME = "sources.parquet"  # key → path
 REJECTED_NAME = "rejected.txt"  # what was left out, and why

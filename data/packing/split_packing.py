@@ -15,11 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.packing.packed_shards import Finished, Part, PlannedShard, find_finished, remove_records, write_planned
-from data.packing.screening import Screened, SplitJob, screen
-from data.packing.sidecars import write_sidecars
-from data.shards.split import ShardRecord
-from data.shards.write import mark_begun, write_manifest
+from ..shards.split import ShardRecord
+from ..shards.write import mark_begun, write_manifest
+from .packed_shards import Finished, Part, PlannedShard, find_finished, remove_records, write_planned
+from .screening import Screened, SplitJob, screen
+from .sidecars import write_sidecars
 
 PIECE = 500  # images: a second or less of one process
 

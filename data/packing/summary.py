@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data import storage
-from data.packing.folders import natural_order
-from data.packing.plan import Plan
-from data.packing.sidecars import REJECTED_NAME, read_sources
-from data.shards.index import read_index
-from data.shards.samples import printable
-from data.shards.split import HASHES_NAME, MANIFEST_NAME, Manifest, index_url
+from .. import storage
+from ..shards.index import read_index
+from ..shards.samples import printable
+from ..shards.split import HASHES_NAME, MANIFEST_NAME, Manifest, index_url
+from .folders import natural_order
+from .plan import Plan
+from .sidecars import REJECTED_NAME, read_sources
 
 _SHOWN = 5
 

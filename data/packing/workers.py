@@ -13,7 +13,7 @@ from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from data.errors import DataError
+from ..errors import DataError
 
 Result = TypeVar("Result")
 _ONE_BLAS_THREAD = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data import storage
-from data.errors import DataError
+from .. import storage
+from ..errors import DataError
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from data.shards.samples import INDEX_RULE, Sample, has_odd_key, is_damage
+from .samples import INDEX_RULE, Sample, has_odd_key, is_damage
 
 _MAX_IGNORED_FIELDS = 16  # as many as a satellite image has bands; more are parts of file names
 _USUAL = 0.1  # a field that at least this share of samples has is a kind of image (depth.png); images of rarer fields count as stray

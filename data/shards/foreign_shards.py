@@ -17,13 +17,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from data import storage
-from data.errors import DataError
-from data.shards.findings import NO_FINDINGS, Findings, findings_of
-from data.shards.index import INDEX_SCHEMA, build_index, index_digest
-from data.storage import FileInfo
-from data.storage.redact import redacted
-from data.tables import read_table, write_table
+from .. import storage
+from ..errors import DataError
+from ..storage import FileInfo
+from ..storage.redact import redacted
+from ..tables import read_table, write_table
+from .findings import NO_FINDINGS, Findings, findings_of
+from .index import INDEX_SCHEMA, build_index, index_digest
 
 KNOWN_NAME = "shards.json"
 _warned: set[str] = set()  # folders of indexes for which the warning about missing versions was given

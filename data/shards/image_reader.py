@@ -17,13 +17,13 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.shards.read_ahead import Pending, read_ahead
-from data.shards.samples import iterate_samples
-from data.shards.split import Shard, Split
-from data.shards.tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
-from data.storage.redact import redacted
+from .. import storage
+from ..errors import DataError
+from ..storage.redact import redacted
+from .read_ahead import Pending, read_ahead
+from .samples import iterate_samples
+from .split import Shard, Split
+from .tar_header import MAX_FRONT, bytes_in_front, describe_front, is_in_front
 
 PLACE_COLUMNS = ("ordinal", "__key__", "offset", "size")  # of label rows; see `places_of`
 _OPEN_FILES = 64

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from data import storage
-from data.errors import DataError
-from data.shards.findings import index_metadata
-from data.shards.samples import Sample, iterate_samples, mark_parted
-from data.storage.redact import redacted
-from data.tables import read_table
+from .. import storage
+from ..errors import DataError
+from ..storage.redact import redacted
+from ..tables import read_table
+from .findings import index_metadata
+from .samples import Sample, iterate_samples, mark_parted
 
 INDEX_SCHEMA = pa.schema(
     [

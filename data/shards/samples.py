@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from data.shards.tar_reader import DamagedTarError, Member, read_members
+from .tar_reader import DamagedTarError, Member, read_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELD = "cls"

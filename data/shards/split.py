@@ -13,15 +13,15 @@ from unicodedata import normalize
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from data import storage
-from data.errors import DataError
-from data.json_files import first_problem, parse_any
-from data.shards.findings import NO_FINDINGS, Findings
-from data.shards.foreign_shards import Known, foreign_index_name, open_foreign
-from data.shards.index import build_index, index_digest, read_index
-from data.storage import FileInfo
-from data.storage.http import is_http
-from data.storage.redact import redacted
+from .. import storage
+from ..errors import DataError
+from ..json_files import first_problem, parse_any
+from ..storage import FileInfo
+from ..storage.http import is_http
+from ..storage.redact import redacted
+from .findings import NO_FINDINGS, Findings
+from .foreign_shards import Known, foreign_index_name, open_foreign
+from .index import build_index, index_digest, read_index
 
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"

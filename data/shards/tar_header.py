@@ -8,9 +8,9 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 
-from data.shards.samples import is_member_of, printable
-from data.shards.tar import BLOCK
-from data.shards.tar_reader import pax_records
+from .samples import is_member_of, printable
+from .tar import BLOCK
+from .tar_reader import pax_records
 
 MAX_FRONT = 128 * BLOCK  # bytes searched for extended headers
 _EXTENDED_FRONT = 8 * BLOCK  # enough for the extended headers of nearly all names

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from data.shards.tar import BLOCK
+from .tar import BLOCK
 
 MAX_EXTENDED_BYTES = 1 << 20  # of one extended header; names have at most 4 kB, extended attributes 64 kB each
 MAX_EXTENDED_HEADERS = 8  # before one member; pax, global pax, long name and long link make four

@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from data import storage
-from data.errors import DataError
-from data.shards.index import index_digest, index_table
-from data.shards.samples import LABEL_FIELD, Sample, check_key, written_samples
-from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord, index_url
-from data.shards.tar import end_of_archive, member_header, padding
-from data.tables import write_table
+from .. import storage
+from ..errors import DataError
+from ..tables import write_table
+from .index import index_digest, index_table
+from .samples import LABEL_FIELD, Sample, check_key, written_samples
+from .split import MANIFEST_NAME, Manifest, ShardRecord, index_url
+from .tar import end_of_archive, member_header, padding
 
 Fields = Mapping[str, bytes]  # field (extension) → content
 MARKER_NAME = ".packing.json"  # in the folder: how many shards a packing, perhaps killed, began to write

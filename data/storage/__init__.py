@@ -20,23 +20,23 @@ from typing import TYPE_CHECKING, BinaryIO, TypeGuard, TypeVar, cast
 
 import pyarrow as pa
 
-from data.storage import local, remote
-from data.storage.fence import reason_not_to_write
-from data.storage.http import without_query
-from data.storage.local import is_local as is_local
-from data.storage.local import path_of, refuse_pipe
-from data.storage.patterns import expand as expand
-from data.storage.redact import redacted
-from data.storage.remote import PARALLEL_REQUESTS as PARALLEL_REQUESTS
-from data.storage.remote import FileInfo as FileInfo
-from data.storage.retry import ChangedError as ChangedError
-from data.storage.retry import ConditionError as ConditionError
-from data.storage.retry import FencedError as FencedError
-from data.storage.retry import MissingError as MissingError
-from data.storage.retry import StorageError as StorageError
+from . import local, remote
+from .fence import reason_not_to_write
+from .http import without_query
+from .local import is_local as is_local
+from .local import path_of, refuse_pipe
+from .patterns import expand as expand
+from .redact import redacted
+from .remote import PARALLEL_REQUESTS as PARALLEL_REQUESTS
+from .remote import FileInfo as FileInfo
+from .retry import ChangedError as ChangedError
+from .retry import ConditionError as ConditionError
+from .retry import FencedError as FencedError
+from .retry import MissingError as MissingError
+from .retry import StorageError as StorageError
 
 if TYPE_CHECKING:
-    from data.storage.ranges import RangeFile
+    from .ranges import RangeFile
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -93,7 +93,7 @@ def open_read(url: str) -> BinaryIO:
 
 def open_ranges(url: str) -> RangeFile | None:
     """Open a remote file for reads of ranges that are begun before they are needed; None for a store that cannot."""
-    from data.storage.ranges import RangeFile, can_begin  # aiohttp, which most commands do not need
+    from .ranges import RangeFile, can_begin  # aiohttp, which most commands do not need
 
     return RangeFile(url) if can_begin(url) else None
 

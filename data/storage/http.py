@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from data.storage.redact import redacted
-from data.storage.retry import ChangedError, StorageError
-from data.storage.web_tokens import TOKEN_VARIABLE, origin_of, token_for
+from .redact import redacted
+from .retry import ChangedError, StorageError
+from .web_tokens import TOKEN_VARIABLE, origin_of, token_for
 
 if TYPE_CHECKING:
-    from data.storage.web_session import Answer
+    from .web_session import Answer
 
 
 def is_http(url: str) -> bool:
@@ -85,7 +85,7 @@ def _version(answer: Answer) -> str:
 
 
 def _ask(url: str, headers: dict[str, str], timeout_s: float, max_bytes: int) -> Answer:
-    from data.storage.web_session import get  # aiohttp, which most commands do not need
+    from .web_session import get  # aiohttp, which most commands do not need
 
     if not is_sendable(url):
         raise StorageError(

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.storage.failpoint import failpoint
-from data.storage.remote import FileInfo
-from data.storage.retry import StorageError
+from .failpoint import failpoint
+from .remote import FileInfo
+from .retry import StorageError
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are being written; no listing shows them."""

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from data.storage import local, remote
-from data.storage.http import without_query
-from data.storage.local import is_local, path_of, refuse_pipe
-from data.storage.redact import redacted
-from data.storage.retry import MissingError, StorageError
+from . import local, remote
+from .http import without_query
+from .local import is_local, path_of, refuse_pipe
+from .redact import redacted
+from .retry import MissingError, StorageError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _GLOB = re.compile(r"[*?[]")

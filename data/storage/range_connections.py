@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from yarl import URL
 
-from data.storage import remote
-from data.storage.http import HttpError
+from . import remote
+from .http import HttpError
 
 _BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
 _IDLE_S = 15.0  # after which a connection that is not used is not used again; stores close it after 20 s and more

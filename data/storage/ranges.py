@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 from fsspec.asyn import get_loop
 from yarl import URL
 
-from data.storage import remote
-from data.storage.http import is_http, is_sendable
-from data.storage.range_connections import RangeConnections, UnusualAnswerError
-from data.storage.redact import redacted
-from data.storage.retry import describe, is_transient
-from data.storage.web_session import CONNECTIONS, certificates, proxy_for, session, timeouts
-from data.storage.web_tokens import token_for
+from . import remote
+from .http import is_http, is_sendable
+from .range_connections import RangeConnections, UnusualAnswerError
+from .redact import redacted
+from .retry import describe, is_transient
+from .web_session import CONNECTIONS, certificates, proxy_for, session, timeouts
+from .web_tokens import token_for
 
 SIGNED_S = 300.0  # after which a URL is signed again; it is valid for an hour, and temporary credentials for 10 minutes at least
 _VALID_S = 3600

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from data.storage.http import HttpFile, is_http
-from data.storage.redact import redacted
-from data.storage.retry import ChangedError, ConditionError, StorageError, attempt
+from .http import HttpFile, is_http
+from .redact import redacted
+from .retry import ChangedError, ConditionError, StorageError, attempt
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # without a byte, the connection counts as broken
 PART_BYTES = 50 << 20  # of an upload; up to twice as much is sent in one piece

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from data.storage.redact import redacted
+from .redact import redacted
 
 TRIES = 6
 FIRST_WAIT_S = 1.0  # doubled each time, with up to half of it off at random: about 25 s of waiting in all

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from data.storage.redact import TOKEN_VARIABLE as TOKEN_VARIABLE
-from data.storage.retry import StorageError
+from .redact import TOKEN_VARIABLE as TOKEN_VARIABLE
+from .retry import StorageError
 
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE)
 _AFTER_HOST = ("", "/", "?", "#")

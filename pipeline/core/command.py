@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.settings import UsageError, nearest
 from pipeline import stages
@@ -29,6 +29,7 @@ class Command:
     Attributes:
         text: the command line, for people to repeat.
         stages: names, in the order of the table.
+        is_all: they were given as `all`.
         config: name or file of the configuration, None when not given.
         overrides: `key=value` words of the configuration.
         forced: the stage to start over, if any.
@@ -45,6 +46,14 @@ class Command:
     watch: bool = False
     before: str | None = None
     after: str | None = None
+    is_all: bool = False
+
+    def with_config(self, config: object) -> Command:
+        """With `stage=all`, the stages that run for this configuration."""
+        if not self.is_all:
+            return self
+        wanted = [row.name for row in stages.STAGES if row.name in self.stages or row.is_in_all(config)]
+        return replace(self, stages=tuple(wanted))
 
 
 def command_text(words: Sequence[str]) -> str:
@@ -74,6 +83,7 @@ def parse_command(words: Sequence[str]) -> Command:
         _flag(options, "watch"),
         options.get("before"),
         options.get("after"),
+        options["stage"] == "all",
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import cache
 from typing import Any, TypeVar
 
 from data.settings import UsageError
 
 Result = TypeVar("Result")
+UNKNOWN_DEVICE = "unknown"
 
 
 def resolve_device(device: str, address: str | None) -> str:
@@ -23,6 +25,13 @@ def resolve_device(device: str, address: str | None) -> str:
     if device != "auto":
         return device
     return "cuda" if _has_gpu_here() or _has_cluster_gpus(address) else "cpu"
+
+
+def known_device(device: str, address: str | None) -> str:
+    """As `resolve_device`, or UNKNOWN_DEVICE where only a cluster could tell that does not answer. A command asks it once."""
+    if device == "auto" and address and not _has_gpu_here() and not _cluster_answers(address):
+        return UNKNOWN_DEVICE
+    return resolve_device(device, address)
 
 
 def require_device(device: str, address: str | None = None) -> None:
@@ -71,6 +80,17 @@ def _has_gpu_here() -> bool:
     import torch  # not at the top: selection does without its half gigabyte
 
     return torch.cuda.is_available()
+
+
+@cache
+def _cluster_answers(address: str) -> bool:
+    from pipeline.core.ray_runtime import start_ray
+
+    try:
+        start_ray(address)
+    except UsageError:
+        return False
+    return True
 
 
 def _has_cluster_gpus(address: str | None) -> bool:

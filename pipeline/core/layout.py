@@ -28,11 +28,18 @@ class Layout:
     def folder_of(self, stage: str) -> str:
         """The folder of a stage's output; of `select`, the current selection, or before the first one the folder of all."""
         row = find(stage)
+        if row.once:
+            return storage.join(self.run_dir, row.folder)
         if row.only_first and self.generation > 1:
             return self._of(self.generation - 1, find("student").folder)
         if stage == "select":
             return self.current_selection() or self.selections
         return self._of(self.generation, row.folder)
+
+    @property
+    def pretrain(self) -> str:
+        """The pretraining's weights and records, one for all generations."""
+        return self.folder_of("pretrain")
 
     @property
     def teacher_stage(self) -> str:
@@ -112,6 +119,10 @@ class Branch(Layout):
     home: str = ""
     sources: tuple[str, ...] = ()
     own: frozenset[tuple[int, str]] = frozenset()
+
+    def folder_of(self, stage: str) -> str:
+        """As for any run; what is made once is that of `home`."""
+        return Layout(self.home or self.run_dir).folder_of(stage) if find(stage).once else super().folder_of(stage)
 
     def _of(self, generation: int, name: str) -> str:
         mine = super()._of(generation, name)

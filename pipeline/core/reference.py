@@ -47,13 +47,17 @@ def reference() -> str:
     ]
     for name, section in sections.items():
         if issubclass(section, TrainConfig):
-            parts.append(
-                _part(f"`{name}` alone", section, f"{name}.", section.model_fields.keys() - TrainConfig.model_fields)
-            )
+            parts.append(_part(f"`{name}` alone", section, f"{name}.", _own_fields(section)))
         else:
             parts.append(_part(f"`{name}`", section, f"{name}."))
-    parts.append(_part("`teacher` and `student`: each has all of these", TrainConfig, "teacher."))
+    parts.append(_part("`pretrain`, `teacher` and `student`: each has all of these", TrainConfig, "teacher."))
     return "\n".join(parts)
+
+
+def _own_fields(section: type[TrainConfig]) -> list[str]:
+    """Dotted fields that other trainings lack, or that have another default there."""
+    of_all = dict(fields_of(TrainConfig))
+    return [name for name, info in fields_of(section) if name not in of_all or info.default != of_all[name].default]
 
 
 def describe_fields() -> Iterator[str]:
@@ -110,7 +114,7 @@ def _kind(annotation: Any) -> str:
     if origin is list:
         return f"list of {_kind(arguments[0])}"
     if origin is tuple:
-        return f"{len(arguments)} numbers"
+        return "list of numbers" if Ellipsis in arguments else f"{len(arguments)} numbers"
     names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(annotation, "mapping" if origin is dict else re.sub(r"<class '(.*)'>", r"\1", str(annotation)))
 

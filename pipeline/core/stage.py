@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from data import storage
 from data.json_files import read_json
 from data.run_names import DONE_NAME, DoneRecord, FingerprintRecord
 from data.storage.failpoint import failpoint
+from pipeline.core.devices import UNKNOWN_DEVICE
 from pipeline.core.schema import default_fields, resumable_fields
 from pipeline.core.timing import SECONDS_NAME, Clock
 
@@ -169,6 +170,10 @@ def open_stage(
         state, reason = inspect_stage(folder, name, fingerprint, explain)
     if state != "done" and check is not None:
         check()
+    if state != "done" and fingerprint.config.get("device") == UNKNOWN_DEVICE:
+        raise StageError(
+            f"stage {name}: device=auto is unknown while no cluster answers at ray_address; give device=cpu"
+        )
     accept()
     if starts_over:
         _move_aside(folder, name)
@@ -197,6 +202,7 @@ def inspect_stage(
     recorded = _recorded(folder)
     if recorded is None:
         return "new", ""
+    fingerprint = with_recorded_device(fingerprint, folder)
     refusal = _difference(folder, name, recorded["fingerprint"], fingerprint.as_json(), explain)
     if refusal and not _has_output(folder):
         return "new", ""  # a mistyped field, noticed before anything was made
@@ -211,6 +217,15 @@ def refuse_other_config(folder: str, name: str, config: Mapping[str, Any]) -> No
     recorded = _recorded(folder)
     if recorded is not None:
         inspect_stage(folder, name, Fingerprint(config, recorded["fingerprint"]["inputs"]))
+
+
+def with_recorded_device(fingerprint: Fingerprint, folder: str) -> Fingerprint:
+    """The same; an unknown device is taken to be that of the output there, so that what is done stays done."""
+    recorded = _recorded(folder)
+    if recorded is None or fingerprint.config.get("device") != UNKNOWN_DEVICE:
+        return fingerprint
+    device = recorded["fingerprint"]["config"].get("device", UNKNOWN_DEVICE)
+    return replace(fingerprint, config={**fingerprint.config, "device": device})
 
 
 def is_begun(folder: str) -> bool:

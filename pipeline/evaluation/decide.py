@@ -15,10 +15,10 @@ from data.shards.split import Split, open_split
 from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done
+from pipeline.core.stage import Fingerprint, done_record, open_stage, require_done, with_recorded_device
 from pipeline.evaluation.generations import Decision, read_decision
 from pipeline.inference.accuracy import paired_comparison
-from pipeline.inference.predictor import predict_split
+from pipeline.inference.predictor import predict_batches
 from pipeline.inference.stage_weights import load_predictor
 from pipeline.stages import NUMERICS
 
@@ -31,15 +31,15 @@ def decide(config: Config, layout: Layout) -> Decision | None:
     expected = _fingerprint(config, layout, validation)
     before = done_record(layout.decision)
     is_outdated = before is not None and before["fingerprint"] != expected.as_json()
-    device = config.resolved_device()
     stage = open_stage(
         layout.decision,
         "decision",
         expected,
         force=is_outdated,
-        check=lambda: require_device(device, config.ray_address),
+        check=lambda: require_device(config.resolved_device(), config.ray_address),
     )
     if not stage.is_done:
+        device = config.resolved_device()
         stage.commit([], call_on_device(device, config.ray_address, _compare, config, layout, validation))
     return read_decision(layout)
 
@@ -47,7 +47,8 @@ def decide(config: Config, layout: Layout) -> Decision | None:
 def _fingerprint(config: Config, layout: Layout, validation: Split) -> Fingerprint:
     stages = {"teacher": layout.teacher_stage, "student": "student"}
     models = {role: require_done(folder, stages[role])["digest"] for role, folder in layout.models.items()}
-    return Fingerprint(config.values_of(NUMERICS), {"validation": validation.digest()} | models)
+    found = Fingerprint(config.values_of(NUMERICS), {"validation": validation.digest()} | models)
+    return with_recorded_device(found, layout.decision)
 
 
 def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any]:
@@ -66,5 +67,6 @@ def _compare(config: Config, layout: Layout, validation: Split) -> dict[str, Any
 
 def _is_right(validation: Split, folder: str, device: str, batch_size: int) -> np.ndarray:
     """Whether a model's top-1 is right, per image: (N,) bool."""
-    logits, labels = predict_split(validation, load_predictor(folder, device, batch_size))
-    return np.asarray(logits.argmax(axis=1) == labels)
+    predictor = load_predictor(folder, device, batch_size)
+    batches = predict_batches(validation, predictor.view, batch_size, predictor.logits)
+    return np.concatenate([logits.argmax(axis=1) == labels for logits, labels in batches])

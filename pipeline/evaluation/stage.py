@@ -15,19 +15,28 @@ from data.tables import write_table
 from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, config_differences, done_record, open_stage, require_done
+from pipeline.core.stage import (
+    Fingerprint,
+    config_differences,
+    done_record,
+    open_stage,
+    require_done,
+    with_recorded_device,
+)
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
 from pipeline.evaluation.summary import write_speed
-from pipeline.inference.accuracy import top_k_accuracy
-from pipeline.inference.calibration import calibration_error, softmax
-from pipeline.inference.predictor import Predictor, predict_split
-from pipeline.inference.stage_weights import load_predictor, read_info
+from pipeline.inference.accuracy import label_ranks, share_within
+from pipeline.inference.calibration import calibration_error, confidences
+from pipeline.inference.predictor import Predictor, predict_batches
+from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder
+from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
 PREDICTIONS_NAME = "predictions.parquet"
 ROBUSTNESS_FOLDER = "robustness"
+_TOP = 5
 
 
 def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -43,13 +52,17 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     for role, info in infos.items():  # before the old figures are moved aside
         require_same_classes(info.class_names, f"the {role}", test.class_names, "data.test")
         check_labeled(test, info.num_classes)
-    device, starts_over = config.resolved_device(), force or is_outdated(layout, expected)
+    starts_over, address = force or is_outdated(layout, expected), config.ray_address
     stage = open_stage(
-        layout.evaluation, "evaluate", expected, starts_over, check=lambda: require_device(device, config.ray_address)
+        layout.evaluation,
+        "evaluate",
+        expected,
+        starts_over,
+        check=lambda: require_device(config.resolved_device(), address),
     )
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
-    address, batch_size = config.ray_address, config.evaluate.batch_size
+    device, batch_size = config.resolved_device(), config.evaluate.batch_size
     summary, columns = call_on_device(
         device, address, _measure_models, test, folders, device, config.threads, batch_size
     )
@@ -62,6 +75,8 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
     write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
+    for role, info in infos.items():
+        write_weights_card(weights_folder(folders[role]), info, summary[role])
     return require_done(stage.folder, "evaluate")
 
 
@@ -73,7 +88,8 @@ def _measure_models(
     figures: dict[str, Any] = {}
     columns: dict[str, np.ndarray] = {}
     for role, folder in folders.items():
-        figures[role], predicted = _measure(test, load_predictor(folder, device, batch_size))
+        predictor, num_classes = load_predictor(folder, device, batch_size), read_info(folder).num_classes
+        figures[role], predicted = _measure(test, predictor, num_classes)
         columns |= {f"{role}_{name}": values for name, values in predicted.items()}
     return figures, columns
 
@@ -99,7 +115,8 @@ def fingerprint(config: Config, layout: Layout, test: Split) -> Fingerprint:
     digests = {role: record["digest"] for role, folder in layout.models.items() if (record := done_record(folder))}
     if not digests:
         require_done(layout.teacher, "teacher")
-    return Fingerprint(config.stage_fields("evaluate"), {"test": test.digest()} | digests)
+    found = Fingerprint(config.stage_fields("evaluate"), {"test": test.digest()} | digests)
+    return with_recorded_device(found, layout.evaluation)
 
 
 def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
@@ -115,22 +132,26 @@ def is_outdated(layout: Layout, expected: Fingerprint) -> bool:
     return recorded["inputs"] != expected.inputs or set(changed) == {"evaluate.robustness_images"}
 
 
-def _measure(test: Split, predictor: Predictor) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """One model's figures, and its (N,) predicted labels and confidences."""
-    logits, labels = predict_split(test, predictor)
-    probabilities = softmax(logits, predictor.temperature)
-    top1, top5 = top_k_accuracy(logits, labels)
-    predicted = logits.argmax(axis=1)
-    count, right = (np.bincount(some, minlength=logits.shape[1]) for some in (labels, labels[predicted == labels]))
+def _measure(test: Split, predictor: Predictor, num_classes: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One model's figures, and its (N,) predicted labels and confidences. Logits are held for a batch at a time."""
+    batches = predict_batches(test, predictor.view, predictor.batch_size, predictor.logits)
+    parts = zip(*(_judged(*batch, predictor.temperature) for batch in batches), strict=True)
+    labels, predicted, ranked, confidence, is_right = map(np.concatenate, parts)
+    count, right = (np.bincount(some, minlength=num_classes) for some in (labels, labels[predicted == labels]))
     per_class = [hits / images if images else None for hits, images in zip(right.tolist(), count.tolist(), strict=True)]
     figures = {
-        "top1": top1,
-        "top5": top5,
+        "top1": share_within(ranked, 1),
+        "top5": share_within(ranked, 5),
         "images": len(labels),
-        "calibration_error": calibration_error(probabilities, labels),
+        "calibration_error": calibration_error(confidence, is_right),
         "temperature": predictor.temperature,
         "per_class_top1": per_class,
         "parameters": count_parameters(predictor.model),
         "flops": count_flops(predictor.model, predictor.preprocessing.image_size),
     }
-    return figures, {"label": predicted, "confidence": probabilities.max(axis=1)}
+    return figures, {"label": predicted, "confidence": confidence}
+
+
+def _judged(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, ...]:
+    """Of a batch: labels, predicted labels, `label_ranks`, confidences, and whether the most probable class is the label's."""
+    return labels, logits.argmax(axis=1), label_ranks(logits, labels, _TOP), *confidences(logits, labels, temperature)

@@ -27,6 +27,8 @@ SPEED_NAME = "speed.json"  # beside the figures of stage=evaluate
 def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
     """Write RUN/summary.json from the finished stages, and return it."""
     summary: dict[str, Any] = {}
+    if (pretraining := done_record(layout.pretrain)) is not None:
+        summary["pretrain"] = pretraining["summary"]
     if (evaluation := done_record(layout.evaluation)) is not None:
         summary |= _figures(layout, evaluation)
     if (labels := done_record(layout.labels)) is not None:

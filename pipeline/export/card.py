@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data.labels.label_files import COPIES_REMEDY
 from data.shards.split import ShardRecord
@@ -14,9 +11,9 @@ from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import SELECTION_NAME, Layout
 from pipeline.core.schema import ExportConfig
 from pipeline.core.stage import done_record
-from pipeline.export.text import code_span, markdown
 from pipeline.inference.stage_weights import read_info
 from pipeline.pages.render import MAX_CLASS_ROWS
+from pipeline.pages.text import markdown_templates
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
@@ -50,26 +47,16 @@ def _read_teacher(layout: Layout) -> dict[str, Any] | None:
 
 def render_card(facts: Mapping[str, Any], records: Sequence[ShardRecord]) -> str:
     """Render the card (`read_card_facts`) as Markdown, below the YAML fields that Hugging Face reads."""
-    templates = Environment(
-        loader=PackageLoader("pipeline.export"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {
-        "markdown": markdown,
-        "code_span": code_span,
-        "json": json.dumps,
-        "count": "{:,}".format,
-        "percent": "{:.1%}".format,
-    }
     num_samples = sum(record.num_samples for record in records)
-    return templates.get_template("card.md").render(
-        facts=facts,
-        num_samples=num_samples,
-        num_files=len(records),
-        num_bytes=sum(record.bytes for record in records),
-        size=next((name for limit, name in _SIZES if num_samples < limit), "n>1T"),
-        max_classes=MAX_CLASS_ROWS,
+    return (
+        markdown_templates("pipeline.export")
+        .get_template("card.md")
+        .render(
+            facts=facts,
+            num_samples=num_samples,
+            num_files=len(records),
+            num_bytes=sum(record.bytes for record in records),
+            size=next((name for limit, name in _SIZES if num_samples < limit), "n>1T"),
+            max_classes=MAX_CLASS_ROWS,
+        )
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from data import storage
 from data.json_files import read_json
 from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
-from pipeline.export.text import checksum_line, class_lines
+from pipeline.pages.text import checksum_line, class_lines
 
 CHECKSUMS_NAME = "SHA256SUMS"
 CLASSES_NAME = "classes.txt"

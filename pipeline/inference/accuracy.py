@@ -93,9 +93,18 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (
     """Fraction of rows of `scores` (N, C) whose label is among the k highest, for each k."""
     rows = max(1, _BLOCK // scores.shape[1])
     blocks = [slice(start, start + rows) for start in range(0, len(scores), rows)]
-    found = [np.argsort(-scores[block], axis=1, kind="stable")[:, : max(ks)] == labels[block, None] for block in blocks]
-    is_label = np.concatenate(found)
-    return [float(is_label[:, :k].any(axis=1).mean()) for k in ks]
+    ranked = np.concatenate([label_ranks(scores[block], labels[block], max(ks)) for block in blocks])
+    return [share_within(ranked, k) for k in ks]
+
+
+def label_ranks(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Whether the label of each row of `scores` (N, C) is its highest, second, … k-th score: bool (N, k), or (N, C) if C < k."""
+    return np.asarray(np.argsort(-scores, axis=1, kind="stable")[:, :k] == labels[:, None])
+
+
+def share_within(ranked: np.ndarray, k: int) -> float:
+    """Fraction of the rows of `label_ranks` whose label is among the k highest."""
+    return float(ranked[:, :k].any(axis=1).mean())
 
 
 @dataclass(frozen=True)

@@ -92,18 +92,31 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     return F.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def confidences(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """The highest of softmax(logits / temperature), float32 (N,), and whether it is the label's, bool (N,).
+
+    Args:
+        logits: float32 (N, C).
+        labels: (N,) int64.
+    """
+    rows = max(1, _CHUNK // logits.shape[1])
+    parts = (softmax(logits[start : start + rows], temperature) for start in range(0, len(logits), rows))
+    highest, predicted = zip(*((part.max(axis=1), part.argmax(axis=1)) for part in parts), strict=True)
+    return np.concatenate(highest), np.concatenate(predicted) == labels
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """Expected calibration error over 15 equal bins of confidence, a fraction.
 
     Args:
-        probabilities: (N, C) float32.
-        labels: (N,) int64.
+        confidence: of the predictions, float32 (N,).
+        right: whether each is the label, bool (N,).
     """
     # imported here: the import takes a second
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    from torchmetrics.functional.classification import binary_calibration_error
 
-    scores, targets = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    error = multiclass_calibration_error(scores, targets, num_classes=scores.shape[1], n_bins=NUM_BINS, norm="l1")
+    scores = torch.from_numpy(confidence).clamp(max=1)  # it would take any above for logits
+    error = binary_calibration_error(scores, torch.from_numpy(right).long(), NUM_BINS, "l1")
     return float(error)
 
 

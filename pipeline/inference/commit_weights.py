@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data import storage
 from data.shards.split import Split
 from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.stage import Stage
-from pipeline.inference.accuracy import Accuracy, top_k_accuracy
+from pipeline.inference.accuracy import Accuracy
 from pipeline.inference.calibration import (
     calibration_error,
+    confidences,
     fit_temperature,
     reliability_bins,
-    softmax,
     temperature_at_bound,
 )
-from pipeline.inference.predictor import Predictor, predict_split
+from pipeline.inference.predictor import Predicted, Predictor, predict_sampled
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.stage_weights import WEIGHTS_FOLDER
+from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import build_model
-from pipeline.models.weights import WeightsInfo, save_weights
+from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, WeightsInfo, save_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,10 @@ def commit_weights(
         provenance=stage.fingerprint.as_json(),
     )
     save_weights(stage.path(WEIGHTS_FOLDER), trained.state, info)
-    files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
+    write_weights_card(
+        stage.path(WEIGHTS_FOLDER), info
+    )  # no output of the stage: `evaluate` adds the accuracy on test images
+    files = [f"{WEIGHTS_FOLDER}/{name}" for name in (CONFIG_NAME, MODEL_NAME)]
     stage.commit([*files, *outputs], quality | (summary or {}))
 
 
@@ -99,33 +102,28 @@ def _measure_quality(
     if validation is None:
         return {}
     predictor = Predictor(model, preprocessing, device, section.eval_batch_size, channels_last=section.channels_last)
-    logits, labels = predict_split(validation, predictor)
-    quality = _quality(logits, labels)
-    _print_accuracy(stage_name, Accuracy(labels, logits.argmax(axis=1)), quality["temperature"], trained.class_names)
+    found = predict_sampled(validation, predictor.view, predictor.batch_size, predictor.logits)
+    accuracy = Accuracy(found.labels, found.predicted)
+    quality = {"validation_top1": accuracy.top1, "validation_images": accuracy.images} | _calibrated(found)
+    _print_accuracy(stage_name, accuracy, quality["temperature"], trained.class_names)
     return quality
 
 
-def _quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Top-1, the temperature that calibrates the model, and its calibration before and after.
-
-    Args:
-        logits: float32 (N, C).
-        labels: (N,) int.
-    """
-    temperature = fit_temperature(logits, labels)
-    before, after = softmax(logits, 1.0), softmax(logits, temperature)
+def _calibrated(found: Predicted) -> dict[str, Any]:
+    """The temperature that calibrates the model, and its calibration before and after, on the images whose logits are held."""
+    labels = found.scored_labels
+    temperature = fit_temperature(found.scores, labels)
+    before, after = (confidences(found.scores, labels, value) for value in (1.0, temperature))
     return {
-        "validation_top1": top_k_accuracy(logits, labels)[0],
-        "validation_images": len(labels),
         "temperature": temperature,
-        "calibration_error_before": calibration_error(before, labels),
-        "calibration_error_after": calibration_error(after, labels),
-        "reliability": {"before": _reliability(before, labels), "after": _reliability(after, labels)},
+        "calibration_error_before": calibration_error(*before),
+        "calibration_error_after": calibration_error(*after),
+        "reliability": {"before": _reliability(*before), "after": _reliability(*after)},
     }
 
 
-def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
-    bins = reliability_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+def _reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, list[float]]:
+    bins = reliability_bins(confidence, right)
     return {name: values.tolist() for name, values in zip(("confidence", "accuracy"), bins, strict=True)}
 
 

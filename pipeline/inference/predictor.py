@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,15 +121,48 @@ def _nth_view(batch: torch.Tensor, number: int) -> torch.Tensor:
 
 def predict_split(split: Split, predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises DataError as `predict_batches`."""
-    return predict_all(split, predictor.view, predictor.batch_size, predictor.logits)
+    batches = predict_batches(split, predictor.view, predictor.batch_size, predictor.logits)
+    logits, labels = zip(*batches, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)
 
 
-def predict_all(
+HELD_SCORES = 1 << 27  # of a split, at most
+
+
+class Predicted(NamedTuple):
+    """What a model makes of a labeled split, without the scores of all images where these are many.
+
+    Attributes:
+        labels, predicted: (N,) int64, in shard order.
+        highest: score of each image, float32 (N,).
+        scores: float32 (n, C) of every `every`-th image, from the first on: of all as long as N × C ≤ HELD_SCORES (512 MB).
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    highest: np.ndarray
+    scores: np.ndarray
+    every: int
+
+    @property
+    def scored_labels(self) -> np.ndarray:
+        """Labels of the images of `scores`, (n,) int64."""
+        return self.labels[:: self.every]
+
+
+def predict_sampled(
     split: Split, view: EvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (N, C) float32 and labels (N,) int64 of a labeled split, in shard order. Raises DataError as `predict_batches`."""
-    scores, labels = zip(*predict_batches(split, view, batch_size, predict), strict=True)
-    return np.concatenate(scores), np.concatenate(labels)
+) -> Predicted:
+    """Predict a labeled split. Raises DataError as `predict_batches`."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    every, done = 1, 0
+    for scores, labels in predict_batches(split, view, batch_size, predict):
+        every = math.ceil(split.num_samples * scores.shape[1] / HELD_SCORES)
+        held = scores[-done % every :: every].copy()  # a view would hold them all
+        parts.append((labels, scores.argmax(axis=1), scores.max(axis=1), held))
+        done += len(labels)
+    answers, predicted, highest, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Predicted(answers, predicted, highest, scores, every)
 
 
 def count_right(split: Split, predictor: Predictor, threads: int, rank: int, world: int) -> tuple[int, int]:

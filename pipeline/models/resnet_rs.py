@@ -206,7 +206,8 @@ class ResNetRS(nn.Module):
         self._add_stem()
         self._add_stages(stochastic_depth)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(architecture.channels[-1] * EXPANSION, num_classes)
+        width = architecture.channels[-1] * EXPANSION
+        self.fc: nn.Module = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._initialize()
 
     def _add_stem(self) -> None:
@@ -242,7 +243,7 @@ class ResNetRS(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized images (batch, in_chans, height, width), float → logits (batch, num_classes)."""
+        """Normalized images (batch, in_chans, height, width), float → logits (batch, num_classes); features without classes."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         if self.grad_checkpointing:
@@ -265,7 +266,7 @@ def resnet_rs(
 
     Args:
         depth: 26, 50, 101, 152, 200, 270, 300, 350, 400 or 420.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0: none, the model gives its features, as timm's do.
         dropout: probability after the global average pool.
         stochastic_depth: drop rate (not survival) of the last stage's blocks; see `stage_drop_rates`.
         architecture: further fields of `Architecture`: width, blocks, in_chans, se_ratio, resnet_d, stem.
@@ -273,7 +274,9 @@ def resnet_rs(
     Raises:
         ModelError: a value is out of range.
     """
-    _check("num_classes", num_classes, _is_count(num_classes), "a whole number above 0")
+    _check(
+        "num_classes", num_classes, num_classes == 0 or _is_count(num_classes), "a whole number, 0 for features alone"
+    )
     for field, rate in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
         _check(field, rate, _is_number(rate) and 0 <= rate < 1, "a drop rate from 0 to below 1")
     return ResNetRS(Architecture(depth, **architecture), num_classes, dropout, stochastic_depth)

@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.images.decode import DecodeError
 from data.shards.image_reader import ImageReader, places_in
 from data.shards.split import Split
-from pipeline.core.devices import is_elsewhere
+from pipeline.core.devices import UNKNOWN_DEVICE, is_elsewhere
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.timing import duration
 from pipeline.inference.preprocessing import Preprocessing
@@ -90,9 +90,9 @@ def _assumptions(config: Config, workloads: Sequence[Workload], unlabeled: Split
 
 
 def _device_here(config: Config) -> str:
-    """The run's device, or the CPU where only other machines have that."""
-    device = config.resolved_device()
-    return "cpu" if is_elsewhere(device) else device
+    """The run's device, or the CPU where only other machines have that, or nobody says."""
+    device = config.known_device()
+    return "cpu" if device == UNKNOWN_DEVICE or is_elsewhere(device) else device
 
 
 def _format_time(seconds: float) -> str:

@@ -61,8 +61,8 @@ def parts_of(config: Config, layout: Layout, stage: str, num_classes: int) -> li
         return [_measuring(stage, teacher, num_classes)]
     if stage == "label":
         return [_labeling(config, teacher, num_classes), _measuring(layout.teacher_stage, teacher, num_classes)]
-    if stage in ("teacher", "student"):
-        return list(_training(stage, config.training(stage), num_classes))
+    if stage in config.trainings():
+        return list(_training(stage, config.training(stage), 0 if stage == "pretrain" else num_classes))
     if stage == "evaluate":
         size = config.evaluate.batch_size
         return [_predicting("evaluate.batch_size", model, num_classes, size) for model in (teacher, config.student)]
@@ -143,7 +143,8 @@ def _smaller_steps(
         return training_memory(section.model_copy(update=fields), num_classes, kind).total <= room
 
     images, now = section.batch_size // section.workers, section.accumulate_steps
-    numbers = [now * power for power in (*_powers_of_two(images), images) if now * power <= images]
+    powers = [1] if section.compares_images else [*_powers_of_two(images), images]
+    numbers = [now * power for power in powers if now * power <= images]
     for checkpoints in sorted({section.checkpoint_activations, True}):
         words = [f"{stage}.checkpoint_activations=true"] * (checkpoints and not section.checkpoint_activations)
         with suppress(TrainingError):  # a model that cannot
@@ -169,7 +170,7 @@ def require_memory(
         UsageError: one does not; names the fields to change.
         ModelError: there is no such model.
     """
-    if config.resolved_device() != "cuda" or known_gpu_bytes(config) is None:
+    if config.known_device() != "cuda" or known_gpu_bytes(config) is None:
         return
     for layout in layouts:
         for row in with_folder(layout.generation):
@@ -184,7 +185,7 @@ def require_memory(
 def refusal(config: Config, stage: str, parts: Sequence[Part]) -> str:
     """Why a stage does not fit into the GPUs that it would run on, if their memory is known; empty on a CPU."""
     gpu_bytes = known_gpu_bytes(config)
-    if config.resolved_device() != "cuda" or gpu_bytes is None:
+    if config.known_device() != "cuda" or gpu_bytes is None:
         return ""
     return misfit(parts, gpu_bytes * _share(config, stage))
 

@@ -13,10 +13,11 @@ from typing import Literal
 
 from torch import nn
 
-from pipeline.core.schema import TrainConfig
+from pipeline.core.schema import PretrainConfig, TrainConfig
 from pipeline.models.memory import PassMemory, count_pass
 from pipeline.models.registry import build_model
 from pipeline.training.activations import checkpoint_activations
+from pipeline.training.objectives.networks import build_network
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.training.state import freeze_early_layers
 from pipeline.training.step import to_training_mode
@@ -26,6 +27,9 @@ _WORKSPACE, _UNUSED = (
     2e9,
     0.05,
 )  # context, kernels and convolution workspaces; share of the rest that the allocator holds unused
+_OF_NETWORK = {
+    "model", "model_args", "image_size", "dropout", "stochastic_depth", "objective", "projection_dim", "projection_hidden",
+}  # fmt: skip  # fields that decide a pretraining's network
 _Kind = Literal["trains", "frozen", "infers"]
 
 
@@ -36,7 +40,7 @@ class GpuMemory:
     Attributes:
         images: images of one pass: of a micro-batch in training.
         per_image: activations per image: kept for the backward pass in training, else at the peak of the forward pass.
-        gradients: with several training processes also their copies in buckets.
+        gradients: with several training processes they are DDP's buckets, of which each parameter's gradient is a view.
         optimizer: its state, as momentum.
         activations: of a pass at its peak, with weights cast to bf16.
         inputs: pixels and targets of a step, and the images of a pass as floats.
@@ -77,16 +81,18 @@ def training_memory(section: TrainConfig, num_classes: int, kind: Literal["train
         TrainingError: its activations are to be checkpointed, and cannot.
     """
     counted, images = _count(section, num_classes, kind), section.batch_size // section.workers
+    images *= section.views
     at_once = math.ceil(images / section.accumulate_steps)
     return GpuMemory(
         images=at_once,
         per_image=counted.kept_per_image,
         weights=counted.weights,
-        gradients=counted.trained * (2 if section.workers > 1 else 1),
+        gradients=counted.trained,
         optimizer=counted.trained * state_per_parameter(section.optimizer, section.momentum),
         ema=counted.weights,
         activations=counted.peak(at_once),
-        inputs=_pixels(section, images) + _FLOAT * _pixels(section, at_once) + _FLOAT * images * num_classes,
+        inputs=_pixels(section, images)
+        + _FLOAT * (_pixels(section, at_once) + images * num_classes + _similarities(section)),
     )
 
 
@@ -111,6 +117,11 @@ def inference_memory(section: TrainConfig, num_classes: int, batch_size: int) ->
     return GpuMemory(batch_size, counted.per_image, counted.weights, 0, 0, 0, counted.peak(batch_size), inputs)
 
 
+def _similarities(section: TrainConfig) -> int:
+    """Values of the matrices in which a contrastive loss compares all views of the whole batch: at once four of them."""
+    return 4 * (section.views * section.batch_size) ** 2 if section.compares_images else 0
+
+
 def _pixels(section: TrainConfig, images: int) -> int:
     return images * 3 * section.image_size**2
 
@@ -125,6 +136,9 @@ def _count(section: TrainConfig, num_classes: int, kind: _Kind) -> PassMemory:
         (section.dropout, section.stochastic_depth) if kind == "trains" else (0.0, 0.0),
         kind,
         section.checkpoint_activations and kind != "infers",
+        section.model_dump_json(include=_OF_NETWORK)
+        if isinstance(section, PretrainConfig) and kind != "infers"
+        else "",
     )
 
 
@@ -138,9 +152,15 @@ def _count_model(
     rates: tuple[float, float],
     kind: _Kind,
     checkpoints: bool,
+    pretraining: str,
 ) -> PassMemory:
+    """Count a model; `pretraining`: the fields of one, as JSON, whose network is another one."""
+
     def build() -> nn.Module:
-        built = build_model(model, num_classes, json.loads(arguments), *rates)
+        if pretraining:
+            built = build_network(PretrainConfig.model_validate_json(pretraining), num_classes)
+        else:
+            built = build_model(model, num_classes, json.loads(arguments), *rates)
         if kind == "frozen":
             freeze_early_layers(built)
         if checkpoints:

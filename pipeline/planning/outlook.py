@@ -12,7 +12,15 @@ from data.settings import UsageError
 from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.core.stage import StageError, done_record, inspect_stage, is_begun, refuse_other_config, require_done
+from pipeline.core.stage import (
+    StageError,
+    done_record,
+    inspect_stage,
+    is_begun,
+    refuse_other_config,
+    require_done,
+    with_recorded_device,
+)
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
 from pipeline.stages import find
@@ -31,6 +39,7 @@ from teacher.labeling.corpus import check_corpus
 from teacher.labeling.finished_shards import Journal
 from teacher.labeling.label_calibration import calibration_input
 from teacher.labeling.stage import fingerprint as label_fingerprint
+from teacher.pretrain import fingerprint as pretrain_fingerprint
 from teacher.selection.stage import fingerprint as select_fingerprint
 from teacher.train import fingerprint as teacher_fingerprint
 
@@ -67,6 +76,7 @@ class Forecast:
     def outlook(self, stage: str, forced: bool = False) -> Outlook:
         """The outlook of the next stage; `forced` when force=true would start it over."""
         finders = {
+            "pretrain": self._pretrain,
             "teacher": self._teacher,
             "label": self._label,
             "select": self._select,
@@ -86,6 +96,13 @@ class Forecast:
 
     def _changing(self, *stages: str) -> list[str]:
         return [stage for stage in stages if stage in self.seen and self.seen[stage].changes]
+
+    def _pretrain(self) -> Outlook:
+        labeled, unlabeled = self._splits.get("labeled"), self._splits.get("unlabeled")
+        if labeled is None and unlabeled is None:
+            raise StageError("data.labeled and data.unlabeled are empty; give shards of images to pretrain on")
+        expected = pretrain_fingerprint(self._config, labeled, unlabeled)
+        return _of(inspect_stage(self._layout.pretrain, "pretrain", expected), self._layout.pretrain)
 
     def _teacher(self) -> Outlook:
         if "teacher" in self.seen:
@@ -109,7 +126,8 @@ class Forecast:
         if changing := self._changing("teacher"):
             return self._after(changing[0], "label", folder)
         teacher = require_done(self._layout.teacher, self._layout.teacher_stage)
-        expected = label_fingerprint(self._config, teacher["digest"], calibration_input(self._config, self._layout))
+        calibration = calibration_input(self._config, self._layout)
+        expected = with_recorded_device(label_fingerprint(self._config, teacher["digest"], calibration), folder)
         found = _of(inspect_stage(folder, "label", expected, explain_inputs(self._layout)), folder)
         corpus = self._corpus()
         todo = len(corpus.shards) - len(Journal.open(folder, corpus, expected.digest()).shards)

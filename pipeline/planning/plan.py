@@ -10,6 +10,7 @@ import torch
 
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
+from pipeline.core.devices import UNKNOWN_DEVICE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, SelectConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record, is_begun
@@ -20,7 +21,7 @@ from pipeline.planning.estimate import Workload, print_estimate, size_of
 from pipeline.planning.gpu_fit import Part, counted_parts, print_memory, refusal
 from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
-from pipeline.stages import with_folder
+from pipeline.stages import rows_of
 from pipeline.training.job import TrainingError, num_steps
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
@@ -50,6 +51,10 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     }
     for name, split in splits.items():
         print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
+    if config.known_device() == UNKNOWN_DEVICE:
+        print(
+            f"device      unknown: no Ray cluster answers at ray_address={config.ray_address}; what is left needs one, or device=cpu"
+        )
     for note in check_splits(config, {name: splits[name] for name in splits_to_check(config, layouts, stages)}):
         print(note)
     if "validation" not in splits and {"teacher", "label", "student"} & set(stages):
@@ -59,7 +64,7 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
     on_gpu: dict[str, list[Part]] = {}
     for layout in layouts:
         forecast = Forecast(config, layout, splits, student)
-        for stage in (row.name for row in with_folder() if row.name in stages):
+        for stage in (row.name for row in rows_of(layout.generation) if row.name in stages):
             found = forecast.outlook(stage)
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
                 found, forced = forecast.outlook(stage, forced=is_begun(layout.folder_of(stage))), None
@@ -140,24 +145,31 @@ class _StageSize:
     @property
     def trains(self) -> bool:
         """Whether the stage trains a model."""
+        if self.stage == "pretrain":
+            return bool(self.splits.keys() & {"labeled", "unlabeled"})
         is_new_teacher = self.stage == "teacher" and self.layout.generation == 1 and not self.config.teacher.weights
         return (is_new_teacher or self.stage == "student") and "labeled" in self.splits
 
     @property
     def section(self) -> TrainConfig:
         """The model that the stage trains or labels with."""
+        if self.stage == "pretrain":
+            return self.config.pretrain
         return self.config.training("student" if self.stage == "student" else self.layout.teacher_stage)
 
     def num_steps(self) -> int:
         """Steps of the whole training."""
         per_step = self.section.labeled_per_step
+        if self.stage == "pretrain":
+            images = sum(self.splits[name].num_samples for name in ("labeled", "unlabeled") if name in self.splits)
+            return num_steps(self.section.epochs, images / per_step)
         stream = labeled_stream(self.splits["labeled"], per_step, read_keys(self.config.data.exclude))
         return num_steps(self.section.epochs, stream.num_images / per_step)
 
     def workload(self) -> Workload | None:
         """Images through models; None for a stage that takes seconds."""
         if self.trains:
-            images = self.num_steps() * self.section.batch_size
+            images = self.num_steps() * self.section.batch_size * self.section.views
         elif self.stage == "label" and "unlabeled" in self.splits:
             passes = self.config.label.views * (1 + len(self.config.teacher.ensemble))
             images = self.splits["unlabeled"].num_samples * passes
@@ -181,7 +193,8 @@ class _StageSize:
 
     def _describe_training(self) -> str:
         section, steps = self.section, self.num_steps()
-        batch = f"{section.batch_size:,} ({section.labeled_per_step:,} labeled)"
+        labeled = f"{section.labeled_per_step:,} labeled" if section.views == 1 else f"{section.views} views of each"
+        batch = f"{section.batch_size:,} ({labeled})"
         gigabytes = (section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes) / 1e9
         return (
             f"{self._describe_model()}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
@@ -200,9 +213,7 @@ class _StageSize:
         config, section = self.config, self.section
         parameters = size_of(section, self.num_classes)[0] * (1 + len(config.teacher.ensemble))
         machine = os.cpu_count() or 1, torch.cuda.device_count()
-        return WorkerNeeds.of(
-            config.label, config.resolved_device(), *machine, section.image_size, parameters
-        ).describe()
+        return WorkerNeeds.of(config.label, config.known_device(), *machine, section.image_size, parameters).describe()
 
     def _describe_model(self) -> str:
         section = self.section

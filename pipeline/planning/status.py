@@ -27,7 +27,7 @@ from pipeline.core.stage import done_record, is_begun
 from pipeline.core.timing import duration, read_timing
 from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
-from pipeline.stages import find, with_folder
+from pipeline.stages import StageRow, find, rows_of
 from pipeline.training.progress import read_training_progress
 from teacher.labeling.progress import read_progress
 
@@ -40,7 +40,7 @@ _MAX_REASON = 500  # shown characters of an error
 def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
     """The last generation in which a stage, or for one without a folder its first upstream stage, was begun; else the first."""
     row = find(stage)
-    own = layouts[:1] if row.only_first else layouts
+    own = layouts[:1] if row.only_first or row.once else layouts
     source = stage if row.folder else next(iter(row.upstream.values()))
     return next((layout for layout in reversed(own) if is_begun(layout.folder_of(source))), layouts[0])
 
@@ -60,15 +60,19 @@ def watch_status(config: Config) -> None:
             print("\033[H\033[2J", end="")  # clear the screen
         print_status(config, layouts)
         print(time.strftime("%H:%M:%S"), "Ctrl-C ends watching; the run goes on without it.", flush=True)
-        if all(done_record(folder) is not None for folder in _folders(layouts)):
+        if all(
+            done_record(layout.folder_of(row.name)) is not None for layout in layouts for row in _rows(config, layout)
+        ):
             return
         if not console.has_reader():
             return
         time.sleep(WATCH_S)
 
 
-def _folders(layouts: Sequence[Layout]) -> list[str]:
-    return [layout.folder_of(row.name) for layout in layouts for row in with_folder()]
+def _rows(config: Config, layout: Layout) -> list[StageRow]:
+    """The stages of a generation: those of stage=all, and those that were begun besides."""
+    rows = rows_of(layout.generation)
+    return [row for row in rows if row.is_in_all(config) or is_begun(layout.folder_of(row.name))]
 
 
 def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
@@ -85,7 +89,7 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
 def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     lines = []
     for layout in layouts:
-        for row in with_folder():
+        for row in _rows(config, layout):
             stage, folder = row.name, layout.folder_of(row.name)
             words = f"generation {layout.generation}  {stage:10}{_state(folder):12}{_details(stage, folder)}"
             lines.append(words.rstrip())
@@ -136,7 +140,7 @@ def _details(stage: str, folder: str) -> str:
         shards = f"{labeling.shards_done:,} of {labeling.shards_total:,} shards"
         images = f"{labeling.images_done:,} of {labeling.images_total:,} images"
         return f"{shards}, {images}{_as_of(labeling.written_at)}: {labeling.describe()}"
-    if stage in ("teacher", "student") and (training := read_training_progress(folder)) is not None:
+    if stage in ("pretrain", "teacher", "student") and (training := read_training_progress(folder)) is not None:
         return training.describe() + _as_of(training.written_at)
     return ""
 

@@ -22,6 +22,7 @@ from pipeline.report.numbers import millions, percent, points, signed
 from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section
 from pipeline.report.sections.changes import changes_section
 from pipeline.report.sections.cost import cost_section, cost_summary
+from pipeline.report.sections.pretraining import pretraining_section
 from pipeline.report.sections.provenance import provenance_section
 from pipeline.report.sections.pseudo_labels import balance_section, counts_section, quarantine_section, samples_section
 from pipeline.report.sections.robustness import robustness_section, robustness_summary
@@ -70,6 +71,7 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
         class_section(facts),
         changes_section(facts),
         robustness_section(facts),
+        pretraining_section(facts),
         curves_section(facts),
         cost_section(facts),
         calibration_section(facts),

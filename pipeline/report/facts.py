@@ -24,7 +24,7 @@ from pipeline.inference.accuracy import Comparison, paired_comparison
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.registry import build_model, count_parameters, on_meta
 from pipeline.models.resnet_rs import ModelError
-from pipeline.stages import StageRow, find, with_folder
+from pipeline.stages import StageRow, find, rows_of
 from pipeline.training.metrics_log import METRICS_NAME
 
 Record = dict[str, Any]
@@ -169,7 +169,7 @@ def _searching(generation: Generation, stage: str) -> float:
 def _read_generation(layout: Layout) -> Generation:
     selection = layout.current_selection()
     generation = Generation(layout, {}, selection)
-    for row in with_folder():
+    for row in rows_of(layout.generation):
         record = done_record(layout.folder_of(row.name))
         if record is not None and not _is_of_older(row, record, generation):
             generation.records[row.name] = record

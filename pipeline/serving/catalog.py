@@ -16,10 +16,11 @@ import numpy as np
 from data import storage
 from data.labels.overlay import RowFilter
 from data.labels.sources.server import FORMAT
+from data.shards.image_ranges import FileRange
 
 FORMAT_VERSION = 1
 Kind = Literal["joined", "export"]
-Piece = Sequence[bytes | memoryview]
+Piece = Sequence[bytes | memoryview | FileRange]
 SAMPLE_SHARDS, SAMPLES_PER_SHARD, MAXIMUM_SAMPLE_BYTES = 4, 6, 4 << 20  # images on the page
 _PIECE_BYTES = 1 << 20
 
@@ -33,7 +34,7 @@ class Content:
     """Bytes to send.
 
     Attributes:
-        read: yield bytes `start` to `stop` in pieces, each as parts that are valid until the next piece is taken; blocks.
+        read: yield bytes `start` to `stop` in pieces, each as parts that are valid until the iterator is closed; blocks.
         open: open the content as a local file, for `sendfile`; blocks, raises OutdatedError. None if it is not one.
     """
 

@@ -7,14 +7,19 @@ Here the socket is watched once per piece, under a descriptor of its own, and wr
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 from aiohttp.abc import AbstractStreamWriter
 
+from data.shards.image_ranges import FileRange
+
 _MAX_WRITE = 4 << 20  # bytes of a file handed to the kernel at once; it takes as many as fit in the socket's buffer
 _MAX_PARTS = 512  # buffers handed to the kernel at once; Linux takes 1,024
+_MORE = getattr(socket, "MSG_MORE", 0)  # fills a packet with what follows; only Linux has it
 
 
 class DirectSocket:
@@ -51,21 +56,16 @@ class DirectSocket:
 
         return await self._write(write, stop - start)
 
-    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Send parts, one after the other. Raises TimeoutError, ConnectionError."""
-        left, first = [part for part in parts if len(part)], 0
+    async def send(self, parts: Sequence[bytes | memoryview | FileRange]) -> None:
+        """Send parts, one after the other.
 
-        def write(_: int) -> int:
-            nonlocal first
-            sent = rest = self._socket.sendmsg(left[first : first + _MAX_PARTS])
-            while first < len(left) and len(left[first]) <= rest:
-                rest -= len(left[first])
-                first += 1
-            if rest:
-                left[first] = memoryview(left[first])[rest:]
-            return sent
-
-        await self._write(write, sum(map(len, left)))
+        Raises:
+            TimeoutError, ConnectionError: the client takes nothing, or has left.
+            OSError: a file cannot be read, or has become shorter.
+        """
+        left, total = _Left(part for part in parts if len(part)), sum(map(len, parts))
+        if missing := total - await self._write(lambda _: left.write(self._socket), total):
+            raise OSError(f"a file has become shorter: {missing} bytes are missing")
 
     async def _write(self, write: Callable[[int], int], total: int) -> int:
         """Call `write(bytes so far)` whenever the socket has room, until `total` or until it writes nothing; return the bytes."""
@@ -81,6 +81,47 @@ class DirectSocket:
     def close(self) -> None:
         """Close this descriptor; the transport keeps its own."""
         self._socket.close()
+
+
+class _Left:
+    """Parts that are still to be sent."""
+
+    def __init__(self, parts: Iterable[bytes | memoryview | FileRange]) -> None:
+        self._parts, self._first = list(parts), 0
+
+    def write(self, client: socket.socket) -> int:
+        """Send as much as the socket has room for, or _MAX_WRITE; return the bytes. Raises BlockingIOError if that is none."""
+        total = 0
+        while self._first < len(self._parts) and total < _MAX_WRITE:
+            try:
+                sent = self._send_next(client)
+            except BlockingIOError:
+                if not total:
+                    raise
+                break
+            if not sent:  # the end of a file that has become shorter
+                break
+            total += sent
+            self._drop(sent)
+        return total
+
+    def _send_next(self, client: socket.socket) -> int:
+        """Send a range of a file, or all parts before the next range."""
+        part = self._parts[self._first]
+        if isinstance(part, FileRange):
+            return os.sendfile(client.fileno(), part.descriptor, part.offset, min(part.size, _MAX_WRITE))
+        upcoming = self._parts[self._first : self._first + _MAX_PARTS]
+        until_range = itertools.takewhile(lambda one: not isinstance(one, FileRange), upcoming)
+        run = [one for one in until_range if not isinstance(one, FileRange)]  # the condition for mypy alone
+        return client.sendmsg(run, [], _MORE if len(run) < len(upcoming) else 0)
+
+    def _drop(self, count: int) -> None:
+        """Remove the first `count` bytes."""
+        while count and len(part := self._parts[self._first]) <= count:
+            count -= len(part)
+            self._first += 1
+        if count:
+            self._parts[self._first] = (part if isinstance(part, FileRange) else memoryview(part))[count:]
 
 
 class _Writing:

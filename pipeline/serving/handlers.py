@@ -25,8 +25,8 @@ from pipeline.serving.page.page import page_html
 from pipeline.serving.request_headers import accepts_gzip, condition_status
 from pipeline.serving.sending import Sender
 
-# Sizes of the caches. An entry takes a few MB at 10,000 samples per shard and 13,000 shards.
-_LAYOUTS, _LABEL_FILES, _MANIFESTS = 64, 32, 16
+# Sizes of a process's caches. An entry takes a few MB at 10,000 samples per shard and 13,000 shards.
+_LAYOUTS, _LABEL_FILES, _MANIFESTS = 16, 32, 16
 _MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))
 
 

@@ -14,8 +14,8 @@ from data import storage
 from data.labels.joined_tar import JoinedTar, Rows, sample_key
 from data.labels.overlay import Overlay, RowFilter
 from data.labels.sources import as_table
+from data.shards.image_ranges import ImageRanges
 from data.shards.image_reader import Place, places_of, read_image
-from data.shards.image_views import ImageViews
 from data.tables import to_parquet
 from pipeline.serving.catalog import (
     MAXIMUM_SAMPLE_BYTES,
@@ -140,7 +140,7 @@ class JoinedRun(Catalog):
         urls = [shard.url for shard in self.overlay.shards]
 
         def read(start: int, stop: int) -> Iterator[Piece]:
-            with closing(ImageViews(urls)) as images:
+            with closing(ImageRanges(urls)) as images:
                 yield from archive.parts(images, start, stop)
 
         return Content(archive.size, read)

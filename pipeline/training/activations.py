@@ -18,12 +18,11 @@ def checkpoint_activations(model: nn.Module, section: str, compiled: bool = Fals
     """Let the model's blocks compute their activations again in the backward pass. Gradients and statistics stay the same bits.
 
     The second computation draws the same dropout and stochastic depth. Batch norms leave their running statistics alone in it (with
-    momentum below 1, another update would change them). torch.compile sees to that itself, but not for SyncBatchNorm, which it runs
-    outside of its graphs.
+    momentum below 1, another update would change them); torch.compile sees to that itself.
 
     Args:
-        model: with shared statistics already, if they are to be shared: conversion would drop the hooks that this adds.
         section: of the configuration, for the message.
+        compiled: the model will be.
 
     Raises:
         TrainingError: a timm model that cannot.
@@ -35,8 +34,8 @@ def checkpoint_activations(model: nn.Module, section: str, compiled: bool = Fals
             f"{section}.checkpoint_activations=true: timm cannot do so for {type(model).__name__}; give a larger "
             f"{section}.accumulate_steps instead"
         ) from None
-    for module in model.modules():
-        if isinstance(module, nn.SyncBatchNorm if compiled else _BatchNorm):
+    for module in () if compiled else model.modules():
+        if isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(partial(_update_statistics_once, module.momentum))
 
 

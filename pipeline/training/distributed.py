@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,11 +41,19 @@ class Ranks:
         distributed.all_gather(parts, values, group=self.group)
         return [sum(of_ranks) / self.world for of_ranks in zip(*(part.tolist() for part in parts), strict=True)]
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Replace the buffers of all ranks by rank 0's: on CPUs, each has batch-norm statistics of its own images."""
-        if self.world > 1:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, 0)
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, rank by rank, for a loss over the whole batch, which every rank computes: (N, …) → (N · world, …).
+
+        Only a rank's own rows have a gradient, times `world`. DDP averages it over the ranks, which gives the gradient of that one
+        loss with respect to the weights. Nothing is sent in the backward pass.
+
+        Args:
+            rows: as many on every rank, on the training's device.
+        """
+        if self.world == 1:
+            return rows
+        gathered: torch.Tensor = _GatherRows.apply(rows, self.rank, self.world)
+        return gathered
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
@@ -57,6 +64,21 @@ class Ranks:
         return values
 
 
+class _GatherRows(torch.autograd.Function):
+    """See `Ranks.gather_rows`."""
+
+    @staticmethod
+    def forward(context: Any, rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+        context.rank, context.world = rank, world
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0].chunk(context.world)[context.rank] * context.world, None, None
+
+
 def join_ranks() -> Ranks:
     """This process and its peers. Called by all of them at once."""
     if not distributed.is_initialized():
@@ -65,16 +87,7 @@ def join_ranks() -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size(), group)
 
 
-def share_statistics(model: nn.Module) -> nn.Module:
-    """Replace batch norms by ones with statistics over the images of all ranks. Parameters and buffers stay the same tensors.
-
-    timm's converter, because torch's drops the activation that many timm models have inside the norm layer.
-    """
-    converted: nn.Module = convert_sync_batchnorm(model)
-    return converted
-
-
-def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) -> nn.Module:
+def share_gradients(model: nn.Module, batch: torch.Tensor) -> nn.Module:
     """Wrap the model, in training mode, in DDP, which averages gradients over the ranks.
 
     Run and discard one backward pass: DDP rebuilds its buckets after the first. A gradient's place in a bucket decides in which
@@ -83,13 +96,12 @@ def share_gradients(model: nn.Module, batch: torch.Tensor, share_buffers: bool) 
 
     Args:
         batch: float32 (N, 3, S, S), with the shape and memory format of a micro-batch, for which a model is compiled; any values.
-        share_buffers: send rank 0's statistics to the others before each step; needless where they are equal.
     """
     network = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    network.broadcast_buffers = share_buffers
+    network.broadcast_buffers = False  # statistics are equal; torch 2.14 renames the argument
     before = [buffer.clone() for buffer in model.buffers()]
     network(batch).sum().backward()
-    network.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=False)
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data import storage
 from data.shards.split import Split
-from pipeline.core.schema import Config, TrainConfig
+from pipeline.core.schema import Config, PretrainConfig, TrainConfig
 from pipeline.inputs.streams import StreamSpec
 from pipeline.training.optimizer import learning_rate
 
@@ -19,15 +19,16 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """One training.
+    """One training. Its objective follows from the type of `config`.
 
     Attributes:
         name: section of the configuration, for messages.
         folder: where checkpoints and metrics are written, a path or URL.
-        streams: the labeled one first.
-        num_labeled: images in an epoch.
+        streams: the labeled one first; a pretraining has one, of all images.
+        num_classes: 0 for a pretraining.
+        num_labeled: images in an epoch: the labeled ones, or all of a pretraining.
         threads: of torch, per process.
-        validation: images to evaluate on; None: no evaluation.
+        validation: labeled images to evaluate on; None: no evaluation.
         initial_weights: a folder of weights to begin with; layers that they lack start fresh (`can_warm_start`).
         starts_from: a finished training; begin with its EMA weights and train only the last layers (`student.fix_resolution`).
     """
@@ -65,6 +66,16 @@ class TrainJob:
         """Folder of the checkpoints."""
         return storage.join(self.folder, "checkpoints")
 
+    def ema_decay(self, step: int) -> float:
+        """Limit of the EMA's decay at a step: constant, but for BYOL's average network, whose decay rises to 1.
+
+        On half a cosine: 1 − (1 − decay) · (cos(π · step / total_steps) + 1) / 2 (arXiv 2006.07733, section 3.3).
+        """
+        decay = self.config.ema_decay
+        if not isinstance(self.config, PretrainConfig) or self.config.objective != "byol":
+            return decay
+        return 1 - (1 - decay) * (math.cos(math.pi * step / self.total_steps) + 1) / 2
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step (0 to total_steps − 1); `config.lr` is per 256 images, as published."""
         config = self.config
@@ -80,7 +91,7 @@ def num_steps(epochs: float, steps_per_epoch: float) -> int:
 
 def job_from_config(
     config: Config,
-    section: Literal["teacher", "student"],
+    section: Literal["pretrain", "teacher", "student"],
     folder: str,
     streams: tuple[StreamSpec, ...],
     num_classes: int,
@@ -90,7 +101,7 @@ def job_from_config(
     return TrainJob(
         name=section,
         folder=folder,
-        config=config.teacher if section == "teacher" else config.student,
+        config=config.training(section),
         streams=streams,
         num_classes=num_classes,
         num_labeled=streams[0].num_images,

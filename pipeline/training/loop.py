@@ -1,4 +1,4 @@
-"""Training: one loop for teacher and student, in one process or in each process of Ray Train.
+"""Training: one loop for pretraining, teacher and student, in one process or in each process of Ray Train.
 
     newest checkpoint, or a new state ──► for each batch: step; at times: losses, metrics, evaluation, checkpoint ──► final checkpoint
 
@@ -16,21 +16,19 @@ from contextlib import closing
 from data.storage.failpoint import failpoint
 from pipeline.core import interrupt
 from pipeline.core.devices import require_device
-from pipeline.inference.predictor import Predictor, count_right
-from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.loader import load_batches, raise_on_lost_loaders
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.distributed import Ranks, join_ranks
+from pipeline.training.evaluation import measure, report_collapse
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.losses import StepLosses
 from pipeline.training.metrics_log import remove_events_after, write_lines
+from pipeline.training.objectives.choice import objective_of
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import set_up_device, train_step, training_network
-
-_DECODING_THREADS = 2  # of an evaluation, at least
+from pipeline.training.step import device_settings, train_step, training_network
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -50,8 +48,8 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     """
     require_device(job.device)
     job.config.require_averaged_statistics(job.name)
-    set_up_device(job)
-    raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
+    with device_settings(job):
+        raise_on_lost_loaders(job.name, lambda: _fit(job, stop_requested))
 
 
 def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
@@ -62,17 +60,18 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed, ranks.rank, ranks.world)
     steps = range(state.step, job.total_steps)
     loaded = load_batches(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
+    objective = objective_of(job.config, state.model, state.ema.module, ranks)
     losses = StepLosses(job, batches, ranks)
     started, writer = time.monotonic(), CheckpointWriter(job, state.step)
     with closing(batches), closing(loaded), interrupt.deferred(), writer, _display(job, state, ranks.rank) as display:
         for batch in loaded:
             failpoint(f"step-{state.step}/{job.name}/rank-{ranks.rank}")
-            losses.append(train_step(job, state, network, batch, ranks.rank))
+            losses.append(*train_step(job, state, network, batch, ranks.rank, objective))
             writer.raise_on_error()
             stops, due = ranks.any(stop_requested(), ranks.rank == 0 and writer.is_due())
             if stops or due or _logs(job, state.step) or _evaluates(job, state.step):
                 losses.look(state)  # waits for the device: at these steps alone
-                _log(job, state, (state.step - steps.start) / (time.monotonic() - started))
+                _log(job, state, (state.step - steps.start) / (time.monotonic() - started), ranks.rank)
                 _evaluate(job, state, ranks)
                 if ranks.rank == 0 and (stops or due or state.step == job.total_steps):
                     writer.save(state)
@@ -106,16 +105,19 @@ def _logs(job: TrainJob, step: int) -> bool:
     return step % job.config.log_every_steps == 0 or step == job.total_steps
 
 
-def _log(job: TrainJob, state: TrainState, steps_per_s: float) -> None:
-    """When due, add the mean loss since the last line to the metrics."""
+def _log(job: TrainJob, state: TrainState, steps_per_s: float, rank: int) -> None:
+    """When due, add the mean loss, and the objective's means, since the last line to the metrics."""
     if not _logs(job, state.step):
         return
     epoch = round(state.step / job.steps_per_epoch, 4)
     mean_loss, rate = state.loss_sum / state.loss_count, job.learning_rate(state.step - 1)
-    state.metrics.append({"step": state.step, "epoch": epoch, "lr": rate, "loss": mean_loss})
+    means = {name: total / state.loss_count for name, total in state.metric_sums.items()}
+    state.metrics.append({"step": state.step, "epoch": epoch, "lr": rate, "loss": mean_loss} | means)
     images_per_s = round(steps_per_s * job.images_per_step, 1)
     state.timing.append({"step": state.step, "time": round(time.time(), 3), "images_per_s": images_per_s})
-    state.loss_sum, state.loss_count = 0.0, 0
+    state.loss_sum, state.loss_count, state.metric_sums = 0.0, 0, {}
+    if rank == 0:
+        report_collapse(job, state.metrics)
 
 
 def _evaluates(job: TrainJob, step: int) -> bool:
@@ -124,18 +126,12 @@ def _evaluates(job: TrainJob, step: int) -> bool:
 
 
 def _evaluate(job: TrainJob, state: TrainState, ranks: Ranks) -> None:
-    """When due, add the EMA weights' validation accuracy to the metrics. Each rank predicts its share of the batches."""
+    """When due, add what the EMA weights achieve on labeled images to the metrics."""
     if job.validation is None or not _evaluates(job, state.step):
         return
-    preprocessing = Preprocessing.of_training(job.config)
-    batch_size, channels_last = job.config.eval_batch_size, job.config.channels_last
-    predictor = Predictor(state.ema.module, preprocessing, job.device, batch_size, channels_last=channels_last)
-    ranks.share_buffers(predictor.model)
-    threads = max(_DECODING_THREADS, job.config.loader_workers)
-    counts = ranks.gather(count_right(job.validation, predictor, threads, ranks.rank, ranks.world))
+    figures = measure(job, job.validation, state, ranks)
     failpoint(f"evaluation-{state.step}/{job.name}")
-    right, images = (sum(column) for column in zip(*counts, strict=True))
-    state.metrics.append({"step": state.step, "validation_top1": right / images})
+    state.metrics.append({"step": state.step} | figures)
 
 
 def _display(job: TrainJob, state: TrainState, rank: int) -> TrainingDisplay:
@@ -146,5 +142,6 @@ def _display(job: TrainJob, state: TrainState, rank: int) -> TrainingDisplay:
         total_steps=job.total_steps,
         images_per_step=job.images_per_step,
         workers=state.workers,
+        metrics=state.metrics,
         shown=rank == 0,
     )

@@ -1,8 +1,10 @@
-"""The losses of the steps since the last look: on the device until then, so that no step waits for it."""
+"""The losses and metrics of the steps since the last look: on the device until then, so that no step waits for it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -13,6 +15,7 @@ from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.state import TrainState
 
 _NON_FINITE = "non_finite_batch.txt"
+_NO_METRICS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class StepLosses:
@@ -25,19 +28,21 @@ class StepLosses:
     def __init__(self, job: TrainJob, batches: TrainBatches, ranks: Ranks) -> None:
         self._job, self._batches, self._ranks = job, batches, ranks
         self._losses: list[torch.Tensor] = []
+        self._metrics: list[Mapping[str, torch.Tensor]] = []
         self.newest: float | None = None
 
-    def append(self, loss: torch.Tensor) -> None:
-        """Add the mean loss of this rank's images in a step, float32, a scalar on the device."""
+    def append(self, loss: torch.Tensor, metrics: Mapping[str, torch.Tensor] = _NO_METRICS) -> None:
+        """Add the means of this rank's images in a step: float32, scalars on the device; the same metrics in every step."""
         self._losses.append(loss)
+        self._metrics.append(metrics)
 
     def look(self, state: TrainState) -> None:
-        """Add the global batches' mean losses to the state's sum. Waits for the device. Called by all ranks after the same step.
+        """Add the global batches' means to the state's sums. Waits for the device. Called by all ranks after the same step.
 
         Raises:
             TrainingError: a loss, or a weight, is not finite; on all ranks.
         """
-        means = self._ranks.mean(torch.stack(self._losses).double().cpu())
+        means, metrics = self._means()
         first = state.step - len(means) + 1
         for step, loss in enumerate(means, first):
             if not math.isfinite(loss):
@@ -45,9 +50,21 @@ class StepLosses:
             state.loss_sum += loss
         if not _is_finite(state.model):
             self._fail(state.step, f"weights are not finite after step {state.step}, whose loss is {means[-1]:.4g}")
+        for name, values in metrics.items():
+            state.metric_sums[name] = state.metric_sums.get(name, 0.0) + sum(values)
         state.loss_count += len(means)
         self.newest = means[-1]
         self._losses.clear()
+        self._metrics.clear()
+
+    def _means(self) -> tuple[list[float], dict[str, list[float]]]:
+        """The loss of each step, and by name each metric of each step, over all ranks; in one copy from the device."""
+        names, steps = list(self._metrics[0]), len(self._losses)
+        columns = [self._losses, *([metrics[name] for metrics in self._metrics] for name in names)]
+        values = torch.stack([value for column in columns for value in column]).double().cpu()
+        means = self._ranks.mean(values)
+        losses, *others = (means[start : start + steps] for start in range(0, len(means), steps))
+        return losses, dict(zip(names, others, strict=True))
 
     def _fail(self, step: int, what: str) -> None:
         job = self._job

@@ -6,17 +6,23 @@ import json
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_if_usable
+from pipeline.training.metrics_log import Lines
 
 PROGRESS_NAME = "progress.json"
 _WINDOW_S = 120.0  # over which a rate is taken
 _WRITE_S, _REMOTE_WRITE_S = 5.0, 20.0
+_SHOWN = {
+    "validation_top1": "validation top-1 {:.1%}",
+    "knn_top1": "kNN top-1 {:.1%}",
+    "spread": "feature spread {:.2f}",
+}
 
 
 def write_every_s(folder: str) -> float:
@@ -51,6 +57,7 @@ class TrainingProgress:
     loss: float | None  # the last that is known, of a step since the last log line; None: none yet
     workers: int
     written_at: float = 0.0  # Unix time
+    figures: dict[str, float] = field(default_factory=dict)  # the newest of metrics.jsonl, by name
 
     def describe(self) -> str:
         """`step 120 of 500 (24 %), 380 img/s, 01:10 left, loss 0.53`."""
@@ -58,7 +65,12 @@ class TrainingProgress:
         loss = "" if self.loss is None else f", loss {self.loss:.3g}"
         workers = f", {self.workers} processes" if self.workers > 1 else ""
         done = f"step {self.step:,} of {self.total_steps:,} ({100 * self.step / self.total_steps:.0f} %)"
-        return f"{done}, {self.images_per_s:,.0f} img/s, {eta} left{loss}{workers}"
+        return f"{done}, {self.images_per_s:,.0f} img/s, {eta} left{loss}{self._describe_figures()}{workers}"
+
+    def _describe_figures(self) -> str:
+        return "".join(
+            f", {words.format(self.figures[name])}" for name, words in _SHOWN.items() if name in self.figures
+        )
 
 
 def read_training_progress(folder: str) -> TrainingProgress | None:
@@ -72,13 +84,24 @@ class TrainingDisplay:
     Args:
         step: steps that are done already.
         images_per_step: over all processes.
+        metrics: the lines of metrics.jsonl, to which the training adds.
         shown: false in all processes but the first.
     """
 
     def __init__(
-        self, folder: str, name: str, *, step: int, total_steps: int, images_per_step: int, workers: int, shown: bool
+        self,
+        folder: str,
+        name: str,
+        *,
+        step: int,
+        total_steps: int,
+        images_per_step: int,
+        workers: int,
+        metrics: Lines = (),
+        shown: bool,
     ) -> None:
         self._folder, self._total, self._images, self._workers = folder, total_steps, images_per_step, workers
+        self._metrics = metrics
         self._shown, self._rate, self._written_at = shown, RecentRate(), 0.0
         self._every_s = write_every_s(folder)
         self._rate(step)
@@ -98,7 +121,8 @@ class TrainingDisplay:
     def _write(self, step: int, loss: float | None, steps_per_s: float) -> None:
         eta = round((self._total - step) / steps_per_s) if steps_per_s else None
         images_per_s = round(steps_per_s * self._images, 1)
-        progress = TrainingProgress(step, self._total, images_per_s, eta, loss, self._workers, time.time())
+        figures = {name: value for line in self._metrics for name, value in line.items() if name in _SHOWN}
+        progress = TrainingProgress(step, self._total, images_per_s, eta, loss, self._workers, time.time(), figures)
         with suppress(OSError, storage.StorageError):  # for people only: an outage must not stop the work
             storage.write_text(storage.join(self._folder, PROGRESS_NAME), json.dumps(asdict(progress)) + "\n")
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
 from pipeline.models.weights import load_weights
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainingError, TrainJob
+from pipeline.training.objectives.networks import build_network
 from pipeline.training.optimizer import NORMS, build_optimizer
 
 _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
@@ -22,11 +22,7 @@ _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")
 
 @dataclass
 class TrainState:
-    """All that a step depends on, besides its number.
-
-    Rank 0's is saved: weights and the optimizer's state are equal on all ranks, batch-norm statistics on GPUs, too. On CPUs DDP
-    broadcasts rank 0's before every step.
-    """
+    """All that a step depends on, besides its number. Equal on all ranks, batch-norm statistics, too; rank 0's is saved."""
 
     model: nn.Module
     ema: EMA
@@ -35,6 +31,7 @@ class TrainState:
     workers: int = 1  # training processes
     loss_sum: float = 0.0  # since the last line of metrics
     loss_count: int = 0
+    metric_sums: dict[str, float] = field(default_factory=dict)  # of the objective, by name; as loss_sum
     metrics: list[dict[str, float]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
 
@@ -45,12 +42,13 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return modules | {name: getattr(self, name) for name in _PLAIN}
+        sums = {"metric_sums": self.metric_sums} if self.metric_sums else {}
+        return modules | {name: getattr(self, name) for name in _PLAIN} | sums
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the values of `as_checkpoint`.
 
-        Add a changed number of processes to the metrics: it changes batch-norm statistics and rounding.
+        Add a changed number of processes to the metrics: it changes rounding, and what dropout draws.
         """
         self.model.load_state_dict(checkpoint["model"])
         self.ema.load_state_dict(checkpoint["ema"])
@@ -58,6 +56,7 @@ class TrainState:
         workers = self.workers
         for name in _PLAIN:
             setattr(self, name, checkpoint.get(name, getattr(self, name)))
+        self.metric_sums = dict(checkpoint.get("metric_sums", {}))
         if self.workers != workers:
             self.workers = workers
             self.metrics.append({"step": self.step, "workers": workers})
@@ -70,7 +69,7 @@ def new_state(job: TrainJob, workers: int = 1) -> TrainState:
     """
     config = job.config
     torch.manual_seed(job.seed)
-    model = build_model(config.model, job.num_classes, config.model_args, config.dropout, config.stochastic_depth)
+    model = build_network(config, job.num_classes)
     set_bn_momentum(model, config.bn_momentum)
     if job.initial_weights is not None:
         model.load_state_dict(model.state_dict() | load_weights(job.initial_weights)[1])

@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inputs.batches import TrainBatch
+from pipeline.inputs.mixup import Mixing, draw_mixing
 from pipeline.inputs.noise import add_noise
 from pipeline.inputs.train_transform import normalize
+from pipeline.models.shared_batch_norm import share_statistics
 from pipeline.training.activations import checkpoint_activations
-from pipeline.training.distributed import share_gradients, share_statistics
+from pipeline.training.distributed import share_gradients
 from pipeline.training.job import TrainJob
-from pipeline.training.objective import Mixing, draw_mixing, soft_cross_entropy
+from pipeline.training.objectives.cross_entropy import classify
+from pipeline.training.objectives.interface import MicroBatch, Objective, Terms
 from pipeline.training.optimizer import NORMS
 from pipeline.training.state import TrainState
 
 
-def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: TrainBatch, rank: int) -> torch.Tensor:
-    """Make one optimizer step; return the mean loss of this rank's images, a scalar on the device.
+def train_step(
+    job: TrainJob,
+    state: TrainState,
+    network: nn.Module,
+    batch: TrainBatch,
+    rank: int,
+    objective: Objective = classify,
+) -> Terms:
+    """Make one optimizer step; return the objective's means over this rank's images.
 
     Args:
         network: `training_network` of the state's model.
@@ -36,39 +46,53 @@ def train_step(job: TrainJob, state: TrainState, network: nn.Module, batch: Trai
     mixing = draw_mixing(len(pixels), job.config.mixup, pixels.device) if job.config.mixup else None
     for group in state.optimizer.param_groups:
         group["lr"] = job.learning_rate(state.step)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss = _accumulate_gradients(job, network, pixels, targets, mixing)
+    # of several ranks, gradients stay views of DDP's buckets; else micro-batches would add up beside these
+    state.optimizer.zero_grad(set_to_none=not isinstance(network, DistributedDataParallel))
+    terms = _accumulate_gradients(job, network, objective, pixels, targets, mixing)
     state.optimizer.step()
+    state.ema.decay = job.ema_decay(state.step)
     state.ema.update(state.model)
     state.step += 1
-    return loss
+    return terms
 
 
-def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noised pixels, uint8 (N, 3, S, S), and targets, float32 (N, C)."""
+def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Noised pixels, uint8 (N, 3, S, S) or (N, k, 3, S, S) for k views, and targets, float32 (N, C) or None."""
     pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
-        pixels = add_noise(pixels, batch.noise, job.config.augment, job.config.mean)
-    assert batch.targets is not None, "a stream with targets `none` is for another objective"
-    return pixels, batch.targets.dense(job.device)
+        views = add_noise(_flat_views(pixels), batch.noise, job.config.augment, job.config.mean)
+        pixels = views.reshape(pixels.shape)
+    return pixels, None if batch.targets is None else batch.targets.dense(job.device)
+
+
+def _flat_views(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 3, S, S) as it is; (N, k, 3, S, S) as (N · k, 3, S, S), the views of an image side by side."""
+    return pixels.flatten(0, -4)
 
 
 def _accumulate_gradients(
-    job: TrainJob, network: nn.Module, pixels: torch.Tensor, targets: torch.Tensor, mixing: Mixing | None
-) -> torch.Tensor:
-    """Add the gradients of all micro-batches, each weighted by its share of the images; return the mean loss of all images.
+    job: TrainJob,
+    network: nn.Module,
+    objective: Objective,
+    pixels: torch.Tensor,
+    targets: torch.Tensor | None,
+    mixing: Mixing | None,
+) -> Terms:
+    """Add the gradients of all micro-batches, each weighted by its share of the images; return the means of all images.
 
     Ranks average gradients once, with the last micro-batch.
     """
-    losses: list[torch.Tensor] = []
+    parts: list[Terms] = []
     for rows in micro_batches(job.config.accumulate_steps):
-        images, labels = _micro_batch(job, pixels, targets, mixing, rows)
-        with _gradients_kept(network) if len(losses) + 1 < job.config.accumulate_steps else nullcontext():
+        micro_batch, share = _micro_batch(job, pixels, targets, mixing, rows), len(pixels[rows]) / len(pixels)
+        with _gradients_kept(network) if len(parts) + 1 < job.config.accumulate_steps else nullcontext():
             with _autocast(job):
-                loss = soft_cross_entropy(network(images), labels) * (len(images) / len(pixels))
+                terms = objective(network, micro_batch)
+                loss = terms.loss * share
             loss.backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+        parts.append(Terms(loss.detach(), {name: value * share for name, value in terms.metrics.items()}))
+    metrics = {name: torch.stack([part.metrics[name] for part in parts]).sum() for name in parts[0].metrics}
+    return Terms(torch.stack([part.loss for part in parts]).sum(), metrics)
 
 
 def micro_batches(accumulate_steps: int) -> Iterator[slice]:
@@ -81,22 +105,22 @@ def micro_batches(accumulate_steps: int) -> Iterator[slice]:
 
 
 def _micro_batch(
-    job: TrainJob, pixels: torch.Tensor, targets: torch.Tensor, mixing: Mixing | None, rows: slice
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalized and mixed images, float32 (M, 3, S, S), and their targets, float32 (M, C).
+    job: TrainJob, pixels: torch.Tensor, targets: torch.Tensor | None, mixing: Mixing | None, rows: slice
+) -> MicroBatch:
+    """Normalized and mixed images, and their targets.
 
     Images are mixed with partners of the whole batch. Only a micro-batch is ever held as floats.
     """
-    images, labels = _normalized(job, pixels[rows]), targets[rows]
-    if mixing is None:
-        return images, labels
+    images, labels = _normalized(job, pixels[rows]), None if targets is None else targets[rows]
+    if mixing is None or labels is None or targets is None:
+        return MicroBatch(images, labels)
     partners, weight = mixing.partners[rows], mixing.weight[rows]
     images = torch.lerp(_normalized(job, pixels[partners]), images, weight.view(-1, 1, 1, 1))
-    return images, torch.lerp(targets[partners], labels, weight.view(-1, 1))
+    return MicroBatch(images, torch.lerp(targets[partners], labels, weight.view(-1, 1)))
 
 
 def _normalized(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
-    return normalize(pixels, job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
+    return normalize(_flat_views(pixels), job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
 
 
 def _memory_format(job: TrainJob) -> torch.memory_format:
@@ -112,24 +136,35 @@ def _autocast(job: TrainJob) -> torch.autocast:
     return torch.autocast(job.device, torch.bfloat16, enabled=job.config.precision == "bf16")
 
 
-def set_up_device(job: TrainJob) -> None:
-    """Set what torch keeps per process: threads, how cuDNN chooses its kernels, and the precision of float32 products on GPUs."""
+@contextmanager
+def device_settings(job: TrainJob) -> Iterator[None]:
+    """Set torch's threads; on GPUs also, inside alone, how cuDNN chooses kernels, and the precision of float32 products.
+
+    So later predictions of the process, such as calibration, do not depend on whether it trained.
+    """
     torch.set_num_threads(job.threads)
-    if job.device == "cuda":
-        torch.backends.cudnn.benchmark = True  # measures the kernels for each shape once
-        torch.backends.cuda.matmul.allow_tf32 = job.config.precision == "tf32"
+    if job.device != "cuda":
+        yield
+        return
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, products.allow_tf32
+    cudnn.benchmark = True  # measures the kernels for each shape once
+    products.allow_tf32 = job.config.precision == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, products.allow_tf32 = before
 
 
 def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    On several GPUs, batch norms share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
+    Batch norms of several ranks share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
     cannot.
     """
     config = job.config
-    same_statistics = world > 1 and job.device == "cuda"
-    if same_statistics:
-        model = share_statistics(model)
+    if world > 1:
+        share_statistics(model)
     if config.checkpoint_activations:
         checkpoint_activations(model, job.name, config.compile)
     if config.compile:
@@ -137,10 +172,11 @@ def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     to_training_mode(model)
     if world == 1:
         return model
-    images, side = math.ceil(job.images_per_step / world / config.accumulate_steps), config.image_size
+    images = config.views * math.ceil(job.images_per_step / world / config.accumulate_steps)
+    side = config.image_size
     zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
-        return share_gradients(model, zeros, share_buffers=not same_statistics)
+        return share_gradients(model, zeros)
 
 
 def to_training_mode(network: nn.Module) -> nn.Module:

@@ -48,7 +48,7 @@ def splits_to_check(config: Config, layouts: Sequence[Layout], stages: Sequence[
     wanted: set[str] = set()
     running: set[str] = set()
     for row in with_folder():
-        own = layouts[:1] if row.only_first else layouts
+        own = layouts[:1] if row.only_first or row.once else layouts
         is_done = all(done_record(layout.folder_of(row.name)) is not None for layout in own)
         if row.name in stages and (not is_done or running & {*row.upstream.values()}):
             running.add(row.name)

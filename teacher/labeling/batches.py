@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice, tee
+from functools import partial
+from itertools import islice, tee
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +27,8 @@ from data.shards.split import Shard
 from teacher.labeling.image_budget import ImageBudget
 
 Item = TypeVar("Item")
-Files = Iterator[tuple[Place, bytes]]
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
+ReadFiles = Callable[[Sequence[Place]], list[bytes]]
 _CHUNK = 32  # images per task of a decoding thread: large enough to schedule cheaply, small enough to end together
 _READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
 _AHEAD = 2  # batches that are read and decoded while the model works on another
@@ -176,15 +177,15 @@ class BatchReader:
             DataError: the shard is shorter than its index says, or another one.
         """
         parts = [(start, index.slice(start, self._batch_size)) for start in range(0, index.num_rows, self._batch_size)]
-        asked, read = tee(places_in(part, start) for start, part in parts)
-        pieces = chain.from_iterable(map(self._pieces, asked))
+        asked, taken = tee(places_in(part, start) for start, part in parts)
+        pieces = (batch[rows.start : rows.stop] for batch in asked for rows in _pieces(batch, self.budget.piece_bytes))
         with (
             self._read_lock,
             ImageReader([shard.url]) as reader,
             closing(reader.read_ahead(pieces, lambda place: (0, place), self.budget.ahead_bytes)) as files,
         ):
-            for (start, part), places in zip(parts, read, strict=True):
-                yield self._read(files, places, part.column("problem").to_pylist(), start)
+            for (_, part), places in zip(parts, taken, strict=True):
+                yield self.read(partial(_next_of, files), places, part.column("problem").to_pylist())
 
     @property
     def peak_bytes(self) -> int:
@@ -201,41 +202,43 @@ class BatchReader:
         wait(batch.pending)
         self.release(batch)
 
-    def _read(self, files: Files, places: Sequence[Place], problems: list[str], start: int) -> ImageBatch:
-        """Read a batch in pieces, and have each decoded."""
+    def read(self, read: ReadFiles, places: Sequence[Place], problems: list[str]) -> ImageBatch:
+        """Read a batch in pieces, and have each decoded.
+
+        Args:
+            read: places of consecutive samples → their files.
+            places: of at most `batch_size` samples.
+            problems: a reason for each sample that is not to be decoded, else an empty text; further ones are added.
+        """
         number = len(places)
-        batch = ImageBatch(start, self._memory.take(number), np.zeros(number, np.uint64), problems)
+        batch = ImageBatch(places[0].ordinal, self._memory.take(number), np.zeros(number, np.uint64), problems)
         try:
-            first = 0
-            for piece in self._pieces(places):
-                contents = self._read_piece(files, piece)
-                for row in range(first, first + len(piece), _CHUNK):
-                    chunk = contents[row - first : row - first + _CHUNK]
-                    rows = range(row, row + len(chunk))
-                    batch.pending.append(self._pool.submit(self._decode, batch, rows, deque(chunk)))
-                first += len(piece)
-                del contents, chunk  # each file is freed as soon as it is decoded
+            for rows in _pieces(places, self.budget.piece_bytes):
+                contents = self._read_piece(read, places[rows.start : rows.stop])
+                for first in range(0, len(rows), _CHUNK):
+                    chunk = rows[first : first + _CHUNK]
+                    files = deque(contents[first : first + _CHUNK])
+                    batch.pending.append(self._pool.submit(self._decode, batch, chunk, files))
+                del contents, files  # each file is freed as soon as it is decoded
         except BaseException:
             self.drop(batch)
             raise
         return batch
 
-    def _pieces(self, places: Sequence[Place]) -> Iterator[Sequence[Place]]:
-        """A batch's files, in pieces to be read in one go."""
-        return (places[rows.start : rows.stop] for rows in _pieces(places, self.budget.piece_bytes))
-
-    def _read_piece(self, files: Files, places: Sequence[Place]) -> list[bytes]:
+    def _read_piece(self, read: ReadFiles, places: Sequence[Place]) -> list[bytes]:
         """Read files; their bytes stay in the budget until each is decoded."""
         wanted = sum(place.size for place in places)
-        budget = self.budget.files
-        budget.take(_READING * wanted)
+        files = self.budget.files
+        files.take(_READING * wanted)
         try:
             with self.meter.timing("read"):
-                contents = [content for _, content in islice(files, len(places))]
+                contents = read(places)
         except BaseException:
-            budget.give_back(_READING * wanted)
+            files.give_back(_READING * wanted)
             raise
-        budget.give_back((_READING - 1) * wanted)
+        files.give_back(
+            _READING * wanted - sum(map(len, contents))
+        )  # loose files may have changed since they were listed
         return contents
 
     def _decode(self, batch: ImageBatch, rows: range, files: deque[bytes]) -> None:
@@ -257,6 +260,11 @@ class BatchReader:
             batch.problems[row] = str(error)
         finally:
             self.budget.files.give_back(len(content))
+
+
+def _next_of(files: Iterator[tuple[Place, bytes]], places: Sequence[Place]) -> list[bytes]:
+    """The next files of an iterator over all of a shard's, which are those of `places`."""
+    return [content for _, content in islice(files, len(places))]
 
 
 def _pieces(places: Sequence[Place], max_bytes: int) -> Iterator[range]:

@@ -15,8 +15,8 @@ from data.shards.split import open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import recorded_inputs
-from pipeline.inference.calibration import calibration_error, fit_temperature
-from pipeline.inference.ensemble import log_probabilities, tempered
+from pipeline.inference.calibration import calibration_error, confidences, fit_temperature
+from pipeline.inference.ensemble import log_probabilities
 
 CALIBRATION = (
     "calibration"  # the input of a label stage's fingerprint that says on which images its temperature was fitted
@@ -30,12 +30,12 @@ class LabelCalibration:
 
     Attributes:
         temperature: see `Ensemble`.
-        probabilities: calibrated, float32 (N, C), of the images that it was fitted on.
+        confidence: calibrated, float32 (N,), of the images that it was fitted on.
         error_before, error_after: expected calibration error, fractions.
     """
 
     temperature: float
-    probabilities: np.ndarray
+    confidence: np.ndarray
     error_before: float
     error_after: float
 
@@ -69,8 +69,8 @@ def calibrate_labels(probabilities: np.ndarray, labels: np.ndarray) -> LabelCali
         probabilities: means over views and teachers, float32 (N, C), of the validation images.
         labels: the true ones, (N,) int64.
     """
-    means = torch.from_numpy(probabilities)
-    temperature = round(fit_temperature(log_probabilities(means).numpy(), labels), _DIGITS)
-    calibrated = tempered(means, temperature).numpy()
-    errors = (calibration_error(values, labels) for values in (probabilities, calibrated))
-    return LabelCalibration(temperature, calibrated, *errors)
+    logits = log_probabilities(torch.from_numpy(probabilities)).numpy()
+    temperature = round(fit_temperature(logits, labels), _DIGITS)
+    before = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    after = before if temperature == 1 else confidences(logits, labels, temperature)
+    return LabelCalibration(temperature, after[0], calibration_error(*before), calibration_error(*after))

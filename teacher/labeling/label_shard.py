@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -33,6 +33,78 @@ class _Rows:
     quarantined: list[Quarantined] = field(default_factory=list)
 
 
+class BatchLabeler:
+    """Label batches of images: read and decoded ahead in threads, in order.
+
+    Args:
+        predictor: on the device where batches are computed.
+        top_k: number of probabilities to keep; at most the number of classes.
+        threads: CPU threads of the model. Two batches run at once with half of them each: threads that wait for each other within a
+            batch lose a quarter of the time when decoding takes their cores. On a GPU one thread keeps two batches in flight.
+        decode_threads: number of decoding threads.
+        memory_bytes: for files and images; see `ImageBudget`.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor | Ensemble,
+        top_k: int,
+        threads: int,
+        decode_threads: int,
+        memory_bytes: int = 2 << 30,
+    ) -> None:
+        self._flow = DeviceFlow(predictor, top_k)
+        one_thread = partial(torch.set_num_threads, 1)
+        self.reader = BatchReader(
+            predictor.view, predictor.batch_size, decode_threads, one_thread, memory_bytes, self._flow.allocate
+        )
+        self._in_flight = 2 if self._flow.is_gpu or threads > 1 else 1
+        model_threads = partial(torch.set_num_threads, max(1, threads // self._in_flight))
+        self._model = ThreadPoolExecutor(1 if self._flow.is_gpu else self._in_flight, initializer=model_threads)
+
+    def labeled(
+        self, batches: Generator[ImageBatch, None, None]
+    ) -> Generator[tuple[ImageBatch, TopK | None], None, None]:
+        """Yield each batch with the labels of its decoded images, None if it has none. Closes `batches` at the end.
+
+        Raises:
+            StageError: the model's output is not finite.
+        """
+        running: deque[tuple[ImageBatch, Future[PendingTopK | TopK | None]]] = deque()
+        with closing(ahead(batches, self.reader.drop)) as ready:
+            for batch in ready:
+                running.append((batch, self._model.submit(self._predict, batch)))
+                if len(running) > self._in_flight:
+                    yield self._finished(*running.popleft())
+        while running:
+            yield self._finished(*running.popleft())
+
+    def _predict(self, batch: ImageBatch) -> PendingTopK | TopK | None:
+        """The labels of the batch's decoded images, if it has any. The images' memory is free afterwards."""
+        try:
+            batch.wait()
+            images = batch.decoded()
+            if not len(images):
+                return None
+            with self.reader.meter.timing("model"):
+                return self._flow.start(images)
+        finally:
+            self.reader.drop(batch)
+
+    def _finished(
+        self, batch: ImageBatch, prediction: Future[PendingTopK | TopK | None]
+    ) -> tuple[ImageBatch, TopK | None]:
+        found = prediction.result()
+        if isinstance(found, PendingTopK):
+            with self.reader.meter.timing("model"):
+                found = found.result()
+        # a row of probabilities is finite as a whole or not at all
+        if found is not None and not np.isfinite(found.prob).all():
+            raise StageError("the model's probabilities are not finite; its weights are damaged")
+        self.reader.meter.add_images(len(batch.problems))
+        return batch, found
+
+
 class ShardLabeler:
     """Label shards, up to two at a time from two threads.
 
@@ -42,11 +114,8 @@ class ShardLabeler:
     Args:
         num_classes: of the predictor's model.
         top_k: number of probabilities to keep; at most num_classes.
-        threads: CPU threads of the model. Two batches run at once with half of them each: threads that wait for each other within a
-            batch lose a quarter of the time when decoding takes their cores. On a GPU one thread keeps two batches in flight.
-        decode_threads: number of decoding threads.
+        threads, decode_threads, memory_bytes: see `BatchLabeler`.
         made_by: see `LabeledShard`.
-        memory_bytes: for files and images; see `ImageBudget`.
     """
 
     def __init__(
@@ -60,14 +129,8 @@ class ShardLabeler:
         memory_bytes: int = 2 << 30,
     ) -> None:
         self._top_k, self._made_by = min(top_k, num_classes), made_by
-        self._flow = DeviceFlow(predictor, self._top_k)
-        one_thread = partial(torch.set_num_threads, 1)
-        self._reader = BatchReader(
-            predictor.view, predictor.batch_size, decode_threads, one_thread, memory_bytes, self._flow.allocate
-        )
-        self._in_flight = 2 if self._flow.is_gpu or threads > 1 else 1
-        model_threads = partial(torch.set_num_threads, max(1, threads // self._in_flight))
-        self._model = ThreadPoolExecutor(1 if self._flow.is_gpu else self._in_flight, initializer=model_threads)
+        self._batches = BatchLabeler(predictor, self._top_k, threads, decode_threads, memory_bytes)
+        self._reader = self._batches.reader
 
     @property
     def meter(self) -> Meter:
@@ -90,54 +153,27 @@ class ShardLabeler:
             StageError: the model's output is not finite.
         """
         index, rows = with_problems(shard.index(), problems or {}), _Rows()
-        running: deque[tuple[ImageBatch, Future[PendingTopK | TopK | None]]] = deque()
-        with closing(ahead(self._reader.batches(shard, index), self._reader.drop)) as batches:
-            for batch in batches:
-                running.append((batch, self._model.submit(self._predict, batch)))
-                if len(running) > self._in_flight:
-                    self._collect(shard, index, *running.popleft(), rows)
-        while running:
-            self._collect(shard, index, *running.popleft(), rows)
+        try:
+            with closing(self._batches.labeled(self._reader.batches(shard, index))) as labeled:
+                for batch, found in labeled:
+                    _collect(shard, index, batch, found, rows)
+        except StageError as error:
+            raise StageError(f"{shard.url}: {error}") from error
         with self.meter.timing("write"):
             return write_labels(url, shard, _table(index, rows, self._top_k), rows.quarantined, self._made_by)
 
-    def _predict(self, batch: ImageBatch) -> PendingTopK | TopK | None:
-        """The labels of the batch's decoded images, if it has any. The images' memory is free afterwards."""
-        try:
-            batch.wait()
-            images = batch.decoded()
-            if not len(images):
-                return None
-            with self.meter.timing("model"):
-                return self._flow.start(images)
-        finally:
-            self._reader.drop(batch)
 
-    def _collect(
-        self,
-        shard: Shard,
-        index: pa.Table,
-        batch: ImageBatch,
-        prediction: Future[PendingTopK | TopK | None],
-        rows: _Rows,
-    ) -> None:
-        """Add a batch's labels and quarantined samples to `rows`."""
-        found, good = prediction.result(), batch.is_good
-        if isinstance(found, PendingTopK):
-            with self.meter.timing("model"):
-                found = found.result()
-        # a row of probabilities is finite as a whole or not at all
-        if found is not None and not np.isfinite(found.prob).all():
-            raise StageError(f"{shard.url}: the teacher's probabilities are not finite; its weights are damaged")
-        for position in np.flatnonzero(~good).tolist():
-            ordinal = batch.start + position
-            key, offset = (index.column(name)[ordinal].as_py() for name in ("key", "offset"))
-            rows.quarantined.append(Quarantined(shard.name, ordinal, key, offset, batch.problems[position]))
-        if found is not None:
-            rows.top_k.append(found)
-            rows.ordinals.append(batch.start + np.flatnonzero(good))
-            rows.hashes.append(batch.hashes[good])
-        self.meter.add_images(len(batch.problems))
+def _collect(shard: Shard, index: pa.Table, batch: ImageBatch, found: TopK | None, rows: _Rows) -> None:
+    """Add a batch's labels and quarantined samples to `rows`."""
+    good = batch.is_good
+    for position in np.flatnonzero(~good).tolist():
+        ordinal = batch.start + position
+        key, offset = (index.column(name)[ordinal].as_py() for name in ("key", "offset"))
+        rows.quarantined.append(Quarantined(shard.name, ordinal, key, offset, batch.problems[position]))
+    if found is not None:
+        rows.top_k.append(found)
+        rows.ordinals.append(batch.start + np.flatnonzero(good))
+        rows.hashes.append(batch.hashes[good])
 
 
 def _table(index: pa.Table, rows: _Rows, top_k: int) -> pa.Table:

@@ -28,7 +28,16 @@ from pipeline.core.devices import call_on_device, require_device
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, LabelConfig
-from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, inspect_stage, open_stage, require_done
+from pipeline.core.stage import (
+    Fingerprint,
+    Stage,
+    StageError,
+    done_record,
+    inspect_stage,
+    open_stage,
+    require_done,
+    with_recorded_device,
+)
 from pipeline.inference.ensemble import ensemble_digest
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
@@ -65,7 +74,9 @@ def label(config: Config, layout: Layout, force: bool = False, accept_chance: bo
         raise StageError(
             "data.unlabeled is empty; give the shards to label, as in data.unlabeled=['/data/unlabeled-{000000..012999}.tar']"
         )
-    expected = fingerprint(config, teacher["digest"], calibration_input(config, layout, force))
+    expected = with_recorded_device(
+        fingerprint(config, teacher["digest"], calibration_input(config, layout, force)), layout.labels
+    )
     corpus = open_split(config.data.unlabeled, layout.indexes)
     is_done, journal = _inspect(layout.labels, expected, corpus, force)
     todo = [shard for shard in corpus.shards if shard.name not in journal.shards]

@@ -17,9 +17,9 @@ from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
-from pipeline.inference.accuracy import Accuracy, top_k_accuracy
+from pipeline.inference.accuracy import Accuracy
 from pipeline.inference.ensemble import load_labeling_predictor
-from pipeline.inference.predictor import predict_all, predict_split
+from pipeline.inference.predictor import Predicted, count_right, predict_sampled
 from pipeline.inference.stage_weights import load_predictor
 from pipeline.models.weights import WeightsInfo
 from pipeline.upstream.stage_inputs import require_same_classes
@@ -28,7 +28,7 @@ from teacher.labeling.label_calibration import calibrate_labels
 _SCHEMA = pa.schema(
     [("label", pa.int32()), ("predicted", pa.int32()), ("confidence", pa.float32())]  # label: the true one
 )
-_MAX_NAMED = 3  # classes in a message
+_MAX_NAMED, _THREADS = 3, 2  # classes in a message; that decode
 LABELS_TEMPERATURE = "labels_temperature"
 OF_LABELS_ALONE = (LABELS_TEMPERATURE, "labels_calibration_error_before", "labels_calibration_error_after")
 """Entries of a check's result that say how labels that are a mean were calibrated."""
@@ -131,8 +131,8 @@ def _compare(config: Config, layout: Layout, info: WeightsInfo, split: Split) ->
         return None
     batch_size = config.training(layout.teacher_stage).eval_batch_size
     predictor = load_predictor(layout.teacher, config.resolved_device(), batch_size, decoder=config.label.decoder)
-    logits, labels = predict_split(split, predictor)
-    found = top_k_accuracy(logits, labels)[0]
+    right, images = count_right(split, predictor, _THREADS, rank=0, world=1)
+    found = right / images
     if found < expected - config.teacher.accuracy_tolerance:
         raise StageError(
             f"{layout.teacher}: expected top-1 {expected:.3f} on data.validation but got {found:.3f}: wrong weights, classes or "
@@ -146,23 +146,28 @@ def _label(
 ) -> tuple[pa.Table, dict[str, float]]:
     """The rows of `validation.parquet`, and the entries of OF_LABELS_ALONE. Warn if views or an ensemble make the labels worse."""
     folders = [layout.teacher, *config.teacher.ensemble]
-    predictor = load_labeling_predictor(folders, config.label, config.resolved_device())
-    probabilities, labels = predict_all(split, predictor.view, predictor.batch_size, predictor.probabilities)
-    predicted = probabilities.argmax(axis=1)
-    right = float((predicted == labels).mean())
+    found = _predict(config, folders, split, 1.0)
+    right = float((found.predicted == found.labels).mean())
     if alone is not None and right < alone["found_top1"] - config.teacher.accuracy_tolerance:
         print(
             f"label: the labels (label.views={config.label.views}, {len(folders)} teachers) have top-1 {right:.3f} on data.validation, "
             f"the teacher alone on one view {alone['found_top1']:.3f}: fewer views or teachers may be better"
         )
-    fitted: dict[str, float] = {}
+    confidence, fitted = found.highest, {}
     if calibrates:
-        found = calibrate_labels(probabilities, labels)
-        probabilities, values = found.probabilities, (found.temperature, found.error_before, found.error_after)
-        fitted = dict(zip(OF_LABELS_ALONE, values, strict=True))
+        fit = calibrate_labels(found.scores, found.scored_labels)
+        fitted = dict(zip(OF_LABELS_ALONE, (fit.temperature, fit.error_before, fit.error_after), strict=True))
         print(
-            f"label: the mean over views and teachers has the temperature {found.temperature:g}: expected calibration error "
-            f"{found.error_before:.3f} before, {found.error_after:.3f} after"
+            f"label: the mean over views and teachers has the temperature {fit.temperature:g}: expected calibration error "
+            f"{fit.error_before:.3f} before, {fit.error_after:.3f} after"
         )
-    columns = [labels.astype(np.int32), predicted.astype(np.int32), probabilities.max(axis=1).astype(np.float32)]
+        is_whole = len(fit.confidence) == len(confidence)
+        confidence = fit.confidence if is_whole else _predict(config, folders, split, fit.temperature).highest
+    columns = [found.labels.astype(np.int32), found.predicted.astype(np.int32), confidence.astype(np.float32)]
     return pa.table(columns, schema=_SCHEMA), fitted
+
+
+def _predict(config: Config, folders: Sequence[str], split: Split, temperature: float) -> Predicted:
+    """The split as the unlabeled images will be labeled; scores are probabilities."""
+    predictor = load_labeling_predictor(folders, config.label, config.resolved_device(), temperature)
+    return predict_sampled(split, predictor.view, predictor.batch_size, predictor.probabilities)

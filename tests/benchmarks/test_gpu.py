@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,43 @@ def test_a_measurement_that_fails_leaves_the_others_and_is_tried_again(
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(record["cells"]) == {"large", "small"}
     assert "failed" not in record
+
+
+def test_failed_tests_are_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter([(1, "1 failed, 3 passed in 2s"), (0, "4 passed in 2s")])
+    monkeypatch.setattr(
+        gpu.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, *next(ends), "")
+    )
+    gpu.bench(parts="tests", device="cpu", small=True, out=str(tmp_path))
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["cells"] == {}
+    assert record["failed"] == {"tests": "RuntimeError: pytest -m cuda: 1 failed, 3 passed in 2s"}
+    gpu.bench(parts="tests", device="cpu", small=True, out=str(tmp_path))
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["cells"] == {"tests": {"passed": True, "summary": "4 passed in 2s"}}
+    assert "failed" not in record
+
+
+def test_all_tests_that_need_a_gpu_are_run_and_need_nothing_that_a_bare_machine_lacks() -> None:
+    """In their folder, without conftest.py, and with pytest's own plugins alone."""
+    tests = Path(__file__).parent.parent
+    marked = {path.parent.name for path in tests.rglob("*.py") if f"mark.{'cuda'}" in path.read_text()}
+    assert marked == {"cuda"}
+    code = (
+        "import sys, pytest; sys.modules |= dict.fromkeys(['ray', 'hypothesis', 'sklearn', 'tests.conftest', 'torchmetrics']); "
+        "sys.exit(pytest.main(['--noconftest', '-q', '--collect-only', '-p', 'pytest_timeout', '-m', 'cuda', 'tests/cuda']))"
+    )
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S, check=False, cwd=tests.parent,
+        env=environment,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    collected = [line for line in found.stdout.splitlines() if "::" in line]
+    assert len(collected) >= 15, found.stdout
+    assert all("[cuda" in line or "-cuda" in line for line in collected)
 
 
 def test_the_model_of_the_host_path_leaves_normalization_to_the_device(

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.core import interrupt
 from pipeline.training import launch, loop
 from pipeline.training.job import TrainJob
+from pipeline.training.objectives.interface import Terms
 
 VARIABLE = "NSP_CHAOS_STEPS"  # folder of the records; inherited by Ray's workers
 _fit, _fit_worker = loop.fit, launch._fit_worker
@@ -37,17 +36,17 @@ def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -
     _fit(job, stop_requested)
 
 
-def _noting(train_step: Callable[..., torch.Tensor], started: float) -> Callable[..., torch.Tensor]:
+def _noting(train_step: Callable[..., Terms], started: float) -> Callable[..., Terms]:
     first = True
 
-    def noting(job: TrainJob, state: Any, network: Any, batch: Any, rank: int) -> torch.Tensor:
+    def noting(job: TrainJob, state: Any, network: Any, batch: Any, rank: int) -> Terms:
         nonlocal first
         seconds = time.monotonic() - started if first else None
-        loss = train_step(job, state, network, batch, rank)
+        terms = train_step(job, state, network, batch, rank)
         line = {"step": state.step - 1, "keys": batch.keys, "seconds_to_first_step": seconds}
         with Path(os.environ[VARIABLE], f"rank-{rank}.jsonl").open("a") as file:
             file.write("\n" + json.dumps(line))  # newline first: the line of a killed process may lack one
         first = False
-        return loss
+        return terms
 
     return noting

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data.labels import PseudoLabels
+from pipeline.inference.weights_card import write_again
 from pipeline.run import main
 
 ARCHIVE = Path(__file__).with_name("run_of_04a8a39.tar.xz")
@@ -65,6 +66,15 @@ def test_its_labels_are_read_selected_again_and_exported(capsys: pytest.CaptureF
     assert main(["stage=export", f"run_dir={RUN}", "export.format=parquet"]) == 0
     assert Path(RUN, "exports/v1/README.md").exists()
     capsys.readouterr()
+
+
+def test_its_weights_get_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    for role in ("teacher", "student"):
+        folder = f"{RUN}/gen-1/{role}/weights"
+        write_again(folder)
+        assert "| test images |" in Path(folder, "README.md").read_text()
+    assert main(["stage=teacher,student,evaluate", f"run_dir={RUN}"]) == 0
+    assert "student: done" in capsys.readouterr().out
 
 
 def test_its_report_is_written() -> None:

@@ -21,6 +21,7 @@ from pipeline.training import loop
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
+from pipeline.training.objectives.interface import Terms
 from pipeline.training.state import TrainState, freeze_early_layers, load_trained
 from pipeline.training.step import to_training_mode
 from student.fix_resolution import fix_resolution_job
@@ -41,11 +42,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Kill the training after that many steps, before the last one is written."""
     original = loop.train_step
 
-    def step_or_die(job: TrainJob, state: TrainState, *others: Any) -> torch.Tensor:
-        loss = original(job, state, *others)
+    def step_or_die(job: TrainJob, state: TrainState, *others: Any) -> Terms:
+        terms = original(job, state, *others)
         if state.step == step:
             raise Killed
-        return loss
+        return terms
 
     monkeypatch.setattr(loop, "train_step", step_or_die)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data.images.corruptions import effects
-from data.images.corruptions.filters import Floats
-from data.images.decode import Pixels
+from ..decode import Pixels
+from . import effects
+from .filters import Floats
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL_SIDE = 64  # pixels; up to here CIFAR-10-C's constants, made for half of it

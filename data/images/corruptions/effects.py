@@ -11,8 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from data.images.corruptions.filters import Floats, fractal, gaussian, motion, sample, smear, zoom
-from data.images.similarity import GREY
+from ..similarity import GREY
+from .filters import Floats, fractal, gaussian, motion, sample, smear, zoom
 
 Generator = np.random.Generator
 _PARTS = 8  # of a pixel's side, to measure how much of the pixel a disk covers

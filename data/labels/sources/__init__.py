@@ -8,8 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from data.labels.joined_tar import Rows, sample_key
+from ...images.load import load_image
+from ..joined_tar import Rows, sample_key
 
 COLUMNS = (
     "__key__", "label", "confidence", "topk_index", "topk_prob", "rest", "copies", "source_shard", "source_ordinal",
@@ -32,6 +34,10 @@ class PseudoLabeled:
     label: int
     confidence: float
     copies: int
+
+    def decoded(self) -> Image.Image:
+        """The image, RGB and upright. Raises DataError, which names the key."""
+        return load_image(self.image, f"the image of key {self.key!r}")
 
 
 def as_table(rows: Rows, shard: str) -> pa.Table:

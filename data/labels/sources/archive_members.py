@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import BinaryIO
 
-from data.errors import DataError
-from data.labels.joined_tar import JSON_FIELD
-from data.shards.samples import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, printable, split_member_name
-from data.shards.tar_reader import DamagedTarError, Member, read_members
-from data.storage.redact import redacted
+from ...errors import DataError
+from ...shards.samples import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, printable, split_member_name
+from ...shards.tar_reader import DamagedTarError, Member, read_members
+from ...storage.redact import redacted
+from ..joined_tar import JSON_FIELD
 
 MAX_JSON_BYTES = 1 << 20
 

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
-from data import storage
-from data.base_names import check_base_name, read_limited
-from data.errors import DataError
-from data.json_files import first_problem
-from data.labels.overlay import RowFilter
-from data.labels.sources import COLUMNS, PseudoLabeled
-from data.labels.sources.archive_members import ArchivedSample, archived_samples
-from data.shards.split import MANIFEST_NAME, Manifest, ShardRecord
-from data.storage.http import is_http
-from data.storage.redact import redacted
-from data.storage.web_tokens import give_token
-from data.tables import parse_table
+from ... import storage
+from ...base_names import check_base_name, read_limited
+from ...errors import DataError
+from ...json_files import first_problem
+from ...shards.split import MANIFEST_NAME, Manifest, ShardRecord
+from ...storage.http import is_http
+from ...storage.redact import redacted
+from ...storage.web_tokens import give_token
+from ...tables import parse_table
+from ..overlay import RowFilter
+from . import COLUMNS, PseudoLabeled
+from .archive_members import ArchivedSample, archived_samples
 
 LATEST_NAME = "latest"  # file with the name of the last export in a folder of exports
 LABELS_FOLDER = "labels"

@@ -9,15 +9,11 @@ from typing import Any
 import pyarrow as pa
 from omegaconf import OmegaConf
 
-from data import storage
-from data.base_names import read_pointer
-from data.errors import DataError
-from data.json_files import read_json
-from data.labels.exclusions import exclude_inputs, read_keys
-from data.labels.joined_tar import Provenance, Rows
-from data.labels.overlay import Overlay, RowFilter, read_committed
-from data.labels.sources import PseudoLabeled, as_table
-from data.run_names import (
+from ... import storage
+from ...base_names import read_pointer
+from ...errors import DataError
+from ...json_files import read_json
+from ...run_names import (
     CONFIG_NAME,
     CURRENT_NAME,
     DONE_NAME,
@@ -28,9 +24,13 @@ from data.run_names import (
     generation_folder,
     generation_of,
 )
-from data.shards.image_reader import ImageReader, places_of
-from data.shards.split import Split, open_split
-from data.storage.redact import redacted
+from ...shards.image_reader import ImageReader, places_of
+from ...shards.split import Split, open_split
+from ...storage.redact import redacted
+from ..exclusions import exclude_inputs, read_keys
+from ..joined_tar import Provenance, Rows
+from ..overlay import Overlay, RowFilter, read_committed
+from . import PseudoLabeled, as_table
 
 _CHUNK = 64  # images among which neighbours are read together
 

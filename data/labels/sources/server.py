@@ -9,14 +9,14 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data.base_names import check_base_name
-from data.errors import DataError
-from data.json_files import first_problem
-from data.labels.overlay import RowFilter
-from data.labels.sources.archives import Archive, Archives, exported, read_manifest_bytes
-from data.shards.split import MANIFEST_NAME
-from data.storage.redact import redacted
-from data.storage.web_tokens import give_token
+from ...base_names import check_base_name
+from ...errors import DataError
+from ...json_files import first_problem
+from ...shards.split import MANIFEST_NAME
+from ...storage.redact import redacted
+from ...storage.web_tokens import give_token
+from ..overlay import RowFilter
+from .archives import Archive, Archives, exported, read_manifest_bytes
 
 FORMAT = "noisy-student-pseudo-labels"
 """Of the manifest that a server writes and this module reads."""

@@ -3,7 +3,14 @@
 from pipeline.core.schema.config import Config, default_fields, resumable_fields
 from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
 from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
-from pipeline.core.schema.training import AugmentConfig, StudentConfig, TeacherConfig, TrainConfig, ViewsConfig
+from pipeline.core.schema.training import (
+    AugmentConfig,
+    PretrainConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    ViewsConfig,
+)
 
 __all__ = [
     "BY_DIGEST",
@@ -13,6 +20,7 @@ __all__ = [
     "Config",
     "ExportConfig",
     "LabelConfig",
+    "PretrainConfig",
     "Section",
     "SelectConfig",
     "ServeConfig",

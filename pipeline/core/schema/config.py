@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.core.devices import resolve_device
+from pipeline.core.devices import known_device, resolve_device
 from pipeline.core.schema.section import RESUMABLE, Section, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
@@ -21,8 +21,12 @@ from pipeline.core.schema.sections import (
     SelectConfig,
     ServeConfig,
 )
-from pipeline.core.schema.training import StudentConfig, TeacherConfig, TrainConfig
+from pipeline.core.schema.training import PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
 from pipeline.stages import fields_in_force, find
+
+_OF_THE_MODEL = (
+    "model", "model_args", "image_size", "crop_pct", "interpolation", "mean", "std", "decoder", "precision", "channels_last",
+)  # fmt: skip  # fields of `teacher` that `pretrain` shares
 
 
 def _check_generations(value: Any) -> Any:
@@ -45,6 +49,7 @@ class Config(Section):
     threads: int = setting(2, "CPU threads of training and evaluation in one process", ge=1)
     ray_address: str | None = runtime(None, "a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS")
     data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     teacher: TeacherConfig = TeacherConfig()
     label: LabelConfig = LabelConfig()
     select: SelectConfig = SelectConfig()
@@ -54,6 +59,17 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
     plan: PlanConfig = PlanConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_model(cls, values: Any) -> Any:
+        """Give `pretrain` the teacher's model and preprocessing where it has none of its own."""
+        sections = [values.get(name, {}) for name in ("teacher", "pretrain")] if isinstance(values, dict) else []
+        if not all(isinstance(section, dict) for section in sections) or not sections:
+            return values
+        teacher, pretrain = sections
+        shared = {name: teacher[name] for name in _OF_THE_MODEL if name in teacher}
+        return values | {"pretrain": shared | pretrain} if shared else values
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -76,7 +92,7 @@ class Config(Section):
                 f"student.batch_size={batch}: expected a multiple of (1 + student.unlabeled_ratio) × student.workers = "
                 f"{(1 + ratio) * self.student.workers}, so that every batch has exactly {ratio} pseudo-labeled images per labeled one"
             )
-        for name, section in (("teacher", self.teacher), ("student", self.student)):
+        for name, section in self.trainings().items():
             if section.optimizer == "nesterov" and not section.momentum:
                 yield f"{name}.optimizer=nesterov with {name}.momentum=0: expected momentum above 0; give {name}.momentum=0.9"
             if section.warmup_epochs > section.epochs:
@@ -93,16 +109,39 @@ class Config(Section):
                 f"student.fix_resolution_image_size={size}: expected at least student.image_size={self.student.image_size}, usually a "
                 f"seventh to a half more, with student.fix_resolution_epochs={self.student.fix_resolution_epochs}"
             )
-        if self.teacher.batch_size % self.teacher.workers:
-            yield f"teacher.batch_size={self.teacher.batch_size}: expected a multiple of teacher.workers={self.teacher.workers}"
+        for name in ("pretrain", "teacher"):
+            section = self.training(name)
+            if section.batch_size % section.workers:
+                yield f"{name}.batch_size={section.batch_size}: expected a multiple of {name}.workers={section.workers}"
+        yield from self._pretrain_problems()
+
+    def _pretrain_problems(self) -> Iterator[str]:
+        section = self.pretrain
+        if section.compares_images and section.accumulate_steps > 1:
+            yield (
+                f"pretrain.accumulate_steps={section.accumulate_steps}: with pretrain.objective={section.objective} each image is "
+                "compared with all others of its micro-batch, so micro-batches would change the loss; give 1, with "
+                "pretrain.checkpoint_activations=true, more pretrain.workers or a smaller pretrain.batch_size to fit memory, or "
+                "pretrain.objective=byol"
+            )
+        if section.mixup:
+            yield f"pretrain.mixup={section.mixup}: pretraining has no labels to mix; leave it out"
 
     def resolved_device(self) -> str:
         """`cpu` or `cuda`; see `resolve_device`."""
         return resolve_device(self.device, self.ray_address)
 
+    def known_device(self) -> str:
+        """`cpu`, `cuda` or UNKNOWN_DEVICE: for what can be said, or is done, without the cluster."""
+        return known_device(self.device, self.ray_address)
+
+    def trainings(self) -> dict[str, TrainConfig]:
+        """The sections of the stages that make models, by stage."""
+        return {"pretrain": self.pretrain, "teacher": self.teacher, "student": self.student}
+
     def training(self, stage: str) -> TrainConfig:
-        """The section of a stage that makes a model: `teacher` or `student`."""
-        return self.teacher if stage == "teacher" else self.student
+        """The section of a stage that makes a model."""
+        return self.trainings()[stage]
 
     def most_generations(self) -> int:
         """The maximum number of generations."""
@@ -112,8 +151,8 @@ class Config(Section):
         """Raise UsageError when a stage would train a useless model; see `TrainConfig.require_averaged_statistics`."""
         if stage == "teacher" and self.teacher.weights is None:
             self.teacher.require_averaged_statistics(stage)
-        if stage == "student":
-            self.student.require_averaged_statistics(stage)
+        if stage in ("pretrain", "student"):
+            self.training(stage).require_averaged_statistics(stage)
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """`{dotted field: value}` of the fields that a stage's output depends on."""
@@ -123,7 +162,7 @@ class Config(Section):
         """`{dotted field: value}` of fields and whole sections, as a fingerprint has them."""
         found: dict[str, Any] = {}
         for name in names:
-            value = self.resolved_device() if name == "device" else attrgetter(name)(self)
+            value = self.known_device() if name == "device" else attrgetter(name)(self)
             found |= value.fingerprint(f"{name}.") if isinstance(value, Section) else {name: value}
         return found
 

@@ -1,4 +1,4 @@
-"""Fields of teacher and student: a model, its noise, and its training."""
+"""Fields of pretraining, teacher and student: a model, its noise, and its training."""
 
 from __future__ import annotations
 
@@ -165,6 +165,16 @@ class TrainConfig(Section):
         """Labeled images per training step."""
         return self.batch_size
 
+    @property
+    def views(self) -> int:
+        """Noised views of each image in a step."""
+        return 1
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether an image's loss depends on the other images of the batch, so that micro-batches would change it."""
+        return False
+
     def require_averaged_statistics(self, name: str) -> None:
         """Raise UsageError when the batch-norm statistics of the EMA weights would be mostly those of one batch.
 
@@ -181,6 +191,47 @@ class TrainConfig(Section):
                 f"statistics for evaluation and labeling would be the last batch's; give {name}.bn_momentum=0.1, or "
                 f"an average over many steps, as {name}.ema_decay=0.9999"
             )
+
+
+class PretrainConfig(TrainConfig):
+    """Self-supervised training of a model's features, on labeled and unlabeled images alike; for `teacher.init=pretrain`.
+
+    Fields of the model and its preprocessing have the teacher's values unless given. Defaults: SimCLR (arXiv 2002.05709).
+    """
+
+    objective: Literal["simclr", "simclrv2", "byol"] = setting(
+        "simclr", "simclrv2: a deeper head; byol: no negatives, so that small batches are enough"
+    )
+    temperature: float = setting(0.1, "of SimCLR's loss; 0.5 is usual for small images", gt=0)
+    projection_dim: int = setting(128, "outputs of the head that pretraining drops in the end", ge=1)
+    projection_hidden: int | None = setting(None, "width of the head's hidden layers; null: that of the features", ge=1)
+    augment: ViewsConfig = setting(ViewsConfig(), "how the views of an image differ")
+    epochs: float = setting(100, "passes over the labeled and unlabeled images", gt=0)
+    optimizer: Literal["momentum", "nesterov", "rmsprop", "adamw", "lars"] = setting(
+        "lars", "as for teacher and student; lars for large batches, momentum or adamw for small ones"
+    )
+    lr: float = setting(
+        0.3, "peak learning rate per 256 images of batch_size, for lars; momentum needs about 0.06", gt=0
+    )
+    weight_decay: float = setting(1e-4, "on all parameters except those of batch norm", ge=0)
+    warmup_epochs: float = setting(10, "linear warm-up from 0", ge=0)
+    label_smoothing: Fraction = setting(0.0, "not used: there are no labels")
+    dropout: Fraction = setting(0.0, "after global pooling")
+    ema_decay: Fraction = setting(0.99, "limit of min(decay, (1+t)/(10+t)); with byol it rises to 1 on a cosine")
+    bn_momentum: float = setting(0.1, "share of the newest batch, as in torch", gt=0, le=1)
+    eval_every_epochs: float = setting(
+        5, "epochs between measurements of the features: kNN on the labeled images, leave-one-out", gt=0
+    )
+
+    @property
+    def views(self) -> int:
+        """Noised views of each image in a step."""
+        return 2
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether an image's loss depends on the other images of the batch: all are negatives, but for BYOL."""
+        return self.objective != "byol"
 
 
 class TeacherConfig(TrainConfig):

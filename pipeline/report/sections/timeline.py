@@ -69,6 +69,8 @@ def _num_images(facts: Facts, number: int, stage: str) -> int | None:
         measured = [figures for role in ("teacher", "student") if (figures := record["summary"].get(role))]
         corrupted = any("robustness" in figures for figures in measured)  # 75 views of an image took most of the time
         return None if corrupted else sum(figures["images"] for figures in measured)
+    if stage == "pretrain":
+        return int(record["summary"]["steps"]) * int(record["fingerprint"]["config"]["pretrain.batch_size"])
     if stage in ("teacher", "student"):
         return _trained_on(facts, generation, stage)
     return None

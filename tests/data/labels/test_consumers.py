@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from PIL import Image
 
 from pipeline.core.layout import Layout
 from pipeline.models.registry import build_model
@@ -106,7 +107,7 @@ def test_every_block_of_the_page_is_run_here() -> None:
     counts = {title: len(codes) for title, codes in blocks().items()}
     assert counts == {
         "PseudoLabels": 1, "webdataset": 2, "wids": 1, "timm": 1, "Hugging Face datasets": 2, "Ray Data": 1, "DuckDB": 1,
-        "Polars": 1, "curl": 1, "Weights": 3,
+        "Polars": 1, "curl": 1, "The pixels": 1, "Weights": 3,
     }  # fmt: skip
 
 
@@ -187,8 +188,16 @@ def test_curl(reader: Reader, tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.glob("*.png")} == labels.keys()
 
 
+def test_the_pixels(reader: Reader, tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(tmp_path / "photo.png")
+    with chdir(tmp_path):
+        assert reader.run("The pixels")["image"].getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_weights(reader: Reader, tmp_path: Path) -> None:
-    in_timm = reader.run("Weights", 0)
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    with chdir(tmp_path):
+        in_timm = reader.run("Weights", 0)
     assert in_timm["names"] == DIGIT_NAMES
     assert in_timm["logits"].shape == (1, 10)
     with chdir(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,16 @@ from hypothesis import strategies as st
 from data import storage
 from data.errors import DataError
 from data.labels import joined_tar as joined
-from data.labels.joined_tar import JoinedTar, Provenance, key_prefix
+from data.labels.joined_tar import Images, JoinedTar, Provenance, key_prefix
 from data.labels.label_files import COPIES_COLUMN, label_table, write_labels
 from data.labels.overlay import Overlay, RowFilter
 from data.labels.top_k import top_k_of
+from data.shards.image_ranges import ImageRanges
 from data.shards.image_reader import ImageReader
-from data.shards.image_views import ImageViews
 from data.shards.split import open_split
 from data.tables import write_table
 from tests.conftest import DIGIT_NAMES, WriteDigits
+from tests.data.shards.test_image_ranges import as_bytes
 
 Labeled = tuple[Overlay, np.ndarray, np.ndarray]  # probabilities (200, 10), copies (200,) of both shards
 
@@ -55,7 +57,12 @@ def labeled(tmp_path: Path, write_digits: WriteDigits) -> Labeled:
 def whole(overlay: Overlay, position: int, keep: RowFilter) -> tuple[JoinedTar, bytes]:
     archive = JoinedTar(overlay.entries(overlay.rows(position, keep)))
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
-        return archive, b"".join(archive.read(reader))
+        return archive, b"".join(read(archive, reader))
+
+
+def read(archive: JoinedTar, source: Images, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Bytes of the archive, in pieces."""
+    return (b"".join(map(as_bytes, parts)) for parts in archive.parts(source, start, stop))
 
 
 def samples(content: bytes) -> dict[str, dict[str, bytes]]:
@@ -108,9 +115,9 @@ def test_any_range_is_that_of_the_whole(labeled: Labeled, data: st.DataObject) -
     start = data.draw(st.integers(0, len(content)))
     stop = data.draw(st.integers(start, len(content) + 5))
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
-        assert b"".join(archive.read(reader, start, stop)) == content[start:stop]
-    with closing(ImageViews([shard.url for shard in overlay.shards])) as images:
-        assert b"".join(b"".join(parts) for parts in archive.parts(images, start, stop)) == content[start:stop]
+        assert b"".join(read(archive, reader, start, stop)) == content[start:stop]
+    with closing(ImageRanges([shard.url for shard in overlay.shards])) as images:
+        assert b"".join(read(archive, images, start, stop)) == content[start:stop]
 
 
 def test_pieces_have_at_most_so_many_bytes_or_one_sample(labeled: Labeled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +126,7 @@ def test_pieces_have_at_most_so_many_bytes_or_one_sample(labeled: Labeled, monke
     with ImageReader([shard.url for shard in overlay.shards]) as reader:
         for most, number in ((8000, 50), (1, 100)):
             monkeypatch.setattr(joined, "_CHUNK_BYTES", most)
-            *pieces, end = archive.read(reader)
+            *pieces, end = read(archive, reader)
             assert b"".join([*pieces, end]) == content
             assert len(pieces) >= number
             assert all(len(piece) <= most or len(samples(piece)) == 1 for piece in pieces)

@@ -102,6 +102,32 @@ def test_persistent_workers_see_the_epoch_change(sources: Sources) -> None:
     assert first == again != [sample["key"] for sample in loader]
 
 
+def test_labels_are_read_without_torch(source: str, sources: Sources) -> None:
+    samples = [(label, np.array(image)[..., 0]) for image, label in PseudoLabels(source)]
+    assert [label for label, _ in samples] == [label for label, _, _ in sources.kept.values()]
+    for (_, image), key in zip(samples, sources.kept, strict=True):
+        assert (image == sources.images[key]).all()
+
+
+def test_classes_are_chosen_by_name_or_number(source: str) -> None:
+    by_number = PseudoLabels(source, classes=[3, 7]).table()
+    assert set(by_number.column("label").to_pylist()) == {3, 7}
+    choices: list[list[int | str]] = [["digit_3", "digit_7"], ["digit_7", 3]]
+    for names in choices:
+        assert PseudoLabels(source, classes=names).table() == by_number
+    assert set(PseudoLabels(source, classes="digit_3").table().column("label").to_pylist()) == {3}
+    with pytest.raises(DataError, match="classes: no class 'digit_33' among 10; did you mean 'digit_3'"):
+        PseudoLabels(source, classes=["digit_33"])
+
+
+def test_the_text_of_an_object_says_what_it_was_opened_with(sources: Sources) -> None:
+    labels = PseudoLabels(str(sources.export), min_confidence=0.5, classes=[3], selected=False)
+    assert repr(labels) == (
+        f"PseudoLabels('{sources.export}', min_confidence=0.5, classes=['digit_3'], selected=False): "
+        f"{labels._source.num_shards} shards, 10 classes (digit_0, digit_1, digit_2, …)"
+    )
+
+
 def test_a_filter_lets_through_what_it_says(sources: Sources) -> None:
     expected = {k: v for k, v in sources.kept.items() if v[1] >= np.float32(0.7) and v[0] in (3, 7)}
     with label_server(sources.every) as web:

@@ -15,6 +15,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from data.settings import UsageError
+from pipeline.core import ray_runtime
 from pipeline.core.config import load_config
 from pipeline.core.devices import call_on_device, require_device, resolve_device
 from pipeline.core.layout import Layout
@@ -24,6 +25,7 @@ from pipeline.evaluation.stage import evaluate
 from pipeline.inference import commit_weights
 from pipeline.inference.predictor import Predictor
 from pipeline.models.registry import build_model
+from pipeline.run import main
 from teacher.labeling import stage as labeling_stage
 from teacher.labeling.stage import label
 from teacher.train import train_teacher
@@ -89,6 +91,47 @@ def test_a_driver_without_a_gpu_measures_where_they_are(
         call_on_device("cuda", cluster.address, refuse)
 
 
+def small_run(folder: Path, write: WriteDigits) -> list[str]:
+    """Words of a run whose teacher was trained elsewhere."""
+    for name in ("validation", "test", "unlabeled"):
+        write(folder / name, 0, 60, labeled=name != "unlabeled")
+    args = {"width": 0.125, "blocks": [1, 1, 1, 1]}
+    torch.save(build_model("resnetrs26", 10, args).state_dict(), folder / "elsewhere.pth")
+    data = [f"data.{name}=[{folder}/{name}/*.tar]" for name in ("validation", "test", "unlabeled")]
+    model = ["teacher.model=resnetrs26", "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}",
+             f"teacher.weights={folder}/elsewhere.pth", "teacher.image_size=32"]  # fmt: skip
+    return [f"run_dir={folder}/run", *data, *model]
+
+
+def test_without_its_cluster_a_plan_says_unknown_and_what_is_done_stays_done(
+    tmp_path: Path, write_digits: WriteDigits, without_gpu: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ray_runtime, "_CONNECT_TIMEOUT_S", 0.0)
+    words = small_run(tmp_path, write_digits)
+    assert main(["stage=teacher,evaluate", *words]) == 0
+    gone = [*words, "ray_address=127.0.0.1:9"]  # where nothing listens
+    capsys.readouterr()
+    assert main(["stage=teacher,evaluate", *gone]) == 0
+    out = capsys.readouterr().out
+    assert "teacher: done (" in out
+    assert "evaluate: done (" in out
+    assert main(["stage=teacher,label,evaluate", "plan=true", *gone]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("device      unknown: no Ray cluster answers at ray_address=127.0.0.1:9") for line in lines
+    )
+    states = {words[2]: " ".join(words[3:]) for line in lines if (words := line.split()) and words[0] == "generation"}
+    assert states["teacher"].startswith("done")
+    assert states["label"].startswith("would run")
+    assert states["evaluate"].startswith("done")
+    assert main(["stage=label", *gone]) == 2
+    assert "ray_address=127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
+    assert not (tmp_path / "run/gen-1/labels/started.json").exists()
+    assert main(["stage=evaluate", "evaluate.robustness_images=2", *gone]) == 2, "its figures are outdated"
+    assert (tmp_path / "run/gen-1/evaluation/done.json").exists()
+
+
 class _ReachedLabelingError(Exception):
     pass
 
@@ -114,14 +157,7 @@ def test_stages_measure_in_calls_that_another_machine_can_make(
     for module in (commit_weights, evaluation_stage, labeling_stage):
         monkeypatch.setattr(module, "call_on_device", call)
     monkeypatch.setattr(labeling_stage, "_label_shards", reached)
-    for name in ("validation", "test", "unlabeled"):
-        write_digits(tmp_path / name, 0, 60, labeled=name != "unlabeled")
-    args = {"width": 0.125, "blocks": [1, 1, 1, 1]}
-    torch.save(build_model("resnetrs26", 10, args).state_dict(), tmp_path / "elsewhere.pth")
-    data = [f"data.{name}=[{tmp_path}/{name}/*.tar]" for name in ("validation", "test", "unlabeled")]
-    model = ["teacher.model=resnetrs26", "teacher.model_args={width: 0.125, blocks: [1, 1, 1, 1]}",
-             f"teacher.weights={tmp_path}/elsewhere.pth", "teacher.image_size=32"]  # fmt: skip
-    config = load_config(None, [f"run_dir={tmp_path}/run", *data, *model, "evaluate.robustness_images=5"])
+    config = load_config(None, [*small_run(tmp_path, write_digits), "evaluate.robustness_images=5"])
     layout = Layout(config.run_dir)
     train_teacher(config, layout)
     evaluate(config, layout)

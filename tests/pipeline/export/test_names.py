@@ -22,7 +22,7 @@ from pipeline.core.stage import StageError
 from pipeline.export.card import render_card
 from pipeline.export.manifests import write_manifests
 from pipeline.export.stage import _check_names
-from pipeline.export.text import checksum_line, class_lines, code_span, markdown
+from pipeline.pages.text import checksum_line, class_lines, code_span, markdown
 
 NAMES = [
     "dress", "digit_3", "a\nb", "a\r\nb", "\n", "", " ", " x ", "a|b", "a\\|b", "\\", "`x`", "``", "*x*", "_x_", "__init__",

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pipeline.inference import calibration
-from pipeline.inference.calibration import fit_temperature
+from pipeline.inference.calibration import calibration_error, confidences, fit_temperature
 
 
 def case(seed: int, images: int, classes: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +33,20 @@ def test_no_other_temperature_has_a_lower_loss(images: int, classes: int, sharpn
     for other in (0.9 * found, 0.999 * found, 1.001 * found, 1.1 * found):
         if 0.0498 < other < 20.08:
             assert lowest <= loss(logits, labels, other)
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 70])
+def test_the_calibration_error_is_that_of_all_probabilities(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Of vectors alone, so that nobody holds a matrix of probabilities."""
+    monkeypatch.setattr(calibration, "_CHUNK", chunk)
+    logits, labels = case(0, 500, 20, 2.0)
+    probabilities = F.softmax(torch.from_numpy(logits) / 1.5, dim=1)
+    confidence, right = confidences(logits, labels, 1.5)
+    np.testing.assert_array_equal(confidence, probabilities.max(dim=1).values.numpy())
+    expected = multiclass_calibration_error(
+        probabilities, torch.from_numpy(labels), num_classes=20, n_bins=15, norm="l1"
+    )
+    assert calibration_error(confidence, right) == float(expected)
 
 
 def test_a_large_set_recovers_how_much_too_sharp_its_logits_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import torch
 
 from data.errors import DataError
 from data.shards.split import Split
-from pipeline.inference.predictor import Predictor, count_right, predict_all, predict_batches, predict_split
+from pipeline.evaluation.stage import _measure
+from pipeline.inference.accuracy import top_k_accuracy
+from pipeline.inference.calibration import calibration_error, softmax
+from pipeline.inference.predictor import Predictor, count_right, predict_batches, predict_sampled, predict_split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.models.registry import build_model
 from tests import HANGS_S
@@ -86,8 +90,56 @@ def test_two_batches_are_decoded_while_one_is_predicted_and_no_more(labeled: Spl
         assert view.begun == bounds[number + 3], "more batches in memory than promised"
         return means(images)
 
-    scores, _ = predict_all(labeled, view, BATCH, predict)  # type: ignore[arg-type]
-    assert scores.tobytes() == predict_all(labeled, predictor.view, BATCH, means)[0].tobytes()
+    scores, expected = (
+        np.concatenate([found for found, _ in predict_batches(labeled, a_view, BATCH, function)])  # type: ignore[arg-type]
+        for a_view, function in ((view, predict), (predictor.view, means))
+    )
+    assert scores.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(("held", "every"), [(1000, 1), (999, 2), (300, 4)])
+def test_of_many_scores_those_of_every_nth_image_are_held(
+    labeled: Split, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, held: int, every: int
+) -> None:
+    logits, labels = predict_split(labeled, predictor)
+    monkeypatch.setattr("pipeline.inference.predictor.HELD_SCORES", held)
+    found = predict_sampled(labeled, predictor.view, BATCH, predictor.logits)
+    assert found.scores.tobytes() == logits[::every].tobytes()
+    assert found.scores.size <= held
+    assert found.scored_labels.tolist() == labels[::every].tolist()
+    assert found.labels.tolist() == labels.tolist()
+    assert found.predicted.tolist() == logits.argmax(axis=1).tolist()
+    assert found.highest.tolist() == logits.max(axis=1).tolist()
+
+
+def test_figures_made_batch_by_batch_are_those_of_all_scores(labeled: Split, predictor: Predictor) -> None:
+    predictor.temperature = 0.7
+    figures, columns = _measure(labeled, predictor, 10)
+    logits, labels = predict_split(labeled, predictor)
+    probabilities = softmax(logits, 0.7)
+    assert [figures["top1"], figures["top5"]] == top_k_accuracy(logits, labels)
+    right = probabilities.argmax(axis=1) == labels
+    assert figures["calibration_error"] == calibration_error(probabilities.max(axis=1), right)
+    assert figures["per_class_top1"] == [float(right[labels == label].mean()) for label in range(10)]
+    assert columns["label"].tolist() == logits.argmax(axis=1).tolist()
+    assert columns["confidence"].tobytes() == probabilities.max(axis=1).tobytes()
+
+
+def test_an_evaluation_of_many_classes_holds_the_scores_of_a_batch_alone(labeled: Split) -> None:
+    num_classes = 20_000
+    model = build_model("resnetrs26", num_classes, {"width": 0.125, "blocks": [1, 1, 1, 1]})
+    predictor = Predictor(model, PREPROCESSING, "cpu", BATCH)
+    list(predict_batches(labeled, predictor.view, BATCH, means))  # what is made once
+    tracemalloc.start()
+    try:
+        _measure(labeled, predictor, num_classes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    of_batch = BATCH * num_classes * 4
+    assert (
+        peak < 7 * of_batch < NUM_IMAGES * num_classes * 4 / 2
+    )  # a batch of logits, sorted; lists with an entry per class
 
 
 def test_as_many_images_are_decoded_at_once_as_there_are_threads(labeled: Split, predictor: Predictor) -> None:

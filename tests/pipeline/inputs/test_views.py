@@ -127,16 +127,6 @@ def test_views_distorted_on_a_device_are_those_of_the_host(monkeypatch: pytest.M
     assert torch.equal(add_on_device(torch.stack(crops), noise, ALL, MEAN), expected)
 
 
-@pytest.mark.cuda
-def test_views_distorted_on_a_gpu_are_those_of_the_host() -> None:
-    views = torch.cat([photo(name, SIZE) for name in ("china.jpg", "flower.jpg")] * 200)
-    rounds = drawn(len(views))
-    found = distort(views.cuda(), rounds).cpu()
-    expected = distort(views, rounds)
-    assert distance(found, expected) <= 1
-    assert (found != expected).float().mean() < 1e-3
-
-
 def test_the_distortion_of_a_batch_is_one_copy_to_the_device_and_no_kernel_per_view() -> None:
     """On the meta device, on which waiting for a value is an error."""
 

@@ -165,6 +165,27 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "right" not in printed
 
 
+def test_a_pretraining_shows_its_curves_and_which_images_it_saw(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    assert "Pretraining" not in report_of(config, [layout])
+    run.pretrain(layout)
+    html = report_of(config, [layout])
+    assert "<h2>Pretraining (byol)</h2>" in html
+    for label in ("loss", "kNN top-1, % of labeled images", "feature spread"):
+        assert f"Line chart of the pretraining&#39;s {label} over its steps" in html
+    assert cells(html, "left out: cannot be decoded") == ["4"]
+    assert cells(html, "used") == ["113"]
+    assert "(71.50 % right at the" in html
+    assert cells(html, "pretrain")[:2] == ["4.0 s", "500"]  # 20 steps of 100 images
+    assert "have collapsed" not in html
+
+
+def test_a_collapsed_pretraining_says_so(run: SmallRun) -> None:
+    config, layout = whole_run(run)
+    run.pretrain(layout, spread=0.03)
+    assert "<strong>The features have collapsed</strong> (spread 0.030" in report_of(config, [layout])
+
+
 def test_weights_trained_elsewhere_show_without_curves_and_without_secrets(run: SmallRun) -> None:
     weights = "https://store/teacher.pth?token=s3cret"
     config = run.config(truth=False, teacher={"weights": weights})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data.shards.image_ranges import FileRange
 from pipeline.serving.direct import DirectSocket
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -57,6 +58,31 @@ def test_parts_arrive_in_order_however_many_there_are(num_parts: int) -> None:
     size = -(-len(CONTENT) // num_parts)
     parts = [CONTENT[at : at + size] for at in range(0, len(CONTENT), size)]
     assert asyncio.run(exchange(lambda direct: direct.send([b"", *(memoryview(part) for part in parts)]))) == CONTENT
+
+
+@pytest.mark.parametrize("num_parts", [2, 40, 1500])
+def test_ranges_of_files_arrive_between_other_parts(tmp_path: Path, num_parts: int) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    size = -(-len(CONTENT) // num_parts)
+    with (tmp_path / "file").open("rb") as file:
+        parts: list[bytes | FileRange] = []
+        for at in range(0, len(CONTENT), size):
+            length = min(size, len(CONTENT) - at)
+            is_range = random.Random(at).random() < 0.5
+            parts.append(FileRange(file.fileno(), at, length) if is_range else CONTENT[at : at + length])
+        assert asyncio.run(exchange(lambda direct: direct.send(parts))) == CONTENT
+
+
+def test_a_range_of_a_file_that_became_shorter_is_an_error_and_no_byte_is_made_up(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT[:100])
+    received: list[bytes] = []
+
+    async def send(direct: DirectSocket) -> None:
+        with (tmp_path / "file").open("rb") as file, pytest.raises(OSError, match="shorter: 110 bytes are missing"):
+            await direct.send([b"before", FileRange(file.fileno(), 10, 190), b"after....."])
+
+    received.append(asyncio.run(exchange(send)))
+    assert received == [b"before" + CONTENT[10:100]]
 
 
 def test_no_parts_are_sent_at_once() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.labels import PseudoLabels
+from noisy_student import PseudoLabels
 from tests.pipeline.serving.conftest import TOKEN
 from tests.serving import fetch, layout, raw, wait_for
 from tests.small_run import SmallRun

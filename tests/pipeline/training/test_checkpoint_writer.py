@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.checkpoint_writer import CheckpointWriter, copy_to_host
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
+from pipeline.training.objectives.interface import Terms
 from pipeline.training.state import TrainState, new_state
 from pipeline.training.step import train_step
 from tests import HANGS_S
@@ -55,10 +56,10 @@ class SlowSave:
 def after_step(monkeypatch: pytest.MonkeyPatch, call: Callable[[TrainState], None]) -> None:
     """Call `call` after each step of a training."""
 
-    def step_and_call(job: TrainJob, state: TrainState, *others: Any) -> torch.Tensor:
-        loss = train_step(job, state, *others)
+    def step_and_call(job: TrainJob, state: TrainState, *others: Any) -> Terms:
+        terms = train_step(job, state, *others)
         call(state)
-        return loss
+        return terms
 
     monkeypatch.setattr(loop, "train_step", step_and_call)
 

@@ -24,18 +24,25 @@ from pipeline.core.stage import Fingerprint
 from pipeline.inputs.batches import TrainBatches
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import set_bn_momentum
+from pipeline.models.shared_batch_norm import share_statistics
+from pipeline.planning.memory import training_memory
+from pipeline.training import step as step_module
 from pipeline.training.activations import checkpoint_activations
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.distributed import Ranks, join_ranks, share_statistics
+from pipeline.training.distributed import Ranks, join_ranks
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained, new_state
-from pipeline.training.step import micro_batches, train_step, training_network
+from pipeline.training.step import device_settings, micro_batches, train_step, training_network
 from tests.pipeline.training.test_training import make_job
-from tests.pipeline.training.test_two_workers import stay_frozen
 
 QUIET: dict[str, Any] = {"dropout": 0.0, "stochastic_depth": 0.0, "log_every_steps": 1, "mixup": 0.5}
 MODELS: list[dict[str, Any]] = [{}, {"model": "test_efficientnet", "model_args": {}, "image_size": 32}]
+
+
+def stay_frozen(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Replaces `train` of batch norms, whose statistics would be those of a micro-batch."""
+    return nn.Module.train(module, False)
 
 
 def job_in(labeled: Split, folder: Path, **changes: Any) -> TrainJob:
@@ -98,6 +105,34 @@ def test_gradients_are_sent_once_per_step(tmp_path: Path, labeled: Split) -> Non
     assert set(sent.values()) == {3}
 
 
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("accumulate_steps", [1, 4])
+def test_gradients_of_several_processes_are_in_memory_once(
+    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch, accumulate_steps: int
+) -> None:
+    """In DDP's buckets: also between micro-batches, which add theirs there."""
+    job = job_in(labeled, tmp_path / "run", accumulate_steps=accumulate_steps)
+    state = new_state(job)
+    network = training_network(state.model, job, world=2)  # wrapped, as with several processes
+    seen: set[tuple[int, int]] = set()
+
+    def see(*args: Any) -> Any:
+        for parameter in state.model.parameters():
+            assert parameter.grad is not None
+            storage = parameter.grad.untyped_storage()
+            seen.add((storage.data_ptr(), storage.nbytes()))
+        return original(*args)
+
+    original = step_module._micro_batch
+    monkeypatch.setattr(step_module, "_micro_batch", see)
+    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
+        for step in range(3):
+            train_step(job, state, network, batches[step], rank=0)
+    counted = training_memory(job.config.model_copy(update={"workers": 2}), 10).gradients
+    assert sum(size for _, size in seen) == counted
+    assert len(seen) < len(list(state.model.parameters()))
+
+
 def test_more_micro_batches_than_images_of_a_process_are_refused() -> None:
     words = ["teacher.batch_size=32", "teacher.workers=4", "teacher.accumulate_steps=9"]
     with pytest.raises(
@@ -134,27 +169,22 @@ def test_checkpointed_activations_change_no_bit(tmp_path: Path, labeled: Split, 
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-def test_checkpointed_activations_update_statistics_once_where_shared_norms_break_a_compiled_graph(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on several GPUs, where the numbers of images that the ranks had decide a shape."""
-    alone = nn.SyncBatchNorm.forward
-
-    def forward(norm: nn.SyncBatchNorm, images: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.graph_break()
-        return alone(norm, images)
-
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
-    plain = share_statistics(build_model("resnetrs26", 10, {"width": 0.125, "blocks": [1, 1, 1, 1]})).train()
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_activations_update_shared_statistics_once(compiled: bool) -> None:
+    plain = build_model("resnetrs26", 10, {"width": 0.125, "blocks": [1, 1, 1, 1]}).train()
     set_bn_momentum(plain, 0.1)
+    share_statistics(plain)
     model, images = copy.deepcopy(plain), torch.rand(4, 3, 32, 32)
-    checkpoint_activations(model, "teacher", compiled=True)
+    checkpoint_activations(model, "teacher", compiled)
     torch._dynamo.reset()
-    model.compile(backend="aot_eager", dynamic=False)
+    if compiled:
+        model.compile(backend="aot_eager", dynamic=False)
     for network in (plain, model):
         network(images).sum().backward()
     torch._dynamo.reset()
-    assert [name for name, value in plain.named_buffers() if not torch.equal(value, model.get_buffer(name))] == []
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -176,6 +206,19 @@ def test_checkpointed_activations_take_less_memory(model: dict[str, Any]) -> Non
         return sum(size for place, size in found.items() if place not in weights)
 
     assert saved_bytes(True) < 0.6 * saved_bytes(False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_what_a_training_sets_for_a_gpu_holds_inside_alone(tmp_path: Path, labeled: Split, precision: str) -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
+
+    job = replace(job_in(labeled, tmp_path / "run", precision=precision), device="cuda")
+    before = settings()
+    assert before == (False, False)
+    with device_settings(job):
+        assert settings() == (True, precision == "tf32")
+    assert settings() == before
 
 
 def test_a_model_that_cannot_checkpoint_is_named() -> None:

@@ -22,8 +22,9 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 from pipeline.training.losses import StepLosses
-from pipeline.training.state import TrainState, new_state
+from pipeline.training.state import new_state
 from tests.pipeline.training.test_training import make_job
+from tests.training_processes import in_group
 
 aten = torch.ops.aten
 # On a GPU, the host waits for these: a value that is read, or a result whose size depends on values.
@@ -96,44 +97,20 @@ def test_of_20_steps_only_those_with_a_log_line_wait(
     )
 
 
-class Copies(TorchDispatchMode):
-    """Counts copies from the host to a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [value for value in args if isinstance(value, torch.Tensor)]
-        is_copy = func in (aten._to_copy.default, aten.copy_.default)
-        self.count += is_copy and result.is_cuda and not given[-1].is_cuda
-        return result
+def reads_of_two(rank: int, job: TrainJob) -> dict[int, list[str]]:
+    waits = Waits()
+    loop.failpoint = waits.begin_step  # in this process alone
+    with Reads(waits.note):
+        fit(job)
+    return dict(waits.found)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
-def test_on_a_gpu_a_step_makes_six_copies_and_torch_finds_nothing_that_waits(
-    tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes: dict[str, Any] = {"epochs": 4, "log_every_steps": 20, "loader_workers": 1, "mixup": 0.5}
-    changes |= {"augment": ALL_NOISE, "augment_on": "device", "checkpoint_every_s": 1e9}
-    job = replace(make_job(labeled, tmp_path / "run", **changes), validation=None, device="cuda")
-    original = loop.train_step
-    counts: list[int] = []
-
-    def watched(job: TrainJob, state: TrainState, *others: Any) -> torch.Tensor:
-        if state.step < 5:  # constants are copied once, rotations when first drawn
-            return original(job, state, *others)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with Copies() as copies:
-                return original(job, state, *others)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-            counts.append(copies.count)
-
-    monkeypatch.setattr(loop, "train_step", watched)
-    fit(job)
-    assert sorted(counts)[len(counts) // 2] == 6, "pixels, three parts of targets, noise and mixing"
+def test_of_20_steps_of_two_processes_only_those_with_a_log_line_wait(tmp_path: Path, labeled: Split) -> None:
+    changes: dict[str, Any] = {"epochs": 4, "log_every_steps": 10, "checkpoint_every_s": 1e9, "accumulate_steps": 2}
+    job = replace(make_job(labeled, tmp_path / "run", **changes), validation=None)
+    for found in in_group(tmp_path / "meeting", reads_of_two, job):
+        later = {step: names for step, names in found.items() if step > 1}
+        assert later == {10: ["aten._local_scalar_dense.default"], 20: ["aten._local_scalar_dense.default"]}
 
 
 def failing_job(labeled: Split, folder: Path, **changes: Any) -> TrainJob:

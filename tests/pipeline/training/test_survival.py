@@ -24,7 +24,7 @@ from pipeline.inputs.batches import TrainBatches
 from pipeline.inputs.streams import StreamSpec, labeled_stream
 from pipeline.inputs.train_transform import TrainTransform
 from pipeline.models.registry import build_model
-from pipeline.training import loop
+from pipeline.training import evaluation
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.job import TrainJob
 from pipeline.training.loop import fit
@@ -164,7 +164,7 @@ def test_several_processes_killed_or_stopped_make_the_same_bytes(data: Data, wor
 
 def note_share() -> None:
     """At the first step: let each evaluation write a file with this rank's share, and the statistics that it predicts with."""
-    count = loop.count_right
+    count = evaluation.count_right
 
     def noted(split: Split, predictor: Predictor, threads: int, rank: int, world: int) -> tuple[int, int]:
         right, images = count(split, predictor, threads, rank, world)
@@ -173,7 +173,7 @@ def note_share() -> None:
         Path(f"{split.shards[0].url}.rank-{rank}-of-{world}").write_text(json.dumps(line))
         return right, images
 
-    loop.count_right = noted
+    evaluation.count_right = noted
 
 
 def test_all_ranks_evaluate_each_its_share_to_the_accuracy_that_one_would_measure(data: Data) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipeline.core.schema import TrainConfig
 from pipeline.inputs.targets import pseudo_targets, smoothed_targets
 from pipeline.training.ema import EMA, ema_decay
-from pipeline.training.objective import soft_cross_entropy
+from pipeline.training.objectives.cross_entropy import soft_cross_entropy
 from pipeline.training.optimizer import build_optimizer, learning_rate, parameter_groups, state_per_parameter
 
 

@@ -13,14 +13,18 @@ import pytest
 import ray
 import torch
 
+from data.shards.split import open_split
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
 from pipeline.core.stage import require_done
+from pipeline.inference import predictor
+from pipeline.inference.ensemble import load_labeling_predictor, tempered
 from teacher.labeling import label_calibration
 from teacher.labeling.label_calibration import calibrate_labels
 from teacher.labeling.stage import label
+from teacher.labeling.teacher_check import _label
 from teacher.labeling.verify import verify_labels
 from teacher.train import train_teacher
 from tests.conftest import make_writer
@@ -70,7 +74,9 @@ def test_the_mean_of_several_is_made_surer_without_changing_a_label() -> None:
     mean = torch.softmax(torch.from_numpy(views), dim=2).mean(dim=0).float().numpy()
     found = calibrate_labels(mean, labels)
     assert found.error_after < found.error_before / 2
-    np.testing.assert_array_equal(found.probabilities.argmax(axis=1), mean.argmax(axis=1))
+    expected = tempered(torch.from_numpy(mean), found.temperature).numpy()
+    np.testing.assert_array_equal(found.confidence, expected.max(axis=1))
+    np.testing.assert_array_equal(expected.argmax(axis=1), mean.argmax(axis=1))
 
 
 def test_labels_have_the_confidence_that_the_same_images_have_in_validation(folder: Path) -> None:
@@ -84,6 +90,19 @@ def test_labels_have_the_confidence_that_the_same_images_have_in_validation(fold
     np.testing.assert_allclose(confidences(layout), expected, rtol=2e-3)  # another batch size, and the fast decoder
     assert require_done(layout.labels, "label")["summary"]["labels_temperature"] == check["labels_temperature"]
     verify_labels(config, layout)
+
+
+def test_with_too_many_scores_to_hold_confidences_come_from_a_second_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, layout = configure(folder)
+    monkeypatch.setattr(predictor, "HELD_SCORES", 10 * IMAGES // 3)
+    split = open_split(f"{folder}/validation/*.tar", layout.indexes)
+    table, fitted = _label(config, layout, split, None, calibrates=True)
+    sure = load_labeling_predictor([layout.teacher], config.label, "cpu", fitted["labels_temperature"])
+    expected = predictor.predict_sampled(split, sure.view, sure.batch_size, sure.probabilities)
+    np.testing.assert_array_equal(table.column("confidence").to_numpy(), expected.highest)
+    np.testing.assert_array_equal(table.column("predicted").to_numpy(), expected.predicted)
 
 
 def test_labels_of_an_earlier_version_are_done_and_new_shards_follow_them(

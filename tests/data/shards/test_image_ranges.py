@@ -1,4 +1,4 @@
-"""Images read into one buffer are the images that `ImageReader` reads, and refused where it refuses them."""
+"""Images as ranges of files are the images that `ImageReader` reads, and refused where it refuses them."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -9,8 +9,8 @@ import pytest
 
 from data import storage
 from data.errors import DataError
+from data.shards.image_ranges import FileRange, ImageRanges
 from data.shards.image_reader import ImageReader, Place, places_in
-from data.shards.image_views import ImageViews
 from data.shards.split import Split, open_split
 from tests.conftest import WriteDigits
 
@@ -21,14 +21,18 @@ def split(tmp_path: Path, write_digits: WriteDigits) -> Split:
     return open_split(f"{tmp_path}/shards/*.tar", str(tmp_path / "index"))
 
 
-def read(images: ImageViews, shard: int, places: Sequence[Place]) -> list[bytes]:
-    return [bytes(image) for image in images.images(shard, places)]
+def as_bytes(part: bytes | FileRange) -> bytes:
+    return part.read() if isinstance(part, FileRange) else part
+
+
+def read(images: ImageRanges, shard: int, places: Sequence[Place]) -> list[bytes]:
+    return [as_bytes(image) for image in images.images(shard, places)]
 
 
 def test_any_places_of_any_shard_give_the_same_images(split: Split) -> None:
     urls, generator = [shard.url for shard in split.shards], np.random.default_rng(0)
     places = [places_in(shard.index()) for shard in split.shards]
-    with ImageReader(urls) as reader, closing(ImageViews(urls)) as images:
+    with ImageReader(urls) as reader, closing(ImageRanges(urls)) as images:
         for _ in range(50):
             shard = int(generator.integers(2))
             chosen = sorted(generator.choice(30, generator.integers(1, 30), replace=False))
@@ -40,7 +44,7 @@ def test_an_image_of_another_sample_and_a_shard_cut_short_are_refused(split: Spl
     url = split.shards[0].url
     places = places_in(split.shards[0].index())
     other = places[3]._replace(key="other")
-    with closing(ImageViews([url])) as images:
+    with closing(ImageRanges([url])) as images:
         with pytest.raises(DataError, match="sample 3 should be 'other'"):
             images.images(0, [places[2], other, places[4]])
         with Path(url).open("r+b") as file:
@@ -53,14 +57,25 @@ def test_shards_in_a_store_are_read_too(split: Split) -> None:
     memory = "memory://views/shard.tar"
     storage.write_bytes(memory, Path(split.shards[0].url).read_bytes())
     places = places_in(split.shards[0].index())
-    with closing(ImageViews([split.shards[0].url, memory])) as images:
+    with closing(ImageRanges([split.shards[0].url, memory])) as images:
         assert read(images, 1, places) == read(images, 0, places)
 
 
 def test_images_of_one_shard_outlive_those_of_the_next(split: Split) -> None:
     places = [places_in(shard.index()) for shard in split.shards]
-    with closing(ImageViews([shard.url for shard in split.shards])) as images:
+    with closing(ImageRanges([shard.url for shard in split.shards])) as images:
         one = images.images(0, places[0])
-        before = [bytes(image) for image in one]
+        before = [as_bytes(image) for image in one]
         images.images(1, places[1])
-        assert [bytes(image) for image in one] == before
+        assert [as_bytes(image) for image in one] == before
+
+
+def test_a_local_image_is_not_read_but_named_and_sliced_like_bytes(split: Split) -> None:
+    place = places_in(split.shards[0].index())[0]
+    with closing(ImageRanges([split.shards[0].url])) as images:
+        (image,) = images.images(0, [place])
+        assert isinstance(image, FileRange)
+        content = image.read()
+        assert len(image) == len(content) == place.size
+        for part in (slice(3, 10), slice(5, None), slice(None, 7), slice(9, 4), slice(0, 10**9)):
+            assert image[part].read() == content[part]

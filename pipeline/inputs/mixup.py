@@ -1,4 +1,4 @@
-"""The objective: cross-entropy against dense targets, on mixed images if configured (`mixup`)."""
+"""Mixup (arXiv 1710.09412): each image of a batch is mixed with another one, and so are their targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mixing(NamedTuple):
 
 
 def draw_mixing(num_images: int, alpha: float, device: torch.device) -> Mixing:
-    """Draw a partner and a weight for each image of a batch: mixup (arXiv 1710.09412).
+    """Draw a partner and a weight for each image of a batch.
 
     The weight is drawn per image from Beta(alpha, alpha); the image itself has the larger part.
     """
@@ -36,21 +36,3 @@ def draw_mixing(num_images: int, alpha: float, device: torch.device) -> Mixing:
 @lru_cache(maxsize=8)
 def _beta(alpha: float) -> torch.distributions.Beta:
     return torch.distributions.Beta(alpha, alpha)
-
-
-def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean of −Σ targets · log softmax(logits), in float32 also under autocast.
-
-    The mean is over all samples alike, labeled and pseudo-labeled. Noisy Student's code adds the two parts' means,
-    which with SGD also multiplies the learning rate (RECIPES.md).
-
-    Args:
-        logits: (N, C).
-        targets: (N, C), rows sum to one.
-
-    Returns:
-        float32, a scalar.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        losses = -(targets.float() * logits.float().log_softmax(1)).sum(1)
-    return losses.mean()

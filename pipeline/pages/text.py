@@ -1,4 +1,4 @@
-"""Escape names and values from the data in the text files of an export: a line stays one line, a table cell one cell."""
+"""Text files about data and weights: names and values are escaped, so that a line stays one line, a table cell one cell."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ import json
 import re
 from collections.abc import Iterable
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 _MARKED = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # `_` within a word is plain
 _TICKS = re.compile("`+")
 _ESCAPED_NAMES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # as sha256sum escapes them
+
+
+def markdown_templates(package: str) -> Environment:
+    """The Markdown templates of a package's folder `templates`. An undefined variable raises jinja2.UndefinedError."""
+    templates = Environment(
+        loader=PackageLoader(package),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {
+        "markdown": markdown,
+        "code_span": code_span,
+        "json": json.dumps,
+        "count": "{:,}".format,
+        "percent": "{:.1%}".format,
+    }
+    return templates
 
 
 def class_lines(names: Iterable[str]) -> str:
