@@ -134,8 +134,9 @@ def _later(name: str, *arguments: Any) -> Any:
 
 def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:
     _later("pipeline.planning.plan:print_plan", config, layouts, command.stages, command.forced)
-    if set(command.stages) & {*stages.names_of("study")}:
-        _later("pipeline.studies.stage:plan_study", config, layouts[0])
+    for stage in command.stages:
+        if function := stages.find(stage).plan:
+            _later(function, config, layouts[0])
 
 
 def _verify(config: Config, layouts: Sequence[Layout], text: str) -> None:

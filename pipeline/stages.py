@@ -39,6 +39,7 @@ class StageRow:
         upstream: name of an input in its fingerprint → the stage that makes it.
         is_long: it may take hours. Changed settings are refused before the command starts, and the time of stopped runs is recorded.
         followed_by: a stage that always runs after it.
+        plan: of a study: `module:function` that prints what it would do, called with (config, layout).
         only_named: `stage=all` leaves it out.
         all_if: `FIELD=VALUE` with which `stage=all` runs it although it is `only_named`.
         only_first: later generations take this from the generation before.
@@ -55,6 +56,7 @@ class StageRow:
     upstream: dict[str, str] = field(default_factory=dict)
     is_long: bool = False
     followed_by: str | None = None
+    plan: str = ""
     only_named: bool = False
     all_if: str = ""
     only_first: bool = False
@@ -169,6 +171,15 @@ STAGES: tuple[StageRow, ...] = (
             "data.validation",
             "data.unlabeled if ablate.study=noisy_student",
         ),
+        plan="pipeline.studies.stage:plan_study",
+        only_named=True,
+    ),
+    StageRow(
+        "transfer",
+        "compare the features of several models on other data sets (transfer.backbones, transfer.sets): linear probe, kNN, fine-tuning",
+        "pipeline.transfer.stage:transfer",
+        kind="study",
+        plan="pipeline.transfer.stage:plan_transfer",
         only_named=True,
     ),
 )

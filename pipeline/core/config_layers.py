@@ -79,6 +79,6 @@ def as_typed(values: Any, typed: Any) -> Any:
         return {key: as_typed(value, typed.get(key)) for key, value in values.items()}
     if isinstance(values, list) and isinstance(typed, list) and len(values) == len(typed):
         return [as_typed(value, some) for value, some in zip(values, typed, strict=True)]
-    if not isinstance(typed, str) or not _RESOLVER.search(typed) or not isinstance(values, str | list):
+    if not isinstance(typed, str) or not _RESOLVER.search(typed) or not isinstance(values, str | list | dict):
         return values
     return [typed] if isinstance(values, list) else typed

@@ -17,7 +17,7 @@ from pipeline.core.schema import PretrainConfig, TrainConfig
 from pipeline.models.memory import PassMemory, count_pass
 from pipeline.models.registry import build_model
 from pipeline.training.activations import checkpoint_activations
-from pipeline.training.objectives.networks import build_network
+from pipeline.training.objectives.choice import build_network
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.training.state import freeze_early_layers
 from pipeline.training.step import to_training_mode

@@ -23,9 +23,9 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, require_done
 from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.rows import Row, Study, no_input_noise
-from pipeline.studies.tasks import GPU_SHARE
 from pipeline.studies.trainings import labeled_job, training_seconds
-from pipeline.studies.trials import Experiment
+from pipeline.trials.tasks import GPU_SHARE
+from pipeline.trials.trial import Experiment
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
 from teacher.labeling.label_calibration import calibration_input

@@ -14,9 +14,9 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.studies.rows import FromRun, Row, Study, additive, no_input_noise
 from pipeline.studies.trainings import labeled_job, open_splits, training_seconds
-from pipeline.studies.trials import Experiment
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
+from pipeline.trials.trial import Experiment
 
 _UNREGULARIZED = no_input_noise("teacher") | {
     "teacher.weights": None,

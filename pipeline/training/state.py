@@ -14,7 +14,7 @@ from pipeline.models.weights import load_weights
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainingError, TrainJob
-from pipeline.training.objectives.networks import build_network
+from pipeline.training.objectives.choice import build_network
 from pipeline.training.optimizer import NORMS, build_optimizer
 
 _PLAIN = ("step", "workers", "loss_sum", "loss_count", "metrics", "timing")

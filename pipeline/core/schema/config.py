@@ -22,6 +22,7 @@ from pipeline.core.schema.sections import (
     ServeConfig,
 )
 from pipeline.core.schema.training import PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
+from pipeline.core.schema.transfer import TransferConfig
 from pipeline.stages import fields_in_force, find
 
 _OF_THE_MODEL = (
@@ -58,6 +59,7 @@ class Config(Section):
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
+    transfer: TransferConfig = TransferConfig()
     plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The network that an objective trains: a classifier, or a backbone with the head that self-supervised pretraining drops in the end."""
+"""The networks of self-supervised pretraining: a backbone with a head that is dropped in the end."""
 
 from __future__ import annotations
 
@@ -34,19 +34,12 @@ class PretrainingNetwork(nn.Module):
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]  # timm's interface
 
 
-def build_network(config: TrainConfig, num_classes: int) -> nn.Module:
-    """The network that a training of `config` trains, with fresh weights.
+def pretraining_network(config: PretrainConfig) -> PretrainingNetwork:
+    """The model of a configuration with the head of its objective, with fresh weights.
 
-    Args:
-        num_classes: of a classifier; a pretraining has none.
-
-    Raises:
-        ModelError: no such model, or it gives no vector of features.
+    Raises ModelError: no such model, or it gives no vector of features.
     """
-    rates = config.dropout, config.stochastic_depth
-    if not isinstance(config, PretrainConfig):
-        return build_model(config.model, num_classes, config.model_args, *rates)
-    backbone = build_model(config.model, 0, config.model_args, *rates)
+    backbone = build_model(config.model, 0, config.model_args, config.dropout, config.stochastic_depth)
     features, outputs = num_features(config), config.projection_dim
     hidden = config.projection_hidden or features
     if config.objective == "byol":

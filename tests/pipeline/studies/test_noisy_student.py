@@ -22,10 +22,11 @@ from pipeline.inputs.noised_view import noised
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.studies.noisy_student import NOISY_STUDENT_RECIPE
+from pipeline.studies.rows import trials_of
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import row_results
-from pipeline.studies.trials import Trial, run_trials, trials_of
 from pipeline.training.state import TrainState, new_state
+from pipeline.trials.trial import Trial, run_trials
 from student.warm_start import initial_weights
 from tests.conftest import WriteDigits, png
 from tests.digits_run import Digits, write_digits_data
@@ -58,7 +59,7 @@ def own_ray() -> Iterator[None]:
 def make(config: Config, folder: Path, *rows: str) -> dict[str, Trial]:
     study = replace(STUDY, rows=tuple(row for row in STUDY.rows if row.name in rows))
     trials = trials_of(study, config, str(folder), NOISY_STUDENT_RECIPE)
-    run_trials(study, trials, NOISY_STUDENT_RECIPE)
+    run_trials("study", trials, NOISY_STUDENT_RECIPE)
     return {trial.row: trial for trial in trials}
 
 

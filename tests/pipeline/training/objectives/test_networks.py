@@ -13,13 +13,15 @@ from torch import nn
 from pipeline.core.config import config_of
 from pipeline.core.schema import PretrainConfig
 from pipeline.inputs.streams import StreamSpec
+from pipeline.models.registry import build_model, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.training.distributed import Ranks
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainJob
 from pipeline.training.objectives.byol import bootstrap, byol_loss
+from pipeline.training.objectives.choice import build_network
 from pipeline.training.objectives.interface import MicroBatch
-from pipeline.training.objectives.networks import PretrainingNetwork, build_network, num_features
+from pipeline.training.objectives.networks import PretrainingNetwork, num_features
 
 SMALL: dict[str, Any] = {
     "model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}, "image_size": 16, "projection_dim": 8,
@@ -107,6 +109,21 @@ def test_a_model_without_a_vector_of_features_is_refused() -> None:
     section = PretrainConfig.model_validate(SMALL | {"model": "test_efficientnet", "model_args": {"global_pool": ""}})
     with pytest.raises(ModelError, match=r"test_efficientnet.*expected one vector an image"):
         num_features(section)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "side"),  # of the features' map before pooling
+    [("convnext_atto", {"patch_size": 1}, 4), ("convnext_atto", {}, 1), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4}, 8)],
+)  # fmt: skip
+def test_small_images_keep_their_resolution_in_stems_that_timm_has(
+    model: str, arguments: dict[str, Any], side: int
+) -> None:
+    section = PretrainConfig.model_validate({"model": model, "model_args": arguments, "image_size": 32})
+    assert num_features(section) > 100
+    backbone: Any = on_meta(lambda: build_model(model, 0, arguments))
+    features = backbone.forward_features(torch.zeros(1, 3, 32, 32, device="meta"))
+    positions = features.shape[1] - backbone.num_prefix_tokens if features.ndim == 3 else features.shape[2] ** 2
+    assert positions == side**2
 
 
 @pytest.mark.parametrize("objective", ["simclr", "simclrv2"])
