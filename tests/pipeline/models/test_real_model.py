@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from data.labels.label_files import read_labels
-from data.labels.top_k import soft_targets
+from data.labels.top_k import dense_probabilities, stored_top_k
 from data.pack import main as pack
 from pipeline.models.efficientnet_lite0 import MODEL, lite0_file, lite0_weights, write_lite0
 from pipeline.models.efficientnet_lite0 import main as lite0_main
@@ -58,7 +58,7 @@ def probabilities(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     names = [Path(path).name for path in sources.column("path").to_pylist()]
     labels = read_labels(f"{folder}/run/gen-1/labels/unlabeled-000000.parquet")
     assert labels.column("__key__").to_pylist() == sources.column("key").to_pylist()
-    return dict(zip(names, soft_targets(labels, 1000), strict=True))
+    return dict(zip(names, dense_probabilities(stored_top_k(labels), 1000), strict=True))
 
 
 @pytest.mark.parametrize("photo", CLASSES)
