@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -116,8 +115,7 @@ class Stage:
             summary: facts for later stages and the report; a function of config and inputs alone.
         """
         names = sorted(outputs)
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            files = dict(zip(names, pool.map(lambda name: _describe(self.path(name)), names), strict=True))
+        files = dict(zip(names, storage.in_parallel(lambda name: _describe(self.path(name)), names), strict=True))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")

@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_data_config
 
 from benchmarks.lite0 import MODEL, lite0_file, lite0_weights
 from data.labels.label_files import read_labels
-from data.labels.top_k import soft_targets
+from data.labels.top_k import dense_probabilities, stored_top_k
 from data.pack import main as pack
 from pipeline.models.external_weights import load_external
 from pipeline.run import main
@@ -57,7 +57,7 @@ def probabilities(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     names = [Path(path).name for path in sources.column("path").to_pylist()]
     labels = read_labels(f"{folder}/run/gen-1/labels/unlabeled-000000.parquet")
     assert labels.column("__key__").to_pylist() == sources.column("key").to_pylist()
-    return dict(zip(names, soft_targets(labels, 1000), strict=True))
+    return dict(zip(names, dense_probabilities(stored_top_k(labels), 1000), strict=True))
 
 
 @pytest.mark.parametrize("photo", CLASSES)
