@@ -13,8 +13,8 @@ the network (forward and backward; the student's teacher and labels come on top)
     simclr, simclrv2   stage=pretrain, without labels
 
 They transfer to four sets: mnist, digits, emoji, stamps (`python -m data.recipes.NAME`), by linear probe and kNN; to emoji and stamps
-also by fine-tuning. Each result is a line of `results`, and is not computed again, on any machine. After `minutes` no training starts (one
-takes 20 minutes with its results); the same command continues.
+also by fine-tuning. Each result is a line of `results`, and is not computed again, on any machine. After `minutes` no
+training starts (one takes 20 minutes with its results); the same command continues.
 """
 
 from __future__ import annotations
