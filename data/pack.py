@@ -25,10 +25,8 @@ _INTERRUPTED = 130  # exit code after Ctrl-C
 def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     try:
-        from data.packing.pack_folder import (
-            pack,  # here: Ctrl-C while NumPy and pyarrow are loaded is no traceback either
-        )
-
+        # here: Ctrl-C while NumPy and pyarrow are loaded is no traceback either
+        from .packing.pack_folder import pack
         from .settings import run_command
 
         return run_command(pack, arguments, __doc__ or "")
