@@ -15,9 +15,8 @@ from typing import Any
 
 from data import fashion_mnist, storage
 from data.settings import UsageError, run_command
-from pipeline.core.layout import Layout
+from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.run import main as pipeline
-from pipeline.studies.table import RESULTS_NAME
 
 LABELS_PER_CLASS = 100
 DATA = f"datasets/fashion_mnist-{LABELS_PER_CLASS}-0"

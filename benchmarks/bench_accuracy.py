@@ -94,7 +94,7 @@ def arm_folder(arm: str, data: str, out: Path, seed: int, recipe: Sequence[str])
         return f"{out}/{arm}/gen-1/student"
     words = _student_as_teacher()
     if arm == "all_labels":
-        _pack_truth(data)
+        pack_truth(data)
         words += _all_labels_words(data)
     run_stages("stage=teacher", f"{out}/{arm}", data, seed, *words)
     return f"{out}/{arm}/gen-1/teacher"
@@ -137,7 +137,7 @@ def run_stages(stage: str, run_dir: str, data: str, seed: int, *words: str) -> N
         raise BenchmarkError(f"this command failed: python -m pipeline.run {' '.join(command)}")
 
 
-def _pack_truth(data: str) -> None:
+def pack_truth(data: str) -> None:
     """Write shards of all labeled and unlabeled images, with true labels."""
     folder = Path(data) / "truth"
     if (folder / "manifest.json").exists():

@@ -17,10 +17,9 @@ from data import fashion_mnist, storage
 from data.settings import run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
-from pipeline.core.layout import Layout
+from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.run import main as pipeline
 from pipeline.studies.noisy_student import NOISY_STUDENT, RECIPE, TEACHER
-from pipeline.studies.table import RESULTS_NAME
 
 DATA = "datasets/fashion_mnist-50-0"
 

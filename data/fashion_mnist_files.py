@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
+from .recipes.packages import last_line, unpacked_debian
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -42,12 +43,14 @@ def find_files() -> dict[str, bytes]:
         places[mirror] = lambda name, mirror=mirror: _download(f"{mirror}/{name}")  # type: ignore[misc]
     tried = []
     with tempfile.TemporaryDirectory() as folder:
-        places[f"apt-get download {_DEBIAN_PACKAGE}"] = lambda name: _from_debian_package(Path(folder), name)
+        places[f"apt-get download {_DEBIAN_PACKAGE}"] = lambda name: (
+            unpacked_debian(_DEBIAN_PACKAGE, Path(folder)) / _DEBIAN_FOLDER.relative_to("/") / name
+        ).read_bytes()
         for place, read in places.items():
             try:
                 return {name: _checked(name, read(name)) for name in _SHA256}
             except (OSError, EOFError, zlib.error, HTTPException, DataError, subprocess.SubprocessError) as error:
-                tried.append(f"  {place}: {_reason(error)}")
+                tried.append(f"  {place}: {last_line(error)}")
     raise DataError(
         "Fashion-MNIST was not found. Tried:\n" + "\n".join(tried) + f"\nInstall the Debian package {_DEBIAN_PACKAGE} "
         f"(apt-get install {_DEBIAN_PACKAGE}), or put the four .gz files into {_DEBIAN_FOLDER}, and run again."
@@ -57,24 +60,6 @@ def find_files() -> dict[str, bytes]:
 def _download(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
         return bytes(response.read())
-
-
-def _from_debian_package(folder: Path, name: str) -> bytes:
-    """Read a file of the Debian package; download and unpack it first, once (needs no root)."""
-    unpacked = folder / "unpacked"
-    if not unpacked.exists():
-        run = {"cwd": folder, "check": True, "capture_output": True, "timeout": 120}
-        subprocess.run(["apt-get", "download", _DEBIAN_PACKAGE], **run)  # type: ignore[call-overload]
-        package = next(folder.glob("*.deb"))
-        subprocess.run(["dpkg", "-x", package.name, unpacked.name], **run)  # type: ignore[call-overload]
-    return (unpacked / _DEBIAN_FOLDER.relative_to("/") / name).read_bytes()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = error.stderr.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _checked(name: str, packed: bytes) -> bytes:

@@ -39,6 +39,7 @@ class StageRow:
         upstream: name of an input in its fingerprint → the stage that makes it.
         is_long: it may take hours. Changed settings are refused before the command starts, and the time of stopped runs is recorded.
         followed_by: a stage that always runs after it.
+        plan: of a study: `module:function` that prints what it would do, called with (config, layout).
         only_named: `stage=all` leaves it out.
         all_if: `FIELD=VALUE` with which `stage=all` runs it although it is `only_named`.
         only_first: later generations take this from the generation before.
@@ -55,6 +56,7 @@ class StageRow:
     upstream: dict[str, str] = field(default_factory=dict)
     is_long: bool = False
     followed_by: str | None = None
+    plan: str = ""
     only_named: bool = False
     all_if: str = ""
     only_first: bool = False
@@ -75,15 +77,16 @@ STAGES: tuple[StageRow, ...] = (
         reads=("data.labeled", "data.unlabeled", "data.exclude", "data.held_out_hashes"),
         is_long=True,
         only_named=True,
+        all_if="teacher.init=pretrain",
         once=True,
     ),
     StageRow(
         "teacher",
-        "train on the labeled images, or take teacher.weights=FILE",
+        "train on the labeled images (from teacher.init=FILE, if given), or take teacher.weights=FILE as they are",
         "teacher.train:train_teacher",
         folder="teacher",
         fingerprint=("teacher", "data.num_classes if data.num_classes", *NUMERICS),
-        reads=("teacher.weights", "data.exclude", "data.labeled", "data.validation"),
+        reads=("teacher.weights", "teacher.init", "data.exclude", "data.labeled", "data.validation"),
         is_long=True,
         only_first=True,
     ),
@@ -113,7 +116,13 @@ STAGES: tuple[StageRow, ...] = (
         "student.train:train_student",
         folder="student",
         fingerprint=("student", *NUMERICS),
-        reads=("data.exclude", "data.labeled", "data.validation", "data.unlabeled if student.unlabeled_ratio"),
+        reads=(
+            "student.init",
+            "data.exclude",
+            "data.labeled",
+            "data.validation",
+            "data.unlabeled if student.unlabeled_ratio",
+        ),
         upstream={"selection": "select", "labels": "label"},
         is_long=True,
     ),
@@ -169,6 +178,15 @@ STAGES: tuple[StageRow, ...] = (
             "data.validation",
             "data.unlabeled if ablate.study=noisy_student",
         ),
+        plan="pipeline.studies.stage:plan_study",
+        only_named=True,
+    ),
+    StageRow(
+        "transfer",
+        "compare the features of several models on other data sets (transfer.backbones, transfer.sets): linear probe, kNN, fine-tuning",
+        "pipeline.transfer.stage:transfer",
+        kind="study",
+        plan="pipeline.transfer.stage:plan_transfer",
         only_named=True,
     ),
 )

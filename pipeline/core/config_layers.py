@@ -62,6 +62,11 @@ def origin_of(layers: Sequence[Layer], field: str) -> str:
     return next((layer.origin for layer in reversed(layers) if _has(as_container(layer.fields), path)), DEFAULT)
 
 
+def sets(layer: Layer, field: str) -> bool:
+    """Whether a layer sets a dotted field."""
+    return _has(as_container(layer.fields), field.split("."))
+
+
 def _has(container: Any, path: Sequence[str]) -> bool:
     """Whether the nested values set the field, a part of it, or a list that contains it."""
     for part in path:
@@ -79,6 +84,6 @@ def as_typed(values: Any, typed: Any) -> Any:
         return {key: as_typed(value, typed.get(key)) for key, value in values.items()}
     if isinstance(values, list) and isinstance(typed, list) and len(values) == len(typed):
         return [as_typed(value, some) for value, some in zip(values, typed, strict=True)]
-    if not isinstance(typed, str) or not _RESOLVER.search(typed) or not isinstance(values, str | list):
+    if not isinstance(typed, str) or not _RESOLVER.search(typed) or not isinstance(values, str | list | dict):
         return values
     return [typed] if isinstance(values, list) else typed

@@ -11,6 +11,7 @@ from data.run_names import CURRENT_NAME, INDEXES, generation_folder
 from pipeline.stages import find
 
 SELECTION_NAME = "selection.json"  # file that explains a selection
+RESULTS_NAME = "results.json"  # file of a study's or of stage=transfer's results
 PREVIOUS_NAME = "previous"  # file that names the selection in use before
 VERSION = re.compile(r"v([1-9]\d*)")  # name of an export
 
@@ -99,6 +100,11 @@ class Layout:
     def study(self, name: str) -> str:
         """A study's results: a folder for each row and seed."""
         return storage.join(self.run_dir, "ablate", name)
+
+    @property
+    def transfer(self) -> str:
+        """Results on other data sets: a folder for each backbone, set, method and seed."""
+        return storage.join(self.run_dir, "transfer")
 
     def current_selection(self) -> str | None:
         """The folder of the selection that the student trains on, or None before the first."""

@@ -115,6 +115,22 @@ def dots_per_row(names: Sequence[str], models: Sequence[tuple[str, str, Sequence
     return svg.getvalue()
 
 
+def intervals_per_row(
+    names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], x_label: str
+) -> bytes:
+    """Draw a row for each name, in it a dot with an interval for each model (name, colour, percent and half interval per row)."""
+    with _drawing(width=1.3 * _WIDTH, height=_rows_height(names, 0.2 + 0.1 * len(models))) as (axes, svg):
+        place = np.arange(len(names))
+        for position, (name, color, percent, errors) in enumerate(models):
+            above = 0.7 * ((position + 0.5) / len(models) - 0.5)
+            marker = "os^Dv"[position % 5]
+            axes.errorbar(percent, place + above, xerr=errors, color=color, marker=marker, ms=4, ls="", label=name)
+        _name_rows(axes, names)
+        axes.set_xlabel(x_label)
+        _legend_above(axes, columns=3)
+    return svg.getvalue()
+
+
 def confidence_histogram(counts: np.ndarray, threshold: float) -> bytes:
     """Draw a histogram of labels by confidence.
 

@@ -19,7 +19,7 @@ from pipeline.inference.accuracy import Comparison
 from pipeline.pages.render import Section, environment
 from pipeline.report.facts import Facts, Model, compare, num_parameters, read_facts
 from pipeline.report.numbers import millions, percent, points, signed
-from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section
+from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section, transfer_section
 from pipeline.report.sections.changes import changes_section
 from pipeline.report.sections.cost import cost_section, cost_summary
 from pipeline.report.sections.pretraining import pretraining_section
@@ -72,6 +72,7 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
         changes_section(facts),
         robustness_section(facts),
         pretraining_section(facts),
+        transfer_section(facts),
         curves_section(facts),
         cost_section(facts),
         calibration_section(facts),

@@ -14,12 +14,15 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.studies.rows import FromRun, Row, Study, additive, no_input_noise
 from pipeline.studies.trainings import labeled_job, open_splits, training_seconds
-from pipeline.studies.trials import Experiment
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
+from pipeline.trials.trial import Experiment
 
 _UNREGULARIZED = no_input_noise("teacher") | {
     "teacher.weights": None,
+    "teacher.init": None,
+    "teacher.init_head_lr_scale": 1.0,
+    "teacher.freeze_backbone_epochs": 0.0,
     "teacher.label_smoothing": 0.0,
     "teacher.stochastic_depth": 0.0,
     "teacher.dropout": 0.0,

@@ -1,16 +1,19 @@
-"""A study as plain data: rows that each change another row's configuration, with the published results."""
+"""A study as plain data: rows that each change another row's configuration, with the published results; the trials it makes."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from data import storage
 from data.settings import UsageError
 from pipeline.core.config import config_of
 from pipeline.core.schema import Config
+from pipeline.trials.trial import Experiment, Trial
 
 
 @dataclass(frozen=True)
@@ -144,3 +147,25 @@ def no_input_noise(section: str) -> dict[str, Any]:
 def seeds_of(config: Config) -> Iterable[int]:
     """Return the seeds that every row is trained with."""
     return range(config.seed, config.seed + config.ablate.seeds)
+
+
+def trials_of(study: Study, config: Config, folder: str, experiment: Experiment) -> list[Trial]:
+    """Return all rows with the first seed, then with the next: an interrupted study has complete seeds.
+
+    Raises UsageError as `row_configs`.
+    """
+    trials = []
+    rows, configs = rows_for(study, config), row_configs(study, config)
+    for seed in seeds_of(config):
+        sources: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            seeded = configs[row.name].model_copy(update={"seed": seed})
+            trial_folder = storage.join(folder, _slug(row.name), f"seed-{seed}")
+            below = sources[row.needs] if row.needs else ()
+            sources[row.name] = (trial_folder, *below)
+            trials.append(Trial(row.name, seed, seeded, trial_folder, experiment.fingerprint(seeded), below))
+    return trials
+
+
+def _slug(row: str) -> str:
+    return re.sub(r"\W+", "_", row).strip("_").lower()

@@ -6,22 +6,22 @@ Test images are never opened: a study's results are used to choose a recipe.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from data import storage
 from data.shards.image_reader import check_labeled
-from pipeline.core.layout import Layout
-from pipeline.core.schema import Config
+from pipeline.core.layout import RESULTS_NAME, Layout
+from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
-from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
-from pipeline.studies.table import PLOT_NAME, RESULTS_NAME, describe, row_results, write_results
-from pipeline.studies.tasks import resources_of
-from pipeline.studies.trials import Experiment, Trial, refuse_others, run_trials, seconds_taken, trials_of
+from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
+from pipeline.studies.table import PLOT_NAME, describe, row_results, write_results
+from pipeline.trials.tasks import resources_of, training_cpus
+from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials, seconds_taken
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
@@ -36,7 +36,7 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
     study, trials = open_study(config, layout, force)
     accept()
     folder = layout.study(study.name)
-    run_trials(study, trials, experiment_of(study), force)
+    run_trials(f"study {study.name}", trials, experiment_of(study), force)
     results = row_results(rows_for(study, config), trials)
     write_results(folder, study, seeds_of(config), results)
     images = results[0].details[0]["images"]
@@ -93,8 +93,7 @@ def plan_study(config: Config, layout: Layout) -> None:
     configs = row_configs(study, config)
     for row in rows_for(study, config):
         done = sum(trial.result() is not None for trial in trials if trial.row == row.name)
-        values = configs[row.name].fingerprint("")
-        changes = ", ".join(f"{field}={_value(values, field)}" for field in row.changes)
+        changes = ", ".join(f"{field}={_value(configs[row.name], field)}" for field in row.changes)
         print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
     if skipped := [row.name for row in study.rows if row.name not in configs]:
         print(f"left out, as the configuration is like that already: {', '.join(skipped)}")
@@ -111,18 +110,19 @@ def _duration(study: Study, trials: Sequence[Trial]) -> str:
     timed = {row: trial for row, trial in rows.items() if row not in seconds}
     if timed:
         print(f"study {study.name}: timing a few steps of {len(timed)} rows", flush=True)
+    expected = experiment_of(study).expected_seconds
+    assert expected is not None, "every study measures it"
     for row, trial in timed.items():
-        seconds[row] = experiment_of(study).expected_seconds(trial.config, trial.sources)
+        seconds[row] = expected(trial.config, trial.sources)
     cpus = os.cpu_count() or 1
-    at_once = min(len(todo), max(1, int(cpus // resources_of(config, [cpus])["num_cpus"])))
+    at_once = min(len(todo), max(1, int(cpus // resources_of(config, [cpus], training_cpus(config))["num_cpus"])))
     duration = tqdm.format_interval(sum(seconds[trial.row] for trial in todo) / at_once)
     how = f"{len(rows) - len(timed)} rows by their trainings that are done, {len(timed)} by a few steps"
     return f"{len(todo)} trainings to make; {at_once} at once on this machine take about {duration} ({how})"
 
 
-def _value(values: Mapping[str, Any], field: str) -> Any:
-    section, _, name = field.rpartition(".")
-    if field in values:
-        return values[field]
-    is_section = any(key.startswith(f"{field}.") for key in values)
-    return "(as the student's)" if is_section else values[section][name]
+def _value(config: Config, field: str) -> Any:
+    value: Any = config
+    for part in field.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return "(as the student's)" if isinstance(value, Section) else value

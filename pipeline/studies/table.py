@@ -9,11 +9,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from data import storage
+from pipeline.core.layout import RESULTS_NAME
 from pipeline.pages.plots import study_rows
 from pipeline.studies.rows import Row, Study
-from pipeline.studies.trials import Trial
+from pipeline.trials.trial import Trial
 
-RESULTS_NAME, PLOT_NAME = "results.json", "plot.svg"
+PLOT_NAME = "plot.svg"
 
 
 @dataclass(frozen=True)

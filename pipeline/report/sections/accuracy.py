@@ -1,4 +1,4 @@
-"""Sections on accuracy on the test images: of each model, of each class, and what decided on further generations."""
+"""Sections on accuracy on the test images: of each model, of each class, deciding on generations, on other data sets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data import storage
+from data.json_files import read_json
+from pipeline.core.layout import RESULTS_NAME
+from pipeline.core.stage import StageError
 from pipeline.evaluation.generations import RULE, Decision, describe_best, read_decision, summarize
-from pipeline.pages import plots
+from pipeline.pages import plots, transfer_table
 from pipeline.pages.render import Figure, Section
 from pipeline.report.facts import Facts, Model, compare, num_parameters
 from pipeline.report.numbers import binomial_error, millions, percent, points, signed, with_error
@@ -123,3 +127,12 @@ def generations_section(facts: Facts) -> Section | None:
 def _decision_row(number: int, decision: Decision) -> list[str]:
     accuracies = (percent(decision.teacher_top1), percent(decision.student_top1))
     return [str(number), *accuracies, points(decision.comparison), "yes" if decision.goes_on else "no"]
+
+
+def transfer_section(facts: Facts) -> Section | None:
+    """Show the tables and the plot of stage=transfer; None without results. Raises StageError when its file is damaged."""
+    url = storage.join(facts.generations[0].layout.transfer, RESULTS_NAME)
+    if not storage.exists(url):
+        return None
+    remedy = "remove it and run stage=transfer again"
+    return transfer_table.transfer_section(read_json(url, remedy, transfer_table.TransferRecord, StageError))

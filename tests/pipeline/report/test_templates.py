@@ -14,7 +14,7 @@ from setuptools import Distribution
 from pipeline.pages.render import Figure, environment
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ["pipeline.report", "pipeline.serving.page"]
+PACKAGES = ["pipeline.report", "pipeline.serving.page", "pipeline.transfer"]
 ODD = "<script>x</script> \"q\" 'a' & {{ 7 * 7 }} \u202e\u2066 \x00 \ud800"
 
 

@@ -16,10 +16,10 @@ from pipeline.core.config import config_names, load_config
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageRefusedError, differences
 from pipeline.run import main
-from pipeline.studies.rows import FromRun, Row, Study, additive, row_configs, rows_for
+from pipeline.studies.rows import FromRun, Row, Study, _slug, additive, row_configs, rows_for, trials_of
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import describe, row_results
-from pipeline.studies.trials import Experiment, Trial, _slug, run_trials, trials_of
+from pipeline.trials.trial import Experiment, Trial, run_trials
 from tests.conftest import WriteDigits
 from tests.digits_run import Digits, write_digits_data
 
@@ -43,6 +43,7 @@ def test_each_row_differs_from_the_one_it_changes_in_the_fields_that_it_names(st
         if row.of is not None and row.changes:
             changed = differences(configs[row.of].fingerprint(""), configs[row.name].fingerprint(""))
             named = [field.partition("_args")[0] for field in row.changes]
+            named += ["student.from_teacher"] * ("student.init" in named)  # its name in fingerprints
             assert all(field.startswith(tuple(named)) for field in changed)
             assert changed
 
@@ -176,13 +177,13 @@ def test_a_study_runs_missing_trials_and_compares_seed_by_seed(
     runs = tmp_path / "runs"
     experiment = small_experiment(TOP1, runs)
     trials = small_trials(tmp_path / "study", experiment)
-    run_trials(SMALL, trials, experiment)
+    run_trials("study small", trials, experiment)
     assert sorted(runs.read_text().splitlines()) == sorted(f"{row} {seed}" for row, seed in TOP1)
     assert not list((tmp_path / "study").rglob("checkpoints"))
 
     (tmp_path / "study/dropout/seed-1/done.json").unlink()
     runs.unlink()
-    run_trials(SMALL, trials, experiment)
+    run_trials("study small", trials, experiment)
     assert runs.read_text() == "dropout 1\n"
     assert "6 trainings, 5 of them done" in capsys.readouterr().out
 
@@ -201,13 +202,13 @@ def test_another_configuration_is_refused_before_anything_runs_and_force_moves_i
 ) -> None:
     runs = tmp_path / "runs"
     experiment = small_experiment(TOP1, runs)
-    run_trials(SMALL, small_trials(tmp_path / "study", experiment), experiment)
+    run_trials("study small", small_trials(tmp_path / "study", experiment), experiment)
     runs.unlink()
     other = small_trials(tmp_path / "study", experiment, "teacher.lr=0.3")
     with pytest.raises(StageRefusedError, match=r"teacher.lr: 0.1 there, 0.3 now"):
-        run_trials(SMALL, other, experiment)
+        run_trials("study small", other, experiment)
     assert not runs.exists()
-    run_trials(SMALL, other, experiment, force=True)
+    run_trials("study small", other, experiment, force=True)
     assert len(runs.read_text().splitlines()) == len(TOP1)
     assert (tmp_path / "study/plain/seed-0.old-1/done.json").exists()
 
@@ -227,10 +228,10 @@ def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_pat
         lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config, sources: 1.0
     )
     trials = small_trials(tmp_path / "study", experiment)
-    run_trials(SMALL, [trial for trial in trials if trial.seed == 0], experiment)
+    run_trials("study small", [trial for trial in trials if trial.seed == 0], experiment)
     assert died.exists()
     with pytest.raises(UsageError, match=r"^no seed 1$"):
-        run_trials(SMALL, trials, experiment)
+        run_trials("study small", trials, experiment)
 
 
 @pytest.mark.slow

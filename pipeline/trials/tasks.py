@@ -1,4 +1,4 @@
-"""Run trainings as Ray tasks: the resources to reserve, how many fit at once, results as they finish."""
+"""Run work as Ray tasks: the resources to reserve, how many fit at once, results as they finish."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ def ray_nodes() -> list[float]:
     return [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
 
 
-def resources_of(config: Config, nodes: Sequence[float]) -> dict[str, float]:
-    """Return what Ray reserves for one training: its threads and loading processes, at most a whole node; `nodes`: CPUs of each."""
-    cpus = config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
+def training_cpus(config: Config) -> int:
+    """Return the CPUs that a training of teacher or student uses: its threads and loading processes."""
+    return config.threads + max(config.teacher.loader_workers, config.student.loader_workers)
+
+
+def resources_of(config: Config, nodes: Sequence[float], cpus: int) -> dict[str, float]:
+    """Return what Ray reserves for one task: `cpus`, at most a whole node; `nodes`: CPUs of each."""
     return {"num_cpus": min(cpus, max(nodes)), "num_gpus": GPU_SHARE if config.resolved_device() == "cuda" else 0}
 
 
 def max_concurrent(resources: Mapping[str, float]) -> int:
-    """Return how many trainings fit at once, at least 1."""
+    """Return how many tasks fit at once, at least 1."""
     available = ray.cluster_resources()
     number = available.get("CPU", 1) // resources["num_cpus"]
     if resources["num_gpus"]:

@@ -1,11 +1,10 @@
-"""Run a study's rows × seeds as resumable Ray tasks: each has a folder, whose done-record is the result; finished ones are reused.
+"""Run trials as resumable Ray tasks: each has a folder, whose done-record is the result; finished ones are reused.
 
-rows (plain data) ──► trials ──► how long it will take ──► Ray tasks ──► one done.json each ──► table
+trials (a configuration and a seed each) ──► how long they will take ──► Ray tasks ──► one done.json each
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -18,34 +17,39 @@ from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, done_record, inspect_stage, open_stage
 from pipeline.core.timing import read_timing
-from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of
-from pipeline.studies.tasks import in_tasks, max_concurrent, ray_nodes, resources_of
+from pipeline.trials.tasks import in_tasks, max_concurrent, ray_nodes, resources_of, training_cpus
 
-STAGE = "ablate"
+
+def _no_outputs(config: Config) -> Sequence[str]:  # noqa: ARG001 (an `Experiment.outputs`)
+    return ()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to run for one row and seed. The functions are picklable (module level), for Ray's workers.
+    """What to run for one trial. The functions are picklable (module level), for Ray's workers.
 
     Attributes:
         fingerprint: everything the result depends on.
-        run: (configuration, folder, sources) → result: make or continue it; `top1` (a fraction) and further JSON values.
+        run: (configuration, folder, sources) → result: make or continue it; JSON values, as `top1` (a fraction).
             sources: folders it builds on: of the row it needs, then of the row that one needs, and so on.
         expected_seconds: (configuration, sources) → how long `run` takes, measured on the calling machine; works before the
-            sources exist.
+            sources exist. None: not known before a trial of the same row has ended.
         scratch: paths in the folder that are removed after the commit.
+        outputs: files in the folder that are committed with the result.
+        cpus: that Ray reserves for a trial.
     """
 
     fingerprint: Callable[[Config], Fingerprint]
     run: Callable[[Config, str, tuple[str, ...]], Mapping[str, Any]]
-    expected_seconds: Callable[[Config, tuple[str, ...]], float]
+    expected_seconds: Callable[[Config, tuple[str, ...]], float] | None
     scratch: tuple[str, ...] = ()
+    outputs: Callable[[Config], Sequence[str]] = _no_outputs
+    cpus: Callable[[Config], int] = training_cpus
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row with one seed."""
+    """One row with one seed; `stage` is the name in its done-record and in messages."""
 
     row: str
     seed: int
@@ -53,6 +57,7 @@ class Trial:
     folder: str
     fingerprint: Fingerprint
     sources: tuple[str, ...] = ()  # folders it builds on, the nearest first
+    stage: str = "ablate"
 
     def result(self) -> Mapping[str, Any] | None:
         """Return the experiment's result, or None before it is done."""
@@ -60,39 +65,21 @@ class Trial:
         return record["summary"] if record else None
 
 
-def trials_of(study: Study, config: Config, folder: str, experiment: Experiment) -> list[Trial]:
-    """Return all rows with the first seed, then with the next: an interrupted study has complete seeds.
-
-    Raises UsageError as `row_configs`.
-    """
-    trials = []
-    rows, configs = rows_for(study, config), row_configs(study, config)
-    for seed in seeds_of(config):
-        sources: dict[str, tuple[str, ...]] = {}
-        for row in rows:
-            seeded = configs[row.name].model_copy(update={"seed": seed})
-            trial_folder = storage.join(folder, _slug(row.name), f"seed-{seed}")
-            below = sources[row.needs] if row.needs else ()
-            sources[row.name] = (trial_folder, *below)
-            trials.append(Trial(row.name, seed, seeded, trial_folder, experiment.fingerprint(seeded), below))
-    return trials
-
-
-def _slug(row: str) -> str:
-    return re.sub(r"\W+", "_", row).strip("_").lower()
-
-
 def refuse_others(trials: Iterable[Trial]) -> None:
     """Raise StageRefusedError, naming the fields, if a folder has a result of another configuration."""
     for trial in trials:
-        inspect_stage(trial.folder, STAGE, trial.fingerprint)
+        inspect_stage(trial.folder, trial.stage, trial.fingerprint)
 
 
-def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, force: bool = False) -> None:
+def run_trials(
+    title: str, trials: Sequence[Trial], experiment: Experiment, force: bool = False, unit: str = "trainings"
+) -> None:
     """Run the missing trials, as many at once as fit; first print how long they will take.
 
     Args:
+        title: of the messages, as `study resnet_rs`.
         force: move earlier results aside.
+        unit: what the trials are, in the plural.
 
     Raises:
         StageRefusedError: a folder has a result of another configuration, without `force`.
@@ -100,55 +87,72 @@ def run_trials(study: Study, trials: Sequence[Trial], experiment: Experiment, fo
     """
     if force:
         for trial in trials:
-            open_stage(trial.folder, STAGE, trial.fingerprint, force)
+            open_stage(trial.folder, trial.stage, trial.fingerprint, force)
     refuse_others(trials)
-    todo = [trial for trial in trials if trial.result() is None]
+    todo: list[Trial] = []
+    for trial in trials:
+        if trial.result() is None:
+            todo.append(trial)
+        else:
+            _remove_scratch(trial, experiment)  # a kill may have come between the commit and this
     if not todo:
         return
     start_ray(todo[0].config.ray_address)
-    resources = resources_of(todo[0].config, ray_nodes())
+    cpus = max(experiment.cpus(trial.config) for trial in todo)
+    resources = resources_of(todo[0].config, ray_nodes(), cpus)
     seconds = _expected_seconds(trials, todo, experiment, resources)
     at_once = min(len(todo), max_concurrent(resources))
     total = sum(seconds[trial.row] for trial in todo)
-    already = f"{len(trials)} trainings, {len(trials) - len(todo)} of them done"
-    duration = tqdm.format_interval(total / at_once)
-    print(f"study {study.name}: {already}; {at_once} at once take about {duration}", flush=True)
+    duration = f" take about {tqdm.format_interval(total / at_once)}" if experiment.expected_seconds else ""
+    already = f"{len(trials)} {unit}, {len(trials) - len(todo)} of them done"
+    print(f"{title}: {already}; {at_once} at once{duration}", flush=True)
     indexes = {trial.folder: index for index, trial in enumerate(todo)}
     needs = [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
-    with _bar(study, total) as bar:
+    with _bar(title, total) as bar:
         ended = in_tasks(lambda trial: _run_trial(trial, experiment), todo, resources, bar.refresh, needs)
-        for number, (trial, top1) in enumerate(ended, start=1):
-            bar.set_postfix_str(f"{number} of {len(todo)}; {trial.row}, seed {trial.seed}: {top1:.2%}", refresh=False)
+        for number, (trial, outcome) in enumerate(ended, start=1):
+            bar.set_postfix_str(f"{number} of {len(todo)}; {trial.row}, seed {trial.seed}{outcome}", refresh=False)
             bar.update(min(seconds[trial.row], total - bar.n))  # capped: rounding can exceed the total
 
 
-def _run_trial(trial: Trial, experiment: Experiment) -> float:
-    """Run a trial in a Ray task; return its top-1."""
-    stage: Stage = open_stage(trial.folder, STAGE, trial.fingerprint)
+def _run_trial(trial: Trial, experiment: Experiment) -> str:
+    """Run a trial in a Ray task; return `: ` and its top-1, or nothing if it has none."""
+    stage: Stage = open_stage(trial.folder, trial.stage, trial.fingerprint)
     if not stage.is_done:
-        stage.commit([], experiment.run(trial.config, trial.folder, trial.sources))
+        result = experiment.run(trial.config, trial.folder, trial.sources)
+        stage.commit(experiment.outputs(trial.config), result)
+    _remove_scratch(trial, experiment)
+    committed = trial.result()
+    assert committed is not None, "committed just now"
+    return f": {committed['top1']:.2%}" if "top1" in committed else ""
+
+
+def _remove_scratch(trial: Trial, experiment: Experiment) -> None:
     for name in experiment.scratch:
         storage.remove(storage.join(trial.folder, name))
-    result = trial.result()
-    assert result is not None, "committed just now"
-    return float(result["top1"])
 
 
 def _expected_seconds(
     trials: Iterable[Trial], todo: Iterable[Trial], experiment: Experiment, resources: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return seconds per training by row: the mean of finished ones, else timed in a few steps, under the same concurrency."""
+    """Return seconds per trial by row: the mean of finished ones, else timed in a few steps, under the same concurrency.
+
+    Without `expected_seconds`, rows that are not known are taken to last as long as the mean of the others.
+    """
     taken = seconds_taken(trials)
     unknown = {trial.row: trial for trial in todo if trial.row not in taken}
+    expected = experiment.expected_seconds
+    if expected is None:
+        return taken | dict.fromkeys(unknown, mean(taken.values()) if taken else 1.0)
 
     def measure(row: str) -> float:
-        return experiment.expected_seconds(unknown[row].config, unknown[row].sources)
+        return expected(unknown[row].config, unknown[row].sources)
 
     return taken | dict(in_tasks(measure, list(unknown), resources))
 
 
 def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:
-    """Return the mean seconds of finished trainings, by row."""
+    """Return the mean seconds of finished trials, by row."""
     taken: dict[str, list[float]] = {}
     for trial in trials:
         if trial.result() is not None:
@@ -156,7 +160,7 @@ def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:
     return {row: mean(seconds) for row, seconds in taken.items()}
 
 
-def _bar(study: Study, seconds: float) -> tqdm[Any]:
+def _bar(title: str, seconds: float) -> tqdm[Any]:
     """Return a progress bar in seconds of expected work: rows differ in length; the remaining time follows the real speed."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
-    return tqdm(total=seconds, desc=study.name, smoothing=0, bar_format=layout)
+    return tqdm(total=seconds, desc=title.removeprefix("study "), smoothing=0, bar_format=layout)

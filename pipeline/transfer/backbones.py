@@ -1,0 +1,188 @@
+"""The models that stage=transfer compares: where the weights are from, what they are, and the features they make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import Tensor, nn
+
+from data import storage
+from data.settings import UsageError, nearest
+from pipeline.core.schema import Config
+from pipeline.core.schema.transfer import BackboneConfig
+from pipeline.core.stage import digest_of
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.stage_weights import weights_folder
+from pipeline.models.external_weights import PRETRAINED, load_external, some_names, weights_digest
+from pipeline.models.registry import build_model, on_meta
+from pipeline.models.resnet_rs import ModelError
+from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, WeightsInfo, load_info, read_safetensors
+
+RANDOM = "random"
+SEED = "{seed}"
+_GENERATION = re.compile(r"gen-(\d+)")
+_SOME_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model without its head.
+
+    Attributes:
+        name: in `transfer.backbones`.
+        source: a folder or file of weights, a timm model, or `random`.
+        kind: what `source` is.
+        preprocessing: of every set: an image is resized and its centre cropped.
+        seed: of fresh weights.
+    """
+
+    name: str
+    source: str
+    kind: Literal["folder", "file", "timm", "random"]
+    model: str
+    model_args: Mapping[str, Any]
+    preprocessing: Preprocessing
+    seed: int
+
+    def digest(self) -> str:
+        """16 hex digits over weights, model and preprocessing. Raises ModelError where weights are missing."""
+        weights = {
+            "folder": lambda: weights_digest(self.source),
+            "file": lambda: weights_digest(self.source),
+            "timm": lambda: self.source,
+            "random": lambda: f"{RANDOM} {self.seed}",
+        }[self.kind]()
+        return digest_of([weights, self.model, dict(self.model_args), asdict(self.preprocessing)])
+
+    def network(self) -> nn.Module:
+        """The model that maps normalized images (N, 3, S, S) to pooled features (N, F).
+
+        Raises ModelError where weights are missing or do not fit the model.
+        """
+        torch.manual_seed(self.seed)
+        network = build_model(self.model, 0, self.model_args)
+        if self.kind != "random":
+            network.load_state_dict(self._features(network.state_dict(), self._state()))
+        return network
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.kind == "timm":
+            known = get_pretrained_cfg(self.source)
+            assert known is not None, "open_backbone has found it"
+            return load_external(self.source, self.model_args, known.num_classes, PRETRAINED)
+        return read_safetensors(storage.join(self.source, MODEL_NAME) if self.kind == "folder" else self.source)
+
+    def _features(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of `found` without the head. Raises ModelError, naming the first, where names or shapes differ."""
+        if missing := [name for name in expected if name not in found]:
+            raise ModelError(f"{self.source} does not fit {self.model}: missing {some_names(missing)}")
+        for name, tensor in expected.items():
+            if found[name].shape != tensor.shape:
+                raise ModelError(
+                    f"{self.source} does not fit {self.model}: {name} has the shape {tuple(found[name].shape)}, not "
+                    f"{tuple(tensor.shape)}; give transfer.backbones.{self.name}.model and model_args"
+                )
+        heads = head_prefixes(self.model, self.model_args)
+        if foreign := [name for name in found if name not in expected and not name.startswith(heads)]:
+            raise ModelError(f"{self.source} does not fit {self.model}: unexpected {some_names(foreign)}")
+        return {name: found[name] for name in expected}
+
+
+def varies_with_seed(entry: BackboneConfig) -> bool:
+    """Whether each seed has weights of its own."""
+    return entry.weights == RANDOM or SEED in entry.weights
+
+
+def open_backbone(config: Config, name: str) -> Backbone:
+    """The backbone of this name for `config.seed`; reads what its weights record, and no weights.
+
+    Raises:
+        UsageError: there is nothing of that name, or it is no such thing.
+        ModelError: a folder's record is damaged.
+    """
+    entry = config.transfer.backbones[name]
+    source = entry.weights.replace(SEED, str(config.seed))
+    found = _open(config, entry, name, source)
+    given = {field: value for field in ("image_size", "crop_pct", "mean", "std") if (value := getattr(entry, field))}
+    return replace(found, preprocessing=replace(found.preprocessing, **given))
+
+
+def _open(config: Config, entry: BackboneConfig, name: str, source: str) -> Backbone:
+    section = config.teacher
+    model, args = entry.model or section.model, entry.model_args
+    own_args = args if args is not None else {} if entry.model else section.model_args
+    trained = replace(Preprocessing.of_training(section), resize="crop")
+    if section.augment.crop == "pad_crop":
+        trained = replace(trained, crop_pct=1.0)
+    if source == RANDOM:
+        return Backbone(name, source, "random", model, own_args, trained, config.seed)
+    if source.endswith(".safetensors"):
+        _require(name, source, storage.exists(source), "no such file")
+        return Backbone(name, source, "file", model, own_args, trained, config.seed)
+    if (folder := _folder_of(source)) is not None:
+        info = load_info(folder)
+        return Backbone(name, folder, "folder", info.model, info.model_args, _resized(info), config.seed)
+    known = _timm_weights(source)
+    hint = nearest(source, timm.list_models(pretrained=True))
+    _require(name, source, known is not None and known.num_classes, f"no folder with weights, and no timm model{hint}")
+    assert known is not None, "required above"
+    return Backbone(name, source, "timm", source, args or {}, _of_timm(known), config.seed)
+
+
+def _timm_weights(source: str) -> PretrainedCfg | None:
+    """What timm records of the weights of this name; None where it knows no such weights."""
+    try:
+        return get_pretrained_cfg(source) if timm.is_model(source) else None
+    except RuntimeError:  # a model, but not such a tag
+        return None
+
+
+def _require(name: str, source: str, holds: object, problem: str) -> None:
+    if not holds:
+        raise UsageError(
+            f"transfer.backbones.{name}={source}: {problem}; expected a folder of weights, of a stage or of a run, a .safetensors "
+            "file, a timm model with pretrained weights, or random"
+        )
+
+
+def _folder_of(source: str) -> str | None:
+    """The folder of weights: `source`, that of a stage, or of a run's newest student, teacher or pretraining; None without any."""
+    for folder in map(weights_folder, (source, *_stages_of_run(source))):
+        if storage.exists(storage.join(folder, CONFIG_NAME)) and storage.exists(storage.join(folder, MODEL_NAME)):
+            return folder
+    return None
+
+
+def _stages_of_run(run_dir: str) -> list[str]:
+    """Folders of a run's models, the newest first."""
+    generations = sorted(
+        (int(match[1]) for name in storage.list_names(run_dir) if (match := _GENERATION.fullmatch(name))), reverse=True
+    )
+    made = [storage.join(run_dir, f"gen-{n}", stage) for n in generations for stage in ("student", "teacher")]
+    return [*made, storage.join(run_dir, "pretrain")]
+
+
+def _resized(info: WeightsInfo) -> Preprocessing:
+    """As the weights record it, but resized where they pad: other sets have images of other sizes."""
+    recorded = Preprocessing.of_weights(info)
+    return recorded if recorded.resize == "crop" else replace(recorded, resize="crop", crop_pct=1.0)
+
+
+def _of_timm(known: PretrainedCfg) -> Preprocessing:
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if known.interpolation == "bilinear" else "bicubic"
+    mean: Any = tuple(known.mean)
+    std: Any = tuple(known.std)
+    return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, mean, std)
+
+
+def head_prefixes(name: str, args: Mapping[str, Any]) -> tuple[str, ...]:
+    """What names of the head's tensors begin with: `fc.`."""
+    whole = on_meta(lambda: build_model(name, _SOME_CLASSES, args)).state_dict()
+    rest = on_meta(lambda: build_model(name, 0, args)).state_dict()
+    return tuple(sorted({tensor.rpartition(".")[0] + "." for tensor in whole if tensor not in rest}))
