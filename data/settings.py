@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], usage: 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
     if arguments and arguments[0] in ("-h", "--help", "help"):
-        print(usage.strip())
+        _print_usage(usage)
         return 0
     try:
         function(**parse_settings(function, arguments, usage))
@@ -80,3 +81,11 @@ def run_command(function: Callable[..., None], arguments: Sequence[str], usage: 
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _print_usage(usage: str) -> None:
+    """Print it. A reader that is gone, as in `| head`, is no error."""
+    try:
+        print(usage.strip(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes there
