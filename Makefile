@@ -95,7 +95,7 @@ bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion
 bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same network, images and compute, 3 seeds (hours; resumes)
 	$(BIN)/python -m benchmarks.bench_fixmatch $(if $(seeds),seeds=$(seeds))
 
-bench-transfer: $(VENV)/.installed  ## which features serve other data sets: supervised, RS, SimCLR, student, scratch on four sets (hours; 50 minutes a call; resumes)
+bench-transfer: $(VENV)/.installed  ## which features serve other data sets: supervised, RS, SimCLR, student, scratch on four sets (hours; under an hour a call; resumes)
 	$(BIN)/python -m benchmarks.bench_transfer $(if $(seeds),seeds=$(seeds)) $(if $(minutes),minutes=$(minutes))
 
 bench-near-duplicates: $(VENV)/.installed  ## copies of held-out images: what is found, and what is taken for one

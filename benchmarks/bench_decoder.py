@@ -18,12 +18,12 @@ import skimage
 import torch
 from PIL import Image
 
-from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import PHOTOS, photo_jpeg
 from data.images.clean_view import Decoder
 from data.settings import run_command
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
+from pipeline.models.efficientnet_lite0 import MODEL, lite0_weights
 from pipeline.models.registry import build_model
 
 SHAPES = ((500, 375), (1000, 750), (1600, 1200))

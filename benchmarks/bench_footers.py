@@ -1,4 +1,4 @@
-"""What a label stage of 13,000 shards reads of its label files when it continues, on this disk and in a store 30 ms away.
+"""What stages read of the label files of 13,000 shards, on this disk and in a store 30 ms away.
 
     python -m benchmarks.bench_footers [files=2000] [rows=10000] [latency_ms=30] [rounds=3]
 
@@ -9,6 +9,8 @@ rounds, in which the contenders take turns. The store is `benchmarks.object_stor
     footers      the listing, and a footer of each file: what a continuation without a journal reads before it decides
     quarantine   the quarantined samples of all files, from their footers; every file has one
     whole files  all bytes of each file, verified: what a continuation without a journal reads then, and all that it did before
+    select       classes and confidences of all rows: one of the two or three readings of a selection
+    window       not scaled: the labels of the 16 shards that a training mixes, in one loading process
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -34,11 +36,16 @@ from data.labels.label_footers import read_all_quarantined
 from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.split import Shard, Split
+from data.training_order import WINDOW_SHARDS
+from pipeline.inputs.streams import Stream, StreamSpec
+from teacher.executors import Threads
 from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
+from teacher.selection.label_reader import LabelSource
+from teacher.selection.reuse import every_row
 
 _MADE_BY, _SCALED_TO = "a teacher", 13_000
 _NUM_CLASSES, _TOP_K = 1000, 10
-_WHOLE = 100  # whole files are read of so many
+_WHOLE, _SELECTED = 100, 500  # whole files are read of so many; labels to select
 
 
 def bench(
@@ -89,9 +96,27 @@ def _compare(place: str, corpus: Split, entries: list[LabeledShard], rounds: int
     def quarantine() -> None:
         assert read_all_quarantined(place, entries).num_rows == len(entries)
 
+    source = LabelSource(place, every_row(_NUM_CLASSES), labeled={entry.name: entry for entry in entries})
+    names = list(source.labeled)[:_SELECTED]
+
+    def count(shards: Iterable[str]) -> int:
+        found = source.read_all(shards, needs_ordinals=False)
+        return sum(len(rows.label) for _, batches in found for rows in batches)
+
+    def select() -> None:
+        assert sum(Threads(storage.PARALLEL_REQUESTS)(count, names, "")) == sum(e.rows for e in entries[: len(names)])
+
+    mixed = entries[:WINDOW_SHARDS]
+    urls, rows = tuple(f"{place}/{entry.name}.parquet" for entry in mixed), tuple(entry.rows for entry in mixed)
+    spec = StreamSpec("labels", urls, urls, rows, 1, targets="soft")
+
+    def window() -> None:
+        Stream(spec, _NUM_CLASSES, 0.0, 0).load(np.arange(len(mixed)))
+
     contenders: dict[str, tuple[Callable[[], None], int]] = {
         "journal": (with_journal, len(entries)), "footers": (without, len(entries)),
         "quarantine": (quarantine, len(entries)), "whole files": (whole, min(_WHOLE, len(entries))),
+        "select": (select, len(names)), "window": (window, _SCALED_TO),
     }  # fmt: skip
     with_journal()  # warm-up: connections
     times: dict[str, list[float]] = {name: [] for name in contenders}

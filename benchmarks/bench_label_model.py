@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.bench_label import StubPredictor
-from benchmarks.lite0 import MODEL, lite0_weights
 from benchmarks.photos import make_photos
 from data.settings import run_command
 from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
+from pipeline.models.efficientnet_lite0 import MODEL, lite0_weights
 from pipeline.models.fold_batch_norm import fold_batch_norm
 from pipeline.models.registry import build_model
 from teacher.labeling.label_shard import ShardLabeler

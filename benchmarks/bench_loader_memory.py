@@ -29,7 +29,7 @@ import torch
 from benchmarks.photos import photo_jpeg
 from benchmarks.process_memory import private_memory
 from benchmarks.scratch import fresh_folder, remove_folder
-from data.labels.label_files import COPIES_COLUMN, label_table, write_label_table
+from data.labels.label_files import COPIES_COLUMN, label_file_bytes, label_table
 from data.labels.top_k import top_k_of
 from data.settings import run_command
 from data.shards.index import INDEX_SCHEMA, index_digest
@@ -130,8 +130,8 @@ def _pseudo_labeled(folder: Path, shards: int, rows: int) -> StreamSpec:
     for number in range(_DIFFERENT):
         top_k = top_k_of(random.dirichlet(np.full(NUM_CLASSES, 0.01), rows).astype(np.float32), TOP_K)
         labels.append(folder / f"labels-{number}")
-        with labels[-1].open("wb") as file:
-            write_label_table(label_table(index, np.arange(rows), top_k, np.zeros(rows, np.uint64)), file)
+        table = label_table(index, np.arange(rows), top_k, np.zeros(rows, np.uint64))
+        labels[-1].write_bytes(label_file_bytes(table))
         times = np.where(random.random(rows) < 0.05, random.integers(2, 11, rows), random.random(rows) < 0.4)
         copies.append(folder / f"copies-{number}")
         write_table(str(copies[-1]), pa.table({COPIES_COLUMN: times.astype(np.uint16)}))

@@ -30,7 +30,7 @@ from statistics import median
 
 from benchmarks.scratch import seconds_to_disk
 from data.images.decode import decode_fast
-from data.pack import pack
+from data.packing.pack_folder import pack
 from data.packing.screening import check_image
 from data.packing.workers import available_cores, workers
 from data.settings import run_command

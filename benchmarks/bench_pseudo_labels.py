@@ -32,7 +32,7 @@ import torch
 from benchmarks import bench_accuracy
 from data import fashion_mnist
 from data.labels.label_files import label_table, read_labels, read_labels_manifest
-from data.labels.top_k import TopK, soft_targets, top_k_of
+from data.labels.top_k import TopK, dense_probabilities, stored_top_k, top_k_of
 from data.settings import UsageError, run_command
 from data.shards.split import open_split
 from pipeline.core.config import load_config
@@ -151,7 +151,7 @@ def _run_arm(arm: str, seed: int, steps: int, split: str, out: str) -> dict[str,
     corpus = open_split(f"{data}/unlabeled/*.tar", f"{data}/index")
     names = list(read_labels_manifest(f"{run}/gen-1/labels"))
     tables = [read_labels(f"{run}/gen-1/labels/{name}.parquet") for name in names]
-    labels = RULES[arm](np.concatenate([soft_targets(table, NUM_CLASSES) for table in tables]))
+    labels = RULES[arm](np.concatenate([dense_probabilities(stored_top_k(table), NUM_CLASSES) for table in tables]))
     start = 0
     for name, table in zip(names, tables, strict=True):
         rows = slice(start, start + len(table))

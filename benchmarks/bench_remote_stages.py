@@ -1,4 +1,4 @@
-"""Labeling, exporting and searching near-duplicates from an object store, beside the same shards on disk.
+"""Labeling, exporting, searching near-duplicates and streaming from an object store, beside the same shards on disk.
 
     python -m benchmarks.bench_remote_stages [latencies=30,100] [rounds=5] [shards=8] [per_shard=512]
 
@@ -9,11 +9,13 @@ are on disk. Images per second of the clock, in one process with one decoding th
     export            image shards of 512, in the shards' order
     export, shuffled  the same with export.shuffle_shards: images of all shards side by side
     near-duplicates   thumbnails of every 16th image, as of images that a hash proposes
+    stream            whole shards from front to end, by the same server's http:// addresses, as PseudoLabels reads an export
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -44,6 +46,7 @@ from teacher.labeling.batches import BatchReader, ahead
 from teacher.near_duplicates.search import read_thumbnails
 
 BATCH, SIZE, EVERY = 64, 224, 16
+_BLOCK = 1 << 18  # bytes
 _MEMORY = 2 << 30  # bytes, as label.memory_mb's default
 Work = Callable[[Overlay, str], int]
 """(shards and labels, scratch folder) → number of images."""
@@ -93,8 +96,18 @@ def near_duplicates(overlay: Overlay, _: str) -> int:
     return done
 
 
+def stream(overlay: Overlay, _: str) -> int:
+    """Read whole shards; those of the store by HTTP."""
+    for shard in overlay.shards:
+        with storage.open_read(shard.url.replace("s3://", os.environ["AWS_ENDPOINT_URL"] + "/")) as file:
+            while file.read(_BLOCK):
+                pass
+    return sum(shard.num_samples for shard in overlay.shards)
+
+
 WORKS: dict[str, Work] = {
     "label": label, "export": export(0), "export, shuffled": export(16), "near-duplicates": near_duplicates,
+    "stream": stream,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.labels.label_files import label_schema, write_label_table
+from data.labels.label_files import label_file_bytes, label_schema
 
 NUM_CLASSES = 1000
 _BLOCK = 10_000  # rows generated per seed, so that files of any size have the same rows
@@ -63,8 +63,7 @@ def _write_file(folder: Path, shard: str, first: int, num_rows: int) -> None:
     }
     path = folder / f"{shard}.parquet"
     temporary = path.with_suffix(".writing")
-    with temporary.open("wb") as file:
-        write_label_table(pa.table(columns, schema=_SCHEMA), file)
+    temporary.write_bytes(label_file_bytes(pa.table(columns, schema=_SCHEMA)))
     temporary.rename(path)
 
 

@@ -18,120 +18,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from . import storage
-from .errors import DataError
-from .images.held_out_hashes import is_outdated
-from .packing.claim import Claim, is_packed, known_copies, make_claim, read_claim
-from .packing.folders import find_classes
-from .packing.lines import read_lines
-from .packing.packed_shards import remove_records
-from .packing.plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
-from .packing.screening import SplitJob
-from .packing.split_packing import PIECE, pack_split
-from .packing.summary import print_summary
-from .packing.workers import available_cores, workers
-from .packing.workspace import workspace
-from .settings import run_command
-from .shards.samples import IMAGE_EXTENSIONS
-from .shards.split import HASHES_NAME
 
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-def pack(
-    images: str,
-    out: str,
-    labeled: bool = True,
-    validation: float = 0.02,
-    samples_per_shard: int = 10000,
-    seed: int = 0,
-    group: str = "",
-    processes: int = 0,
-) -> None:
-    """Pack a folder; see the module's docstring. `processes=0`: one per core.
-
-    Raises:
-        DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`),
-            `out` has other files, or the folder has changed since the packing began.
-    """
-    root = Path(images)
-    if not root.is_dir():
-        raise DataError(f"images={images}: no such folder")
-    if samples_per_shard < 1:
-        raise DataError(f"samples_per_shard={samples_per_shard}: expected 1 or more")
-    if processes < 0:
-        raise DataError(f"processes={processes}: expected 1 or more, or 0 for one per core")
-    if group and not labeled:
-        raise DataError(f"group={group}: goes with labeled images, of which some are held out")
-    _require_outside(root, out, ("labeled", "validation") if labeled else ("unlabeled",))
-    settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}
-    claim = read_claim(out, "labeled" if labeled else "unlabeled", settings | {"seed": seed, "group": group})
-    with workspace(out, claim.kind) as folder:
-        plan = _plan(root, folder, claim, validation, seed, group)
-        folders = {name: storage.join(out, name) for name in plan.splits}
-        make_claim(claim, plan, folders)
-        _pack_splits(plan, folders, claim.digest, samples_per_shard, processes or available_cores())
-        print_summary(plan, folders, validation)
-
-
-def _plan(root: Path, folder: str, claim: Claim, validation: float, seed: int, group: str) -> Plan:
-    listing, found = scan_images(root, folder, claim.kind == "labeled")
-    classes = find_classes(root, found, claim.out) if claim.kind == "labeled" else None
-    if not found.num_images:
-        first = f"; {found.first_left_out}" if found.first_left_out else ""
-        raise DataError(f"images={root}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it{first}")
-    return plan_packing(root, listing, found, classes, validation, seed, group, known_copies(claim, listing))
-
-
-def _pack_splits(plan: Plan, folders: dict[str, str], settings: str, samples_per_shard: int, processes: int) -> None:
-    jobs = [
-        SplitJob(
-            plan.images, plan.splits[name], plan.labels, folder, name, samples_per_shard, plan.digest + settings,
-            plan.images.folder,
-        )
-        for name, folder in folders.items()
-    ]  # fmt: skip
-    todo = [job for job in jobs if not is_packed(job.folder)]
-    if any(job.name == "labeled" for job in todo):
-        require_decodable(plan)
-    processes = min(processes, max((-(-len(job.order) // PIECE) for job in todo), default=1))
-    with workers(processes) as executor:
-        for job in jobs:
-            if job in todo:
-                left_out = read_lines(f"{job.scratch}/{LEFT_OUT}") if job is jobs[0] else ()
-                pack_split(job, executor, processes, plan.classes, left_out)
-            else:
-                remove_records(job)  # a run that was killed after it wrote the manifest leaves them
-                _report_packed(job.folder)
-
-
-def _report_packed(folder: str) -> None:
-    print(f"{folder}: packed already")
-    if is_outdated(folder):
-        print(
-            f"{folder}/{HASHES_NAME} is of an earlier version and cannot be used as data.held_out_hashes; to write it "
-            f"anew, remove the folder {folder} and give this command again: it makes the same shards"
-        )
-
-
-def _require_outside(root: Path, out: str, splits: Sequence[str]) -> None:
-    """Raise DataError when `out` is inside `images`, where packed files would count as images of the next packing."""
-    if not storage.is_local(out):
-        return
-    images = root.resolve()
-    for folder in (out, *(storage.join(out, name) for name in splits)):
-        target = storage.local_path(folder).resolve()
-        if images in (target, *target.parents):
-            raise DataError(
-                f"out={out}: {folder} lies inside images={root}, where packed files would count as its files; give an out= outside"
-            )
-
-
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     try:
+        from data.packing.pack_folder import (
+            pack,  # here: Ctrl-C while NumPy and pyarrow are loaded is no traceback either
+        )
+
+        from .settings import run_command
+
         return run_command(pack, arguments, __doc__ or "")
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)

@@ -26,7 +26,8 @@ from .errors import DataError, damaged
 
 _SEAL = b"\x93NSPfoot"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
-_END = 8  # bytes after the footer: its length, and PAR1
+END_OF_FILE = b"PAR1"
+_END = 8  # bytes after the footer: its length, and END_OF_FILE
 _TAIL = 2**14  # bytes to read first; most footers are shorter
 _BUFFER = 2**16  # bytes of a local file to read at once: they stay in a core's cache
 _REASON_CHARACTERS = 200
@@ -243,7 +244,7 @@ def _read_footer(size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, b
     """
     tail = _tail(size, _TAIL, read)
     wanted = int.from_bytes(tail[-_END:-4], "little") + _END
-    if size <= _END or not tail.endswith(b"PAR1") or wanted > size:
+    if size <= _END or not tail.endswith(END_OF_FILE) or wanted > size:
         raise pa.ArrowInvalid("it does not end as a Parquet file does")
     if wanted + _SEAL_BYTES > len(tail):
         tail = _tail(size, wanted + _SEAL_BYTES, read)

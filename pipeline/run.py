@@ -89,9 +89,10 @@ def run(words: Sequence[str]) -> None:
 
 
 def _run(loaded: Loaded, command: Command) -> None:
+    _require_run_dir(loaded.config.run_dir)
+    layouts = known_layouts(loaded.config)
+    loaded = _follow_weights(loaded, command)
     config = loaded.config
-    _require_run_dir(config.run_dir)
-    layouts = known_layouts(config)
     of_generation, studies, readers, comparisons = (
         [stage for stage in command.stages if stages.find(stage).kind == kind]
         for kind in ("generation", "study", "reader", "comparison")
@@ -130,6 +131,23 @@ def _require_run_dir(run_dir: str) -> None:
 def _later(name: str, *arguments: Any) -> Any:
     """Import a function that needs torch or Ray, and call it."""
     return resolve_name(name)(*arguments)
+
+
+def _follow_weights(loaded: Loaded, command: Command) -> Loaded:
+    """With teacher.init or student.init, give fields that nobody has set the preprocessing of those weights."""
+    trains = set(command.stages) & {"teacher", "student", *stages.names_of("study")}
+    if not (trains or {"label", "evaluate"} & set(command.stages)):
+        return loaded
+    if loaded.config.teacher.init is None and loaded.config.student.init is None:
+        return loaded
+    try:
+        followed, lines = _later("pipeline.inference.follow_weights:follow_weights", loaded)
+    except (ValueError, OSError):
+        if trains:
+            raise
+        return loaded  # the weights are gone, and only a count of GPU memory would want them
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    return followed
 
 
 def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:
@@ -250,6 +268,8 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
         print(note)
     if {"pretrain", "teacher", "label", "student", "evaluate"} & set(names):
         _later("pipeline.planning.gpu_fit:require_memory", config, layouts, names, checked)
+    if {"teacher", "student"} & set(names):
+        _later("pipeline.inference.follow_weights:require_models", config, layouts, names, command.forced)
     if {"teacher", "student"} <= set(names):
         _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
     for layout in () if command.forced else layouts:

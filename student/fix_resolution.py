@@ -44,4 +44,4 @@ def fix_resolution_job(job: TrainJob, student: StudentConfig) -> TrainJob | None
     )
     labeled = replace(job.streams[0], images_per_step=student.batch_size)
     folder = storage.join(job.folder, FOLDER)
-    return replace(job, folder=folder, config=config, streams=(labeled,), starts_from=job)
+    return replace(job, folder=folder, config=config, streams=(labeled,), initial=None, starts_from=job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from data.labels.exclusions import exclude_inputs
@@ -14,6 +13,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, open_stage, require_done
 from pipeline.inference.commit_weights import TrainedModel, commit_weights
+from pipeline.models.initial_weights import init_digest
 from pipeline.training.job import TrainJob, job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.metrics_log import METRICS_NAME
@@ -26,7 +26,7 @@ from pipeline.upstream.stage_inputs import (
 )
 from student.fix_resolution import FOLDER, fix_resolution_job
 from student.streams import mixed_streams
-from student.warm_start import initial_weights, warn_of_smaller_student
+from student.warm_start import begin_student, warn_of_smaller_student
 
 
 def train_student(config: Config, layout: Layout, force: bool = False) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def train_student(config: Config, layout: Layout, force: bool = False) -> dict[s
             if split is not None:
                 check_labeled(split, num_classes)
         streams = mixed_streams(config, layout, labeled, selection_folder)
-        job = job_from_config(config, "student", layout.student, streams, num_classes, validation)
-        prepared.append(replace(job, initial_weights=initial_weights(config, layout)))
+        initial = begin_student(config, layout, num_classes, class_names)
+        prepared.append(job_from_config(config, "student", layout.student, streams, num_classes, validation, initial))
 
     stage = open_stage(layout.student, "student", expected, force, explain_inputs(layout), check)
     if stage.is_done:
@@ -80,13 +80,14 @@ def require_labeled(config: Config) -> None:
 def fingerprint(
     config: Config, labeled: Split, validation: Split | None, labels: Mapping[str, Any], selection: Mapping[str, Any]
 ) -> Fingerprint:
-    """What the student depends on: its config fields, the labeled and validation images, excluded keys, labels and selection.
+    """What the student depends on: its config fields, labeled and validation images, excluded keys, labels, selection, first weights.
 
     Args:
         labels, selection: their done-records.
 
     Raises:
         DataError: data.exclude cannot be read.
+        StageError: there are no weights where student.init says.
     """
     inputs = {
         "labeled": labeled.digest(),
@@ -94,4 +95,5 @@ def fingerprint(
         "labels": labels["digest"],
         "selection": selection["digest"],
     }
-    return Fingerprint(config.stage_fields("student"), inputs | exclude_inputs(config.data.exclude))
+    inputs |= exclude_inputs(config.data.exclude) | init_digest(config.student, "student", config.run_dir)
+    return Fingerprint(config.stage_fields("student"), inputs)

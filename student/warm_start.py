@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from data import storage
+from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, StudentConfig
 from pipeline.core.stage import StageError
 from pipeline.inference.stage_weights import WEIGHTS_FOLDER, read_info
+from pipeline.models.initial_weights import TEACHER, InitialWeights, initial_weights
 from pipeline.models.registry import build_model, can_warm_start, count_parameters, on_meta
 
 logger = logging.getLogger(__name__)
 
 
-def initial_weights(config: Config, layout: Layout) -> str | None:
-    """Folder of the teacher's weights if student.from_teacher=true, else None.
+def begin_student(
+    config: Config, layout: Layout, num_classes: int, class_names: Sequence[str] | None
+) -> InitialWeights | None:
+    """The weights that student.init names, checked, and what was loaded printed; None without.
 
-    Raises StageError when the teacher has no weights, or the student's model cannot begin with them.
+    Raises:
+        StageError: there are none, or the student's model cannot begin with the teacher's.
+        ModelError: they do not fit the student's model.
     """
-    if not config.student.from_teacher:
-        return None
+    student = config.student
+    if student.init != TEACHER:
+        initial = initial_weights(student, "student", config.run_dir, class_names)
+        if initial is not None:
+            print(f"{initial.field}={redacted(initial.source)}: {initial.check(student, num_classes)}", flush=True)
+        return initial
     if not _has_teacher(layout):
         raise StageError(
-            f"student.from_teacher=true: {layout.teacher} has no weights; bring them, or give student.from_teacher=false"
+            f"student.init=teacher: {layout.teacher} has no weights; bring them, or give student.init=null"
         )
     info = read_info(layout.teacher)
-    require_warm_start(config.student, info.model, info.model_args)
-    return storage.join(layout.teacher, WEIGHTS_FOLDER)
+    require_warm_start(student, info.model, info.model_args)
+    return InitialWeights("student.init", storage.join(layout.teacher, WEIGHTS_FOLDER), grows=True)
 
 
 def _has_teacher(layout: Layout) -> bool:
@@ -39,15 +49,15 @@ def _has_teacher(layout: Layout) -> bool:
 
 
 def require_warm_start(student: StudentConfig, teacher: str, teacher_args: Mapping[str, Any]) -> None:
-    """Raise StageError if student.from_teacher=true, and the student cannot begin with weights of this teacher model."""
-    if not student.from_teacher or (teacher, teacher_args) == (student.model, student.model_args):
+    """Raise StageError if student.init=teacher, and the student cannot begin with weights of this teacher model."""
+    if student.init != TEACHER or (teacher, teacher_args) == (student.model, student.model_args):
         return
     models = (teacher, teacher_args), (student.model, student.model_args)
     if not can_warm_start(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
         raise StageError(
-            f"student.from_teacher=true: the teacher is {teacher} with model_args {dict(teacher_args)}, "
+            f"student.init=teacher: the teacher is {teacher} with model_args {dict(teacher_args)}, "
             f"the student {student.model} with {student.model_args}; give the student the same student.model and "
-            "student.model_args, or a ResNet-RS with more blocks, otherwise the same, or student.from_teacher=false"
+            "student.model_args, or a ResNet-RS with more blocks, otherwise the same, or student.init=null"
         )
 
 

@@ -19,6 +19,7 @@ from pipeline.inference.commit_weights import TrainedModel, commit_weights
 from pipeline.inputs.streams import labeled_stream
 from pipeline.models.class_order import class_order, reorder_classes
 from pipeline.models.external_weights import load_external, other_preprocessing, weights_digest
+from pipeline.models.initial_weights import init_digest, initial_weights
 from pipeline.training.job import job_from_config
 from pipeline.training.launch import run_training
 from pipeline.training.metrics_log import METRICS_NAME
@@ -58,8 +59,9 @@ def train_teacher(config: Config, layout: Layout, force: bool = False) -> dict[s
         made: dict[str, Any] = {"summary": {"trained_elsewhere": redacted(str(config.teacher.weights))}}
     else:
         assert labeled is not None, "fingerprint() requires it"
-        state, steps = _train(config, layout, labeled, validation, num_classes)
-        made = {"outputs": (METRICS_NAME,), "summary": {"steps": steps}}
+        state, steps = _train(config, layout, labeled, validation)
+        begun = {"begun_with": redacted(config.teacher.init)} if config.teacher.init else {}
+        made = {"outputs": (METRICS_NAME,), "summary": {"steps": steps} | begun}
     trained = TrainedModel(config.teacher, state, num_classes, class_names, generation=0)
     commit_weights(stage, trained, config, validation, **made)
     return require_done(layout.teacher, "teacher")
@@ -69,7 +71,7 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
     """What the teacher depends on.
 
     Raises:
-        StageError: there are neither labeled images nor weights.
+        StageError: there are neither labeled images nor weights, or none where teacher.init says.
         ModelError: there are no such weights, or they have other classes.
         UsageError: teacher.class_names cannot be read.
         DataError: data.exclude cannot be read.
@@ -83,6 +85,7 @@ def fingerprint(config: Config, labeled: Split | None, validation: Split | None)
             inputs["class_names"] = digest_of(order)
     elif labeled is not None:
         inputs |= {"labeled": labeled.digest()} | exclude_inputs(config.data.exclude)
+        inputs |= init_digest(config.teacher, "teacher", config.run_dir)
     else:
         raise StageError(
             "data.labeled is empty; give labeled shards, or a teacher trained elsewhere as teacher.weights=FILE"
@@ -105,6 +108,8 @@ def _check(config: Config, labeled: Split | None, validation: Split | None) -> d
     if section.weights is None:
         assert labeled is not None, "fingerprint() requires it"
         check_labeled(labeled, num_classes)
+        if (initial := initial_weights(section, "teacher", config.run_dir, class_names)) is not None:
+            print(f"{initial.field}={redacted(initial.source)}: {initial.check(section, num_classes)}", flush=True)
         return None
     return _load_external(section, section.weights, num_classes, class_names)
 
@@ -123,12 +128,12 @@ def _load_external(
     return reorder_classes(section.model, section.model_args, state, order, section.image_size)
 
 
-def _train(
-    config: Config, layout: Layout, labeled: Split, validation: Split | None, num_classes: int
-) -> tuple[dict[str, Tensor], int]:
+def _train(config: Config, layout: Layout, labeled: Split, validation: Split | None) -> tuple[dict[str, Tensor], int]:
     """Train; return EMA weights and the number of steps."""
+    num_classes, class_names = classes_of(config, labeled)
+    initial = initial_weights(config.teacher, "teacher", config.run_dir, class_names)
     stream = labeled_stream(labeled, config.teacher.batch_size, read_keys(config.data.exclude))
-    job = job_from_config(config, "teacher", layout.teacher, (stream,), num_classes, validation)
+    job = job_from_config(config, "teacher", layout.teacher, (stream,), num_classes, validation, initial)
     run_training(job, config.ray_address)
     return load_trained(job)[0], job.total_steps
 

@@ -21,10 +21,11 @@ from tests import HANGS_S
 BUCKET = "bucket"
 SECRET = "a-secret-that-nobody-sees"
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+_TOGETHER_S = 15.0  # less than a client waits
 _SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
-Kind = Literal["503", "500", "403", "cut", "short", "slow", "stall", "deaf", "reset", "lost answer"]
+Kind = Literal["503", "500", "403", "cut", "short", "slow", "stall", "deaf", "reset", "lost answer", "together"]
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Fault:
     503, 500, 403: answered so, without asking the server. cut: the connection ends after `keep` bytes of the body. short: as if the
     body had `keep` bytes only. slow: the answer comes after `seconds`. stall: half a body (no answer, where there is none), then
     nothing for `seconds`. deaf: answered, but then nothing more is read from that connection. reset: no answer. lost answer: the
-    server does what is asked, then as reset.
+    server does what is asked, then as reset. together: answered when as many wait as `barrier` is for, or after _TOGETHER_S.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Fault:
     skip: int = 0
     keep: int = 0
     seconds: float = 60
+    barrier: threading.Barrier | None = None
     done: int = 0
 
 
@@ -63,6 +65,12 @@ class FaultyS3:
         fault = Fault(kind, lambda m, p: method in ("", m) and part in p, times, **options)
         self.faults.append(fault)
         return fault
+
+    def answer_together(self, part: str, number: int) -> threading.Barrier:
+        """Answer the first `number` GETs whose path contains `part` only when all of them wait; broken if they do not come."""
+        barrier = threading.Barrier(number)
+        self.add("together", "GET", part, times=number, barrier=barrier)
+        return barrier
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -142,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "reset":
             self._hang_up()
             return
+        if fault and fault.barrier:
+            with suppress(threading.BrokenBarrierError):
+                fault.barrier.wait(_TOGETHER_S)
         status, headers, content = self._ask(body)
         if fault and kind == "cut":
             self._answer(status, headers, content, send=fault.keep)

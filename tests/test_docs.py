@@ -40,6 +40,13 @@ label: {threads: 1, batch_size: 50}
 """
 
 
+TINY_FINE = """
+threads: 1
+teacher: {image_size: 32, epochs: 2, freeze_backbone_epochs: 1, batch_size: 40, warmup_epochs: 0, loader_workers: 0,
+  augment: {num_ops: 1}}
+"""
+
+
 def commands(document: str) -> list[str]:
     """The commands of its indented blocks, in order, lines that go on joined, comments left out."""
     lines = re.sub(r"\\\n\s+", "", (ROOT / document).read_text()).splitlines()
@@ -83,8 +90,8 @@ def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
 
 @pytest.mark.slow
 def test_every_command_does_what_the_documents_say(photos: Path) -> None:
-    settings = merge(yaml.safe_load(fenced("docs/quickstart.md", "yaml")[0]), yaml.safe_load(TINY))
-    (photos / "mine.yaml").write_text(yaml.safe_dump(settings))
+    for name, text, tiny in zip(("mine", "fine"), fenced("docs/quickstart.md", "yaml"), (TINY, TINY_FINE), strict=True):
+        (photos / f"{name}.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(text), yaml.safe_load(tiny))))
     done: list[str] = []
     for document in ("docs/quickstart.md", "README.md"):
         for command in commands(document):

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from .. import storage
 from ..errors import DataError
+from .key_set import KeySet
 
 
 class ExcludedKeys:
@@ -33,6 +34,7 @@ class ExcludedKeys:
                 self._ranges[shard] = slice(start, stop)
             start = stop
         self._all_have_slashes = all("/" in line for line in ordered)
+        self._whole = KeySet(self._lines)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -53,13 +55,8 @@ class ExcludedKeys:
             values = pc.utf8_slice_codeunits(self._lines[own], len(shard) + 1)
             found |= _to_numpy(pc.is_in(keys, value_set=values))
         if len(self) and not (self._all_have_slashes and _lack_slashes(keys)):
-            found |= np.fromiter((key in self._whole for key in keys.to_pylist()), bool, len(keys))
+            found |= self._whole.contains(keys)
         return found
-
-    @cached_property
-    def _whole(self) -> frozenset[str]:
-        """The lines as whole keys. A set, as pyarrow's would be made again for every shard."""
-        return frozenset(self.lines())
 
 
 NOTHING_EXCLUDED = ExcludedKeys()

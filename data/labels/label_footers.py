@@ -59,9 +59,9 @@ def read_all_quarantined(folder: str, entries: Iterable[LabeledShard]) -> pa.Tab
         url = storage.join(folder, f"{entry.name}.parquet")
         footer = read_footer(url, entry.bytes, LABELS_REMEDY)
         if not footer.is_sealed:  # of an earlier version: only the digest of the whole file tells whether it is damaged
-            return read_quarantined(read_labels(url, ["ordinal"], entry))
+            return read_quarantined(read_labels(url, ["ordinal"], entry), url)
         check_source(url, footer.metadata, entry)
-        return quarantined_in(footer.metadata)
+        return quarantined_in(footer.metadata, url)
 
     with_rows = [entry for entry in entries if entry.quarantined]
     return quarantine_table([row for rows in storage.in_parallel(read, with_rows) for row in rows])

@@ -126,14 +126,18 @@ class Overlay:
         Raises:
             DataError: labels and copies differ in length, or are not the committed files.
         """
-        shard, copies, url = self.shards[position], self.copies(position), self.files(position)[0]
         columns = (*FILTER_COLUMNS, "__key__") if self.excluded else FILTER_COLUMNS
-        labels = read_labels(url, columns, self.committed.get(shard.name))
+        entry = self.committed.get(self.shards[position].name)
+        labels = read_labels(self.files(position)[0], columns, entry)
+        return self._wanted(position, keep, labels, self.copies(position))
+
+    def _wanted(self, position: int, keep: RowFilter, labels: pa.Table, copies: np.ndarray) -> np.ndarray:
         if len(copies) != labels.num_rows:
+            url = self.files(position)[0]
             raise DataError(f"{url}: {labels.num_rows} labels, but {len(copies)} copies; run stage=select again")
         mask = keep.matches(labels.column("label").to_numpy(), labels.column("confidence").to_numpy(), copies)
         if self.excluded:
-            mask &= ~self.excluded.mask(shard.name, labels.column("__key__").combine_chunks())
+            mask &= ~self.excluded.mask(self.shards[position].name, labels.column("__key__").combine_chunks())
         return np.flatnonzero(mask)
 
     def take(self, position: int, rows: np.ndarray) -> Rows:
@@ -145,18 +149,24 @@ class Overlay:
         Raises:
             DataError: the label file does not fit the index, or is not the committed one.
         """
-        shard, at, url = self.shards[position], pa.array(rows), self.files(position)[0]
-        content = read_whole(url, self.digests[shard.name][:_DIGEST_CHARACTERS], LABELS_REMEDY)
-        labels = parse_table(content, url, LABELS_REMEDY, LABEL_COLUMNS).take(at)
-        ordinals, index = labels.column("ordinal"), shard.index()
-        if len(rows) and ordinals.to_numpy().max() >= index.num_rows:
-            raise DataError(f"{url}: more labels than {shard.url} has images; run stage=label")
-        extension, zeros = index.column("extension").take(ordinals), np.zeros(len(rows), np.int64)
-        return Rows(labels, zeros + position, self.copies(position)[rows], zeros, extension)
+        return self._take(position, rows, self._labels(position), self.copies(position))
 
     def rows(self, position: int, keep: RowFilter) -> Rows:
         """The rows of the shard at `position` to hand out. Raises as `wanted` and `take`."""
-        return self.take(position, self.wanted(position, keep))
+        labels, copies = self._labels(position), self.copies(position)
+        return self._take(position, self._wanted(position, keep, labels, copies), labels, copies)
+
+    def _labels(self, position: int) -> pa.Table:
+        url, digest = self.files(position)[0], self.digests[self.shards[position].name][:_DIGEST_CHARACTERS]
+        return parse_table(read_whole(url, digest, LABELS_REMEDY), url, LABELS_REMEDY, LABEL_COLUMNS)
+
+    def _take(self, position: int, rows: np.ndarray, labels: pa.Table, copies: np.ndarray) -> Rows:
+        shard, labels = self.shards[position], labels.take(pa.array(rows))
+        ordinals, index = labels.column("ordinal"), shard.index()
+        if len(rows) and ordinals.to_numpy().max() >= index.num_rows:
+            raise DataError(f"{self.files(position)[0]}: more labels than {shard.url} has images; run stage=label")
+        extension, zeros = index.column("extension").take(ordinals), np.zeros(len(rows), np.int64)
+        return Rows(labels, zeros + position, copies[rows], zeros, extension)
 
     def entries(self, rows: Rows) -> LabelEntries:
         """Rows as samples of an archive."""

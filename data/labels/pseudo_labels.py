@@ -8,7 +8,6 @@ for images, classes in DataLoader(labels.dataset(transform, shuffle=1000), batch
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -90,8 +89,7 @@ class PseudoLabels:
 
     def table(self) -> pa.Table:
         """All labels without images: `data.labels.sources.COLUMNS`. An image that the export repeats has a row for each copy."""
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            tables = list(pool.map(self._source.table, range(self._source.num_shards)))
+        tables = storage.in_parallel(self._source.table, range(self._source.num_shards), storage.PARALLEL_REQUESTS)
         return pa.concat_tables(tables).unify_dictionaries()
 
     def dataset(

@@ -60,11 +60,6 @@ def stored_top_k(table: pa.Table) -> TopK:
     return TopK(*top_k_columns(table), table.column("rest").to_numpy())
 
 
-def soft_targets(table: pa.Table, num_classes: int) -> np.ndarray:
-    """Class probabilities of label rows, (N, C) float32. `rest` is spread evenly over the classes outside the top k."""
-    return dense_probabilities(stored_top_k(table), num_classes)
-
-
 def dense_probabilities(top_k: TopK, num_classes: int) -> np.ndarray:
     """Class probabilities, (N, C) float32, rows sum to one. `rest` is spread evenly over the classes outside the top k."""
     others = num_classes - top_k.index.shape[1]

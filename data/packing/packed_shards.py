@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from .screening import ScreenedImage, SplitJob
 
 FINISHED_FOLDER = ".finished"
 _METADATA = b"packed"
-_READ_AHEAD = 32  # records held in memory at once
 _REMEDY = "remove the folder of the split by hand, and give the same command again"
 
 
@@ -132,9 +130,7 @@ def finished_tables(job: SplitJob, num_shards: int) -> Iterator[tuple[pa.Table, 
         table = read_table(_record_url(job, number), _REMEDY)
         return table, json.loads(table.schema.metadata[_METADATA])["rejected"]
 
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        for start in range(0, num_shards, _READ_AHEAD):
-            yield from pool.map(read, range(start, min(num_shards, start + _READ_AHEAD)))
+    return storage.in_parallel(read, range(num_shards), storage.PARALLEL_REQUESTS)
 
 
 def remove_records(job: SplitJob) -> None:

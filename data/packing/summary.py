@@ -11,8 +11,7 @@ import numpy as np
 from .. import storage
 from ..shards.index import read_index
 from ..shards.samples import printable
-from ..shards.split import HASHES_NAME, MANIFEST_NAME, Manifest
-from ..shards.write import index_url
+from ..shards.split import HASHES_NAME, MANIFEST_NAME, Manifest, index_url
 from .folders import natural_order
 from .plan import Plan
 from .sidecars import REJECTED_NAME, read_sources

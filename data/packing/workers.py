@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -38,7 +38,8 @@ def workers(number: int) -> Iterator[Executor]:
         yield _InThisProcess()
         return
     with _environment(dict.fromkeys(_ONE_BLAS_THREAD, "1")):
-        executor = ProcessPoolExecutor(number, get_context("spawn"), _start_worker)
+        resource_tracker.ensure_running()  # starting it would unblock signals
+        executor = _Processes(number, get_context("spawn"), _start_worker)
         try:
             yield executor
         except BrokenProcessPool:
@@ -47,6 +48,17 @@ def workers(number: int) -> Iterator[Executor]:
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Start processes, as tasks come, with SIGINT blocked: Ctrl-C reaches this process alone, also while they load modules."""
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(function, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _InThisProcess(Executor):
@@ -71,7 +83,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which lets tasks end
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

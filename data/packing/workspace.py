@@ -1,7 +1,8 @@
-"""The temporary folder of a packing: beside the output, which has room, or in TMPDIR for an output in an object store."""
+"""The temporary folder of a packing: beside the output, which has room; in TMPDIR for an output that is read-only or in a store."""
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,24 +13,37 @@ from filelock import FileLock, Timeout
 from .. import storage
 from ..errors import DataError
 
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @contextmanager
-def workspace(out: str, kind: str) -> Iterator[str]:
+def workspace(out: str, kind: str, may_be_done: bool = False) -> Iterator[str]:
     """Yield an empty folder, locked for this command and removed with the block; also a killed command's folder is emptied.
 
     Folders that were made for it are removed again when nothing else came into them.
 
+    Args:
+        may_be_done: `out` has a packing, so nothing may be left to write, and a read-only `out` is no error yet.
+
     Raises:
         DataError: another command packs into `out`.
+        OSError: nothing can be written to `out`.
     """
     if not storage.is_local(out):
-        with tempfile.TemporaryDirectory(prefix="data-pack-") as folder:
+        with _in_tmpdir() as folder:
             yield folder
         return
     target = storage.local_path(out).absolute()
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
     inside = target / f".packing-{kind}"
-    inside.mkdir(parents=True, exist_ok=True)
+    try:
+        inside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not may_be_done or error.errno not in _READ_ONLY:
+            raise
+        with _in_tmpdir() as folder:
+            yield folder
+        return
     with _locked(inside / "lock", out):
         _empty(inside)
         try:
@@ -40,6 +54,10 @@ def workspace(out: str, kind: str) -> Iterator[str]:
             with suppress(OSError):  # from the first folder on that has other files
                 for path in (inside, *made):
                     path.rmdir()
+
+
+def _in_tmpdir() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="data-pack-")
 
 
 @contextmanager

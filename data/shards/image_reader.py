@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
@@ -101,19 +101,23 @@ class ImageReader:
         return [content for _, content in self.read_ahead([places], lambda place: (shard, place))]
 
     def read_ahead(
-        self, chunks: Iterable[Sequence[Item]], where: Callable[[Item], tuple[int, Place]]
-    ) -> Iterator[tuple[Item, bytes]]:
+        self,
+        chunks: Iterable[Sequence[Item]],
+        where: Callable[[Item], tuple[int, Place]],
+        max_bytes: int | None = None,
+    ) -> Generator[tuple[Item, bytes], None, None]:
         """Each item of each chunk, in order, with its image. Remote images are read before their turn, many at once.
 
-        Holds up to `read_ahead.MAX_AHEAD` bytes of remote images. Neighbours in a shard are looked for within a chunk.
+        Neighbours in a shard are looked for within a chunk. Close the generator if it is left early.
 
         Args:
             where: the shard's position and the place of an item's image.
+            max_bytes: of remote images that are held before their turn; None: `read_ahead.MAX_AHEAD`.
 
         Raises:
             DataError: as `image`, at the item's turn.
         """
-        for item, piece, start in read_ahead(self, chunks, where):
+        for item, piece, start in read_ahead(self, chunks, where, max_bytes):
             shard, place = where(item)
             yield item, self._checked(shard, place, piece, start) if place.size else b""
 

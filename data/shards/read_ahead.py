@@ -98,22 +98,28 @@ class _Piece:
 
 
 def read_ahead(
-    source: Source, chunks: Iterable[Sequence[Item]], where: Callable[[Item], tuple[int, Span]]
+    source: Source,
+    chunks: Iterable[Sequence[Item]],
+    where: Callable[[Item], tuple[int, Span]],
+    max_bytes: int | None = None,
 ) -> Iterator[tuple[Item, bytes, int]]:
     """For each item of each chunk, in order: the item, the piece with its image, and the byte of the shard at which the piece starts.
 
     Neighbours are looked for within a chunk. Chunks are asked for as their images come in line.
+
+    Args:
+        max_bytes: that may be read before they are used, and one piece more; None: MAX_AHEAD.
 
     Raises:
         as the source's reads, at the item's turn.
     """
     items = (pair for chunk in chunks for pair in zip(chunk, _pieces(source, chunk, where), strict=True))
     ahead: deque[tuple[Item, _Piece]] = deque()
-    held, more = 0, True
+    held, more, limit = 0, True, MAX_AHEAD if max_bytes is None else max_bytes
     try:
         while True:
             share = _REFILL
-            while more and (not ahead or (held < share * MAX_AHEAD and len(ahead) < share * MAX_IMAGES)):
+            while more and (not ahead or (held < share * limit and len(ahead) < share * MAX_IMAGES)):
                 share = 1.0
                 if more := (upcoming := next(items, None)) is not None:
                     held += upcoming[1].begin(source)

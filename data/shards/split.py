@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -27,7 +26,6 @@ from .index import build_index, index_digest, read_index
 MANIFEST_NAME = "manifest.json"
 HASHES_NAME = "hashes.parquet"
 INDEX_FOLDER = "index"
-_READ_AHEAD = 32  # indexes held in memory at once
 logger = logging.getLogger(__name__)
 
 
@@ -100,9 +98,7 @@ class Split:
 
     def indexes(self) -> Iterator[pa.Table]:
         """The index of each shard in order; reads several at once. Raises as `Shard.index`."""
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            for start in range(0, len(self.shards), _READ_AHEAD):
-                yield from pool.map(Shard.index, self.shards[start : start + _READ_AHEAD])
+        return storage.in_parallel(Shard.index, self.shards, storage.PARALLEL_REQUESTS)
 
     @cached_property
     def flawed(self) -> tuple[Shard, ...]:
@@ -168,14 +164,12 @@ def open_split(patterns: str | Sequence[str], index_folder: str, reindex: bool =
 def check_packed(split: Split) -> None:
     """Index the packed shards of a split again. Raises DataError for a shard whose index beside it is not right any more."""
     packed = [shard for shard in split.shards if shard.sha256]
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        digests = pool.map(lambda shard: index_digest(build_index(shard.url)), packed)
-        for shard, digest in zip(packed, digests, strict=True):
-            if digest != shard.index_sha256:
-                raise DataError(
-                    f"{shard.url}: other samples or labels than when it was packed, though it has as many bytes; restore it, or pack "
-                    "again"
-                )
+    digests = storage.in_parallel(lambda shard: index_digest(build_index(shard.url)), packed, storage.PARALLEL_REQUESTS)
+    for shard, digest in zip(packed, digests, strict=True):
+        if digest != shard.index_sha256:
+            raise DataError(
+                f"{shard.url}: other samples or labels than when it was packed, though it has as many bytes; restore it, or pack again"
+            )
 
 
 def has_recorded_bytes(shard: Shard) -> bool:
@@ -190,8 +184,7 @@ def _list_shards(urls: Sequence[str]) -> dict[str, FileInfo]:
     web, others = [url for url in urls if is_http(url)], [url for url in urls if not is_http(url)]
     listings = {folder: storage.list_files(folder) for folder in dict.fromkeys(map(_folder, others))}
     files = {url: listings[_folder(url)].get(storage.base_name(url)) for url in others}
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        files |= dict(zip(web, pool.map(_file_info, web), strict=True))
+    files |= dict(zip(web, storage.in_parallel(_file_info, web), strict=True))
     if missing := [url for url, file in files.items() if file is None]:
         raise DataError(f"{missing[0]}: no such shard; check the path, or remove it from the list")
     return {url: file for url, file in files.items() if file is not None}
@@ -259,6 +252,11 @@ def _warn_of_foreign_manifest(url: str) -> None:
     logger.warning("%s is another program's and is not used; the shards beside it are indexed", redacted(url))
 
 
+def index_url(folder: str, name: str) -> str:
+    """The URL of a packed shard's index."""
+    return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
+
+
 def _open_packed(url: str, file: FileInfo, records: Mapping[str, ShardRecord]) -> Shard:
     """A shard of a folder with a manifest. Raises DataError when the manifest does not list it: most likely a leftover."""
     name = storage.base_name(url)
@@ -271,10 +269,8 @@ def _open_packed(url: str, file: FileInfo, records: Mapping[str, ShardRecord]) -
         raise DataError(
             f"{url}: {file.size} bytes, but its manifest says {record.bytes}; it was cut short or changed: pack it again"
         )
-    index_url = storage.join(_folder(url), INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
-    return Shard(
-        url, file.size, record.num_samples, index_url, record.index_sha256, sha256=record.sha256, version=file.version
-    )
+    facts = record.num_samples, index_url(_folder(url), name), record.index_sha256
+    return Shard(url, file.size, *facts, sha256=record.sha256, version=file.version)
 
 
 def _foreign_shard(folder: str, url: str, known: Known, file: FileInfo) -> Shard:

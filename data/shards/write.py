@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..tables import write_table
 from .index import index_digest, index_table
 from .samples import LABEL_FIELD, Sample, check_key, written_samples
-from .split import INDEX_FOLDER, MANIFEST_NAME, Manifest, ShardRecord
+from .split import MANIFEST_NAME, Manifest, ShardRecord, index_url
 from .tar import end_of_archive, member_header, padding
 
 Fields = Mapping[str, bytes]  # field (extension) → content
@@ -125,11 +125,6 @@ def remove_begun(folder: str, prefix: str, first: int = 0) -> None:
         storage.remove(index_url(folder, name))
     if begun:
         storage.remove_temporary(folder)
-
-
-def index_url(folder: str, name: str) -> str:
-    """The URL of a packed shard's index."""
-    return storage.join(folder, INDEX_FOLDER, name.removesuffix(".tar") + ".parquet")
 
 
 def _checked(samples: Iterable[tuple[str, Fields]]) -> Iterator[tuple[str, Fields]]:

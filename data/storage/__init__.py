@@ -11,8 +11,9 @@ import errno
 import io
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard, TypeVar, cast
@@ -127,10 +128,25 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     return content
 
 
-def in_parallel(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """`call` of each item, in order, in threads: for small reads, of which a store answers many at once. Raises as `call`."""
-    with ThreadPoolExecutor(remote.SMALL_REQUESTS) as pool:
-        yield from pool.map(call, items)
+def in_parallel(
+    call: Callable[[_Item], _Result], items: Iterable[_Item], threads: int = remote.SMALL_REQUESTS
+) -> Iterator[_Result]:
+    """`call` of each item, in order, in threads: for small reads, of which a store answers many at once. Raises as `call`.
+
+    Holds at most twice as many results as there are threads.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(call, item))
+                if len(begun) == 2 * threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 def read_text(url: str) -> str:

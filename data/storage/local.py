@@ -208,7 +208,7 @@ def remove(path: Path) -> None:
     """As `storage.remove`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):  # a read-only disk refuses to remove a file that is not there, too
         path.unlink(missing_ok=True)
 
 

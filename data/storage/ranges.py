@@ -14,29 +14,24 @@ import atexit
 import logging
 import math
 import os
-import ssl
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 from fsspec.asyn import get_loop
 from yarl import URL
 
 from . import remote
-from .http import is_http
+from .http import is_http, is_sendable
 from .range_connections import RangeConnections, UnusualAnswerError
 from .redact import redacted
 from .retry import describe, is_transient
+from .web_session import CONNECTIONS, certificates, proxy_for, session, timeouts
 from .web_tokens import token_for
 
-CONNECTIONS = 64
-"""Of one process to all servers. 64 answers in 100 ms are 640 images a second, about what a core decodes."""
 SIGNED_S = 300.0  # after which a URL is signed again; it is valid for an hour, and temporary credentials for 10 minutes at least
 _VALID_S = 3600
 MAX_FAILURES, PAUSE_S = 16, 30.0
@@ -50,9 +45,7 @@ logger = logging.getLogger(__name__)
 
 def can_begin(url: str) -> bool:
     """Whether ranges of a remote file can be begun: s3://, and http(s):// without characters that no URL has."""
-    return url.startswith(("s3://", "s3a://")) or (
-        is_http(url) and url.isascii() and url.isprintable() and " " not in url
-    )
+    return url.startswith(("s3://", "s3a://")) or (is_http(url) and is_sendable(url))
 
 
 class RangeFile:
@@ -112,7 +105,8 @@ class RangeFile:
                 return await _client().connections.get(self._address, headers)
             except UnusualAnswerError:
                 self._is_plain = False
-        async with _client().session.get(self._address, headers=headers, proxy=self._proxy) as answer:
+        timeout = timeouts(remote.CONNECT_TIMEOUT_S, remote.READ_TIMEOUT_S)
+        async with session().get(self._address, headers=headers, proxy=self._proxy, timeout=timeout) as answer:
             answer.raise_for_status()
             if answer.status != 206:
                 raise ValueError(f"the server does not answer ranges (status {answer.status})")
@@ -130,7 +124,7 @@ class RangeFile:
                 return
             url = self._url if self._fs is None else await _sign(self._fs, self._path)
             self._address = URL(url, encoded=True)  # as it is: the signature covers its form
-            self._proxy = _proxy_for(self._address)
+            self._proxy = proxy_for(self._address)
             self._valid_until = time.monotonic() + SIGNED_S
 
     def _pause(self, error: Exception, seconds: float) -> None:
@@ -160,54 +154,26 @@ def _as_for_headers(signature_version: Any, **_: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Client:
-    """This process's connections to all servers: plain ones, aiohttp's, and the room for requests on them."""
+    """This process's plain connections to all servers, and the room for requests on them and on aiohttp's."""
 
     connections: RangeConnections
-    session: aiohttp.ClientSession
     room: asyncio.Semaphore
 
 
 def _client() -> _Client:
     """This process's; made in the event loop."""
     if (found := _clients.get(os.getpid())) is None:
-        certificates = _certificates()
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=remote.CONNECT_TIMEOUT_S, sock_read=remote.READ_TIMEOUT_S
-        )
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=certificates), timeout=timeout, auto_decompress=False
-        )
-        found = _Client(RangeConnections(certificates), session, asyncio.Semaphore(CONNECTIONS))
+        found = _Client(RangeConnections(certificates()), asyncio.Semaphore(CONNECTIONS))
         _clients[os.getpid()] = found
         atexit.register(_close)
     return found
 
 
 def _close() -> None:
-    """Close this process's connections, which aiohttp and asyncio would complain of."""
+    """Close this process's connections, which asyncio would complain of."""
 
     async def close(client: _Client) -> None:
         client.connections.close()
-        await client.session.close()
 
     if (found := _clients.get(os.getpid())) is not None:
         asyncio.run_coroutine_threadsafe(close(found), get_loop()).result(_CLOSE_S)
-
-
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates, and those of AWS's programs, as small containers have none."""
-    context = ssl.create_default_context()
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    with suppress(ImportError):
-        import certifi
-
-        bundle = bundle or certifi.where()
-    if bundle:
-        context.load_verify_locations(bundle)
-    return context
-
-
-def _proxy_for(address: URL) -> str | None:
-    """The proxy of the environment (HTTPS_PROXY, NO_PROXY, …) for an address."""
-    proxies = getproxies()
-    return None if not proxies or proxy_bypass(str(address.host)) else proxies.get(address.scheme)

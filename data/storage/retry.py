@@ -29,7 +29,7 @@ _FINAL_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirecto
 _RETRIED_NAMES = {
     "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError", "ChecksumError",  # botocore
     "FlexibleChecksumError", "ClientConnectionError", "ClientPayloadError",  # botocore, aiohttp
-    "IncompleteRead", "BadStatusLine", "LineTooLong", "ProtocolError",  # http.client, urllib3
+    "IncompleteRead", "ProtocolError",  # urllib3
 }  # fmt: skip
 
 _Result = TypeVar("_Result")
@@ -154,12 +154,8 @@ def _final(verb: str, url: str, error: Exception) -> Exception:
         )
     if answer is not None and answer.status in (401, 403):
         return StorageError(f"{where}: {verb} refused: {describe(error)}. Check the credentials and their permissions")
-    if type(error).__name__ == "InvalidURL" or isinstance(error, UnicodeEncodeError):
-        return StorageError(
-            f"{where}: not a URL ({error}); write a blank as %20, and other special characters the same way"
-        )
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-    if answer is not None or isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+    if answer is not None or isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiohttp")):
         return StorageError(f"{where}: {verb} failed: {describe(error)}; retrying would not help")
     return error  # a bug: keep its own traceback

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,10 +22,11 @@ from data import storage
 from data.run_names import CONFIG_NAME as CONFIG_NAME
 from data.settings import UsageError, nearest
 from data.storage.redact import redacted
-from pipeline.core.config_layers import Layer, as_container, as_typed, literal, merged, origin_of
+from pipeline.core.config_layers import DEFAULT, Layer, as_container, as_typed, literal, merged, origin_of, sets
 from pipeline.core.schema import Config, fields_of
 
 _MOVED = {"select.exclude": "data.exclude"}
+_SAME = (("student.from_teacher", "student.init"),)  # two names of one field: of earlier versions, and now
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides of all commands so far
 _HERE, _REMEMBERED = "is from the command line", "is remembered in"
 
@@ -42,11 +44,15 @@ class Loaded:
     Attributes:
         layers: in order; later ones win.
         remembered: dotted field → word of RUN/config.yaml that wins over the YAML file of this command.
+        typed: dotted fields that the words of earlier commands set.
+        followed: dotted fields whose values are those of the weights that `init` names; RUN/config.yaml leaves them out.
     """
 
     config: Config
     layers: tuple[Layer, ...]
     remembered: Mapping[str, str]
+    typed: frozenset[str] = frozenset()
+    followed: frozenset[str] = frozenset()
 
     def origin(self, field: str) -> str:
         """`teacher.epochs` → `teacher.epochs is from mine.yaml`, `… is remembered in RUN/config.yaml`, …"""
@@ -60,11 +66,28 @@ class Loaded:
         """Whether the value is from the run directory."""
         return origin_of(self.layers, field).startswith(_REMEMBERED)
 
+    def is_set(self, field: str) -> bool:
+        """Whether the file, the run directory or a word sets the field."""
+        return origin_of(self.layers, field) != DEFAULT
+
+    def is_unset(self, field: str) -> bool:
+        """Whether nobody has chosen the field's value: nothing sets it, or the run directory remembers the default, from before this
+        command gave the section its `init`."""
+        section, _, name = field.rpartition(".")
+        origin = origin_of(self.layers, field)
+        if origin == DEFAULT:
+            return True
+        init_is_new = not origin_of(self.layers, f"{section}.init").startswith((_REMEMBERED, DEFAULT))
+        if not (origin.startswith(_REMEMBERED) and init_is_new) or field in self.typed:
+            return False
+        values = attrgetter(section)(self.config)
+        return bool(getattr(values, name) == type(values).model_fields[name].default)
+
     def write(self, overrides: Sequence[str]) -> None:
         """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets in URLs are blanked, and variables
         (`${oc.env:X}`) stay as typed."""
         safe = [Layer(layer.origin, literal_fields(layer.fields, resolvers_only=True)) for layer in self.layers]
-        write_config(self.config, overrides, as_container(merged(safe), resolve=True))
+        write_config(self.config, overrides, as_container(merged(safe), resolve=True), self.followed)
 
 
 def literal_fields(fields: DictConfig, resolvers_only: bool = False) -> DictConfig:
@@ -86,7 +109,7 @@ def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     layers = [Layer(f"is from {config}", _read_yaml(config))] if config else []
     run_dir = _run_dir_of(_with_words(layers, overrides)[-1])
     earlier = _read_run_config(run_dir) if run_dir else None
-    words: dict[str, str] = {}
+    words, typed = {}, frozenset(_words_of(earlier)) if earlier is not None else frozenset()
     if earlier is not None:
         words = _words_of(earlier) if config else {}
         fields = literal_fields(_parse_overrides(list(words.values())) if config else _without_command_line(earlier))
@@ -97,7 +120,20 @@ def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     except OmegaConfBaseException as error:  # ${…} of a missing field or variable
         where = f"{error.full_key} {origin_of(given, str(error.full_key))}"
         raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg} ({where})") from None
-    return Loaded(config_of(values, given), tuple(given), _winning(words, layers, given))
+    return Loaded(config_of(_under_one_name(values, given), given), tuple(given), _winning(words, layers, given), typed)
+
+
+def _under_one_name(values: dict[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
+    """Of two names of one field, keep the one that the later layer sets; both, for an error, if one layer does."""
+    for names in _SAME:
+        places = [max((n for n, layer in enumerate(layers) if sets(layer, name)), default=-1) for name in names]
+        if min(places) >= 0 and places[0] != places[1]:
+            *above, last = names[places[0] > places[1]].split(".")
+            inner = values
+            for part in above:
+                inner = inner[part]
+            del inner[last]
+    return values
 
 
 def _run_dir_of(fields: DictConfig) -> str:
@@ -142,12 +178,23 @@ def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
         raise UsageError("\n".join(["the configuration has bad fields:", *lines])) from None
 
 
-def write_config(config: Config, overrides: Sequence[str], typed: Any = None) -> None:
-    """Write RUN/config.yaml, without secrets (see `Loaded.write`); `typed`: the nested fields as typed, variables not filled in."""
+def write_config(
+    config: Config, overrides: Sequence[str], typed: Any = None, followed: Collection[str] = frozenset()
+) -> None:
+    """Write RUN/config.yaml, without secrets; see `Loaded.write`.
+
+    Args:
+        typed: the nested fields as typed, variables not filled in.
+        followed: dotted fields to leave out.
+    """
     earlier = _read_run_config(config.run_dir)
+    given = {word.partition("=")[0]: word for word in overrides}
+    renamed = {name for names in _SAME for name in names if given.keys() & set(names)}
     before = _words_of(earlier) if earlier is not None else {}
-    words = before | {word.partition("=")[0]: word for word in overrides}
+    words = {field: word for field, word in before.items() if field not in renamed - given.keys()} | given
     fields = _readable(as_typed(config.model_dump(mode="json"), typed), config)
+    for section, _, name in (field.rpartition(".") for field in followed):
+        del fields[section][name]
     content = fields | {_COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]}
     text = redacted(OmegaConf.to_yaml(OmegaConf.create(literal(content)), resolve=True))
     storage.write_text(storage.join(config.run_dir, CONFIG_NAME), text)

@@ -62,6 +62,11 @@ def origin_of(layers: Sequence[Layer], field: str) -> str:
     return next((layer.origin for layer in reversed(layers) if _has(as_container(layer.fields), path)), DEFAULT)
 
 
+def sets(layer: Layer, field: str) -> bool:
+    """Whether a layer sets a dotted field."""
+    return _has(as_container(layer.fields), field.split("."))
+
+
 def _has(container: Any, path: Sequence[str]) -> bool:
     """Whether the nested values set the field, a part of it, or a list that contains it."""
     for part in path:

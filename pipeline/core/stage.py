@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +26,7 @@ from pipeline.core.timing import SECONDS_NAME, Clock
 
 SCHEMA_VERSION = 1
 _STARTED = "started.json"
+_NEW_NAMES = {"student.from_teacher": "student.init=teacher"}  # in fingerprints under the name of earlier versions
 State = Literal["new", "continue", "done"]
 Explain = Callable[
     [str, str | None, str | None], Iterable[str]
@@ -104,6 +104,7 @@ class Stage:
 
     def reopen(self, reason: str) -> None:
         """Continue a stage that was done (a grown corpus, a lost file): remove its marker first, in case of a crash."""
+        accept()
         print(f"{self.name}: not done any more: {reason}")
         storage.remove(self.path(DONE_NAME))
         self.state = "continue"
@@ -116,8 +117,7 @@ class Stage:
             summary: facts for later stages and the report; a function of config and inputs alone.
         """
         names = sorted(outputs)
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            files = dict(zip(names, pool.map(lambda name: _describe(self.path(name)), names), strict=True))
+        files = dict(zip(names, storage.in_parallel(lambda name: _describe(self.path(name)), names), strict=True))
         record: dict[str, Any] = {"fingerprint": self.fingerprint.as_json(), "outputs": files, "summary": dict(summary)}
         record["digest"] = digest_of([record["fingerprint"], files])
         failpoint(f"before-done/{self.name}")
@@ -132,8 +132,8 @@ _on_acceptance: list[Callable[[], None]] = []  # the action of the running `on_a
 
 @contextmanager
 def on_acceptance(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` once: when the first stage inside has passed its checks and before it writes; at the end if none is opened and the
-    block does not raise."""
+    """Call `action` once: when the first stage inside that is not done has passed its checks, before it writes; or at the end, if
+    there is no such stage and the block does not raise."""
     _on_acceptance.append(action)
     try:
         yield
@@ -170,13 +170,14 @@ def open_stage(
     reason, starts_over = "", force and is_begun(folder)
     if not starts_over:
         state, reason = inspect_stage(folder, name, fingerprint, explain)
-    if state != "done" and check is not None:
-        check()
-    if state != "done" and fingerprint.config.get("device") == UNKNOWN_DEVICE:
-        raise StageError(
-            f"stage {name}: device=auto is unknown while no cluster answers at ray_address; give device=cpu"
-        )
-    accept()
+    if state != "done":
+        if check is not None:
+            check()
+        if fingerprint.config.get("device") == UNKNOWN_DEVICE:
+            raise StageError(
+                f"stage {name}: device=auto is unknown while no cluster answers at ray_address; give device=cpu"
+            )
+        accept()
     if starts_over:
         _move_aside(folder, name)
     elif reason:
@@ -210,7 +211,8 @@ def inspect_stage(
         return "new", ""  # a mistyped field, noticed before anything was made
     if refusal:
         changed = config_differences(recorded["fingerprint"]["config"], fingerprint.as_json()["config"])
-        raise StageRefusedError(refusal, sorted(changed.keys() & default_fields().keys()))
+        known = changed.keys() & (fingerprint.config.keys() | default_fields().keys())
+        raise StageRefusedError(refusal, sorted(_NEW_NAMES.get(field, field).partition("=")[0] for field in known))
     return _check_outputs(folder)
 
 
@@ -318,7 +320,10 @@ def _difference(
     changed = config_differences(old.get("config", {}), new["config"])
     config = {field: values for field, values in changed.items() if field not in resumable_fields()}
     inputs = differences(old.get("inputs", {}), new["inputs"])
-    lines = [f"  {field}: {before!r} there, {after!r} now" for field, (before, after) in config.items()]
+    lines = [
+        f"  {_NEW_NAMES.get(field, field)}: {before!r} there, {after!r} now"
+        for field, (before, after) in config.items()
+    ]
     if old.get("schema_version") != new["schema_version"]:
         lines.append(f"  schema_version: {old.get('schema_version')} there, {new['schema_version']} now")
     for field, (before, after) in inputs.items():

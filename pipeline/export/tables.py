@@ -73,8 +73,9 @@ def _label_tar(overlay: Overlay, position: int, row_filter: RowFilter) -> tuple[
     """
     rows, index = overlay.rows(position, row_filter), overlay.shards[position].index()
     shard = overlay.shards[position].name
-    labels = read_labels(overlay.files(position)[0], ["ordinal"], overlay.committed.get(shard))
-    quarantined = read_quarantined(labels)
+    url = overlay.files(position)[0]
+    labels = read_labels(url, ["ordinal"], overlay.committed.get(shard))
+    quarantined = read_quarantined(labels, url)
     reasons = {row.ordinal: row.reason for row in quarantined}
     ordinals, entries = rows.labels.column("ordinal").to_pylist(), overlay.entries(rows).part(0, len(rows))
     fields = {ordinal: entry.fields for ordinal, entry in zip(ordinals, entries, strict=True)}

@@ -149,8 +149,14 @@ class TrainBatches(Dataset[TrainBatch]):
     def _read(self, number: int, pieces: Iterator[_Piece]) -> Iterator[tuple[_Entry, bytes]]:
         """This rank's images of one stream, piece by piece."""
         stream = self._streams[number]
-        entries = (list(self._entries_of(piece)[1][number].tuples()) for piece in pieces)
-        return stream.reader.read_ahead(entries, lambda entry: (entry[1], stream.rows(entry[1]).place(entry[2])))
+
+        def entries() -> Iterator[list[_Entry]]:
+            for piece in pieces:
+                part = self._entries_of(piece)[1][number]
+                stream.load(part.shard)
+                yield list(part.tuples())
+
+        return stream.reader.read_ahead(entries(), lambda entry: (entry[1], stream.rows(entry[1]).place(entry[2])))
 
     def _entries_of(self, piece: _Piece) -> tuple[np.ndarray | None, list[OrderSlice]]:
         """Positions of a piece in this rank's batch (None: it is the whole), and its entries of each stream."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from data import storage
 from data.errors import DataError
 from data.labels.exclusions import NOTHING_EXCLUDED, ExcludedKeys
 from data.labels.label_files import LABELS_REMEDY, read_copies
@@ -27,8 +27,6 @@ from data.tables import parse_table, read_table, read_whole
 from data.training_order import WINDOW_SHARDS, Order, OrderSlice
 from pipeline.inputs.targets import SparseTargets, pseudo_label_targets, smoothed_targets
 
-_READERS = 16  # selection files read at once: there are thousands, and an object store answers each with a delay
-_COLUMNS_AHEAD = 256  # columns of copies held in memory at once
 _CACHED_SHARDS = 3 * WINDOW_SHARDS  # tables kept per process, about 1 MB each
 
 
@@ -75,7 +73,7 @@ def labeled_stream(split: Split, images_per_step: int, exclude: ExcludedKeys = N
     Raises:
         DataError: a damaged index, or no images are left.
     """
-    excluded = tuple(_excluded_rows(shard, exclude) for shard in split.shards) if exclude else ()
+    excluded = tuple(storage.in_parallel(lambda shard: _excluded_rows(shard, exclude), split.shards)) if exclude else ()
     spec = StreamSpec(
         name="labeled",
         shard_urls=tuple(shard.url for shard in split.shards),
@@ -134,14 +132,23 @@ class Stream:
         count = self.spec.images_per_step
         return self.order.take(step * count, count)
 
+    def load(self, shards: np.ndarray) -> None:
+        """Read the tables of shards (int [n]) that are not cached, many at once. Raises as `rows`."""
+        missing = [shard for shard in np.unique(shards).tolist() if shard not in self._tables][:_CACHED_SHARDS]
+        for shard, rows in zip(missing, storage.in_parallel(self._load, missing), strict=True):
+            self._keep(shard, rows)
+
     def rows(self, shard: int) -> _Rows:
         """A shard's rows, cached. Raises DataError when its table is not what was committed."""
         if shard not in self._tables:
-            self._tables[shard] = self._load(shard)
-            if len(self._tables) > _CACHED_SHARDS:
-                self._tables.popitem(last=False)
+            self._keep(shard, self._load(shard))
         self._tables.move_to_end(shard)
         return self._tables[shard]
+
+    def _keep(self, shard: int, rows: _Rows) -> None:
+        self._tables[shard] = rows
+        if len(self._tables) > _CACHED_SHARDS:
+            self._tables.popitem(last=False)
 
     def describe(self, shard: int, row: int) -> str:
         """Shard and key of an image, for messages."""
@@ -151,6 +158,7 @@ class Stream:
         """The targets of entries; None with targets `none`. Raises as `rows`."""
         if self.spec.targets == "none":
             return None
+        self.load(entries.shard)
         labels = [self._label(shard, row) for _, shard, row, _ in entries.tuples()]
         if self.spec.targets == "labels":
             return smoothed_targets(np.array(labels), self._num_classes, self._smoothing)
@@ -203,9 +211,7 @@ def _read_copies(spec: StreamSpec) -> Iterator[np.ndarray]:
         return
     digests = spec.copies_digests or [None] * len(spec.copies_urls)
     files = list(zip(spec.copies_urls, digests, spec.num_rows, strict=True))
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(files), _COLUMNS_AHEAD):
-            yield from pool.map(lambda file: _read_column(*file), files[start : start + _COLUMNS_AHEAD])
+    yield from storage.in_parallel(lambda file: _read_column(*file), files)
 
 
 def _read_column(url: str, digest: str | None, num_rows: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def class_order(source: str, listed: str | None, data_names: Sequence[str] | Non
     url = storage.join(source, CONFIG_NAME)
     if source == PRETRAINED or not data_names or not storage.exists(url):
         return None
-    names, ours = _names_in(url)
+    names, ours = names_in(url)
     if names is not None and not ours and set(names) != set(data_names):
         logger.warning("%s: its label_names are not the data's class names; taken to be in the same order", url)
         return None
@@ -71,8 +71,8 @@ def _read_list(url: str) -> list[str]:
     return names
 
 
-def _names_in(url: str) -> tuple[list[str] | None, bool]:
-    """Class names in a config.json, and whether this pipeline wrote it."""
+def names_in(url: str) -> tuple[list[str] | None, bool]:
+    """Class names in a config.json, and whether this pipeline wrote it. Raises ModelError when it cannot be read."""
     content = read_json(url, "bring the weights folder again", error=ModelError)
     ours = OURS in content
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
@@ -42,15 +42,34 @@ def load_external(name: str, args: Mapping[str, Any], num_classes: int, source: 
     """
     if source == PRETRAINED:
         return _timm_pretrained(name, args, num_classes)
-    expected = dict(on_meta(lambda: build_model(name, num_classes, args)).state_dict())
-    url = _weights_file(source)
-    state = read_safetensors(url) if url.endswith(".safetensors") else _read_torch(url)
-    # a safetensors file does not keep the order of its tensors
-    if source.endswith(_TORCH) and _same_in_order(state, expected):
-        logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
-        return dict(zip(expected, state.values(), strict=True))
-    _require_same_names(source, state, expected)
+    state = read_state(source, name, args)
+    _require_same_names(source, state, _shapes_of(name, num_classes, args))
     return state
+
+
+def read_state(source: str, name: str, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the state dict in a file or a weights folder, whatever its number of classes.
+
+    A torch file that has the model's tensors in the model's order, under other names, gets the model's names.
+
+    Raises:
+        ModelError: as `load_external`, but for a model that does not fit.
+    """
+    url = _weights_file(source)
+    if url.endswith(".safetensors"):  # does not keep the order of its tensors
+        return read_safetensors(url)
+    state = _read_torch(url)
+    last = next(reversed(state.values()), torch.empty(()))  # the classifier's, in the usual order
+    expected = _shapes_of(name, len(last), args) if last.ndim and len(last) else {}
+    if not _same_in_order(state, expected):
+        return state
+    logger.warning("%s has other names than the model, but each tensor's shape in order; loaded by order", source)
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _shapes_of(name: str, num_classes: int, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a model, on the meta device."""
+    return dict(on_meta(lambda: build_model(name, num_classes, args)).state_dict())
 
 
 def other_preprocessing(name: str, args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,19 +102,56 @@ def _weights_file(source: str) -> str:
 
 
 def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
-    architecture, timm_args = timm_architecture(name, args)
-    config = get_pretrained_cfg(name) or get_pretrained_cfg(architecture)
+    config = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
     if config is not None and config.num_classes != num_classes:  # timm would silently give a random classifier
         raise ModelError(
-            f"timm's pretrained weights of {name} know {config.num_classes} classes, not {num_classes}; give a file as weights="
+            f"timm's pretrained weights of {name} know {config.num_classes} classes, not {num_classes}; give a file as weights=, "
+            f"or train them with a new head: teacher.init={PRETRAINED}"
         )
+    return pretrained_state(name, args, "teacher.weights")
+
+
+def pretrained_state(name: str, args: Mapping[str, Any], field: str) -> dict[str, Tensor]:
+    """The state dict of timm's own weights, from its cache or downloaded, with their own number of classes.
+
+    Args:
+        field: of the configuration that asks for them, for messages.
+
+    Raises:
+        ModelError: timm has none for the model, or they are not in the cache and cannot be downloaded.
+    """
+    architecture, timm_args = timm_architecture(name, args)
+    chosen = name if timm.is_model(name) else architecture
+    config = get_pretrained_cfg(chosen)
+    if config is None or not config.has_weights:
+        raise ModelError(f"{field}={PRETRAINED}: timm has no weights of {name}; give a file, or another model")
     try:
-        model = timm.create_model(name if timm.is_model(name) else architecture, pretrained=True, **timm_args)
+        return _create_pretrained(chosen, timm_args)
     except Exception as error:  # the hub's client raises its own types for a missing network, repository or file
-        raise ModelError(
-            f"timm's pretrained weights of {name} cannot be downloaded ({error}); give a file as weights="
-        ) from error
-    return dict(model.state_dict())
+        raise ModelError(_where_to_put(name, config, field, error)) from error
+
+
+def _create_pretrained(chosen: str, timm_args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """With the arguments, to which timm adapts some weights (positions to an image size); without, where the network is another one."""
+    try:
+        return dict(timm.create_model(chosen, pretrained=True, **timm_args).state_dict())
+    except RuntimeError:  # load_state_dict's
+        if not timm_args:
+            raise
+        return dict(timm.create_model(chosen, pretrained=True).state_dict())
+
+
+def _where_to_put(name: str, config: PretrainedCfg, field: str, error: Exception) -> str:
+    """That weights could not be downloaded, and how to bring them."""
+    head = f"{field}={PRETRAINED}: timm's weights of {name} are not in the cache and cannot be downloaded ({type(error).__name__})"
+    if config.hf_hub_id:
+        file = config.hf_hub_filename or MODEL_NAME
+        return (
+            f"{head}; on a machine with a network, download {file} of {config.hf_hub_id} from the Hugging Face hub, copy it here, and "
+            f"give {field}=PATH/{file}"
+        )
+    file = str(config.url).rpartition("/")[2]
+    return f"{head}; download {config.url} elsewhere, and put it here as {torch.hub.get_dir()}/checkpoints/{file}"
 
 
 def _read_torch(url: str) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pipeline.core.stage import (
 )
 from pipeline.evaluation.stage import fingerprint as evaluate_fingerprint
 from pipeline.evaluation.stage import is_outdated
+from pipeline.models.initial_weights import PRETRAIN
 from pipeline.stages import find
 from pipeline.upstream.labeled_splits import classes_of
 from pipeline.upstream.stage_inputs import (
@@ -110,6 +111,8 @@ class Forecast:
         if self._layout.generation > 1:
             require_done(self._layout.teacher, "student")
             return Outlook("done")
+        if self._config.teacher.init == PRETRAIN and self._changing(PRETRAIN):
+            return self._after(PRETRAIN, "teacher", self._layout.teacher)
         labeled, validation = self._splits.get("labeled"), self._splits.get("validation")
         expected = teacher_fingerprint(self._config, labeled, validation)
         classes_of(self._config, labeled or validation)

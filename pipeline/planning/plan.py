@@ -10,6 +10,7 @@ import torch
 
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
+from data.storage.redact import redacted
 from pipeline.core.devices import UNKNOWN_DEVICE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, SelectConfig, TrainConfig
@@ -196,8 +197,9 @@ class _StageSize:
         labeled = f"{section.labeled_per_step:,} labeled" if section.views == 1 else f"{section.views} views of each"
         batch = f"{section.batch_size:,} ({labeled})"
         gigabytes = (section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes) / 1e9
+        begins = f"; begins with {redacted(section.init)}" if section.init is not None else ""
         return (
-            f"{self._describe_model()}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
+            f"{self._describe_model()}{begins}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
             f"about {gigabytes:.2g} GB of checkpoints"
         )
 

@@ -43,6 +43,7 @@ class ExportedVersion(Catalog):
     Attributes:
         small_files: manifests and other small files, in memory, by name.
         tables: {"bytes", "sha256"} of each label table as committed, by path; empty for exports made before these were recorded.
+        versions: of each file in the folder when the server started (modification time or ETag), by name; see `storage.FileInfo`.
     """
 
     kind = "export"
@@ -50,6 +51,7 @@ class ExportedVersion(Catalog):
     shards: Sequence[ShardRecord]
     small_files: Mapping[str, ServedFile]
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> Mapping[str, ServedFile]:
@@ -93,7 +95,7 @@ class ExportedVersion(Catalog):
 
     def _tar(self, record: ShardRecord) -> ServedFile:
         url = storage.join(self.folder, record.name)
-        check = partial(check_file, self.folder, url, record.bytes)
+        check = partial(check_file, self.folder, url, record.bytes, self.versions.get(record.name, ""))
         return ServedFile(f'"{record.sha256}"', "application/x-tar", check, partial(file_content, url, record.bytes))
 
     def entries(self, row_filter: RowFilter) -> list[ShardEntry]:  # noqa: ARG002 (the catalog's interface)
@@ -118,7 +120,7 @@ class ExportedVersion(Catalog):
 
     def _image(self, record: ShardRecord, place: Place) -> bytes:
         url = storage.join(self.folder, record.name)
-        check_file(self.folder, url, record.bytes)
+        self._tar(record).check()
         return read_image(url, place)
 
 
@@ -146,8 +148,17 @@ def open_version(folder: str, class_counts: Sequence[Mapping[str, Any]]) -> Expo
     tables = {name: facts for name, facts in outputs.items() if name.startswith(f"{LABELS_FOLDER}/")}
     title = f"export {storage.base_name(folder)}, generation {summary['generation']}"
     names_of_classes = tuple(manifest.class_names) if manifest.class_names else None
+    versions = {name: file.version for name, file in storage.list_files(folder).items()}
     return ExportedVersion(
-        title, summary["generation"], names_of_classes, class_counts, folder, manifest.shards, small_files, tables
+        title,
+        summary["generation"],
+        names_of_classes,
+        class_counts,
+        folder,
+        manifest.shards,
+        small_files,
+        tables,
+        versions,
     )
 
 
@@ -164,11 +175,16 @@ def _check_nothing() -> None:
     """A file in memory cannot change."""
 
 
-def check_file(folder: str, url: str, num_bytes: int | None) -> None:
-    """Raise OutdatedError if a file is missing, has a size other than `num_bytes`, or is a link to outside of the folder."""
+def check_file(folder: str, url: str, num_bytes: int | None, version: str = "") -> None:
+    """Raise OutdatedError if a file is missing, has another size or version, or is a link to outside of the folder.
+
+    Args:
+        num_bytes: its size; None: any.
+        version: as in `storage.FileInfo`; empty: any.
+    """
     name = storage.base_name(url)
     try:
-        size = storage.size(url)
+        size, found = storage.file_info(url)
     except FileNotFoundError:
         raise OutdatedError(f"{name} is missing in the export; run stage=export to make it again") from None
     if storage.is_local(url):
@@ -178,4 +194,8 @@ def check_file(folder: str, url: str, num_bytes: int | None) -> None:
     if num_bytes is not None and size != num_bytes:
         raise OutdatedError(
             f"{name} has {size} bytes, {num_bytes} expected by its manifest; run stage=export to make it again"
+        )
+    if version and found and found != version:
+        raise OutdatedError(
+            f"{name} was rewritten since the server started; compare it with SHA256SUMS, then start the server again"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -74,8 +73,9 @@ class JoinedRun(Catalog):
     def entries(self, row_filter: RowFilter) -> list[ShardEntry]:
         """List all shards with their number of samples under the filter."""
         shards = self.overlay.shards
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            counts = list(pool.map(lambda at: len(self._wanted(at, row_filter)), range(len(shards))))
+        counts = storage.in_parallel(
+            lambda at: len(self._wanted(at, row_filter)), range(len(shards)), storage.PARALLEL_REQUESTS
+        )
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 
     def samples(self) -> list[SampleImage]:

@@ -21,6 +21,7 @@ from data.storage.redact import redacted
 from pipeline.core.layout import Branch, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, require_done
+from pipeline.models.initial_weights import init_digest
 from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.rows import Row, Study, no_input_noise
 from pipeline.studies.trainings import labeled_job, training_seconds
@@ -69,7 +70,13 @@ def _row(name: str, changes: Mapping[str, Any], finding: str, of: str = RECIPE) 
 NOISY_STUDENT = Study(
     name="noisy_student",
     source="in words, arXiv 1911.04252 (ImageNet); no figures at hand",
-    base={"generations": 1, "label.augment": None, "student.from_teacher": False},
+    base={
+        "generations": 1,
+        "label.augment": None,
+        "student.init": None,
+        "student.init_head_lr_scale": 1.0,
+        "student.freeze_backbone_epochs": 0.0,
+    },
     rows=(
         Row(TEACHER, {}),
         _row(RECIPE, {}, "better", of=TEACHER),
@@ -85,7 +92,7 @@ NOISY_STUDENT = Study(
         _row("smaller student", _of_teacher(0.5), ""),
         _row(EQUAL, _of_teacher(1), ""),
         _row("larger student", _of_teacher(1.5), "better"),
-        _row("from teacher's weights", {"student.from_teacher": True}, "worse", of=EQUAL),
+        _row("from teacher's weights", {"student.init": "teacher"}, "worse", of=EQUAL),
         Row("2 generations", {"generations": 2}, of=RECIPE, needs=RECIPE, finding="better"),
         Row("3 generations", {"generations": 3}, of="2 generations", needs="2 generations", finding="better"),
     ),
@@ -113,6 +120,7 @@ def _fingerprint(config: Config) -> Fingerprint:
         "unlabeled": open_split(config.data.unlabeled, home.indexes),
     }
     inputs = {name: split.digest() for name, split in splits.items()} | exclude_inputs(config.data.exclude)
+    inputs |= init_digest(config.teacher, "teacher", config.run_dir)
     more_fields = {
         "generations": config.generations,
         "data.held_out_hashes": [redacted(url) for url in config.data.held_out_hashes],

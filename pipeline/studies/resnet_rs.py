@@ -20,6 +20,9 @@ from pipeline.trials.trial import Experiment
 
 _UNREGULARIZED = no_input_noise("teacher") | {
     "teacher.weights": None,
+    "teacher.init": None,
+    "teacher.init_head_lr_scale": 1.0,
+    "teacher.freeze_backbone_epochs": 0.0,
     "teacher.label_smoothing": 0.0,
     "teacher.stochastic_depth": 0.0,
     "teacher.dropout": 0.0,

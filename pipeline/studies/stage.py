@@ -6,7 +6,7 @@ Test images are never opened: a study's results are used to choose a recipe.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data import storage
 from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
@@ -93,8 +93,7 @@ def plan_study(config: Config, layout: Layout) -> None:
     configs = row_configs(study, config)
     for row in rows_for(study, config):
         done = sum(trial.result() is not None for trial in trials if trial.row == row.name)
-        values = configs[row.name].fingerprint("")
-        changes = ", ".join(f"{field}={_value(values, field)}" for field in row.changes)
+        changes = ", ".join(f"{field}={_value(configs[row.name], field)}" for field in row.changes)
         print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
     if skipped := [row.name for row in study.rows if row.name not in configs]:
         print(f"left out, as the configuration is like that already: {', '.join(skipped)}")
@@ -122,9 +121,8 @@ def _duration(study: Study, trials: Sequence[Trial]) -> str:
     return f"{len(todo)} trainings to make; {at_once} at once on this machine take about {duration} ({how})"
 
 
-def _value(values: Mapping[str, Any], field: str) -> Any:
-    section, _, name = field.rpartition(".")
-    if field in values:
-        return values[field]
-    is_section = any(key.startswith(f"{field}.") for key in values)
-    return "(as the student's)" if is_section else values[section][name]
+def _value(config: Config, field: str) -> Any:
+    value: Any = config
+    for part in field.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return "(as the student's)" if isinstance(value, Section) else value

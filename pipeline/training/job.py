@@ -10,6 +10,7 @@ from data import storage
 from data.shards.split import Split
 from pipeline.core.schema import Config, PretrainConfig, TrainConfig
 from pipeline.inputs.streams import StreamSpec
+from pipeline.models.initial_weights import InitialWeights
 from pipeline.training.optimizer import learning_rate
 
 
@@ -29,7 +30,7 @@ class TrainJob:
         num_labeled: images in an epoch: the labeled ones, or all of a pretraining.
         threads: of torch, per process.
         validation: labeled images to evaluate on; None: no evaluation.
-        initial_weights: a folder of weights to begin with; layers that they lack start fresh (`can_warm_start`).
+        initial: weights to begin with.
         starts_from: a finished training; begin with its EMA weights and train only the last layers (`student.fix_resolution`).
     """
 
@@ -43,7 +44,7 @@ class TrainJob:
     threads: int
     device: str
     validation: Split | None = None
-    initial_weights: str | None = None
+    initial: InitialWeights | None = None
     starts_from: TrainJob | None = None
 
     @property
@@ -60,6 +61,21 @@ class TrainJob:
     def total_steps(self) -> int:
         """Steps of the whole training."""
         return num_steps(self.config.epochs, self.steps_per_epoch)
+
+    @property
+    def frozen_steps(self) -> int:
+        """First steps, in which only the head is trained."""
+        epochs = self.config.freeze_backbone_epochs if self.initial is not None else 0.0
+        return math.ceil(epochs * self.steps_per_epoch)
+
+    @property
+    def head_lr_scale(self) -> float | None:
+        """Of groups of parameters that the head has for itself; None where it needs none.
+
+        It needs them while all else is frozen, too: torch's SGD wants momentum for all parameters of a group, or for none.
+        """
+        scale = self.config.init_head_lr_scale
+        return scale if self.initial is not None and (scale != 1 or self.frozen_steps) else None
 
     @property
     def checkpoints(self) -> str:
@@ -96,6 +112,7 @@ def job_from_config(
     streams: tuple[StreamSpec, ...],
     num_classes: int,
     validation: Split | None,
+    initial: InitialWeights | None = None,
 ) -> TrainJob:
     """The training that a section of the configuration describes."""
     return TrainJob(
@@ -109,4 +126,5 @@ def job_from_config(
         threads=config.threads,
         device=config.resolved_device(),
         validation=validation,
+        initial=initial,
     )

@@ -28,7 +28,7 @@ from pipeline.training.metrics_log import remove_events_after, write_lines
 from pipeline.training.objectives.choice import objective_of
 from pipeline.training.progress import TrainingDisplay
 from pipeline.training.state import TrainState, new_state
-from pipeline.training.step import device_settings, train_step, training_network
+from pipeline.training.step import device_settings, train_step, training_network, unfrozen_network
 
 
 def fit(job: TrainJob, stop_requested: Callable[[], bool] = interrupt.pending) -> None:
@@ -56,7 +56,7 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     ranks = join_ranks()
     state = new_state(job, ranks.world)
     _resume(job, state, ranks)
-    network = training_network(state.model, job, ranks.world)
+    network = training_network(state.model, job, ranks.world, state.step)
     batches = TrainBatches(job.streams, job.config, job.num_classes, job.seed, ranks.rank, ranks.world)
     steps = range(state.step, job.total_steps)
     loaded = load_batches(batches, steps, job.config.loader_workers, pin=job.device == "cuda", name=job.name)
@@ -66,6 +66,8 @@ def _fit(job: TrainJob, stop_requested: Callable[[], bool]) -> None:
     with closing(batches), closing(loaded), interrupt.deferred(), writer, _display(job, state, ranks.rank) as display:
         for batch in loaded:
             failpoint(f"step-{state.step}/{job.name}/rank-{ranks.rank}")
+            if 0 < job.frozen_steps == state.step > steps.start:
+                network = unfrozen_network(network, job, ranks.world)
             losses.append(*train_step(job, state, network, batch, ranks.rank, objective))
             writer.raise_on_error()
             stops, due = ranks.any(stop_requested(), ranks.rank == 0 and writer.is_due())

@@ -11,6 +11,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.models.heads import head_parameters
+
 Schedule = Literal["cosine", "step"]
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """Normalization layers, whose parameters have no weight decay."""
@@ -65,13 +67,16 @@ def state_per_parameter(name: str, momentum: float) -> int:
     return _OPTIMIZERS[name].state + (name != "adamw" and momentum > 0)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decays_biases: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decays_biases: bool = True, head_lr_scale: float | None = None
+) -> list[dict[str, Any]]:
     """Two groups, in the model's order: parameters with weight decay (also biases, as published), and those of normalization layers.
 
     Frozen parameters are in neither; shared ones come once.
 
     Args:
         decays_biases: False moves parameters of one dimension to the second group.
+        head_lr_scale: if given, the head's parameters are in groups of their own with this `lr_scale`.
     """
     decayed: dict[nn.Parameter, None] = {}
     undecayed: dict[nn.Parameter, None] = {}
@@ -80,26 +85,47 @@ def parameter_groups(model: nn.Module, weight_decay: float, decays_biases: bool 
             decays = not isinstance(module, NORMS) and (decays_biases or parameter.ndim > 1)
             if parameter.requires_grad:
                 (decayed if decays else undecayed)[parameter] = None
-    return [
+    groups = [
         {"params": list(decayed), "weight_decay": weight_decay},
         {"params": list(undecayed), "weight_decay": 0.0},
     ]
+    return groups if head_lr_scale is None else _with_head_apart(groups, head_parameters(model), head_lr_scale)
+
+
+def _with_head_apart(
+    groups: list[dict[str, Any]], head: set[nn.Parameter], head_lr_scale: float
+) -> list[dict[str, Any]]:
+    parts = [(group, is_head) for is_head in (False, True) for group in groups]
+    split = [
+        group
+        | {
+            "params": [p for p in group["params"] if (p in head) == is_head],
+            "lr_scale": head_lr_scale if is_head else 1.0,
+        }
+        for group, is_head in parts
+    ]
+    return [group for group in split if group["params"]]
 
 
 def build_optimizer(
-    model: nn.Module, momentum: float, weight_decay: float, name: str = "momentum"
+    model: nn.Module,
+    momentum: float,
+    weight_decay: float,
+    name: str = "momentum",
+    head_lr_scale: float | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer by timm's factory, with learning rate 0 until the schedule sets it.
 
     Args:
         momentum: of adamw: beta 1.
         name: a value of the field `optimizer`. `momentum` is plain, not Nesterov; `rmsprop` is TensorFlow's.
+        head_lr_scale: see `parameter_groups`.
     """
     chosen = _OPTIMIZERS[name]
-    groups = parameter_groups(model, weight_decay, chosen.decays_biases)
+    groups = parameter_groups(model, weight_decay, chosen.decays_biases, head_lr_scale)
     options = chosen.options | ({"betas": (momentum, 0.999)} if name == "adamw" else {})
-    if name == "lars":
-        groups[0]["always_adapt"] = True  # timm's Lars leaves groups without weight decay as they are
+    if name == "lars":  # timm's leaves groups without weight decay as they are
+        groups = [group | {"always_adapt": any(p.ndim > 1 for p in group["params"])} for group in groups]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         groups, chosen.timm_name, lr=0.0, weight_decay=0.0, momentum=momentum, **options
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.models.heads import head_parameters
 from pipeline.models.resnet_rs import set_bn_momentum
-from pipeline.models.weights import load_weights
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainingError, TrainJob
@@ -65,20 +65,22 @@ class TrainState:
 def new_state(job: TrainJob, workers: int = 1) -> TrainState:
     """The state before the first step, on the job's device.
 
-    Raises TrainingError when the training that it starts from has not ended.
+    Raises:
+        TrainingError: the training that it starts from has not ended.
+        ModelError: the weights that it begins with do not fit.
     """
     config = job.config
     torch.manual_seed(job.seed)
     model = build_network(config, job.num_classes)
     set_bn_momentum(model, config.bn_momentum)
-    if job.initial_weights is not None:
-        model.load_state_dict(model.state_dict() | load_weights(job.initial_weights)[1])
+    if job.initial is not None:
+        job.initial.load_into(model, config.model, config.model_args)
     if job.starts_from is not None:
         model.load_state_dict(load_trained(job.starts_from)[0])
         freeze_early_layers(model)
     memory = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(job.device, memory_format=memory)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer)
+    optimizer = build_optimizer(model, config.momentum, config.weight_decay, config.optimizer, job.head_lr_scale)
     return TrainState(model, EMA(model, config.ema_decay), optimizer, workers=workers)
 
 
@@ -90,6 +92,13 @@ def load_trained(job: TrainJob) -> tuple[dict[str, torch.Tensor], list[dict[str,
             f"{job.folder}: training has not reached step {job.total_steps}; run the stage again to continue"
         )
     return checkpoint["ema"]["module"], checkpoint["metrics"]
+
+
+def freeze_backbone(model: nn.Module, frozen: bool) -> None:
+    """Freeze or unfreeze all parameters but those of the head. Takes effect on batch norms with the next `to_training_mode`."""
+    head = head_parameters(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in head or not frozen)
 
 
 def freeze_early_layers(model: nn.Module) -> None:

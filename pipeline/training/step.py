@@ -25,7 +25,7 @@ from pipeline.training.job import TrainJob
 from pipeline.training.objectives.cross_entropy import classify
 from pipeline.training.objectives.interface import MicroBatch, Objective, Terms
 from pipeline.training.optimizer import NORMS
-from pipeline.training.state import TrainState
+from pipeline.training.state import TrainState, freeze_backbone
 
 
 def train_step(
@@ -45,7 +45,7 @@ def train_step(
     pixels, targets = _on_device(job, batch)
     mixing = draw_mixing(len(pixels), job.config.mixup, pixels.device) if job.config.mixup else None
     for group in state.optimizer.param_groups:
-        group["lr"] = job.learning_rate(state.step)
+        group["lr"] = job.learning_rate(state.step) * group.get("lr_scale", 1.0)
     # of several ranks, gradients stay views of DDP's buckets; else micro-batches would add up beside these
     state.optimizer.zero_grad(set_to_none=not isinstance(network, DistributedDataParallel))
     terms = _accumulate_gradients(job, network, objective, pixels, targets, mixing)
@@ -156,11 +156,13 @@ def device_settings(job: TrainJob) -> Iterator[None]:
         cudnn.benchmark, products.allow_tf32 = before
 
 
-def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
+def training_network(model: nn.Module, job: TrainJob, world: int, step: int = 0) -> nn.Module:
     """The model in training mode, compiled if configured, with gradients averaged over `world` ranks. The parameters stay the same.
 
-    Batch norms of several ranks share their statistics. Raises TrainingError when activations are to be checkpointed, and the model
-    cannot.
+    Batch norms of several ranks share their statistics. While `step` is among the first, the backbone is frozen; at step
+    `job.frozen_steps`, `unfrozen_network` replaces the network.
+
+    Raises TrainingError when activations are to be checkpointed, and the model cannot.
     """
     config = job.config
     if world > 1:
@@ -169,7 +171,22 @@ def training_network(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
         checkpoint_activations(model, job.name, config.compile)
     if config.compile:
         model.compile(dynamic=False)  # one graph for each size of micro-batches: two if they don't divide the batch
-    to_training_mode(model)
+    if step < job.frozen_steps:
+        freeze_backbone(model, True)
+    return _distributed(to_training_mode(model), job, world)
+
+
+def unfrozen_network(network: nn.Module, job: TrainJob, world: int) -> nn.Module:
+    """The network of the steps after the first `job.frozen_steps`: of the same model, all of which is trained."""
+    model: nn.Module = network.module if isinstance(network, DistributedDataParallel) else network
+    model.zero_grad(set_to_none=True)  # the head's gradients are views of the old wrapper's buckets
+    freeze_backbone(model, False)
+    return _distributed(to_training_mode(model), job, world)
+
+
+def _distributed(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
+    """With several ranks, the model in DDP."""
+    config = job.config
     if world == 1:
         return model
     images = config.views * math.ceil(job.images_per_step / world / config.accumulate_steps)

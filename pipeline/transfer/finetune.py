@@ -13,6 +13,7 @@ from pipeline.core.schema import AugmentConfig, TrainConfig
 from pipeline.core.schema.transfer import FinetuneConfig
 from pipeline.inference.predictor import Predictor, predict_split
 from pipeline.inputs.streams import labeled_stream
+from pipeline.models.initial_weights import InitialWeights
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.training.job import TrainJob
@@ -57,7 +58,7 @@ def finetune(
             threads=threads,
             device=device,
             validation=data.validation,
-            initial_weights=initial,
+            initial=initial,
         )
         fit(job)
         jobs.append(job)
@@ -67,8 +68,8 @@ def finetune(
     return Probe(tuple(grid), chosen, labels, predicted)
 
 
-def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> str:
-    """Write the backbone's weights without a head: layers that `initial_weights` lack start fresh."""
+def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> InitialWeights:
+    """Write the backbone's weights without a head, which starts fresh."""
     info = WeightsInfo(
         model=backbone.model,
         model_args=dict(backbone.model_args),
@@ -76,7 +77,7 @@ def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> str:
         **asdict(backbone.preprocessing),
     )
     save_weights(folder, backbone.network().state_dict(), info)
-    return folder
+    return InitialWeights("transfer.finetune", folder, grows=True)
 
 
 def _recipe(backbone: Backbone, section: FinetuneConfig, setting: dict[str, Any], batch_size: int) -> TrainConfig:

@@ -16,7 +16,16 @@ from data.storage.redact import BLANK, redacted
 from pipeline.core.config import Loaded
 from pipeline.stages import SPLIT_FIELDS, fields_in_force, find
 
-_FILE_FIELDS = ("data.held_out_hashes", "data.truth", "data.exclude", "teacher.weights", "teacher.ensemble")
+_FILE_FIELDS = (
+    "data.held_out_hashes",
+    "data.truth",
+    "data.exclude",
+    "teacher.weights",
+    "teacher.ensemble",
+    "teacher.init",
+    "student.init",
+)
+_NO_FILES = ("pretrained", "pretrain", "teacher")  # values of these fields that name no file
 _ALWAYS = "data.truth"  # every stage writes the summary
 
 
@@ -48,7 +57,7 @@ def _require_existing(field: str, urls: Sequence[str]) -> None:
     for url in storage.expand(urls):
         if field == "data.exclude":
             read_keys(url)
-        elif url != "pretrained" and not storage.exists(url):
+        elif url not in _NO_FILES and not storage.exists(url):
             raise UsageError(f"{field}={redacted(url)}: no such file; check the path, or leave it out")
 
 

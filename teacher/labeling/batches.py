@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, tee
 from typing import TypeVar
 
 import numpy as np
@@ -166,7 +167,8 @@ class BatchReader:
     def batches(self, shard: Shard, index: pa.Table) -> Generator[ImageBatch, None, None]:
         """Read the shard's batches, in order; each is read completely while its images are still being decoded.
 
-        One shard is read at a time: the next begins while the last batches of this one go through the model.
+        One shard is read at a time: the next begins while the last batches of this one go through the model. Files of a remote shard
+        are asked for before their turn, those of later batches too.
 
         Args:
             index: the shard's index.
@@ -174,16 +176,22 @@ class BatchReader:
         Raises:
             DataError: the shard is shorter than its index says, or another one.
         """
-        with self._read_lock, ImageReader([shard.url]) as reader:
-            for start in range(0, index.num_rows, self._batch_size):
-                part = index.slice(start, self._batch_size)
-                problems = part.column("problem").to_pylist()
-                yield self.read(partial(reader.images, 0), places_in(part, start), problems)
+        parts = [(start, index.slice(start, self._batch_size)) for start in range(0, index.num_rows, self._batch_size)]
+        asked, taken = tee(places_in(part, start) for start, part in parts)
+        pieces = (batch[rows.start : rows.stop] for batch in asked for rows in _pieces(batch, self.budget.piece_bytes))
+        with (
+            self._read_lock,
+            ImageReader([shard.url]) as reader,
+            closing(reader.read_ahead(pieces, lambda place: (0, place), self.budget.ahead_bytes)) as files,
+        ):
+            for (_, part), places in zip(parts, taken, strict=True):
+                yield self.read(partial(_next_of, files), places, part.column("problem").to_pylist())
 
     @property
     def peak_bytes(self) -> int:
         """Maximum bytes of files, of images being decoded, and of batches, added; call when no shard is being read."""
-        return self.budget.files.peak + self.budget.decoding.peak + self._memory.peak_bytes
+        budget = self.budget
+        return budget.files.peak + budget.ahead_bytes + budget.decoding.peak + self._memory.peak_bytes
 
     def release(self, batch: ImageBatch) -> None:
         """Take the memory of a decoded batch back, once; nobody may read its images afterwards."""
@@ -252,6 +260,11 @@ class BatchReader:
             batch.problems[row] = str(error)
         finally:
             self.budget.files.give_back(len(content))
+
+
+def _next_of(files: Iterator[tuple[Place, bytes]], places: Sequence[Place]) -> list[bytes]:
+    """The next files of an iterator over all of a shard's, which are those of `places`."""
+    return [content for _, content in islice(files, len(places))]
 
 
 def _pieces(places: Sequence[Place], max_bytes: int) -> Iterator[range]:

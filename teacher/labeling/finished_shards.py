@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -59,15 +58,15 @@ class Journal:
     def read_unread(self) -> None:
         """Read the label files of which only the footers were read; forget those that are damaged, so that they are made again."""
         unread = [name for name, entry in self.shards.items() if not entry.sha256]
-        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-            found = pool.map(lambda name: describe_label_file(_url(self._folder, name)), unread)
-            bar = tqdm(found, total=len(unread), desc="label: check", unit="file", delay=5, leave=False)
-            for name, entry in zip(unread, bar, strict=True):
-                if entry is None or replace(entry, sha256="") != self.shards[name]:
-                    _report_damaged(self._folder, name)
-                    del self.shards[name]
-                else:
-                    self.add(entry)
+        urls = (_url(self._folder, name) for name in unread)
+        found = storage.in_parallel(describe_label_file, urls, storage.PARALLEL_REQUESTS)
+        bar = tqdm(found, total=len(unread), desc="label: check", unit="file", delay=5, leave=False)
+        for name, entry in zip(unread, bar, strict=True):
+            if entry is None or replace(entry, sha256="") != self.shards[name]:
+                _report_damaged(self._folder, name)
+                del self.shards[name]
+            else:
+                self.add(entry)
 
     def write(self) -> None:
         """Write the journal now."""

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from data.shards.read_ahead import MAX_AHEAD
+
 _MIN_BATCHES = 2  # one is decoded while the model works on another
 _MAX_BATCHES = 8  # more would only wait: see `batches.ahead`
-_BATCHES, _FILES = 1 / 4, 1 / 4  # shares of the whole; what is left is for decoding
+_BATCHES, _FILES = (
+    1 / 4,
+    1 / 4,
+)  # shares of the whole (files: also those read before their turn); what is left is for decoding
 _MIN_BYTES = 1 << 24  # for files, and for decoding
 _MAX_PIECE = 1 << 25  # bytes of files that are read in one go
 
@@ -65,12 +70,14 @@ class ImageBudget:
     Attributes:
         num_batches: of decoded images, for the model.
         files: for encoded images, read and not yet decoded.
+        ahead_bytes: for encoded images of a remote shard that are read before their turn.
         decoding: for images while they are decoded and resized.
         total_bytes: of all together. One file or image larger than its limit is processed all the same, alone.
     """
 
     num_batches: int
     files: ByteBudget
+    ahead_bytes: int
     decoding: ByteBudget
     total_bytes: int
 
@@ -81,7 +88,8 @@ class ImageBudget:
         num_batches = min(_MAX_BATCHES, max(_MIN_BATCHES, int(_BATCHES * memory_bytes) // batch_bytes))
         files = max(_MIN_BYTES, int(_FILES * memory_bytes))
         decoding = max(_MIN_BYTES, memory_bytes - files - num_batches * batch_bytes)
-        return cls(num_batches, ByteBudget(files), ByteBudget(decoding), files + decoding + num_batches * batch_bytes)
+        total, ahead = files + decoding + num_batches * batch_bytes, min(MAX_AHEAD, files // 4)
+        return cls(num_batches, ByteBudget(files - ahead), ahead, ByteBudget(decoding), total)
 
     @property
     def piece_bytes(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from data import storage
-from data.labels.label_files import LabeledShard, label_schema, read_labels_manifest, read_quarantined
+from data.errors import DataError
+from data.labels.label_files import LabeledShard, Quarantined, label_schema, read_labels_manifest, read_quarantined
 from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
 from pipeline.core.layout import Layout
@@ -103,13 +103,13 @@ def _problems(
         of_shard, of_file = _shard_problem(shard, entry), _file_problem(folder, shard, entry, schema, made_by)
         return "; ".join(filter(None, (of_file, of_shard))), bool(of_file)
 
-    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as pool:
-        found = tqdm(pool.map(check, corpus.shards), total=len(corpus.shards), desc="verify", unit="shard", delay=5)
-        for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
-            if is_of_file:
-                _move_away(folder, shard.name)
-            if problem:
-                yield shard.name, problem
+    checks = storage.in_parallel(check, corpus.shards, storage.PARALLEL_REQUESTS)
+    found = tqdm(checks, total=len(corpus.shards), desc="verify", unit="shard", delay=5)
+    for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
+        if is_of_file:
+            _move_away(folder, shard.name)
+        if problem:
+            yield shard.name, problem
 
 
 def _shard_problem(shard: Shard, entry: LabeledShard) -> str:
@@ -137,15 +137,19 @@ def _file_problem(folder: str, shard: Shard, entry: LabeledShard, schema: pa.Sch
         return f"its label file is damaged (another SHA-256; expected {entry.bytes} bytes, got {len(content)})"
     if entry.made_by != made_by:
         return "its labels are by another teacher or configuration"
-    table = parse_table(content, url, "")
+    try:
+        table = parse_table(content, url, "")
+        quarantined = read_quarantined(table, url)
+    except DataError as error:  # of an earlier version, without checksums, and damaged before its SHA-256 was recorded
+        return str(error)
     if not table.schema.equals(schema):
         return f"its label file has another schema: {table.schema.remove_metadata()}"
-    return _check_samples(shard, table) if _is_labeled(shard, entry) else ""
+    return _check_samples(shard, table, quarantined) if _is_labeled(shard, entry) else ""
 
 
-def _check_samples(shard: Shard, table: pa.Table) -> str:
+def _check_samples(shard: Shard, table: pa.Table, quarantined: Sequence[Quarantined]) -> str:
     """The problem if rows and quarantined samples together are not the shard's samples in order; else empty."""
-    index, quarantined = shard.index().column("key").to_pylist(), read_quarantined(table)
+    index = shard.index().column("key").to_pylist()
     labeled = zip(table.column("ordinal").to_pylist(), table.column("__key__").to_pylist(), strict=True)
     rows = [*labeled, *((row.ordinal, row.key) for row in quarantined)]
     if table.column("ordinal").to_pylist() != sorted(table.column("ordinal").to_pylist()):

@@ -126,13 +126,15 @@ def _search(
             for name in shards
         }
 
+    waits = not all(map(storage.is_local, [layout.labels, *urls.values()]))  # for a store, with most of its time
+    num_threads = _MAX_THREADS if waits else min(os.cpu_count() or 1, _MAX_THREADS)
     parts = []
     for first in range(0, max(len(names), 1), _SHARDS_PER_PART):
         shards = names[first : first + _SHARDS_PER_PART]
         url = stage.path(f"{_PARTS}/{first:06d}-{len(shards)}.parquet")  # another version may take other parts
         if not storage.exists(url):
             found: dict[str, ShardResult] = {}
-            threads = Threads(min(os.cpu_count() or 1, _MAX_THREADS), _offset(progress, first, len(names)))
+            threads = Threads(num_threads, _offset(progress, first, len(names)))
             for results in threads(task, shards, "near-duplicates"):
                 found |= results
             write_table(url, _listing(held_out, {name: found[name] for name in shards}))

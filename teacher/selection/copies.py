@@ -15,7 +15,7 @@ from data import storage
 from data.labels.label_files import COPIES_COLUMN
 from data.tables import to_parquet
 from teacher.executors import ONE_THREAD, Executor
-from teacher.selection.label_reader import LabelRows, LabelSource, either
+from teacher.selection.label_reader import LabelRows, either
 from teacher.selection.quota_search import Selection
 from teacher.selection.rule import Cutoffs, Int64, SelectError, UInt16
 
@@ -63,29 +63,32 @@ def _write_shards(selection: Selection, out_dir: str, shards: Iterable[str]) -> 
     # together: an interrupted selection starts over, so no file has to be committed before the others
     with storage.writing_together() as writing:
         return {
-            shard: write_copies(selection.source, shard, out_dir, partial(_copies, selection.cutoffs, shard), writing)
-            for shard in shards
+            shard: write_copies(
+                storage.join(out_dir, f"{shard}.parquet"), batches, partial(_copies, selection.cutoffs, shard), writing
+            )
+            for shard, batches in selection.source.read_all(shards)
         }
 
 
 def write_copies(
-    source: LabelSource, shard: str, out_dir: str, copies_of: Callable[[LabelRows], UInt16], writing: WriteFile
+    url: str, batches: Iterable[LabelRows], copies_of: Callable[[LabelRows], UInt16], writing: WriteFile
 ) -> ShardCounts:
-    """Write `<out_dir>/<shard>.parquet`, atomically. Raises SelectError as `LabelSource.read`.
+    """Write a shard's copies, atomically. Raises SelectError as `LabelSource.read`.
 
     Args:
-        copies_of: gives the copies of each batch of rows, uint16 [n].
+        batches: all rows of the shard.
+        copies_of: gives the copies of each batch, uint16 [n].
         writing: opens a file to write, as `storage.writing`.
     """
     counts = np.zeros(len(ShardCounts.__dataclass_fields__), np.int64)
     parts = [np.empty(0, np.uint16)]
-    for rows in source.read(shard):
+    for rows in batches:
         parts.append(copies_of(rows))
         counts += _count(rows, parts[-1])
     column = np.concatenate(parts)
     array = pa.Array.from_buffers(pa.uint16(), len(column), [None, pa.py_buffer(column)])  # `pa.array` imports pandas
     content = to_parquet(pa.table([array], schema=_SCHEMA), **_LAYOUT)
-    with writing(storage.join(out_dir, f"{shard}.parquet")) as file:
+    with writing(url) as file:
         file.write(content)
     return ShardCounts(*counts.tolist())
 

@@ -75,8 +75,8 @@ def find_hash_groups(
 
 
 def _count(source: LabelSource, counters: NDArray[np.uint8], lock: threading.Lock, shards: Iterable[str]) -> None:
-    for shard in shards:
-        for rows in source.read(shard, needs_ordinals=False, needs_hashes=True):
+    for _, batches in source.read_all(shards, needs_ordinals=False, needs_hashes=True):
+        for rows in batches:
             hashes, _ = _eligible(rows)
             cells, counts = np.unique(_cells(hashes, len(counters)), return_counts=True)
             with lock:
@@ -86,8 +86,8 @@ def _count(source: LabelSource, counters: NDArray[np.uint8], lock: threading.Loc
 def _collect(reading: _Reading, shards: Iterable[str]) -> RankedRows:
     """The highest-ranking rows of each hash."""
     held, number, limit = [], 0, reading.max_rows
-    for shard in shards:
-        for rows in reading.source.read(shard, needs_hashes=True):
+    for shard, batches in reading.source.read_all(shards, needs_hashes=True):
+        for rows in batches:
             held.append(_members(reading, rows, shard))
             number += len(held[-1].group)
             if number > limit:

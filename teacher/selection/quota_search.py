@@ -184,8 +184,8 @@ class _Histogram:
 def _count_rows(source: LabelSource, shards: Iterable[str]) -> Int64:
     """Eligible rows by label and confidence, int64 [num_classes, bins]."""
     histogram = _Histogram(source.rule.num_classes)
-    for shard in shards:
-        for rows in source.read(shard, needs_ordinals=False):
+    for _, batches in source.read_all(shards, needs_ordinals=False):
+        for rows in batches:
             histogram.add_coarse(rows.label, rows.confidence, rows.eligible)
     return histogram.counts()
 
@@ -205,8 +205,8 @@ def _collect(source: LabelSource, search: _RankSearch, shards: Iterable[str]) ->
 def _within_interval(source: LabelSource, search: _RankSearch, shards: Iterable[str]) -> Iterator[RankedRows]:
     """The eligible rows within their class's interval."""
     low, last = search.key_limits()
-    for shard in shards if search.num_candidates else ():
-        for rows in source.read(shard):
+    for shard, batches in source.read_all(shards) if search.num_candidates else ():
+        for rows in batches:
             label, key = rows.label, rows.key
             inside = np.flatnonzero((key >= low.take(label)) & (key <= last.take(label)) & rows.eligible)
             assert rows.ordinal is not None

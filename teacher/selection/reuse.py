@@ -104,9 +104,10 @@ def _write_shards(
 ) -> tuple[dict[str, ShardCounts], ReusedClasses]:
     counts, classes = {}, ReusedClasses.empty(source.rule.num_classes)
     with storage.writing_together() as writing:
-        for shard in shards:
+        for shard, batches in source.read_all(shards):
             copies_of = _count_into(classes, _previous_copies(previous, shard))
-            counts[shard] = write_copies(source, shard, out_dir, copies_of, writing)
+            url = storage.join(out_dir, f"{shard}.parquet")
+            counts[shard] = write_copies(url, batches, copies_of, writing)
     return counts, classes
 
 

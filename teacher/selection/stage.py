@@ -160,18 +160,22 @@ def _executor(ray_address: str | None, labels_dir: str, num_shards: int) -> Iter
         start_ray(ray_address)
         yield RayTasks(num_cpus(), progress_bars("select"))
         return
-    if not storage.is_local(labels_dir):  # each file is three answers to wait for
-        yield Threads(storage.PARALLEL_REQUESTS, progress_bars("select"))
+    if not storage.is_local(labels_dir):  # threads share its connections
+        yield Threads(_num_threads(labels_dir), progress_bars("select"))
         return
     with threads_or_processes(num_shards, progress_bars("select")) as executor:
         yield executor
+
+
+def _num_threads(labels_dir: str) -> int:
+    return _NUM_THREADS if storage.is_local(labels_dir) else storage.PARALLEL_REQUESTS
 
 
 def _with_hash_groups(config: Config, source: LabelSource) -> LabelSource:
     max_images = config.select.max_near_duplicates
     if max_images is None:
         return source
-    threads = Threads(_NUM_THREADS, progress_bars("select"))
+    threads = Threads(_num_threads(source.labels_dir), progress_bars("select"))
     groups = find_hash_groups(source, list(source.labeled), max_images, threads=threads)
     return replace(source, exclusions=replace(source.exclusions, hash_groups=groups))
 

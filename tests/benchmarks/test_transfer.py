@@ -47,7 +47,7 @@ def test_a_call_continues_where_the_last_one_stopped(
     assert "results are missing: the same command continues" in capsys.readouterr().out
     bench(seeds=1, results=str(results))
     once = len(computed)
-    assert once == len(set(computed)) == 10 * len(bench_transfer._backbones())
+    assert once == len(set(computed)) == 10 * len(bench_transfer.BACKBONES)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [line["seed"] for line in lines] == [0] * once
     kept = "".join(results.read_text().splitlines(keepends=True)[:-1])

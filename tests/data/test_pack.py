@@ -8,6 +8,7 @@ import pytest
 from data import fashion_mnist, fashion_mnist_files, pack
 from data.errors import DataError
 from data.labels.label_files import read_labels
+from data.packing import pack_folder
 from data.shards.image_reader import ImageReader, check_labeled
 from data.shards.split import open_split
 from tests.conftest import png
@@ -26,7 +27,7 @@ def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
 
 
 def test_class_folders_become_labeled_and_validation_shards_with_hashes(photos: Path, tmp_path: Path) -> None:
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2, samples_per_shard=10)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0.2, samples_per_shard=10)
     splits = {
         name: open_split(f"{tmp_path}/out/{name}/*.tar", f"{tmp_path}/index") for name in ("labeled", "validation")
     }
@@ -43,7 +44,7 @@ def test_class_folders_become_labeled_and_validation_shards_with_hashes(photos: 
 def test_a_classes_only_image_is_for_training(photos: Path, tmp_path: Path) -> None:
     (photos / "three").mkdir()
     (photos / "two/29.png").rename(photos / "three/29.png")
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0.2)
     labels = {
         name: [label for shard in split.shards for label in shard.index().column("label").to_pylist()]
         for name in ("labeled", "validation")
@@ -55,7 +56,7 @@ def test_a_classes_only_image_is_for_training(photos: Path, tmp_path: Path) -> N
 
 
 def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path, tmp_path: Path) -> None:
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     split = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index")
     sources = dict(zip(*read_labels(f"{tmp_path}/out/labeled/sources.parquet").to_pydict().values(), strict=True))
     with ImageReader([split.shards[0].url]) as reader:
@@ -66,7 +67,7 @@ def test_image_bytes_stay_as_they_are_and_their_source_is_recorded(photos: Path,
 def test_all_names_of_jpegs_are_packed_under_one(photos: Path, tmp_path: Path) -> None:
     for number, suffix in enumerate(("jfif", "jpe", "JPG", "JFIF", "jpeg", "PNG")):
         (photos / "one" / f"{number}.png").rename(photos / "one" / f"{number}.{suffix}")
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     index = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index").shards[0].index()
     extensions = index.column("extension").to_pylist()
     assert {name: extensions.count(name) for name in set(extensions)} == {"jpg": 4, "jpeg": 1, "png": 25}
@@ -75,7 +76,7 @@ def test_all_names_of_jpegs_are_packed_under_one(photos: Path, tmp_path: Path) -
 def test_what_is_left_out_is_listed_with_the_reason(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     rejected = (tmp_path / "out/labeled/rejected.txt").read_text().splitlines()
     assert [line.split(": ")[0].rpartition("/")[2] for line in rejected] == ["broken.png", "notes.txt"]
     assert f"left out: 2 ({tmp_path}/out/labeled/rejected.txt says which and why)" in capsys.readouterr().out
@@ -87,21 +88,21 @@ def test_a_folder_without_images_does_not_become_a_class(photos: Path, tmp_path:
     with pytest.raises(
         DataError, match=r"no images in empty \(.*readme\.txt: not an image file .*every folder is a class"
     ):
-        pack.pack(str(photos), str(tmp_path / "out"))
+        pack_folder.pack(str(photos), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_packing_that_was_killed_continues_and_other_settings_are_refused(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0.2)
     whole = {f.relative_to(tmp_path): f.read_bytes() for f in (tmp_path / "out").rglob("*.*")}
     (tmp_path / "out/validation/manifest.json").unlink()
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0.2)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0.2)
     assert {f.relative_to(tmp_path): f.read_bytes() for f in (tmp_path / "out").rglob("*.*")} == whole
     assert "labeled: packed already" in capsys.readouterr().out
     with pytest.raises(DataError, match="packed with other settings"):
-        pack.pack(str(photos), str(tmp_path / "out"), validation=0.2, seed=1)
+        pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0.2, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import pytest
 from teacher.selection.stage import select
 from tests import HANGS_S
 from tests.conftest import make_writer
-from tests.data.labels.test_pseudo_labels import export_here
 from tests.label_server import label_server
+from tests.label_sources import export_here
 from tests.pipeline.export.test_export import with_teacher
 from tests.small_run import SmallRun
 

@@ -121,7 +121,7 @@ def test_an_export_can_be_started_over(tmp_path: Path, monkeypatch: pytest.Monke
         (["stage=teacher", "data.exclude=nowhere.txt"], "data.exclude=nowhere.txt"),
         (
             ["stage=teacher,student", "student.from_teacher=true", "student.model=resnetrs26"],
-            "student.from_teacher=true: the teacher is resnetrs50",
+            "student.init=teacher: the teacher is resnetrs50",
         ),
         (["stage=label", "before=1"], "before= and after= go with stage=diff"),
         (["stage=label", "verify=true", "force=true"], "verify=true goes with stage=label alone, without force=true"),

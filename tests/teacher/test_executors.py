@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -180,3 +182,45 @@ def test_progress_counts_the_shards_that_are_done() -> None:
     assert sorted(shard for part in parts for shard in part) == ["a", "b", "c"]
     assert seen[-1] == ("read", 3, 3)
     assert len(seen) == 2
+
+
+def test_an_error_in_one_thread_stops_the_others() -> None:
+    taken: list[str] = []
+
+    def task(shards: Iterable[str]) -> None:
+        for shard in shards:
+            taken.append(shard)
+            if shard == "0":
+                raise SelectError("broken")
+            time.sleep(0.005)
+
+    with pytest.raises(SelectError, match="broken"):
+        Threads(3)(task, [str(index) for index in range(500)], "test")
+    assert len(taken) < 500
+
+
+def test_processes_that_select_do_not_load_torch() -> None:
+    """Torch takes half a gigabyte in each of a cluster's tasks; a module that all others import once imported it."""
+    modules = "teacher.executors, teacher.diff, teacher.selection.stage, pipeline.core.stage"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries do is theirs")
+def test_threads_are_given_the_memory_of_freed_arrays_again() -> None:
+    """Mapping each batch's arrays anew took a sixth of selection's time."""
+    code = """if True:
+        import resource, sys
+        import numpy as np
+        from teacher.executors import Threads
+
+        def faults(shards):
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            for _ in shards:
+                [np.ones(2**19, np.uint8) for _ in range(8)]
+            return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+        print(*Threads(1)(faults, [str(number) for number in range(200)], "test"))
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 200 * 2**22 / resource.getpagesize() / 10

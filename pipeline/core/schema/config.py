@@ -88,6 +88,7 @@ class Config(Section):
             )
         if self.teacher.class_names is not None and self.teacher.weights is None:
             yield f"teacher.class_names={self.teacher.class_names}: belongs to teacher.weights, which is not given; leave it out"
+        yield from self._problems_of_init()
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
             yield (
@@ -128,6 +129,27 @@ class Config(Section):
             )
         if section.mixup:
             yield f"pretrain.mixup={section.mixup}: pretraining has no labels to mix; leave it out"
+
+    def _problems_of_init(self) -> Iterator[str]:
+        if self.teacher.init == "teacher":
+            yield "teacher.init=teacher: that is for the student; give a file, a folder, pretrained, or null"
+        if self.teacher.init is not None and self.teacher.weights is not None:
+            yield (
+                f"teacher.weights={self.teacher.weights} is used as it is, teacher.init={self.teacher.init} is trained; give one of "
+                "them, and null for the other"
+            )
+        if self.pretrain.init is not None:
+            yield f"pretrain.init={self.pretrain.init}: pretraining begins with random weights; leave it out"
+        for name, section in self.trainings().items():
+            for field in ("init_head_lr_scale", "freeze_backbone_epochs"):
+                value = getattr(section, field)
+                if section.init is None and value != type(section).model_fields[field].default:
+                    yield f"{name}.{field}={value:g}: belongs to {name}.init, which is not given; give it, or leave this out"
+            if section.freeze_backbone_epochs > section.epochs:
+                yield (
+                    f"{name}.freeze_backbone_epochs={section.freeze_backbone_epochs:g}: expected at most "
+                    f"{name}.epochs={section.epochs:g}"
+                )
 
     def resolved_device(self) -> str:
         """`cpu` or `cuda`; see `resolve_device`."""

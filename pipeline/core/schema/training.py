@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from data.settings import UsageError
 from pipeline.core.schema.section import (
@@ -84,7 +84,18 @@ class TrainConfig(Section):
 
     model: str = setting("resnetrs50", "resnetrs26 … resnetrs420, or any timm model")
     model_args: dict[str, Any] = setting({}, "for ResNet-RS: width, blocks; for a timm model: its arguments")
-    image_size: int = setting(224, "pixels", ge=8)
+    init: str | None = by_digest(
+        None,
+        "begin with these weights, with a new head where the classes differ: a file (.safetensors, .pth), a folder of weights, of a "
+        "stage or of a run, `pretrained` (timm's), `pretrain` (of this run's stage=pretrain); the student's also: `teacher`",
+    )
+    init_head_lr_scale: float = added(1.0, "with init: learning rate of the head as a multiple of lr", gt=0)
+    freeze_backbone_epochs: float = added(
+        0, "with init: first epochs, in which only the head changes; all else stays, also batch norm statistics", ge=0
+    )
+    image_size: int = setting(
+        224, "pixels; with init, this and the four fields below default to those of its weights", ge=8
+    )
     crop_pct: float = setting(
         0.875, "evaluation: side of the centre crop as a fraction of the resized side", gt=0, le=1
     )
@@ -258,9 +269,6 @@ class StudentConfig(TrainConfig):
         3, "pseudo-labeled images per labeled one in every batch (0: labeled images alone)", ge=0
     )
     pseudo_labels: Literal["soft", "hard"] = "soft"
-    from_teacher: bool = setting(
-        False, "start from the teacher's weights: the same model, or a ResNet-RS with more blocks and the same width"
-    )
     pseudo_label_temperature: float = setting(1.0, "below 1 sharpens soft pseudo-labels", gt=0)
     fix_resolution_epochs: float = setting(
         0, "after the training: epochs of the last layers at a larger image size, on labeled images without noise", ge=0
@@ -269,6 +277,28 @@ class StudentConfig(TrainConfig):
         None, "image size of those epochs and of inference, in pixels", ge=8
     )
     fix_resolution_lr: float = setting(0.01, "peak learning rate of those epochs per 256 images; a cosine to 0", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_teacher(cls, values: Any) -> Any:
+        """Read `from_teacher: true` of earlier versions as `init: teacher`."""
+        if not isinstance(values, dict) or "from_teacher" not in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "from_teacher"}
+        is_true = {"true": True, "false": False}.get(str(values["from_teacher"]).lower())
+        if is_true is None:
+            raise ValueError(
+                f"from_teacher={values['from_teacher']}: expected true or false; init=teacher is its name now"
+            )
+        if is_true and others.get("init", "teacher") != "teacher":
+            raise ValueError(
+                f"from_teacher=true is init=teacher now, but init={others['init']} is given; give one of them"
+            )
+        return others | {"init": "teacher"} if is_true else others
+
+    def fingerprint(self, prefix: str, every: bool = False) -> dict[str, Any]:
+        """As any section's; `init: teacher` is there under the name that it had in earlier versions, so that their runs stay valid."""
+        return super().fingerprint(prefix, every) | {f"{prefix}from_teacher": self.init == "teacher"}
 
     @property
     def labeled_per_step(self) -> int:

@@ -25,8 +25,8 @@ from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, make_writer
-from tests.data.labels.test_pseudo_labels import export_here
 from tests.label_server import label_server
+from tests.label_sources import export_here
 from tests.pipeline.export.test_export import with_teacher
 from tests.small_run import SmallRun
 

@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.labels import exclusions
+from data.labels import exclusions, key_set
 from data.labels.exclusions import ExcludedKeys, exclude_inputs, read_keys
+from data.labels.key_set import KeySet
 from data.shards.split import Split, open_split
 from pipeline.core.config import load_config
 from pipeline.core.schema import TeacherConfig
@@ -137,6 +139,30 @@ def test_a_shard_costs_by_its_own_lines_however_long_the_list(monkeypatch: pytes
     found = [excluded.mask(f"images-{number:06d}", keys).sum() for number in range(1000)]
     assert (sum(found), set(found)) == (100_000, {100})
     assert (passes, looked_up) == (1, 100_000)
+
+
+def test_of_lines_without_a_slash_few_are_looked_up_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up each of 130 million keys in Python takes minutes."""
+    lines = [f"{number:012d}" for number in range(0, 1_000_000, 10)]
+    excluded, looked_up = ExcludedKeys(lines), 0
+    excluded.mask("s", pa.array(["a"]))  # makes the tables
+
+    def counted(array: pa.StringArray) -> list[str]:
+        nonlocal looked_up
+        looked_up += len(array)
+        return list(array.to_pylist())
+
+    monkeypatch.setattr(key_set, "_as_texts", counted)
+    keys = pa.array([f"{number:012d}" for number in range(500_001, 510_001)])
+    assert np.flatnonzero(excluded.mask("s", keys)).tolist() == list(range(9, 10_000, 10))
+    assert looked_up < 2_500
+
+
+@given(st.sets(st.text("ab/é\0", max_size=90)), st.lists(st.text("ab/é\0", max_size=90)), st.integers(0, 5))
+def test_a_set_has_the_keys_that_it_was_made_of(members: set[str], others: list[str], start: int) -> None:
+    keys = [*members, *others][start:]
+    found = KeySet(pa.array(sorted(members), pa.string())).contains(pa.array([*members, *others], pa.string())[start:])
+    assert found.tolist() == [key in members for key in keys]
 
 
 def test_a_list_that_is_read_again_is_grouped_again_only_if_it_has_changed(tmp_path: Path) -> None:

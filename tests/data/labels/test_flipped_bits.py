@@ -112,7 +112,7 @@ def readers_of(config: Config, layout: Layout, selection: str, out: str) -> Read
         "whole, without its manifest": lambda: contents(read_labels(url)),
         "columns": lambda: contents(read_labels(url, ["label", "confidence"], entry)),
         "one column, without its manifest": lambda: contents(read_labels(url, ["rest"])),
-        "quarantined": lambda: read_quarantined(read_labels(url, ["ordinal"], entry)),
+        "quarantined": lambda: read_quarantined(read_labels(url, ["ordinal"], entry), url),
         "select": selected,
         "student": trained,
         "export": exported,

@@ -19,7 +19,7 @@ from data.labels.label_files import (
     read_labels_manifest,
     read_quarantined,
 )
-from data.labels.top_k import soft_targets, top_k_of
+from data.labels.top_k import dense_probabilities, stored_top_k, top_k_of
 from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
@@ -65,7 +65,7 @@ def test_each_sample_gets_the_teachers_probabilities_in_order(
     assert table.column("ordinal").to_pylist() == list(range(90))
     assert table.column("label").to_pylist() == expected.argmax(axis=1).tolist()
     np.testing.assert_allclose(table.column("confidence").to_numpy(), expected.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(soft_targets(table, 10), expected, atol=1e-3)
+    np.testing.assert_allclose(dense_probabilities(stored_top_k(table), 10), expected, atol=1e-3)
 
 
 def test_temperature_changes_confidence_and_not_the_label() -> None:
@@ -81,7 +81,10 @@ def test_only_the_top_k_and_the_rest_are_kept(tmp_path: Path, write_digits: Writ
     for top_k in (3, 10):
         label_shard(only_shard(tmp_path / "unlabeled"), str(tmp_path / f"{top_k}.parquet"), predictor(), top_k, 2)
     few, full = (read_labels(str(tmp_path / f"{k}.parquet")) for k in (3, 10))
-    all_probabilities, from_few = soft_targets(full, 10), soft_targets(few, 10)
+    all_probabilities, from_few = (
+        dense_probabilities(stored_top_k(full), 10),
+        dense_probabilities(stored_top_k(few), 10),
+    )
     kept = np.argsort(-all_probabilities, axis=1)[:, :3]
     np.testing.assert_allclose(
         np.take_along_axis(from_few, kept, 1), np.take_along_axis(all_probabilities, kept, 1), atol=2e-3
@@ -144,7 +147,7 @@ def test_what_cannot_be_used_is_quarantined_with_key_offset_and_reason(
     shard = only_shard(tmp_path / "shards")
     result = label_shard(shard, str(tmp_path / "out.parquet"), predictor(), 10, 2)
     table = read_labels(str(tmp_path / "out.parquet"))
-    quarantined = read_quarantined(table)
+    quarantined = read_quarantined(table, f"{tmp_path}/out.parquet")
     assert table.column("__key__").to_pylist() == ["a"]
     assert [(row.ordinal, row.key) for row in quarantined] == [
         (1, "b"),

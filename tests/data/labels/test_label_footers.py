@@ -106,6 +106,17 @@ def test_the_quarantined_samples_of_another_teacher_or_shard_are_refused(tmp_pat
             read_all_quarantined(str(tmp_path), [other])
 
 
+def test_a_damaged_record_of_quarantined_samples_in_a_file_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    entry, path = write(str(tmp_path), ["a"], quarantined=1)[0], tmp_path / "a.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"quarantine": b"[{]"}), path)
+    content = path.read_bytes()
+    old = replace(entry, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(DataError, match=r"a\.parquet: .*record of quarantined samples.*stage=label verify=true"):
+        read_all_quarantined(str(tmp_path), [old])
+    assert list(describe_by_footers(str(tmp_path), {"a.parquet": old.bytes})) == [None]
+
+
 def test_a_file_of_an_earlier_version_is_compared_with_its_digest(tmp_path: Path) -> None:
     """It has no checksum over its footer."""
     entry, path = write(str(tmp_path), ["a"], quarantined=1)[0], tmp_path / "a.parquet"

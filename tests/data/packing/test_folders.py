@@ -1,6 +1,8 @@
 """What is packed of a real folder, with all that lies in real folders, and what packing says of it."""
 
+import itertools
 import os
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from data import pack
 from data.errors import DataError
 from data.images.decode import Pixels
+from data.packing import folders, pack_folder
 from data.packing.folders import natural_order, scan
 from data.shards.split import Manifest, open_split
 from tests.conftest import png
@@ -39,7 +42,7 @@ def test_hidden_and_system_folders_are_no_classes_and_are_listed(photos: Path, t
         write(photos / "one" / name / "a.png", image)
     for name in (".DS_Store", "one/Thumbs.db", "one/._0.png", "desktop.ini"):
         write(photos / name)
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     assert classes(tmp_path / "out") == ["one", "two"]
     found = rejected(tmp_path / "out", photos)
     assert len(found) == 2 * 6 + 4
@@ -68,7 +71,7 @@ def test_links_and_what_cannot_be_read_are_listed(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     assert rejected(tmp_path / "out", photos) == {
         "one/folder": "a link to a folder; these are not followed",
         "one/dead.png": "a dead link",
@@ -102,7 +105,7 @@ def test_a_class_folder_that_is_a_link_is_refused(photos: Path, tmp_path: Path) 
     (photos / "two").rename(tmp_path / "elsewhere")
     (photos / "two").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="two: a link to a folder, and these are not followed"):
-        pack.pack(str(photos), str(tmp_path / "out"))
+        pack_folder.pack(str(photos), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -111,10 +114,10 @@ def test_a_class_whose_images_are_none_is_refused_before_anything_is_written(pho
     with pytest.raises(
         DataError, match=r"class 'three': none of its images .* can be decoded \(.*page\.jpg: not a JPEG"
     ):
-        pack.pack(str(photos), str(tmp_path / "out"))
+        pack_folder.pack(str(photos), str(tmp_path / "out"))
     assert not (tmp_path / "out/labeled").exists()
     write(photos / "three/whole.png", (photos / "one/0.png").read_bytes())
-    pack.pack(str(photos), str(tmp_path / "other"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "other"), validation=0)
     assert classes(tmp_path / "other") == ["one", "three", "two"]
 
 
@@ -123,7 +126,7 @@ def test_other_names_of_jpeg_are_packed_as_jpg(photos: Path, tmp_path: Path, pho
 
     for number, extension in enumerate(("jfif", "JPE", "JPG", "Jpeg")):
         write(photos / f"one/{number}.{extension}", jpeg(photo[number : number + 64, :64]))
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     split = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index")
     found = split.shards[0].index().column("extension").to_pylist()
     assert sorted(found) == ["jpeg"] + ["jpg"] * 3 + ["png"] * 20
@@ -133,13 +136,13 @@ def test_other_names_of_jpeg_are_packed_as_jpg(photos: Path, tmp_path: Path, pho
 def test_an_output_inside_the_images_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     monkeypatch.chdir(photos.parent)
     with pytest.raises(DataError, match="lies inside images="):
-        pack.pack(str(photos), f"photos/{out}")
+        pack_folder.pack(str(photos), f"photos/{out}")
 
 
 def test_shards_in_the_folder_of_the_images_are_refused(tmp_path: Path, photos: Path) -> None:
     photos.rename(tmp_path / "labeled")
     with pytest.raises(DataError, match=r"labeled lies inside images="):
-        pack.pack(str(tmp_path / "labeled"), str(tmp_path))
+        pack_folder.pack(str(tmp_path / "labeled"), str(tmp_path))
 
 
 def test_splits_for_classes_are_refused_with_the_commands_to_type(photos: Path, tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_splits_for_classes_are_refused_with_the_commands_to_type(photos: Path, 
     for name in ("val", "test", "unlabeled"):
         write(tmp_path / f"all photos/{name}/one/a.png", (tmp_path / "all photos/train/one/0.png").read_bytes())
     with pytest.raises(DataError) as caught:
-        pack.pack(f"{tmp_path}/all photos", "shards")
+        pack_folder.pack(f"{tmp_path}/all photos", "shards")
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
         f"python -m data.pack 'images={tmp_path}/all photos/{name}' {words}"
         for name, words in (
@@ -159,7 +162,7 @@ def test_splits_for_classes_are_refused_with_the_commands_to_type(photos: Path, 
             ("val", "out=shards/val validation=0"),
         )
     ]
-    pack.pack(f"{tmp_path}/all photos", str(tmp_path / "out"), labeled=False)
+    pack_folder.pack(f"{tmp_path}/all photos", str(tmp_path / "out"), labeled=False)
 
 
 def latin1(folder: Path, name: bytes) -> Path:
@@ -204,7 +207,7 @@ def test_class_names_are_kept_in_one_unicode_form_and_sorted_by_it(photos: Path,
     composed, decomposed = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
     (photos / "one").rename(photos / decomposed)
     (photos / "two").rename(photos / "zoo")
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     assert classes(tmp_path / "out") == ["zoo", composed]  # é comes after z, as e does not
     split = open_split(f"{tmp_path}/out/labeled/*.tar", f"{tmp_path}/index")
     paths = pq.read_table(tmp_path / "out/labeled/sources.parquet").column("path").to_pylist()
@@ -212,7 +215,7 @@ def test_class_names_are_kept_in_one_unicode_form_and_sorted_by_it(photos: Path,
         assert ("/zoo/" in path) == (label == 0)
     write(photos / composed / "a.png", b"x")
     with pytest.raises(DataError, match=r"are one name, in two ways to write its accents"):
-        pack.pack(str(photos), str(tmp_path / "other"))
+        pack_folder.pack(str(photos), str(tmp_path / "other"))
 
 
 def test_natural_order_is_timms() -> None:
@@ -238,7 +241,7 @@ def test_the_summary_says_classes_splits_what_was_left_out_and_the_lines_to_use(
     write(root / "2/of another class.png", (root / "10/1.png").read_bytes())
     write(root / "2/broken.png")
     write(root / "2/notes.txt")
-    pack.pack(str(root), str(out), validation=0.2)
+    pack_folder.pack(str(root), str(out), validation=0.2)
     text = capsys.readouterr().out
     for line in (
         "3 classes, 33 images: 1 ('1') to 21 ('10') in a class",
@@ -256,7 +259,7 @@ def test_the_summary_says_classes_splits_what_was_left_out_and_the_lines_to_use(
         assert line in text.splitlines()
     assert "class 1 is '10'. timm's reader of folders sorts numbers by value and ignores case: there it is '2'" in text
     assert "  labeled    " in text
-    pack.pack(str(root), str(out), validation=0.2)
+    pack_folder.pack(str(root), str(out), validation=0.2)
     again = capsys.readouterr().out
     assert again == f"{out}/labeled: packed already\n{out}/validation: packed already\n{text}"
 
@@ -266,7 +269,7 @@ def test_an_image_of_each_class_leaves_nothing_to_hold_out_and_packing_says_so(
 ) -> None:
     for number, image in enumerate(digits[0][:3]):
         write(tmp_path / f"photos/{number}/a.png", png(image))
-    pack.pack(str(tmp_path / "photos"), str(tmp_path / "out"), validation=0.1)
+    pack_folder.pack(str(tmp_path / "photos"), str(tmp_path / "out"), validation=0.1)
     text = capsys.readouterr().out
     assert "validation none, though validation=0.1: no class has two images" in text
     assert "validation:" not in text
@@ -275,7 +278,7 @@ def test_an_image_of_each_class_leaves_nothing_to_hold_out_and_packing_says_so(
 
 def test_one_class_alone_gets_a_question(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "two").rename(tmp_path / "elsewhere")
-    pack.pack(str(photos), str(tmp_path / "out"), validation=0)
+    pack_folder.pack(str(photos), str(tmp_path / "out"), validation=0)
     text = capsys.readouterr().out
     assert "one class alone teaches nothing; is images= the folder that holds the class folders?" in text
     assert f'    test: ["{tmp_path}/out/labeled/*.tar"]' in text
@@ -294,7 +297,7 @@ def test_no_bytes_are_ever_in_both_splits(
         write(folder / "photos" / ("one" if number < 10 else "two") / f"{number}.png", content)
     for number, (position, name) in enumerate(copies):
         write(folder / "photos" / name / f"{position} ({number}).png", contents[position])
-    pack.pack(str(folder / "photos"), str(folder / "out"), validation=0.3, seed=seed)
+    pack_folder.pack(str(folder / "photos"), str(folder / "out"), validation=0.3, seed=seed)
     held, train = (
         {Path(path).read_bytes() for path in sources(folder / "out", split)} for split in ("validation", "labeled")
     )
@@ -314,6 +317,25 @@ def test_views_of_one_object_are_kept_in_one_split(tmp_path: Path, digits: Digit
     assert not objects[0] & objects[1]
     assert [len(part) for part in objects] == [16, 4]
     assert pack.main([*words[:-1], "group="]) == 2
+
+
+def test_on_a_slow_disk_many_files_are_inspected_at_once_and_found_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(400):
+        write(tmp_path / "ab"[number % 2] / f"{number:03d}.{'txt' if number % 7 == 0 else 'png'}")
+    expected = list(folders.scan(tmp_path))
+    together, calls, stat = threading.Barrier(4), itertools.count(), os.stat
+
+    def wait_for_others(path: Any, **options: Any) -> os.stat_result:
+        if threading.current_thread() is not threading.main_thread() and next(calls) < together.parties:
+            together.wait(60)
+        return stat(path, **options)
+
+    monkeypatch.setattr(folders, "_SLOW_S", 0.0)
+    monkeypatch.setattr(os, "stat", wait_for_others)
+    assert list(folders.scan(tmp_path)) == expected
+    assert next(calls) > together.parties
 
 
 def test_what_is_found_does_not_depend_on_the_order_of_a_listing(

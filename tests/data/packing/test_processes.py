@@ -18,11 +18,12 @@ import pytest
 from data import pack
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
-from data.packing import file_list, listing, plan, split_packing
+from data.packing import file_list, listing, pack_folder, plan, split_packing
 from data.packing.folders import ImageFile, LeftOut, ScannedImage
 from data.packing.packed_shards import FINISHED_FOLDER
 from data.packing.workers import workers
 from data.shards.write import Fields, write_shards
+from tests import HANGS_S
 from tests.conftest import png
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -63,7 +64,9 @@ def test_any_number_of_processes_makes_the_shards_of_one_loop_over_the_images(ph
 
     write_shards(samples(), str(tmp_path / "expected"), "unlabeled", 70)
     for processes in (1, 3):
-        pack.pack(str(photos), str(tmp_path / f"{processes}"), labeled=False, samples_per_shard=70, processes=processes)
+        pack_folder.pack(
+            str(photos), str(tmp_path / f"{processes}"), labeled=False, samples_per_shard=70, processes=processes
+        )
     one, three = snapshot(tmp_path / "1"), snapshot(tmp_path / "3")
     assert one == three
     expected = {f"unlabeled/{name}": content for name, content in snapshot(tmp_path / "expected").items()}
@@ -85,7 +88,7 @@ def both_ways(photos: Path) -> int:
 def test_labeled_splits_and_hashes_do_not_depend_on_the_number_of_processes(photos: Path, tmp_path: Path) -> None:
     for processes in (1, 3):
         out = str(tmp_path / f"{processes}")
-        pack.pack(str(photos), out, validation=0.3, samples_per_shard=100, processes=processes)
+        pack_folder.pack(str(photos), out, validation=0.3, samples_per_shard=100, processes=processes)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
 
 
@@ -124,19 +127,45 @@ def test_ctrl_c_lets_the_processes_end_and_says_how_to_continue(photos: Path, tm
     assert not (tmp_path / "out/.packing-unlabeled").exists()
 
 
+def test_ctrl_c_while_modules_are_loaded_is_one_line_too() -> None:
+    code = """if True:
+        import runpy, sys
+
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == "numpy":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Interrupting())
+        runpy.run_module("data.pack", run_name="__main__")
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (130, "stopped; the same command continues\n")
+
+
+def blocked_signals() -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_ctrl_c_never_reaches_a_packing_process_not_even_while_it_starts() -> None:
+    with workers(2) as executor:
+        assert signal.SIGINT in executor.submit(blocked_signals).result(HANGS_S)
+    assert signal.SIGINT not in blocked_signals()
+
+
 def test_an_image_that_is_written_while_it_is_packed_stops_the_packing(
     tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos").mkdir()
     image = tmp_path / "photos/a.png"
     image.write_bytes(png(digits[0][0]))
-    make_claim = pack.make_claim
+    make_claim = pack_folder.make_claim
 
     def write_meanwhile(*words: Any) -> None:
         make_claim(*words)
         image.write_bytes(png(digits[0][0]) + b"more")
 
-    monkeypatch.setattr(pack, "make_claim", write_meanwhile)
+    monkeypatch.setattr(pack_folder, "make_claim", write_meanwhile)
     assert pack.main([f"images={tmp_path}/photos", f"out={tmp_path}/out", "labeled=false"]) == 2
     size = len(png(digits[0][0]))
     assert f"a.png: {size + 4} bytes, and {size} when the folder was scanned" in capsys.readouterr().err
@@ -285,7 +314,7 @@ def test_two_commands_do_not_pack_into_one_folder(photos: Path, tmp_path: Path) 
         workspace(str(tmp_path / "out"), "unlabeled"),
         pytest.raises(DataError, match=r"another data\.pack writes there"),
     ):
-        pack.pack(str(photos), str(tmp_path / "out"), labeled=False)
+        pack_folder.pack(str(photos), str(tmp_path / "out"), labeled=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -194,3 +194,34 @@ def test_an_optimizer_that_does_not_exist_is_refused_with_the_names_of_those_tha
         UsageError, match=r"teacher\.optimizer='adam': input should be 'momentum', .* 'adamw' or 'lars'"
     ):
         load_config(None, ["teacher.optimizer=adam"])
+
+
+@pytest.mark.parametrize(("text", "init"), [("true", "teacher"), ("false", None)])
+def test_from_teacher_of_earlier_versions_is_read(tmp_path: Path, text: str, init: str | None) -> None:
+    (tmp_path / "mine.yaml").write_text(f"student: {{from_teacher: {text}}}\n")
+    for config in (load_config(str(tmp_path / "mine.yaml"), []), load_config(None, [f"student.from_teacher={text}"])):
+        assert config.student.init == init
+        assert config.stage_fields("student")["student.from_teacher"] == (init == "teacher")
+
+
+def test_init_teacher_is_in_fingerprints_as_it_was_in_earlier_versions() -> None:
+    now = load_config(None, ["student.init=teacher"]).stage_fields("student")
+    assert now["student.from_teacher"] is True
+    assert "student.init" not in now
+    assert load_config(None, ["student.init=x.pth"]).stage_fields("student") == Config().stage_fields("student")
+
+
+def test_of_both_names_the_later_layer_counts(tmp_path: Path) -> None:
+    run = [f"run_dir={tmp_path}"]
+    (tmp_path / "config.yaml").write_text("student: {from_teacher: true}\ncommand_line: [student.from_teacher=true]\n")
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    assert load_config(None, run).student.init == "teacher"
+    assert load_config(None, [*run, "student.init=x.pth"]).student.init == "x.pth"
+    assert load_config(None, [*run, "student.init=null"]).student.init is None
+    assert load_config(None, [*run, "student.init=x.pth", "student.from_teacher=true"]).student.init == "teacher"
+    write_config(load_config(None, [*run, "student.init=x.pth"]), ["student.init=x.pth"])
+    for named in (None, str(tmp_path / "mine.yaml")):
+        assert load_config(named, run).student.init == "x.pth", "the word under the old name is forgotten"
+    (tmp_path / "both.yaml").write_text("student: {from_teacher: true, init: x.pth}\n")
+    with pytest.raises(UsageError, match=r"from_teacher=true is init=teacher now, but init=x\.pth is given; give one"):
+        load_config(str(tmp_path / "both.yaml"), [])

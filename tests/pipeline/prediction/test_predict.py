@@ -94,7 +94,7 @@ def test_in_python_the_same(weights: str, photos: Path, tmp_path: Path) -> None:
     for found, row in zip(classifier([row["path"] for row in rows]), rows, strict=True):
         assert (found.label, found.class_name) == (int(row["label"]), row["class_name"])
         confidences = [float(row["confidence"]), *(float(row[f"confidence_{n}"]) for n in range(2, 6))]
-        np.testing.assert_allclose([prob for _, prob in found.top_k], confidences, atol=1e-3)
+        np.testing.assert_allclose([prob for _, prob in found.top_k], confidences, atol=1e-5)
         assert [name for name, _ in found.top_k[1:]] == [row[f"class_{n}"] for n in range(2, 6)]
     assert len({row["confidence"] for row in rows}) > 10, "a model that sees the images"
 

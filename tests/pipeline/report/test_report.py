@@ -9,35 +9,20 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data import storage
 from data.images.corruptions import CORRUPTIONS
-from data.images.decode import decode
-from data.images.held_out_hashes import HeldOutRow, write_hashes
-from data.images.similarity import thumbnail as thumbnail_of
-from data.labels.label_files import (
-    VALIDATION_NAME,
-    read_labels,
-    read_labels_manifest,
-)
-from data.tables import write_table
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, open_stage
 from pipeline.evaluation.summary import write_summary
-from pipeline.inference.calibration import calibration_error, reliability_bins
 from pipeline.models.registry import build_model, count_parameters
 from pipeline.models.weights import WeightsInfo, save_weights
 from pipeline.report.build import REPORT_NAME, write_report
-from pipeline.report.facts import Model, Predictions, compare
-from pipeline.report.pictures import thumbnail
 from teacher.selection.stage import select
-from tests.conftest import WriteDigits, png
-from tests.small_run import NUM_TEST, NUM_UNLABELED, PER_SHARD, REASON, SmallRun
+from tests.conftest import WriteDigits
+from tests.small_run import NUM_TEST, REASON, SmallRun
 
 
 def first(count: int) -> np.ndarray:
@@ -77,11 +62,6 @@ def figures_in(html: str) -> list[ElementTree.Element]:
         ElementTree.fromstring(base64.b64decode(code))
         for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
     ]
-
-
-@pytest.fixture
-def run(tmp_path: Path, write_digits: WriteDigits) -> SmallRun:
-    return SmallRun(tmp_path, write_digits)
 
 
 def test_the_page_has_the_figures_of_the_records(run: SmallRun) -> None:
@@ -185,46 +165,6 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     assert "right" not in printed
 
 
-def test_expected_and_measured_precision_are_side_by_side(run: SmallRun) -> None:
-    config = run.config(select={"confidence_threshold": 0.6, "per_class": 8, "max_copies": 4})
-    layout = Layout(config.run_dir)
-    run.write_truth()
-    run.model(layout.teacher, "teacher")
-    run.label(config, layout)
-    label, right = np.arange(200) % 10, np.arange(200) >= 30
-    columns = {"label": label, "predicted": np.where(right, label, (label + 1) % 10)}
-    table = pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()})
-    confidence = pa.array(np.linspace(0.5, 0.9, 200).astype(np.float32))
-    write_table(f"{layout.labels}/{VALIDATION_NAME}", table.append_column("confidence", confidence))
-    select(config, layout)
-    html = report_of(config, [layout])
-    found = labels_of(layout)
-    above = [row for row in found if row["confidence"] >= np.float32(0.6)]
-    places = [(f"unlabeled-{number // PER_SHARD:06d}", number % PER_SHARD) for number in range(NUM_UNLABELED)]
-    truth = dict(zip(places, run.truth.tolist(), strict=True))
-    real = sum(truth[row["shard"], row["ordinal"]] == row["label"] for row in above) / len(above)
-    kept = [row for row in found if row["copies"]]
-    expected = sum(row["confidence"] for row in kept) / len(kept)
-    row = cells(html, "at or above the threshold: validation images")
-    assert row == [f"{len(above)}", "100.0 % (97.5 % to 100.0 %)", f"{100 * real:.1f} %", f"{100 * (1 - real):+.1f}"]
-    assert cells(html, "kept labels: mean confidence")[:2] == [f"{len(kept)}", f"{100 * expected:.1f} %"]
-    assert "150 of 150 validation images at or above the threshold are labeled right" in html
-    assert "as it labels" in html
-    assert "Just below the cut-off: the image of highest confidence that was left out" in html
-
-
-def labels_of(layout: Layout) -> list[dict[str, Any]]:
-    """Read all label rows with their copies."""
-    folder = layout.current_selection()
-    assert folder is not None
-    found = []
-    for entry in read_labels_manifest(layout.labels).values():
-        rows = read_labels(f"{layout.labels}/{entry.name}.parquet").to_pylist()
-        copies = read_labels(f"{folder}/{entry.name}.parquet").column("copies").to_pylist()
-        found += [row | {"shard": entry.name, "copies": number} for row, number in zip(rows, copies, strict=True)]
-    return found
-
-
 def test_a_pretraining_shows_its_curves_and_which_images_it_saw(run: SmallRun) -> None:
     config, layout = whole_run(run)
     assert "Pretraining" not in report_of(config, [layout])
@@ -244,30 +184,6 @@ def test_a_collapsed_pretraining_says_so(run: SmallRun) -> None:
     config, layout = whole_run(run)
     run.pretrain(layout, spread=0.03)
     assert "<strong>The features have collapsed</strong> (spread 0.030" in report_of(config, [layout])
-
-
-def test_labels_that_flipped_between_generations_are_listed(run: SmallRun) -> None:
-    config = run.config(2)
-    for layout, wrong in zip(run.layouts(config), (30, 12), strict=True):
-        run.model(layout.teacher, "teacher" if layout.generation == 1 else "student")
-        run.label(config, layout, wrong)
-        select(config, layout)
-    run.write_truth()
-    html = report_of(config, run.layouts(config))
-    assert "18 of 117 labels (15.38 %) differ from those of generation\n1" in html
-
-
-def test_a_truth_file_that_is_not_there_is_named(run: SmallRun) -> None:
-    config, layout = whole_run(run)
-    (run.folder / "truth.parquet").unlink()
-    with pytest.raises(StageError, match=r"data\.truth=.*truth\.parquet: no such file"):
-        report_of(config, [layout])
-
-
-def test_only_images_with_a_known_truth_count(run: SmallRun) -> None:
-    config, layout = whole_run(run)
-    run.write_truth(40)
-    assert "25.00 % of the pseudo-labels are right" in report_of(config, [layout])  # 10 of the first 40
 
 
 def test_weights_trained_elsewhere_show_without_curves_and_without_secrets(run: SmallRun) -> None:
@@ -335,62 +251,11 @@ def test_without_the_unlabeled_images_the_labels_are_still_shown(run: SmallRun, 
     assert report_of(config, [layout]).count("image not there") > 20
 
 
-def test_near_duplicates_are_counted_and_their_listing_is_named(
-    run: SmallRun, digits: tuple[np.ndarray, np.ndarray]
-) -> None:
-    picture = thumbnail_of(decode(png(digits[0][5])))
-    write_hashes(
-        str(run.folder / "held_out"), [HeldOutRow(5, 2**63, picture.tobytes())]
-    )  # label rows' hashes are 0, 1, 2, …
-    data = {
-        "unlabeled": [f"{run.folder}/unlabeled/*.tar"],
-        "held_out_hashes": [f"{run.folder}/held_out/hashes.parquet"],
-    }
-    config, layout = whole_run(run, data=data, select={"confidence_threshold": 0.3, "max_near_duplicates": 1})
-    html = report_of(config, [layout])
-    assert cells(html, "left out: near-duplicate of a validation or test image")[0] == "1"
-    assert (
-        cells(html, "left out: near-duplicate of enough others")[0] == "67"
-    )  # 117 labels with 49 hashes, and that one
-    assert "1 unlabeled images are near-duplicates of one of the\n1 held-out images" in html
-    assert f"{next(Path(layout.near_duplicates).iterdir()).name}/listing.parquet" in html
-
-
 def test_an_empty_run_directory_has_no_report(run: SmallRun) -> None:
     config = run.config()
     with pytest.raises(StageError, match="no stage is done"):
         write_report(config, run.layouts(config))
     assert not (Path(config.run_dir) / REPORT_NAME).exists()
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_the_error_of_a_difference_is_that_of_the_mean_of_paired_differences(pairs: list[tuple[bool, bool]]) -> None:
-    right = np.array(pairs)
-    models = [
-        Model(name, "", {}, {}, Predictions("t", np.ones(len(pairs)), right[:, side], np.ones(len(pairs))))
-        for side, name in enumerate(("a", "b"))
-    ]
-    result = compare(*models)
-    assert result is not None
-    differences = right[:, 1].astype(float) - right[:, 0]
-    assert result.difference == pytest.approx(differences.mean())
-    assert result.error == pytest.approx(differences.std() / np.sqrt(len(pairs)), abs=1e-9)
-
-
-def test_reliability_bins_are_those_of_the_calibration_error() -> None:
-    random = np.random.default_rng(0)
-    confidence = random.uniform(0.5, 1, 5000).astype(np.float32)
-    right = random.random(5000) < confidence**2
-    means, accuracies = reliability_bins(confidence, right)
-    weights = np.histogram(confidence, np.linspace(0, 1, 16))[0]
-    expected = calibration_error(confidence, right)
-    assert (np.abs(means - accuracies) * weights[weights > 0] / 5000).sum() == pytest.approx(expected, abs=1e-5)
-
-
-def test_large_images_become_small_pictures(photo: np.ndarray) -> None:
-    uri = thumbnail(photo)
-    assert uri.startswith("data:image/jpeg")
-    assert len(uri) < 12_000
 
 
 def test_errors_under_corruptions_are_shown_if_measured(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:

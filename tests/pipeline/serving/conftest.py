@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_writer
-from tests.data.labels.test_pseudo_labels import export_here
+from tests.label_sources import export_here
 from tests.serving import catalog, layout, make_run, server_thread
 from tests.small_run import SmallRun
 

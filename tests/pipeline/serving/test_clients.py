@@ -297,7 +297,7 @@ def test_missing_files_and_links_out_of_an_export_are_not_sent(run: SmallRun, tm
         ("labels/pseudo-000000.parquet", "labels/pseudo-000000.parquet"),
     ):
         file = run.folder / "run/exports/v1" / path
-        content = file.read_bytes()
+        content, before = file.read_bytes(), file.stat()
         secret.write_bytes(content)
         file.unlink()
         with server_thread(served) as url:
@@ -308,6 +308,7 @@ def test_missing_files_and_links_out_of_an_export_are_not_sent(run: SmallRun, tm
             assert (link.status, "link to outside" in link.json()["error"]) == (409, True)
         file.unlink()
         file.write_bytes(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     with server_thread(served) as url:
         assert fetch(f"{url}/{EXPORTED}").status == 200
 

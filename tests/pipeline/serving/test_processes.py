@@ -1,5 +1,6 @@
 """A server of several processes is one server: the same answers, limits and metrics, and one end of all."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from pipeline.serving.connections import Connection, Connections, _Refused
 from pipeline.serving.metrics import Counts, Metrics
 from tests.pipeline.serving.conftest import SHARD, TOKEN
 from tests.serving import ServerProcess, connected, fetch, metric, raw, served_by, wait_for
@@ -72,6 +75,23 @@ def test_the_limit_of_answers_is_that_of_all_processes_together() -> None:
     one.count_answer("/healthz", 200)
     assert one.num_answering == other.num_answering == 3
     assert b'noisy_student_serve_answers_total{route="/healthz",status="200"} 2.0' in one.text()
+
+
+def test_the_limit_of_connections_is_that_of_all_processes_together() -> None:
+    async def no_answer(_: web.BaseRequest) -> web.StreamResponse:
+        raise AssertionError("nobody asks")
+
+    async def accept_at_the_limit() -> None:
+        counts = Counts(2)
+        one, other = Metrics(counts, 0), Metrics(counts, 1)
+        accept = Connections(web.Server(no_answer), 2, lambda _: False, one, {})
+        other.set_connections(2)
+        assert isinstance(accept(), _Refused), "and this process has none to close for it"
+        other.set_connections(1)
+        assert isinstance(accept(), Connection)
+        assert one.num_connections == 2
+
+    asyncio.run(accept_at_the_limit())
 
 
 def test_security_holds_in_every_process(run: SmallRun, tmp_path: Path) -> None:

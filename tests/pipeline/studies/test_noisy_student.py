@@ -27,7 +27,7 @@ from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import row_results
 from pipeline.training.state import TrainState, new_state
 from pipeline.trials.trial import Trial, run_trials
-from student.warm_start import initial_weights
+from student.warm_start import begin_student
 from tests.conftest import WriteDigits, png
 from tests.digits_run import Digits, write_digits_data
 from tests.training_processes import digits_job
@@ -137,35 +137,35 @@ def teacher_in(layout: Layout, state: dict[str, torch.Tensor] | None = None) -> 
 
 def beginning(config: Config, layout: Layout) -> TrainState:
     """Return the initial state of the student's training."""
-    weights = initial_weights(config, layout)
-    return new_state(digits_job(layout.student, config.student, (), 100, name="student", initial_weights=weights))
+    initial = begin_student(config, layout, 10, None)
+    return new_state(digits_job(layout.student, config.student, (), 100, name="student", initial=initial))
 
 
 def test_a_student_from_its_teachers_weights_starts_with_them(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     teacher = teacher_in(layout)
-    words = ["student.model=resnetrs26", "student.from_teacher=true"]
+    words = ["student.model=resnetrs26", "student.init=teacher"]
     same = load_config(None, [*words, "student.model_args={width: 0.125}"])
     begun = beginning(same, layout)
     assert all(torch.equal(teacher[name], value) for name, value in begun.model.state_dict().items())
     assert all(torch.equal(teacher[name], value) for name, value in begun.ema.module.state_dict().items())
-    assert initial_weights(load_config(None, []), layout) is None
+    assert begin_student(load_config(None, []), layout, 10, None) is None
 
 
 @pytest.mark.parametrize("args", ["{}", "{width: 0.125, blocks: [2, 1, 2, 2]}", "{width: 0.125, se_ratio: 0.0625}"])
 def test_a_student_that_cannot_begin_as_its_teacher_is_refused(tmp_path: Path, args: str) -> None:
     layout = Layout(str(tmp_path))
     teacher_in(layout)
-    other = load_config(None, ["student.model=resnetrs26", "student.from_teacher=true", f"student.model_args={args}"])
-    with pytest.raises(StageError, match=r"student\.from_teacher=true: the teacher is .*0\.125.*student\.model_args"):
-        initial_weights(other, layout)
+    other = load_config(None, ["student.model=resnetrs26", "student.init=teacher", f"student.model_args={args}"])
+    with pytest.raises(StageError, match=r"student\.init=teacher: the teacher is .*0\.125.*student\.model_args"):
+        begin_student(other, layout, 10, None)
 
 
 def test_a_deeper_student_computes_what_its_teacher_does_before_its_first_step(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path))
     noise = ["student.dropout=0.2", "student.stochastic_depth=0.2"]
     deeper = ["student.model=resnetrs50", "student.model_args={width: 0.125, blocks: [2, 3, 2, 4]}"]
-    config = load_config(None, ["student.from_teacher=true", *deeper, *noise])
+    config = load_config(None, ["student.init=teacher", *deeper, *noise])
     teacher = build_model("resnetrs26", 10, {"width": 0.125})
     with torch.no_grad():
         for parameter in teacher.parameters():  # as after a training: no block is its shortcut

@@ -102,6 +102,18 @@ def test_images_of_the_next_steps_are_asked_for_before_their_turn_and_none_behin
     assert len(begun) <= 15
 
 
+def test_the_tables_of_a_window_are_asked_for_at_once(remote: Split, s3: FaultyS3, tmp_path: Path) -> None:
+    job = make_job(remote, tmp_path / "run")
+    s3.requests.clear()
+    together = s3.answer_together("/index/", len(remote.shards))
+    with closing(TrainBatches(job.streams, job.config, 10, 0)) as batches:
+        assert len(np.unique(batches.order(0).take(0, 20).shard)) == len(remote.shards) > 2
+        assert len(batches[0].images) == 20
+    assert not together.broken
+    tables = [request for request in s3.requests if "/index/" in request and request.startswith("GET")]
+    assert len(tables) == len(remote.shards), "each once"
+
+
 def test_an_image_that_is_damaged_is_told_at_its_step_and_the_others_come(
     remote: Split, s3: FaultyS3, tmp_path: Path
 ) -> None:

@@ -177,25 +177,29 @@ def made(folder: Path) -> dict[str, bytes]:
 def test_killed_anywhere_the_same_command_makes_the_same_bytes(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features, steps of a fine-tuning (each with a checkpoint), the commit of a cell: Ray's workers are killed until it gives up."""
-    words = ["stage=transfer", *words[:-1], "transfer.methods=[linear,finetune]", "transfer.seeds=1"]
-    whole = run(*words, f"run_dir={tmp_path}/whole")
+    """Steps of a fine-tuning, the commit of a cell, features: Ray's workers are killed until it gives up, but after a commit."""
+    words = ["stage=transfer", *words[:-1], "transfer.seeds=1"]
+    both = "transfer.methods=[linear,finetune]"
+    whole = run(*words, both, f"run_dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
     expected = made(tmp_path / "whole/transfer")
     assert json.loads(expected["results.json"])["missing"] == 0
     killed = [*words, f"run_dir={tmp_path}/killed"]
-    for point in (
-        "features-test",
-        "step-3/finetune/*",
-        "evaluation-*/finetune",
-        "before-done/transfer",
-        "after-done/transfer",
+    for point, methods, code in (
+        ("step-3/finetune/*", "transfer.methods=[finetune]", 2),
+        ("evaluation-*/finetune", "transfer.methods=[finetune]", 2),
+        ("before-done/transfer", "transfer.methods=[finetune]", 2),
+        ("after-done/transfer", "transfer.methods=[finetune]", 0),
+        ("features-test", both, 2),
     ):
         monkeypatch.setenv(VARIABLE, point)
-        stopped = run(*killed)
-        assert (stopped.returncode, "a Ray task was lost" in stopped.stderr) == (2, True), (point, stopped.stderr)
+        stopped = run(*killed, methods)
+        assert (stopped.returncode, "a Ray task was lost" in stopped.stderr) == (code, code == 2), (
+            point,
+            stopped.stderr,
+        )
     monkeypatch.delenv(VARIABLE)
-    assert run(*killed).returncode == 0
+    assert run(*killed, both).returncode == 0
     assert made(tmp_path / "killed/transfer") == expected
 
 

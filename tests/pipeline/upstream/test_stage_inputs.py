@@ -12,7 +12,7 @@ from pipeline.core.layout import CURRENT_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, StageRefusedError, open_stage, require_done
 from pipeline.upstream.stage_inputs import explain_inputs, require_labels, require_selection
-from student.warm_start import initial_weights, warn_of_smaller_student
+from student.warm_start import begin_student, warn_of_smaller_student
 from teacher.selection.stage import select
 
 CLASSES = {"num_classes": 10, "class_names": None}
@@ -99,10 +99,10 @@ def test_labels_without_any_teacher_can_be_used(layout: Layout) -> None:
     labels = make_labels(layout)
     storage.remove(layout.teacher)
     assert require_labels(load_config(None, []), layout) == labels
-    assert initial_weights(load_config(None, []), layout) is None
+    assert begin_student(load_config(None, []), layout, 3, None) is None
     warn_of_smaller_student(load_config(None, []), layout, 3)
-    with pytest.raises(StageError, match=r"from_teacher=true: \S+teacher has no weights; bring them, or"):
-        initial_weights(load_config(None, ["student.from_teacher=true"]), layout)
+    with pytest.raises(StageError, match=r"student\.init=teacher: \S+teacher has no weights; bring them, or"):
+        begin_student(load_config(None, ["student.init=teacher"]), layout, 3, None)
 
 
 def test_a_student_of_another_selection_is_told_the_fields_and_how_to_go_back(layout: Layout) -> None:

@@ -20,6 +20,7 @@ from teacher.labeling.batches import BatchReader, ImageMemory, _pieces, ahead
 from teacher.labeling.image_budget import ByteBudget, ImageBudget
 from teacher.labeling.label_shard import ShardLabeler
 from tests.odd_images import encode
+from tests.s3_server import FaultyS3, put
 
 MIB = 1 << 20
 FILES = 48
@@ -96,14 +97,40 @@ def test_large_files_wait_outside_while_none_is_decoded(large_files: Shard) -> N
     batches = reader.batches(large_files, large_files.index())
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(list, batches)
-        while reader.budget.files.held < 10 * MIB:  # ends when the reader waits for room
+        while reader.budget.files.held < 7 * MIB:  # ends when the reader waits for room
             assert not reading.done()
         view.go.set()
         assert len(reading.result()) == FILES / 8 < reader.budget.num_batches
         for batch in reading.result():
             reader.drop(batch)
-    assert reader.budget.files.peak <= reader.budget.files.limit == 16 * MIB
+    assert reader.budget.files.peak <= reader.budget.files.limit == 12 * MIB
     assert reader.budget.files.held == reader.budget.decoding.held == 0
+
+
+def test_files_of_a_remote_shard_are_asked_for_before_their_turn_those_of_later_batches_too(
+    s3: FaultyS3, folder: str, large_files: Shard, tmp_path: Path
+) -> None:
+    """The store answers nothing before as many requests wait as two batches have files."""
+    remote = open_split(put(f"{folder}/x.tar", Path(large_files.url).read_bytes()), str(tmp_path)).shards[0]
+    view, batch_size = EvalView(64, 1.0, "bicubic", "crop", "fast"), 2
+    s3.requests.clear()
+    together = s3.answer_together("X-Amz-Signature", 2 * batch_size)
+    found = [images_of(shard, view, batch_size) for shard in (large_files, remote)]
+    assert not together.broken
+    assert len(found[0]) == FILES // batch_size
+    assert all((one == other).all() for one, other in zip(*found, strict=True))
+    images = [request for request in s3.requests if "X-Amz-Signature" in request]
+    assert len(images) == FILES, "one request for each file, as large files have no neighbours"
+
+
+def images_of(shard: Shard, view: EvalView, batch_size: int) -> list[np.ndarray]:
+    """Copies of the batches."""
+    reader, found = BatchReader(view, batch_size, 1, lambda: None, 64 * MIB, plain_memory), []
+    for batch in ahead(reader.batches(shard, shard.index()), reader.drop):
+        batch.wait()
+        found.append(batch.images.copy())
+        reader.release(batch)
+    return found
 
 
 def test_labels_do_not_depend_on_the_budget(large_files: Shard, tmp_path: Path) -> None:

@@ -82,4 +82,7 @@ def test_their_shard_is_labeled_without_them(shard: Shard, tmp_path: Path) -> No
     assert (result.rows, result.quarantined) == (10, 2)
     table = read_labels(f"{tmp_path}/labels.parquet")
     assert table.column("ordinal").to_pylist() == [n for n in range(12) if n not in (CRASHES, 11)]
-    assert [(row.ordinal, row.reason) for row in read_quarantined(table)] == [(CRASHES, "it crashes"), (11, "it hangs")]
+    assert [(row.ordinal, row.reason) for row in read_quarantined(table, "")] == [
+        (CRASHES, "it crashes"),
+        (11, "it hangs"),
+    ]

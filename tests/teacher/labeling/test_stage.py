@@ -1,5 +1,6 @@
 """stage=label labels each image once, whatever happened before; verify=true finds every defect of labels."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -104,13 +105,19 @@ def test_verify_names_the_shard_whose_file_is_wrong(run: Run, damage: Callable[[
     assert not (folder / f"{name(2)}.parquet").exists()
 
 
-def rewrite(folder: Path, change: Callable[[list[int]], list[int]]) -> None:
-    """Change the rows of a label file and its manifest entry alike: only a check of every sample finds it."""
+def rewrite(folder: Path, change: Callable[[list[int]], list[int]], **metadata: bytes) -> None:
+    """Change the rows or metadata of a label file and its manifest entry alike: only a check of every sample finds it."""
     path = folder / f"{name(1)}.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.take(change(list(range(table.num_rows)))), path, compression="zstd")
+    table = table.take(change(list(range(table.num_rows))))
+    pq.write_table(table, path, compression="zstd")
     described = describe_label_file(str(path))
     assert described is not None
+    if metadata:
+        changed = {name.encode(): content for name, content in metadata.items()}
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **changed}), path, compression="zstd")
+        size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        described = replace(described, bytes=size, sha256=digest)
     manifest = storage.read_text(str(folder / LABELS_MANIFEST))
     old = next(entry for entry in read_labels_manifest(str(folder)).values() if entry.name == name(1))
     for field in ("rows", "bytes", "sha256"):
@@ -142,6 +149,19 @@ def test_verify_counts_every_sample_once(
     )  # the manifest has been tampered with, too
     with pytest.raises(StageError, match=rf"{name(1)}: .*{message}"):
         verify_labels(config, layout)
+
+
+@pytest.mark.parametrize("record", [b"[", b'[{"ordinal": 3}]', b"{}"], ids=["cut", "fields", "kind"])
+def test_verify_names_a_label_file_whose_record_of_quarantined_samples_is_damaged(
+    run: Run, monkeypatch: pytest.MonkeyPatch, record: bytes
+) -> None:
+    """Earlier versions wrote files whose footer has no checksum."""
+    config, layout, folder = run
+    rewrite(folder, lambda rows: rows, quarantine=record)
+    monkeypatch.setattr("teacher.labeling.verify._check_outputs", lambda *_: None)
+    with pytest.raises(StageError, match=rf"1 of {NUM_SHARDS} .*\n  {name(1)}: .*record of quarantined samples"):
+        verify_labels(config, layout)
+    assert not (folder / f"{name(1)}.parquet").exists()
 
 
 def test_verify_refuses_labels_of_another_configuration(run: Run) -> None:

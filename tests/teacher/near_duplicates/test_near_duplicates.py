@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data import fashion_mnist, pack, storage
+from data import fashion_mnist, storage
 from data.errors import DataError
 from data.images.decode import Pixels, decode
 from data.images.held_out_hashes import HeldOutHashes, held_out_row, is_outdated, read_held_out_hashes
 from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
+from data.packing import pack_folder
 from data.tables import write_table
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
@@ -304,17 +305,17 @@ def test_packing_again_says_what_to_delete_and_then_writes_hashes_anew(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(photo))
     out = tmp_path / "out"
-    pack.pack(str(tmp_path / "photos"), str(out), validation=0)
+    pack_folder.pack(str(tmp_path / "photos"), str(out), validation=0)
     rows = read_labels(f"{out}/labeled/hashes.parquet")
     keys = read_labels(f"{out}/labeled/sources.parquet").to_pylist()
     first = Path(keys[0]["path"]).read_bytes()
     assert tuple(rows.slice(0, 1).to_pylist()[0].values()) == held_out_row(decode(first))
     shard = (out / "labeled/labeled-000000.tar").read_bytes()
     write_old_hashes(out / "labeled")
-    pack.pack(str(tmp_path / "photos"), str(out), validation=0)
+    pack_folder.pack(str(tmp_path / "photos"), str(out), validation=0)
     assert f"remove the folder {out}/labeled" in capsys.readouterr().out
     shutil.rmtree(out / "labeled")
-    pack.pack(str(tmp_path / "photos"), str(out), validation=0)
+    pack_folder.pack(str(tmp_path / "photos"), str(out), validation=0)
     assert not is_outdated(str(out / "labeled"))
     assert (out / "labeled/labeled-000000.tar").read_bytes() == shard
 
