@@ -117,7 +117,7 @@ def _all_labels_words(data: str) -> list[str]:
 def _student_as_teacher() -> list[str]:
     """Return overrides that give the teacher the student's model, noise and schedule: as many steps, on labeled images only."""
     student = load_config("fashion_mnist", []).student
-    shared = TrainConfig.model_fields.keys() - {"augment", "batch_size"}
+    shared = TrainConfig.model_fields.keys() - {"augment", "batch_size", "init"}
     words = [f"teacher.{name}={_word(value)}" for name, value in student if name in shared]
     words += [f"teacher.augment.{name}={_word(value)}" for name, value in student.augment]
     return [*words, f"teacher.batch_size={student.batch_size // (1 + student.unlabeled_ratio)}"]

@@ -75,7 +75,7 @@ class TrainJob:
         It needs them while all else is frozen, too: torch's SGD wants momentum for all parameters of a group, or for none.
         """
         scale = self.config.init_head_lr_scale
-        return scale if self.initial is not None and (scale != 1 or self.frozen_steps) else None
+        return scale if self.initial is not None and (scale != 1 or self.config.freeze_backbone_epochs) else None
 
     @property
     def checkpoints(self) -> str:

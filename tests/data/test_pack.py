@@ -138,7 +138,7 @@ def test_fashion_mnist_that_cannot_be_had_says_what_was_tried(monkeypatch: pytes
 
     monkeypatch.setattr(fashion_mnist_files, "_DEBIAN_FOLDER", tmp_path / "none")
     monkeypatch.setattr(fashion_mnist_files, "_download", refuse)
-    monkeypatch.setattr(fashion_mnist_files, "_from_debian_package", refuse)
+    monkeypatch.setattr(fashion_mnist_files, "unpacked_debian", refuse)
     with pytest.raises(DataError) as caught:
         fashion_mnist_files.find_files()
     message = str(caught.value)

@@ -111,7 +111,7 @@ def test_ctrl_c_lets_the_processes_end_and_says_how_to_continue(photos: Path, tm
         f"images={photos}",
         f"out={tmp_path}/out",
         "labeled=false",
-        "samples_per_shard=2",
+        "samples_per_shard=1",
         "processes=2",
     ]  # many shards to come
     finished = tmp_path / "out/unlabeled" / FINISHED_FOLDER

@@ -4,6 +4,7 @@ order. Without Ray; with Ray, see tests/pipeline/training/test_ray_train.py and 
 import hashlib
 import json
 import signal
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -252,13 +253,13 @@ def test_continuing_reads_and_decodes_only_the_next_batch(data: Data, monkeypatc
 
     monkeypatch.setattr(ImageReader, "read", counted)
     batches = TrainBatches(data.streams, CONFIG, 10, 0)
-    decode, decoded = TrainTransform.from_file, []
+    decode, decoded = TrainTransform.views, []
 
-    def noted(transform: TrainTransform, content: bytes, seed: int) -> Any:
+    def noted(transform: TrainTransform, content: bytes, seeds: Sequence[int]) -> Any:
         decoded.append(len(content))
-        return decode(transform, content, seed)
+        return decode(transform, content, seeds)
 
-    monkeypatch.setattr(TrainTransform, "from_file", noted)
+    monkeypatch.setattr(TrainTransform, "views", noted)
     assert len(batches[1_000_000].images) == LABELED + PSEUDO_LABELED
     batches.close()
     assert len(decoded) == LABELED + PSEUDO_LABELED
