@@ -109,10 +109,15 @@ def fit_frozen(rank: int, job: TrainJob) -> None:
     fit(job)
 
 
-@pytest.mark.parametrize("objective", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
-def test_two_ranks_train_as_one_within_rounding(data: Data, objective: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "lr", "spread"),
+    [("simclr", 0.2, 0.05), pytest.param("byol", 0.05, 0.015, marks=pytest.mark.slow)],
+)
+def test_two_ranks_train_as_one_within_rounding(data: Data, objective: str, lr: float, spread: float) -> None:
+    """With frozen norms, the features that BYOL measures have a spread of 0.03 before the first step."""
+
     def job(name: str) -> TrainJob:
-        return data.job(f"{name}-{objective}", objective=objective, log_every_steps=1, lr=0.2)
+        return data.job(f"{name}-{objective}", objective=objective, log_every_steps=1, lr=lr)
 
     for world, name in enumerate(("one", "two"), 1):
         in_group(data.folder / f"meeting-{objective}-{name}", fit_frozen, job(name), world=world)
@@ -120,7 +125,7 @@ def test_two_ranks_train_as_one_within_rounding(data: Data, objective: str) -> N
     losses = [line["loss"] for line in one if "loss" in line]
     assert len(losses) == TOTAL
     assert max(losses) - min(losses) > 0.01, "equal losses would say little"
-    assert all(line["spread"] > 0.05 for line in one if "spread" in line), "so would features that have collapsed"
+    assert all(line["spread"] > spread for line in one if "spread" in line), "so would features that have collapsed"
     for theirs, ours in zip(two, one, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-4)
     trained = [load_trained(job(name))[0] for name in ("one", "two")]
