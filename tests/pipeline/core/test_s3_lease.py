@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -60,10 +59,8 @@ def abandoned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.fixture(autouse=True)
-def unguarded(folder: str) -> Iterator[None]:
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+def unguarded(folder: str, ctrl_c: None) -> Iterator[None]:
     yield
-    signal.signal(signal.SIGINT, handler)
     fence.unguard_writes(folder)
 
 
