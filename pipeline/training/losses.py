@@ -51,7 +51,8 @@ class StepLosses:
         if not _is_finite(state.model):
             self._fail(state.step, f"weights are not finite after step {state.step}, whose loss is {means[-1]:.4g}")
         for name, values in metrics.items():
-            state.metric_sums[name] = state.metric_sums.get(name, 0.0) + sum(values)
+            for value in values:  # one by one: their sum must not depend on how often a checkpoint asked for a look
+                state.metric_sums[name] = state.metric_sums.get(name, 0.0) + value
         state.loss_count += len(means)
         self.newest = means[-1]
         self._losses.clear()

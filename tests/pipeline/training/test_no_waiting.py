@@ -163,6 +163,23 @@ def test_weights_that_are_not_finite_after_a_finite_loss_stop_the_training(tmp_p
     batches.close()
 
 
+def test_the_log_does_not_depend_on_how_often_a_checkpoint_asks_for_a_look(tmp_path: Path, labeled: Split) -> None:
+    job = make_job(labeled, tmp_path / "run")
+    batches = TrainBatches(job.streams, job.config, 10, job.seed)
+    values = [1.0, 2.0**-53, 2.0**-53]  # the last two are lost one by one, not together
+    sums = set()
+    for looks in ({3}, {1, 3}):
+        state, losses = new_state(job), StepLosses(job, batches, Ranks())
+        for step, value in enumerate(values, 1):
+            losses.append(torch.tensor(value), {"spread": torch.tensor(value)})
+            state.step = step
+            if step in looks:
+                losses.look(state)
+        sums.add((state.loss_sum, state.metric_sums["spread"]))
+    batches.close()
+    assert len(sums) == 1
+
+
 def test_the_first_of_several_losses_that_are_not_finite_is_named(tmp_path: Path, labeled: Split) -> None:
     job = make_job(labeled, tmp_path / "run")
     state = new_state(job)
