@@ -51,9 +51,12 @@ class SharedBatchNorm(_BatchNorm):
         return output
 
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Move the running statistics towards those of a batch: `var` is biased, of `count` values per channel."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        """Move the running statistics, if tracked, towards those of a batch: `var` is biased, of `count` values per channel."""
+        if not self.track_running_stats:
             return
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         assert self.momentum is not None, "set_bn_momentum sets it"
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.models.shared_batch_norm import share_statistics
 from pipeline.training.distributed import Ranks
 from pipeline.training.objectives.contrastive import partners, spread
 from pipeline.training.objectives.interface import MicroBatch, Objective, Terms
@@ -26,8 +27,11 @@ def bootstrap(model: PretrainingNetwork, average: PretrainingNetwork, ranks: Ran
 
     Args:
         model: the network in training, without wrappers.
-        average: the moving average of its weights (the training's EMA), which gives the targets.
+        average: the moving average of its weights (the training's EMA), which gives the targets. With several ranks, its batch norms
+            share their statistics from now on, as those of `model` do.
     """
+    if ranks.world > 1:
+        share_statistics(average)
 
     def objective(network: nn.Module, batch: MicroBatch) -> Terms:
         predictions = network(batch.images)

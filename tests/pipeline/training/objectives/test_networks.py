@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.core.schema import PretrainConfig
 from pipeline.inputs.streams import StreamSpec
 from pipeline.models.registry import build_model, on_meta
 from pipeline.models.resnet_rs import ModelError
+from pipeline.models.shared_batch_norm import share_statistics
 from pipeline.training.distributed import Ranks
 from pipeline.training.ema import EMA
 from pipeline.training.job import TrainJob
@@ -22,6 +24,7 @@ from pipeline.training.objectives.byol import bootstrap, byol_loss
 from pipeline.training.objectives.choice import build_network
 from pipeline.training.objectives.interface import MicroBatch
 from pipeline.training.objectives.networks import PretrainingNetwork, num_features
+from tests.training_processes import in_group
 
 SMALL: dict[str, Any] = {
     "model": "resnetrs26", "model_args": {"width": 0.125, "blocks": [1, 1, 1, 1]}, "image_size": 16, "projection_dim": 8,
@@ -72,6 +75,28 @@ def test_byols_targets_use_the_batchs_statistics_and_change_nothing_of_the_avera
     assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
     assert not any(module.training for module in average.modules())
     assert all(parameter.grad is None for parameter in average.parameters())
+
+
+def byol_terms(rank: int, world: int) -> tuple[float, float]:
+    """Loss and spread of a rank's share of 8 images, with batch norms as in training."""
+    model = network_of("byol").train()
+    average = EMA(model, 0.9).module
+    assert isinstance(average, PretrainingNetwork)
+    if world > 1:
+        share_statistics(model)
+    before = copy.deepcopy(average.state_dict())
+    images = torch.randn(8, 2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    images *= torch.arange(1, 9).view(-1, 1, 1, 1, 1)  # the ranks' statistics differ
+    own = images.chunk(world)[rank].flatten(0, 1)
+    terms = bootstrap(model, average, Ranks(rank, world))(model, MicroBatch(own, None))
+    assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
+    return terms.loss.item(), terms.metrics["spread"].item()
+
+
+def test_byols_targets_of_two_ranks_are_those_of_one_with_all_images(tmp_path: Path) -> None:
+    (one, expected), (first, second) = byol_terms(0, 1), in_group(tmp_path / "meeting", byol_terms, 2)
+    assert (first[0] + second[0]) / 2 == pytest.approx(one, rel=1e-4)
+    assert first[1] == second[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_byols_decay_rises_from_its_base_to_one() -> None:
