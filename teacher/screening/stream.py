@@ -109,7 +109,8 @@ def _screen_all(config: Config, splits: Mapping[str, Split], folder: str) -> Non
         task = _Screening(shards, parts, exclude, held_out, correlation, threads, memory)
         for _ in executor(task, todo, "screen"):
             pass
-    tables = [read_table(storage.join(parts, f"{name}.parquet"), _REMEDY, schema=LEFT_OUT_SCHEMA) for name in shards]
+    urls = (storage.join(parts, f"{name}.parquet") for name in shards)
+    tables = storage.in_parallel(lambda url: read_table(url, _REMEDY, schema=LEFT_OUT_SCHEMA), urls)
     write_table(storage.join(folder, LEFT_OUT_NAME), pa.concat_tables(tables))
 
 
