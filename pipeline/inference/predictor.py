@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain, islice, repeat
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.inputs.train_transform import normalization
 _SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # (down, right) of views 0 and 1, 2 and 3, …; in steps
 _STEP = 1 / 32  # of the side
 _AHEAD = 2  # batches that are read and decoded while one is predicted
+_NOTHING: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class Predictor:
@@ -180,6 +182,7 @@ def predict_batches(
     threads: int = 2,
     rank: int = 0,
     world: int = 1,
+    left_out: Mapping[str, Sequence[int]] = _NOTHING,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Predictions (n, C) float32 and labels (n,) int64 of the batches of a labeled split, in shard order, n ≤ `batch_size`.
 
@@ -190,6 +193,7 @@ def predict_batches(
         threads: that decode.
         rank, world: only every `world`-th batch, from batch `rank` on. Whole batches, so that an image's numbers do not depend on
             `world`.
+        left_out: URL of a shard → rows of its index that are not read.
 
     Raises:
         DataError: an image cannot be decoded, or a shard has changed; names shard and key.
@@ -210,7 +214,7 @@ def predict_batches(
     decoders, loaders = ThreadPoolExecutor(threads), ThreadPoolExecutor(_AHEAD)
     with reader, decoders, loaders:  # ended from the last to the first
         loading: deque[tuple[Future[torch.Tensor], np.ndarray]] = deque()
-        for batch in chain(islice(_batches(split, batch_size), rank, None, world), repeat(None, _AHEAD)):
+        for batch in chain(islice(_batches(split, batch_size, left_out), rank, None, world), repeat(None, _AHEAD)):
             if batch is not None:
                 loading.append((loaders.submit(load, batch), batch.labels))
             if len(loading) > _AHEAD or (batch is None and loading):
@@ -226,10 +230,11 @@ class _Batch(NamedTuple):
     labels: np.ndarray
 
 
-def _batches(split: Split, batch_size: int) -> Iterator[_Batch]:
+def _batches(split: Split, batch_size: int, left_out: Mapping[str, Sequence[int]]) -> Iterator[_Batch]:
     for position, shard in enumerate(split.shards):
         index = shard.index()
         places, labels = places_in(index), index.column("label").to_numpy().astype(np.int64)
-        for start in range(0, len(places), batch_size):
-            rows = slice(start, start + batch_size)
-            yield _Batch(position, places[rows], labels[rows])
+        rows = np.delete(np.arange(len(places)), list(left_out.get(shard.url, ())))
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield _Batch(position, [places[row] for row in part], labels[part])

@@ -24,7 +24,8 @@ COLLAPSED = 0.1  # feature spread below which nothing is learned
 
 
 def measure(job: TrainJob, split: Split, state: TrainState, ranks: Ranks) -> dict[str, float]:
-    """`validation_top1` of a classifier on `split`; of a pretraining, `knn_top1`: leave-one-out, among the images of `split`.
+    """`validation_top1` of a classifier on `split`; of a pretraining, `knn_top1`: leave-one-out, among the images of `split` that it
+    trains on: others may be damaged. Without any, nothing.
 
     Each rank predicts its share of the batches.
     """
@@ -42,8 +43,13 @@ def _measure_features(
     predictor = _predictor(job, model.backbone)
     stride = max(1, math.ceil(split.num_samples / _MAX_NEIGHBORS_OF))
     share = stride * ranks.rank, stride * ranks.world
-    own = list(predict_batches(split, predictor.view, predictor.batch_size, predictor.logits, _threads(job), *share))
+    (stream,) = job.streams
+    left_out = dict(zip(stream.shard_urls, stream.excluded, strict=False))  # of no shards, if there are none
+    view, predict = predictor.view, predictor.logits
+    own = list(predict_batches(split, view, predictor.batch_size, predict, _threads(job), *share, left_out))
     batches = [batch for batch in chain.from_iterable(zip_longest(*ranks.gather(own))) if batch is not None]
+    if not batches:
+        return {}
     features, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     top1 = leave_one_out_accuracy(features, labels)
     if ranks.rank == 0:

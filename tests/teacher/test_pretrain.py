@@ -101,6 +101,27 @@ def test_images_that_cannot_be_decoded_are_listed_and_not_trained_on(words: list
     assert summary_of(tmp_path / "run") | {"images": 101, "used": 100, "undecodable": 1} == summary_of(tmp_path / "run")
 
 
+@pytest.mark.parametrize("reason", ["undecodable", "excluded"])
+def test_a_labeled_image_that_is_left_out_is_not_measured(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    write_shard(str(tmp_path / "more/more.tar"), [("bad", {"png": b"no image", "cls": b"3"})])
+    labeled = f"data.labeled=['{tmp_path}/more/*.tar','{tmp_path}/labeled/*.tar']"
+    (tmp_path / "keys.txt").write_text("bad\n")
+    others = {"undecodable": "label.max_quarantined=0.05", "excluded": f"data.exclude={tmp_path}/keys.txt"}
+    assert main(["stage=pretrain", *words, labeled, "data.num_classes=10", others[reason]]) == 0
+    assert summary_of(tmp_path / "run")[reason] == 1
+    assert "(40 labeled images, leave-one-out)" in capsys.readouterr().out
+
+
+def test_without_any_labeled_image_left_nothing_is_measured(words: list[str], tmp_path: Path) -> None:
+    samples = [(key, {"png": b"no image", "cls": key.encode()}) for key in "34"]
+    write_shard(str(tmp_path / "more/more.tar"), samples)
+    labeled = f"data.labeled=['{tmp_path}/more/*.tar']"
+    assert main(["stage=pretrain", *words, labeled, "data.num_classes=10", "label.max_quarantined=0.05"]) == 0
+    assert "knn_top1" not in summary_of(tmp_path / "run")
+
+
 def test_labels_are_not_needed(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stage=pretrain", *words, "data.labeled=[]"]) == 0
     assert "knn_top1" not in summary_of(tmp_path / "run")
