@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
 from data.json_files import read_json
 from data.settings import UsageError
 from pipeline.models.external_weights import PRETRAINED, some_names
-from pipeline.models.registry import build_model, timm_architecture
+from pipeline.models.heads import head_layers
+from pipeline.models.registry import build_model, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, OURS
 
@@ -108,10 +108,8 @@ def reorder_classes(
     Raises:
         ModelError: the outputs are not the rows of one classifier layer.
     """
-    known = get_pretrained_cfg(timm_architecture(name, args)[0])
-    layers = (known.classifier if known is not None else None) or "fc"
     moved = dict(state)
-    for layer in [layers] if isinstance(layers, str) else layers:
+    for layer in head_layers(on_meta(lambda: build_model(name, len(order), args))):
         for part in (f"{layer}.weight", f"{layer}.bias"):
             if part in moved and len(moved[part]) == len(order):
                 moved[part] = moved[part][list(order)].clone()

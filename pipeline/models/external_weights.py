@@ -17,12 +17,12 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
-from pipeline.models.registry import build_model, on_meta, timm_architecture
+from pipeline.models.registry import build_model, on_meta, timm_architecture, timm_record
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import MODEL_NAME, read_safetensors
 
 PRETRAINED = "pretrained"  # names timm's own weights
-_TORCH = (".pth", ".pt", ".bin", ".pth.tar")  # timm's training script writes the last
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")  # timm's training script writes the last
 _ZIP = b"PK\x03\x04"  # first bytes of a file of torch.save
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _SHOWN = 4  # names in an error
@@ -74,7 +74,7 @@ def _shapes_of(name: str, num_classes: int, args: Mapping[str, Any]) -> dict[str
 
 def other_preprocessing(name: str, args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the `given` fields (mean, std, …) where timm's own weights of the model have another value: field → timm's value."""
-    known = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
+    known = timm_record(name, args)
     recorded = {field: getattr(known, field, value) for field, value in given.items()}
     return {field: value for field, value in recorded.items() if value != given[field]}
 
@@ -91,7 +91,7 @@ def weights_digest(source: str) -> str:
 
 def _weights_file(source: str) -> str:
     """URL of the file of weights: `source`, or the one in the folder `source`. Raise ModelError where there is none."""
-    is_file = source.endswith((*_TORCH, ".safetensors"))
+    is_file = source.endswith(WEIGHT_FILES)
     url = source if is_file else storage.join(source, MODEL_NAME)
     if not storage.exists(url):
         found = "no such file" if is_file or not storage.exists(source) else f"has no {MODEL_NAME}"
@@ -102,7 +102,7 @@ def _weights_file(source: str) -> str:
 
 
 def _timm_pretrained(name: str, args: Mapping[str, Any], num_classes: int) -> dict[str, Tensor]:
-    config = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
+    config = timm_record(name, args)
     if config is not None and config.num_classes != num_classes:  # timm would silently give a random classifier
         raise ModelError(
             f"timm's pretrained weights of {name} know {config.num_classes} classes, not {num_classes}; give a file as weights=, "

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from data import storage
@@ -16,9 +15,9 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import TrainConfig
 from pipeline.core.stage import StageError
 from pipeline.models.class_order import names_in
-from pipeline.models.external_weights import PRETRAINED, pretrained_state, read_state, weights_digest
+from pipeline.models.external_weights import PRETRAINED, WEIGHT_FILES, pretrained_state, read_state, weights_digest
 from pipeline.models.heads import match
-from pipeline.models.registry import build_model, on_meta, timm_architecture
+from pipeline.models.registry import build_model, on_meta, timm_record
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, OURS, load_info, load_weights
 
@@ -87,7 +86,7 @@ def find_source(init: str, field: str, run_dir: str) -> str:
 
     Raises StageError when there are no weights.
     """
-    if init == PRETRAINED or init.endswith((".safetensors", ".pth", ".pt", ".bin", ".pth.tar")):
+    if init == PRETRAINED or init.endswith(WEIGHT_FILES):
         return init
     folder = storage.join(run_dir, PRETRAIN) if init == PRETRAIN else init
     generations = sorted({generation_of(name) or 0 for name in storage.list_names(folder)} - {0}, reverse=True)
@@ -131,7 +130,7 @@ def init_digest(section: TrainConfig, name: str, run_dir: str) -> dict[str, str]
     source = find_source(str(section.init), f"{name}.init", run_dir)
     if source != PRETRAINED:
         return {"init": weights_digest(source)}
-    known = get_pretrained_cfg(timm_architecture(section.model, section.model_args)[0])
+    known = timm_record(section.model, section.model_args)
     return {"init": f"{PRETRAINED} {known.hf_hub_id or known.url}" if known is not None else PRETRAINED}
 
 
@@ -149,7 +148,7 @@ def recorded_preprocessing(source: str, name: str, args: Mapping[str, Any]) -> t
             info = load_info(source)
             return {field: getattr(info, field) for field in FOLLOWED}, url
         return _of_timm(content.get("pretrained_cfg", content)), url
-    known = get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
+    known = timm_record(name, args)
     return _of_timm(asdict(known)) if known is not None else {}, f"timm's weights of {name}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,6 +50,11 @@ def timm_architecture(name: str, args: Mapping[str, Any]) -> tuple[str, dict[str
     """timm's name and `create_model` arguments (JSON values) for the network that `build_model(name, …, args)` builds."""
     depth = _resnet_rs_depth(name)
     return (name, dict(args)) if depth is None else timm_args(Architecture(depth, **args))
+
+
+def timm_record(name: str, args: Mapping[str, Any]) -> PretrainedCfg | None:
+    """What timm records of its own weights of the network that `build_model(name, …, args)` builds; None of a network it lacks."""
+    return get_pretrained_cfg(name) or get_pretrained_cfg(timm_architecture(name, args)[0])
 
 
 def _resnet_rs_depth(name: str) -> int | None:
