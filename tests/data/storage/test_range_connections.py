@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 from yarl import URL
 
+from data.storage import remote
 from data.storage.http import HttpError
 from data.storage.range_connections import RangeConnections, UnusualAnswerError
 from data.storage.retry import is_transient
@@ -38,14 +40,14 @@ class Server:
         writer.close()
 
 
-def run(answers: list[bytes], use: Callable[[Get], Awaitable[None]]) -> Server:
-    """Let `use` get ranges from a server with these answers."""
+def run(answers: list[bytes], use: Callable[[Get], Awaitable[None]], host: str = "127.0.0.1") -> Server:
+    """Let `use` get ranges from a server with these answers, at 127.0.0.1."""
 
     async def both() -> Server:
         server = Server(answers)
         async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
             port, connections = listening.sockets[0].getsockname()[1], RangeConnections(ssl.create_default_context())
-            url = URL(f"http://127.0.0.1:{port}/a%20b?x=%2F", encoded=True)
+            url = URL(f"http://{host}:{port}/a%20b?x=%2F", encoded=True)
             await use(lambda: connections.get(url, {"Range": "bytes=0-4"}))
             connections.close()
         return server
@@ -63,6 +65,29 @@ def test_one_connection_serves_many_requests() -> None:
     assert server.connections == 1
     assert server.requests[0].startswith(b"GET /a%20b?x=%2F HTTP/1.1\r\nHost: 127.0.0.1:")
     assert b"\r\nRange: bytes=0-4\r\n" in server.requests[0]
+    assert b"\r\nUser-Agent: " in server.requests[0], "some servers refuse a request without it"
+
+
+def test_a_host_whose_first_address_does_not_answer_is_reached_by_its_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a host with an IPv6 address, where the network has no IPv6."""
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    def addresses(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
+        assert host == "two.test"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def connect_or_hang(loop: asyncio.SelectorEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
+        if address[0] == "127.0.0.2":
+            await asyncio.Event().wait()
+        await connect(loop, sock, address)
+
+    async def use(get: Get) -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", addresses)
+        assert (await get())[1] == b"bytes"
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", connect_or_hang)
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 5.0)
+    assert run([PLAIN], use, "two.test").connections == 1
 
 
 @pytest.mark.parametrize("told", [b"", b"Connection: close\r\n"], ids=["untold", "told"])
