@@ -6,8 +6,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from data.storage import remote
@@ -126,6 +133,44 @@ def test_what_is_no_plain_range_is_told_apart_and_its_connection_not_used_again(
         assert (await get())[1] == b"bytes"
 
     assert run([answer, PLAIN], use).connections == 2
+
+
+def test_a_server_is_believed_by_its_certificate_alone(tmp_path: Path) -> None:
+    """The certificate is its own authority, and for 127.0.0.1: not for localhost."""
+    own = certificate(tmp_path / "own.pem")
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(own)
+    trusting = ssl.create_default_context(cafile=own)
+
+    async def both() -> None:
+        server = Server([PLAIN] * 2)
+        async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=serving) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            connections = RangeConnections(trusting)
+            for _ in range(2):
+                assert (await connections.get(URL(f"https://127.0.0.1:{port}/x"), {}))[1] == b"bytes"
+            assert server.connections == 1
+            with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
+                await connections.get(URL(f"https://localhost:{port}/x"), {})
+            with pytest.raises(ssl.SSLCertVerificationError, match="self.signed"):
+                await RangeConnections(ssl.create_default_context()).get(URL(f"https://127.0.0.1:{port}/x"), {})
+            connections.close()
+
+    asyncio.run(both())
+
+
+def certificate(path: Path) -> Path:
+    """A file with a key, and a certificate for 127.0.0.1 that it has signed itself."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = built.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    address = x509.IPAddress(ip_address("127.0.0.1"))
+    signed = built.add_extension(x509.SubjectAlternativeName([address]), critical=False).sign(key, hashes.SHA256())
+    encoding = serialization.Encoding.PEM
+    secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + signed.public_bytes(encoding))
+    return path
 
 
 @pytest.mark.parametrize(("status", "transient"), [("503 Slow Down", True), ("403 Forbidden", False)])
