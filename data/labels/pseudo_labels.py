@@ -8,7 +8,7 @@ for images, classes in DataLoader(labels.dataset(transform, shuffle=1000), batch
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from PIL import Image
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .torch_dataset import PseudoLabelDataset
 
 _NAMED = 3  # classes in the text of an object
+_Result = TypeVar("_Result")
 
 
 class PseudoLabels:
@@ -76,9 +77,9 @@ class PseudoLabels:
         return self._text
 
     def __len__(self) -> int:
-        """Number of rows of `table`. Reads all labels the first time."""
+        """Number of rows of `table`. Reads all labels the first time, and holds those of a few shards at once."""
         if self._length is None:
-            self._length = int(self.table().num_rows)
+            self._length = sum(self._of_each_shard(lambda shard: self._source.table(shard).num_rows))
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
@@ -89,8 +90,10 @@ class PseudoLabels:
 
     def table(self) -> pa.Table:
         """All labels without images: `data.labels.sources.COLUMNS`. An image that the export repeats has a row for each copy."""
-        tables = storage.in_parallel(self._source.table, range(self._source.num_shards), storage.PARALLEL_REQUESTS)
-        return pa.concat_tables(tables).unify_dictionaries()
+        return pa.concat_tables(self._of_each_shard(self._source.table)).unify_dictionaries()
+
+    def _of_each_shard(self, call: Callable[[int], _Result]) -> Iterator[_Result]:
+        return storage.in_parallel(call, range(self._source.num_shards), storage.PARALLEL_REQUESTS)
 
     def dataset(
         self,

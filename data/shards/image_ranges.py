@@ -1,6 +1,7 @@
 """Find images of local shards as ranges of open files, for those who let the kernel send them: their bytes are not copied.
 
-Copying costs three quarters of the CPU time of a GB (0.35 s, and 0.1 to 0.15 by `sendfile`; 50 kB an image, from the page cache).
+A GB takes 0.35 s of CPU time by copying and 0.1 to 0.15 s by `sendfile`: 57 to 71 % less, in a micro-benchmark with images of 50 kB
+from the page cache.
 """
 
 from __future__ import annotations

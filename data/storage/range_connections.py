@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from aiohttp.http import SERVER_SOFTWARE
 from yarl import URL
 
 from . import remote
 from .http import HttpError
+from .web_session import BUFFER_BYTES, IDLE_S
 
-_BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
-_IDLE_S = 15.0  # after which a connection that is not used is not used again; stores close it after 20 s and more
+_NEXT_ADDRESS_S = 0.25  # after which a host's next address is tried beside the first: RFC 8305
 _END_OF_HEADERS = b"\r\n\r\n"
 
 
@@ -50,7 +51,7 @@ class RangeConnections:
             HttpError: a status from 400 on.
             OSError, EOFError: no connection, or it broke; TimeoutError: no byte came in time.
         """
-        fields = {"Host": url.host_port_subcomponent, "Accept": "*/*", **headers}
+        fields = {"Host": url.host_port_subcomponent, "User-Agent": SERVER_SOFTWARE, "Accept": "*/*", **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         request = f"GET {url.raw_path_qs} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
         origin = url.origin()
@@ -66,7 +67,7 @@ class RangeConnections:
         now = asyncio.get_running_loop().time()
         while self._idle[origin]:
             connection, since = self._idle[origin].pop()
-            if now - since < _IDLE_S and not connection.reader.at_eof():
+            if now - since < IDLE_S and not connection.reader.at_eof():
                 return connection
             connection.writer.close()
         return None
@@ -74,8 +75,14 @@ class RangeConnections:
     async def _connect(self, origin: URL) -> _Connection:
         certificates = self._certificates if origin.scheme == "https" else None
         async with asyncio.timeout(remote.CONNECT_TIMEOUT_S):
-            opened = asyncio.open_connection(origin.raw_host, origin.port, ssl=certificates, limit=_BUFFER_BYTES)
-            return _Connection(*await opened)
+            opened = await asyncio.open_connection(
+                origin.raw_host,
+                origin.port,
+                ssl=certificates,
+                limit=BUFFER_BYTES,
+                happy_eyeballs_delay=_NEXT_ADDRESS_S,
+            )
+            return _Connection(*opened)
 
     async def _exchange(self, origin: URL, connection: _Connection, request: bytes) -> tuple[Mapping[str, str], bytes]:
         """Send a request; return headers and body. The connection is kept after a whole answer, else closed."""

@@ -94,6 +94,8 @@ class RangeFile:
         async with _client().room:
             answered, content = await self._get(headers)
         self._check_version(answered.get("etag") or answered.get("last-modified") or "")
+        if not (found := answered.get("content-range", "")).startswith(f"bytes {offset}-"):
+            raise ValueError(f"asked for bytes from {offset}, the server answered {found!r}")
         if len(content) != size:
             raise ConnectionError(f"{len(content)} bytes came of {size} at byte {offset}")
         return content

@@ -17,9 +17,9 @@ from yarl import URL
 
 CONNECTIONS = 64
 """Of one process to all servers. 64 answers in 100 ms are 640 images a second, about what a core decodes."""
-_IDLE_S = 15.0  # after which a connection that is not used is closed; stores do so after 20 s and more
+IDLE_S = 15.0  # after which a connection that is not used is closed; stores do so after 20 s and more
 _CLOSE_S = 5.0
-_BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
+BUFFER_BYTES = 1 << 20  # of a connection: an answer that is larger waits for the event loop
 _MESSAGE_BYTES = 300  # of an error response's body
 
 _sessions: dict[int, aiohttp.ClientSession] = {}  # by process; a fork must not touch the connections of its parent
@@ -64,8 +64,8 @@ def timeouts(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
 def session() -> aiohttp.ClientSession:
     """This process's connections; made in the event loop."""
     if (found := _sessions.get(os.getpid())) is None:
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=_IDLE_S, ssl=certificates())
-        found = aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=_BUFFER_BYTES)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=IDLE_S, ssl=certificates())
+        found = aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=BUFFER_BYTES)
         _sessions[os.getpid()] = found
         atexit.register(_close)
     return found

@@ -1,5 +1,6 @@
 """Images as ranges of files are the images that `ImageReader` reads, and refused where it refuses them."""
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_images_of_one_shard_outlive_those_of_the_next(split: Split) -> None:
         before = [as_bytes(image) for image in one]
         images.images(1, places[1])
         assert [as_bytes(image) for image in one] == before
+
+
+def test_closing_closes_the_shards_that_were_opened(split: Split) -> None:
+    images = ImageRanges([shard.url for shard in split.shards])
+    found = [images.images(at, places_in(shard.index())[:1])[0] for at, shard in enumerate(split.shards)]
+    descriptors = [image.descriptor for image in found if isinstance(image, FileRange)]
+    assert len(set(descriptors)) == 2
+    assert all(os.fstat(descriptor) for descriptor in descriptors)
+    images.close()
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_a_local_image_is_not_read_but_named_and_sliced_like_bytes(split: Split) -> None:

@@ -121,6 +121,8 @@ class _Ranges(BaseHTTPRequestHandler):
             self.end_headers()
             return
         first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        if self.path == "/from-0":
+            first, last = "0", str(int(last) - int(first))
         body = self.content[int(first) : int(last) + 1]
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.content)}")
@@ -156,6 +158,20 @@ def test_many_files_at_once_take_a_connection_each_and_no_more(ranges: str) -> N
 
     assert list(storage.in_parallel(read, range(40), threads=4)) == [_Ranges.content[7:16]] * 40
     assert len(_Ranges.connections) <= 4
+
+
+def test_another_range_than_was_asked_for_is_an_error_even_if_it_is_as_long(ranges: str) -> None:
+    for name, is_right in [("x.tar", True), ("from-0", False)]:
+        file = storage.open_ranges(f"{ranges}/{name}")
+        assert file is not None
+        reading = file.begin(50_000, 100)
+        if is_right:
+            assert reading.result() == _Ranges.content[50_000:50_100]
+            assert not file.is_paused
+        else:
+            with pytest.raises(ValueError, match="bytes from 50000, the server answered 'bytes 0-99/100000'"):
+                reading.result()
+            assert file.is_paused
 
 
 def test_a_server_that_redirects_for_ever_is_an_error(ranges: str) -> None:

@@ -92,7 +92,9 @@ def test_requests_carry_the_token_to_its_server_and_no_other(monkeypatch: pytest
 
 def test_ranges_that_are_read_ahead_carry_it_to_its_server_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as servers:
-        other, to_other = servers.enter_context(web_server(lambda asked: send(asked, 206)))
+        other, to_other = servers.enter_context(
+            web_server(lambda asked: send(asked, 206, **{"Content-Range": "bytes 0-0/1"}))
+        )
         mine, to_me = servers.enter_context(web_server(lambda asked: send(asked, 307, Location=f"{other}/x")))
         monkeypatch.setenv(TOKEN_VARIABLE, f"{mine}={SECRET}")
         file = storage.open_ranges(f"{mine}/x")

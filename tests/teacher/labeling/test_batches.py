@@ -14,7 +14,8 @@ from benchmarks.bench_label import StubPredictor
 from benchmarks.bench_label_memory import labeling_memory, make_noise
 from data.images.clean_view import EvalView
 from data.labels.label_files import read_labels
-from data.shards.image_reader import Place
+from data.shards.image_reader import ImageReader, Place
+from data.shards.read_ahead import Pending
 from data.shards.split import Shard, open_split
 from teacher.labeling.batches import BatchReader, ImageMemory, _pieces, ahead
 from teacher.labeling.image_budget import ByteBudget, ImageBudget
@@ -121,6 +122,26 @@ def test_files_of_a_remote_shard_are_asked_for_before_their_turn_those_of_later_
     assert all((one == other).all() for one, other in zip(*found, strict=True))
     images = [request for request in s3.requests if "X-Amz-Signature" in request]
     assert len(images) == FILES, "one request for each file, as large files have no neighbours"
+
+
+def test_files_that_are_asked_for_before_their_turn_are_within_the_budget(
+    s3: FaultyS3, folder: str, large_files: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = open_split(put(f"{folder}/x.tar", Path(large_files.url).read_bytes()), str(tmp_path)).shards[0]
+    begun, begin = list[int](), ImageReader.begin
+
+    def count(reader: ImageReader, shard: int, offset: int, size: int) -> Pending:
+        begun.append(size)
+        return begin(reader, shard, offset, size)
+
+    monkeypatch.setattr(ImageReader, "begin", count)
+    reader = BatchReader(EvalView(64, 1.0, "bicubic", "crop", "fast"), 2, 1, lambda: None, 64 * MIB, plain_memory)
+    batches = reader.batches(remote, remote.index())
+    reader.drop(next(batches))
+    batches.close()
+    of_the_batch, of_later_ones = sum(begun[:2]), sum(begun[2:])
+    assert of_the_batch < 3 * MIB
+    assert 0 < of_later_ones <= reader.budget.ahead_bytes + max(begun), "and one file more"
 
 
 def images_of(shard: Shard, view: EvalView, batch_size: int) -> list[np.ndarray]:
