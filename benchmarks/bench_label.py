@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -115,8 +115,13 @@ def _web_loader(pattern: str, transform: Callable[[Image.Image], torch.Tensor]) 
     torch.set_num_threads(1)
     urls = [shard.url for shard in open_split(pattern, "/nonexistent").shards]
     dataset = wds.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("jpg").map_tuple(transform).batched(64)
+    return loader_rate(images for (images,) in wds.WebLoader(dataset, batch_size=None, num_workers=THREADS))
+
+
+def loader_rate(batches: Iterable[torch.Tensor]) -> float:
+    """Return images per second of batches from loading processes; the first batch, for which they start, does not count."""
     done, started = 0, 0.0
-    for (images,) in wds.WebLoader(dataset, batch_size=None, num_workers=THREADS):
+    for images in batches:
         if not started:
             started = time.perf_counter()  # the workers have started
             continue

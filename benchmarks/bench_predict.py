@@ -26,7 +26,7 @@ from statistics import median
 from timm.data import create_dataset, create_transform
 from torch.utils.data import DataLoader
 
-from benchmarks.bench_label import BATCH, CROP_PCT, PER_SHARD, SIZE, THREADS, StubPredictor
+from benchmarks.bench_label import BATCH, CROP_PCT, PER_SHARD, SIZE, THREADS, StubPredictor, loader_rate
 from benchmarks.bench_label import ours as label
 from benchmarks.photos import make_photos
 from data.settings import run_command
@@ -66,13 +66,7 @@ def timm(pattern: str) -> float:
     """Return images per second of timm's transform in a DataLoader over the folder."""
     dataset = create_dataset("", root=_folder(pattern))
     dataset.transform = create_transform((3, SIZE, SIZE), crop_pct=CROP_PCT, interpolation="bicubic")
-    done, started = 0, 0.0
-    for images, _ in DataLoader(dataset, batch_size=64, num_workers=THREADS):
-        if not started:
-            started = time.perf_counter()  # the workers have started
-            continue
-        done += len(images)
-    return done / (time.perf_counter() - started)
+    return loader_rate(images for images, _ in DataLoader(dataset, batch_size=64, num_workers=THREADS))
 
 
 def _folder(pattern: str) -> str:

@@ -62,11 +62,16 @@ class Classifier:
     Raises:
         DataError: `weights` is no folder of weights.
         ModuleNotFoundError: torch or timm is not installed.
+        ValueError: another argument is not as above.
     """
 
     def __init__(
         self, weights: str, *, top_k: int = 5, device: str | None = None, batch_size: int = 64, decoder: str = "fast"
     ) -> None:
+        if decoder not in ("fast", "pillow"):
+            raise ValueError(f"decoder={decoder!r}: expected 'fast' or 'pillow'")
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k={top_k} and batch_size={batch_size}: expected 1 or more")
         torch, timm, view = _imports()
         known = _read_config(weights)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +90,10 @@ class Classifier:
         Raises:
             DataError: an image cannot be decoded, or is not RGB; names it.
             FileNotFoundError, StorageError: an image cannot be read.
+            TypeError: `images` is one image, not several.
         """
+        if isinstance(images, str | os.PathLike | bytes | Image.Image):  # a text would be read letter by letter
+            raise TypeError(f"expected a list of images, as classifier([image]); got one {type(images).__name__}")
         found: list[Prediction] = []
         views: list[np.ndarray] = []
         for image in images:

@@ -59,7 +59,7 @@ def predict(
         DataError, StorageError, FileNotFoundError: there are no images, or shards are damaged.
         LockedError: another process makes the same table.
     """
-    _check(out, top_k, device, batch_size, threads, views, decoder)
+    _check(weights, images, out, top_k, device, batch_size, threads, views, decoder)
     device = resolve_device(device, None)
     info = read_info(weights)
     top_k = min(top_k, info.num_classes)
@@ -83,8 +83,21 @@ def predict(
     print(_last_line(out, found.number, bad))
 
 
-def _check(out: str, top_k: int, device: str, batch_size: int, threads: int, views: int, decoder: str) -> None:
+def _check(
+    weights: str,
+    images: str,
+    out: str,
+    top_k: int,
+    device: str,
+    batch_size: int,
+    threads: int,
+    views: int,
+    decoder: str,
+) -> None:
     """Raise UsageError for a wrong value."""
+    for name, text in (("weights", weights), ("images", images)):
+        if not text:  # as of a variable of the shell that is not set; "" would be the current folder
+            raise UsageError(f"{name}= is empty; expected a folder of {name}")
     ending_of(out)
     if storage.exists(out):
         raise UsageError(f"out={redacted(out)}: it is there already; delete it, or give another name")

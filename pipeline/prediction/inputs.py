@@ -153,7 +153,7 @@ class Images:
     """What `images=…` names.
 
     Attributes:
-        passed_over: other files of a folder: reason → number.
+        passed_over: other files of a folder or pattern: reason → number.
     """
 
     pieces: tuple[Piece, ...]
@@ -187,9 +187,14 @@ def find_images(images: str, index_folder: str) -> Images:
         ranges = [(shard, start) for shard in corpus for start in range(0, shard.num_samples, PIECE)]
         pieces = [ShardPiece(shard, start, min(start + PIECE, shard.num_samples)) for shard, start in ranges]
         return Images(tuple(pieces), Counter())
-    files = [_described(url) for url in urls if not is_folder or image_extension(url)]
+    files = [_described(url) for url in urls if url == images or _is_named_as_image(url)]
     left_out = len(urls) - len(files)
     return _as_pieces(images, files, Counter({NOT_AN_IMAGE: left_out} if left_out else {}))
+
+
+def _is_named_as_image(url: str) -> bool:
+    """By the extension; the query of a remote URL does not count."""
+    return bool(image_extension(url if storage.is_local(url) else url.partition("?")[0]))
 
 
 def _in_folder(images: str) -> Images:

@@ -60,6 +60,12 @@ class Backbone:
         }[self.kind]()
         return digest_of([weights, self.model, dict(self.model_args), asdict(self.preprocessing)])
 
+    def check(self) -> None:
+        """Raise ModelError where there is no such model, or weights do not fit it. Those of timm are not read: they fit their model."""
+        expected = on_meta(lambda: build_model(self.model, 0, self.model_args)).state_dict()
+        if self.kind in ("folder", "file"):
+            self._features(expected, self._state())
+
     def network(self) -> nn.Module:
         """The model that maps normalized images (N, 3, S, S) to pooled features (N, F).
 

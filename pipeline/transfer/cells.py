@@ -89,7 +89,7 @@ def cells_of(config: Config) -> list[Cell]:
 def trials_of(config: Config) -> list[Trial]:
     """All trials, features first; opens every backbone and set.
 
-    Raises as `open_backbone` and `open_set`, and ModelError where weights are missing.
+    Raises as `open_backbone` and `open_set`, and ModelError where weights are missing or do not fit their model.
     """
     cells = cells_of(config)
     frozen = dict.fromkeys(Cell(c.backbone, c.data, FEATURES) for c in cells if c.method != FINETUNE)
@@ -98,7 +98,7 @@ def trials_of(config: Config) -> list[Trial]:
 
 
 class _Inputs:
-    """Digests of backbones and sets, each read once."""
+    """Digests of backbones and sets, each read and checked once."""
 
     def __init__(self) -> None:
         self._backbones: dict[tuple[str, int], str] = {}
@@ -107,7 +107,9 @@ class _Inputs:
     def digests(self, cell: Cell, config: Config) -> dict[str, str]:
         """Input → digest of a trial."""
         if (key := (cell.backbone, config.seed)) not in self._backbones:
-            self._backbones[key] = open_backbone(config, cell.backbone).digest()
+            found = open_backbone(config, cell.backbone)
+            found.check()  # now, not after the features of all others
+            self._backbones[key] = found.digest()
         if cell.data not in self._sets:
             self._sets[cell.data] = open_set(config, cell.data).digests()
         return {"backbone": self._backbones[key]} | self._sets[cell.data]

@@ -99,6 +99,29 @@ def test_in_python_the_same(weights: str, photos: Path, tmp_path: Path) -> None:
     assert len({row["confidence"] for row in rows}) > 10, "a model that sees the images"
 
 
+def test_in_python_a_wrong_argument_is_named(weights: str, photos: Path) -> None:
+    with pytest.raises(ValueError, match="decoder='slow': expected 'fast' or 'pillow'"):
+        Classifier(weights, decoder="slow")
+    with pytest.raises(ValueError, match="top_k=0 and batch_size=64: expected 1 or more"):
+        Classifier(weights, top_k=0)
+    classifier = Classifier(weights, device="cpu")
+    for image in (str(photos / "day-0/00.png"), photos / "day-0/00.png", b"\x89PNG"):
+        with pytest.raises(TypeError, match="expected a list of images"):
+            classifier(image)  # type: ignore[arg-type]
+
+
+def test_a_pattern_passes_over_other_files_and_one_name_is_taken_as_it_is(
+    weights: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "no-ending").write_bytes((photos / "day-0/00.png").read_bytes())
+    assert predict(weights, photos / "*", tmp_path / "all.csv") == 0
+    assert NOT_AN_IMAGE in capsys.readouterr().out
+    assert [row["path"] for row in rows_of(tmp_path / "all.csv")] == [str(photos / "empty, but white.png")]
+    assert [row["path"] for row in rows_of(tmp_path / "all.rejected.csv")] == [str(photos / "broken.jpg")]
+    assert predict(weights, photos / "no-ending", tmp_path / "one.csv") == 0
+    assert len(rows_of(tmp_path / "one.csv")) == 1
+
+
 def test_a_transparent_image_is_white_for_the_model(weights: str, photos: Path) -> None:
     classifier, path = Classifier(weights), photos / "empty, but white.png"
     (white,) = classifier([Image.new("RGB", (50, 40), "white")])
@@ -208,6 +231,9 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
     assert "expected a name that ends in .csv, .parquet, .jsonl" in error(name=tmp_path / "a.txt")
     assert "not a weights folder" in error(where=str(photos))
     assert "matches no file" in error(images=photos / "*.gif")
+    assert "no image there" in error(images=photos / "*.txt")
+    assert "images= is empty" in error(images="")
+    assert "weights= is empty" in error(where="")
     (tmp_path / "none").mkdir()
     assert "no image there" in error(images=tmp_path / "none")
     assert "No such file" in error(images=tmp_path / "nowhere.png")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from data.errors import DataError
 from data.settings import UsageError
@@ -14,6 +16,7 @@ from data.storage.failpoint import VARIABLE
 from pipeline.core.config import load, load_config
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageRefusedError, inspect_stage
+from pipeline.models.resnet_rs import ModelError
 from pipeline.run import main
 from pipeline.transfer.cells import EXPERIMENT, trials_of
 from pipeline.transfer.stage import _open
@@ -140,6 +143,20 @@ def test_the_plan_says_what_is_compared_and_computes_nothing(
     assert "set digits: 10 classes; images: 100 labeled, 60 validation, 200 test" in text
     assert "features 0 of 2 done; linear 0 of 2 done; knn 0 of 2 done" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("other", "expected"), [
+    ("{weights: random, model: resnet81}", "resnet81"),
+    ("{weights: random, model: resnet18, model_args: {foo: 1}}", "foo"),
+    ("FILE", "does not fit resnetrs26"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_built_is_found_before_anything_is_computed(
+    words: list[str], tmp_path: Path, other: str, expected: str
+) -> None:
+    safetensors.torch.save_file({"conv1.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    other = other.replace("FILE", f"{tmp_path}/other.safetensors")
+    with pytest.raises(ModelError, match=expected):
+        trials_of(load_config(None, [*words, f"transfer.backbones.other={other}"]))
 
 
 @pytest.mark.parametrize(("word", "expected"), [
