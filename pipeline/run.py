@@ -12,12 +12,12 @@ from contextlib import suppress
 from pkgutil import resolve_name
 from typing import Any
 
-from data import storage
-from data.settings import UsageError
+from data import console, storage
+from data.settings import UsageError, wants_help
 from data.shards.split import open_split
 from data.storage.redact import redacted
 from pipeline import stages
-from pipeline.core import console, interrupt
+from pipeline.core import interrupt
 from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, parse_command
 from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or wants_help(words):
         print_help()
         return 0
     try:

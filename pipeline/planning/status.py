@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from pydantic import BaseModel
 
-from data import storage
+from data import console, storage
 from data.errors import DataError
 from data.json_files import read_if_usable
 from data.labels.label_files import VALIDATION_NAME
@@ -18,7 +18,6 @@ from data.progress_bar import format_interval
 from data.settings import UsageError
 from data.storage.redact import redacted
 from data.tables import read_table
-from pipeline.core import console
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.lock import read_holder
