@@ -116,10 +116,10 @@ def test_one_number_where_a_list_belongs_is_shown_as_a_list() -> None:
 def test_an_empty_mapping_clears_that_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     run_dir = tmp_path / "run"
-    file.write_text(f"run_dir: {run_dir}\nteacher: {{epochs: 3, model_args: {{width: 0.1, blocks: [1]}}}}\n")
+    file.write_text(f"run_dir: {run_dir}\nteacher: {{epochs: 8, model_args: {{width: 0.1, blocks: [1]}}}}\n")
     words = ["teacher.model_args={}"]
     loaded = load(str(file), words)
-    assert (loaded.config.teacher.model_args, loaded.config.teacher.epochs) == ({}, 3)
+    assert (loaded.config.teacher.model_args, loaded.config.teacher.epochs) == ({}, 8)
     assert loaded.origin("teacher.model_args").endswith("is from the command line")
     loaded.write(words)
     assert load(str(file), []).config.teacher.model_args == {}, "remembered, as other words are"
