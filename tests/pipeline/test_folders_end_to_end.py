@@ -17,7 +17,7 @@ TINY = """
 threads: 1
 device: cpu
 teacher: &model {model: resnetrs26, model_args: {width: 0.125, blocks: [1, 1, 1, 1]}, image_size: 16, epochs: 1, batch_size: 8,
-  warmup_epochs: 0, ema_decay: 0, loader_workers: 0, augment: {num_ops: 1}, precision: fp32}
+  warmup_epochs: 0, bn_momentum: 0.1, ema_decay: 0, loader_workers: 0, augment: {num_ops: 1}, precision: fp32}
 student: {<<: *model, unlabeled_ratio: 1}
 label: {threads: 1, max_quarantined: 0}
 select: {confidence_threshold: 0}
