@@ -57,8 +57,9 @@ def merged(layers: Sequence[Layer]) -> DictConfig:
     result = OmegaConf.create({})
     for layer in layers:
         cleared = OmegaConf.create(_cleared(as_container(result), as_container(layer.fields)))
-        result = OmegaConf.merge(cleared, layer.fields)
-        assert isinstance(result, DictConfig)
+        total = OmegaConf.merge(cleared, layer.fields)
+        assert isinstance(total, DictConfig)
+        result = total
     return result
 
 
