@@ -11,9 +11,11 @@ from PIL import Image
 CLASSES = ("cup", "été", "class 10")
 
 
-def picture(seed: int, mode: str = "RGB", file_format: str = "PNG") -> bytes:
-    """An encoded picture of 24 × 24 pixels that depends on the seed."""
+def picture(seed: int, mode: str = "RGB", file_format: str = "PNG", label: int | None = None) -> bytes:
+    """An encoded picture of 24 × 24 pixels that depends on the seed; with a label, most of it has the colour of the class."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    if label is not None:
+        noise = noise // 4 + (160 * np.eye(3)[label]).astype(np.uint8)
     image: Image.Image = Image.fromarray(noise).resize((24, 24))
     image = (
         Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
@@ -35,7 +37,7 @@ def write_classes(folder: Path, per_class: int, first: int = 0) -> Path:
     """A folder per class with two views of each object; `first`: seed of the first picture."""
     for label, name in enumerate(CLASSES):
         for number in range(per_class):
-            content = picture(first + 1000 * label + number)
+            content = picture(first + 1000 * label + number, label=label)
             write(folder / name / f"object {number // 2}_view{number % 2}.png", content)
     return folder
 
