@@ -37,7 +37,7 @@ def follow_weights(loaded: Loaded) -> tuple[Loaded, list[str]]:
 
     Raises:
         StageError, ModelError: there are no such weights, or their config.json cannot be read.
-        UsageError: a value there is out of its field's range.
+        UsageError: a value there is out of its field's range, or does not go together with other fields.
     """
     lines = []
     for role in _ROLES:
@@ -77,13 +77,16 @@ def _preprocessing(config: Config, role: _Role) -> tuple[Mapping[str, Any], str]
 
 
 def _with(config: Config, role: _Role, changed: Mapping[str, Any], source: str) -> Config:
-    section = config.training(role)
+    fields = config.model_dump()
     try:
-        followed = type(section).model_validate({**section.model_dump(), **changed})
+        return Config.model_validate(fields | {role: fields[role] | changed})
     except ValidationError as error:
-        field, words = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
-        raise UsageError(f"{redacted(source)}: {field}={changed[str(field)]}: {words}; give {role}.{field}=…") from None
-    return config.model_copy(update={role: followed})
+        problem = error.errors()[0]
+    words = problem["msg"].removeprefix("Value error, ")
+    if problem["loc"]:
+        field = str(problem["loc"][1])
+        raise UsageError(f"{redacted(source)}: {field}={changed[field]}: {words}; give {role}.{field}=…")
+    raise UsageError(f"{role}: {_plain_fields(changed)}, as in {redacted(source)}: {words}")
 
 
 def _plain_fields(values: Mapping[str, Any]) -> str:

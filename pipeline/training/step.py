@@ -197,9 +197,15 @@ def _distributed(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
 
 
 def to_training_mode(network: nn.Module) -> nn.Module:
-    """Set training mode, except for frozen normalization layers: their statistics stay fixed, like their gains."""
+    """Set training mode, except for frozen normalization layers: their statistics stay fixed, like their gains.
+
+    A layer without gains follows the parameters before it: those of the layer that it normalizes.
+    """
     network.train()
+    is_trained = True
     for module in network.modules():
-        if isinstance(module, NORMS) and not any(parameter.requires_grad for parameter in module.parameters()):
+        own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        is_trained = any(own) if own else is_trained
+        if isinstance(module, NORMS) and not is_trained:
             module.eval()
     return network

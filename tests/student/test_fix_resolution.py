@@ -103,6 +103,15 @@ def test_only_frozen_batch_norms_are_in_eval_mode() -> None:
     assert [norm.training for norm in norms] == [False] * (len(norms) - 1) + [True]
 
 
+def test_a_norm_without_gains_is_in_eval_mode_only_after_a_frozen_layer() -> None:
+    norms = [nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2, affine=False)]
+    network = to_training_mode(nn.Sequential(nn.Linear(2, 2), norms[0], nn.Linear(2, 2), norms[1]))
+    assert [norm.training for norm in norms] == [True, True]
+    network.get_submodule("0").requires_grad_(False)
+    to_training_mode(network)
+    assert [norm.training for norm in norms] == [False, True]
+
+
 def test_it_starts_from_the_averaged_weights_and_changes_only_the_last_layers(tmp_path: Path, labeled: Split) -> None:
     job, fixing = make_jobs(labeled, tmp_path / "run")
     fit(job)

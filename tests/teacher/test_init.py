@@ -97,6 +97,18 @@ def test_what_is_given_counts_and_what_the_weights_have_is_said(
     assert "teacher: done" in capsys.readouterr().out
 
 
+def test_the_weights_image_size_must_go_together_with_the_other_fields(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"student.init={weights_in(tmp_path / 'large', image_size=256)}", "student.fix_resolution_epochs=1"]
+    assert run(*words, "student.fix_resolution_image_size=224", stage="student") == 2
+    told = capsys.readouterr().err
+    assert "student: image_size=256 crop_pct=1.0 " in told
+    assert f"as in {tmp_path}/large/config.json: student.fix_resolution_image_size=224: expected at least" in told
+    assert run(*words, "student.fix_resolution_image_size=256", stage="student") == 2
+    assert "stage teacher is not done" in capsys.readouterr().err
+
+
 def test_other_weights_bring_their_own_preprocessing(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from data import storage
-from data.storage import StorageError, retry
+from data.storage import ChangedError, StorageError, retry
+from data.storage.http import HttpFile
 
 
 class _Web(BaseHTTPRequestHandler):
@@ -177,3 +178,35 @@ def test_another_range_than_was_asked_for_is_an_error_even_if_it_is_as_long(rang
 def test_a_server_that_redirects_for_ever_is_an_error(ranges: str) -> None:
     with pytest.raises(StorageError, match=r"/loop: open failed: TooManyRedirects.*retrying would not help"):
         storage.read_bytes(f"{ranges}/loop")
+
+
+class _WeakTags(BaseHTTPRequestHandler):
+    """4 bytes at every path, with a weak ETag. Only whole files, and the first byte, have Last-Modified: a 206 need not repeat it."""
+
+    tag = 'W/"1"'
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.send_response(206 if wanted else 200)
+        self.send_header("ETag", _WeakTags.tag)
+        if wanted in (None, "bytes=0-0"):
+            self.send_header("Last-Modified", "Tue, 01 Dec 2026 00:00:00 GMT")
+        first, last = (wanted or "bytes=0-3").removeprefix("bytes=").split("-")
+        body = b"abcd"[int(first) : int(last) + 1]
+        self.send_header("Content-Range", f"bytes {first}-{last}/4")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_part_with_the_same_weak_etag_and_no_date_is_of_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(_WeakTags) as address:
+        file = HttpFile(f"{address}/x.tar", 10.0)
+        file.seek(1)
+        assert file.read(2) == b"bc"
+        monkeypatch.setattr(_WeakTags, "tag", 'W/"2"')
+        with pytest.raises(ChangedError, match=r"x\.tar: it was replaced on the server"):
+            file.read(2)
