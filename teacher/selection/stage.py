@@ -35,6 +35,7 @@ from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.precision import make_rule, precision_json, print_precision
+from teacher.selection.quota import quota_sentences
 from teacher.selection.quota_search import select_shards
 from teacher.selection.reuse import every_row, previous_selection, reuse_images
 from teacher.selection.selection_file import reused_json, selection_json
@@ -115,6 +116,8 @@ def _select(
     choose = _reuse if keeps_images(config, layout) else _choose
     content = choose(config, layout, source, labels["summary"]["class_names"], stage.folder)
     print_precision(content["precision"])
+    for sentence in quota_sentences(content):
+        print(f"select: {sentence}")
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
     outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in labeled)]
     summary = {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
