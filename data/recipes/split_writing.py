@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,26 @@ class LabeledImage(NamedTuple):
     thing: str
     label: int
     pixels: np.ndarray
+
+
+Read = Callable[[Path], tuple[Sequence[LabeledImage], Sequence[str]]]
+
+
+def write_recipe(name: str, out: str, seed: int, licence: str, read: Read) -> None:
+    """Write the splits of a recipe below `out`, unless they are complete, and print the licence of the images.
+
+    Args:
+        read: gives images and class names; may use the folder that it gets while it runs.
+
+    Raises DataError when `out` has other files, and as `read`.
+    """
+    if is_written(out, {"recipe": name, "seed": seed}):
+        print(f"{out}: written already")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            images, class_names = read(Path(folder))
+        write_splits(out, images, class_names, seed)
+    print(f"licence of the images: {licence}")
 
 
 def is_written(out: str, settings: Mapping[str, object]) -> bool:
