@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,16 +57,21 @@ def is_written(out: str, settings: Mapping[str, object]) -> bool:
 
     Raises DataError when the folder has other files, or splits with other settings.
     """
-    url, text = storage.join(out, _MARKER), json.dumps(dict(settings), sort_keys=True) + "\n"
+    claim(out, _MARKER, json.dumps(dict(settings), sort_keys=True), SHARES)
+    return all(storage.exists(storage.join(out, name, MANIFEST_NAME)) for name in SHARES)
+
+
+def claim(out: str, marker: str, settings: str, splits: Iterable[str]) -> None:
+    """Record in the file `marker` that the splits below `out` are ours. Raises DataError when others have their names."""
+    url, text = storage.join(out, marker), f"{settings}\n"
     if not storage.exists(url):
-        for name in SHARES:
-            require_ours(storage.join(out, name), name)
+        for name in splits:
             if storage.exists(storage.join(out, name, MANIFEST_NAME)):
                 raise DataError(f"{out}/{name} holds shards of another packing; choose another out=")
+            require_ours(storage.join(out, name), name)
         storage.write_text(url, text)
     if (found := storage.read_text(url)) != text:
-        raise DataError(f"{out}: another set is there ({found.strip()}); choose another out=")
-    return all(storage.exists(storage.join(out, name, MANIFEST_NAME)) for name in SHARES)
+        raise DataError(f"{out}: another split was begun there ({found.strip()}); choose another out=")
 
 
 def write_splits(out: str, images: Sequence[LabeledImage], class_names: Sequence[str], seed: int) -> None:
@@ -103,7 +108,7 @@ def split_things(images: Sequence[LabeledImage], num_classes: int, seed: int) ->
 def _write(folder: str, name: str, images: Sequence[LabeledImage], class_names: Sequence[str]) -> None:
     def samples() -> Iterator[tuple[str, Fields]]:
         for number, image in enumerate(images):
-            yield f"{number:06d}", labeled_members("png", _png(image.pixels), image.label)
+            yield f"{number:06d}", labeled_members("png", encode_png(image.pixels), image.label)
 
     def write_sidecars() -> None:
         write_hashes(folder, (held_out_row(_colour(image.pixels)) for image in images))
@@ -115,7 +120,8 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An image, uint8, as PNG bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
