@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def test_killed_anywhere_it_continues_to_the_same_bytes(images: Images) -> None:
 
 @pytest.mark.slow  # each process loads torch
 def test_an_image_that_ends_the_process_is_listed_by_the_next_command(images: Images) -> None:
+    shutil.rmtree(images.folder / "unlabeled")
     images.write("unlabeled", [jpeg(photos("flower.jpg")[0]), jpeg(photos("flower.jpg")[1]) + CRASHES])
     assert screen_elsewhere(images) == -signal.SIGSEGV
     assert screen_elsewhere(images) == 0
