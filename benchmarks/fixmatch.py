@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from data.images.decode import Pixels, decode
+from data.progress_bar import ProgressBar
 from data.shards.image_reader import ImageReader
 from data.shards.split import Split
 from pipeline.core.schema import AugmentConfig, TrainConfig
@@ -91,7 +91,9 @@ def train(
     state, saved = TrainState(network, EMA(network, method.ema_decay), optimizer), time.monotonic()
     if (checkpoint := load_newest(folder)) is not None:
         state.restore(checkpoint)
-    for step in tqdm(range(state.step, method.steps), initial=state.step, total=method.steps, desc="fixmatch"):
+    for step in ProgressBar(
+        range(state.step, method.steps), initial=state.step, total=method.steps, desc="fixmatch", unit="step"
+    ):
         rows = _chosen(len(labeled.pixels), method.batch_size, step, seed, _LABELED)
         others = _chosen(len(unlabeled.pixels), method.batch_size * method.ratio, step, seed, _WEAK)
         sure = views(labeled, rows, WEAK, model, step, seed, _LABELED)

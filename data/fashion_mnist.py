@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from . import storage
 from .errors import DataError
 from .fashion_mnist_files import find_files, read_idx
 from .images.held_out_hashes import held_out_row, is_outdated, write_hashes
+from .progress_bar import ProgressBar
 from .recipes.split_writing import claim, encode_png
 from .settings import run_command
 from .shards.split import MANIFEST_NAME
@@ -95,7 +95,7 @@ def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_pe
     name = storage.base_name(folder)
 
     def samples() -> Iterator[tuple[str, Fields]]:
-        for number, image in enumerate(tqdm(images, desc=name, unit="img", leave=False)):
+        for number, image in enumerate(ProgressBar(images, desc=name, unit="image", delayed=True)):
             yield f"{number:06d}", labeled_members("png", encode_png(image), int(labels[number]) if labeled else None)
 
     def write_sidecars() -> None:

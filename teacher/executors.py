@@ -87,13 +87,13 @@ def retain_freed_memory() -> None:
 
 def progress_bars(stage: str) -> ReportProgress:
     """Show a progress bar for each kind of work that takes more than five seconds."""
-    from tqdm import tqdm  # not in worker processes
+    from data.progress_bar import ProgressBar  # not in worker processes
 
-    bars: dict[str, tqdm[Any]] = {}
+    bars: dict[str, ProgressBar] = {}
 
     def update(doing: str, begun: int, total: int) -> None:
         if doing not in bars:
-            bars[doing] = tqdm(total=total, desc=f"{stage}: {doing}", unit="shard", delay=5, leave=False)
+            bars[doing] = ProgressBar(total=total, desc=f"{stage}: {doing}", unit="shard", delayed=True)
         bar = bars[doing]
         bar.update(begun - bar.n)
         if begun == total:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..errors import DataError
+from ..progress_bar import ProgressBar
 from ..shards.samples import printable
 from .folders import ImageFile
 
@@ -64,7 +64,7 @@ def _map(
     """`digest` of each of these images, in order, by several threads."""
     with (
         ThreadPoolExecutor(_READERS) as pool,
-        tqdm(total=len(positions), desc=doing, unit="img", delay=5, leave=False) as bar,
+        ProgressBar(total=len(positions), desc=doing, unit="image", delayed=True) as bar,
     ):
         for start in range(0, len(positions), _AT_ONCE):
             yield from pool.map(lambda position: digest(images[position]), positions[start : start + _AT_ONCE].tolist())

@@ -13,8 +13,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ..progress_bar import ProgressBar
 from ..shards.split import ShardRecord
 from ..shards.write import mark_begun, write_manifest
 from .packed_shards import Finished, Part, PlannedShard, find_finished, remove_records, write_planned
@@ -40,7 +39,7 @@ def pack_split(
     records = [shard.record for shard in finished]
     start = finished[-1].end if finished else 0
     cutter = _Cutter(job.samples_per_shard, len(records))
-    with tqdm(total=len(job.order), initial=start, desc=job.name, unit="img") as bar:
+    with ProgressBar(total=len(job.order), initial=start, desc=job.name, unit="image") as bar:
         writing = _Writing(job, executor, processes)
         for screened in _screen(job, executor, processes, start):
             for shard in cutter.add(screened):

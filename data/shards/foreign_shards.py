@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from .. import storage
 from ..errors import DataError
+from ..progress_bar import ProgressBar
 from ..storage import FileInfo
 from ..storage.redact import redacted
 from ..tables import read_table, write_table
@@ -99,7 +99,7 @@ def open_foreign(folder: str, files: Mapping[str, FileInfo], reindex: bool) -> d
         todo = [url for url, file in files.items() if reindex or not _is_same(before.get(url), file)]
         _report_indexing(folder, [url for url in todo if url in before], files, before, reindex)
         made = pool.map(lambda url: _index_foreign(folder, url, files[url]), todo)
-        bar = tqdm(made, total=len(todo), desc="index", unit="shard", delay=5, leave=False)
+        bar = ProgressBar(made, total=len(todo), desc="index", unit="shard", delayed=True)
         indexed = dict(zip(todo, bar, strict=True))
     if indexed or reread:
         write_known(folder, known | {url: facts for url, facts in reread.items() if facts} | indexed)

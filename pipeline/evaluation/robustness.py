@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
@@ -20,6 +19,7 @@ from data.images.clean_view import EvalView
 from data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from data.images.decode import Pixels, decode
 from data.json_files import read_json
+from data.progress_bar import ProgressBar
 from data.shards.image_reader import ImageReader, Place
 from data.shards.split import Split
 from pipeline.inference.predictor import Predictor
@@ -47,7 +47,9 @@ def measure_robustness(
     names = [f"part-{number:05d}.json" for number in range(len(parts))]
     done = set(storage.list_names(folder))
     skipped = sum(len(part) for part, name in zip(parts, names, strict=True) if name in done)
-    bar = tqdm(total=len(rows) * len(_CONDITIONS), initial=skipped * len(_CONDITIONS), desc="robustness", unit="view")
+    bar = ProgressBar(
+        total=len(rows) * len(_CONDITIONS), initial=skipped * len(_CONDITIONS), desc="robustness", unit="view"
+    )
     with bar, ImageReader([shard.url for shard in test.shards]) as reader, ThreadPoolExecutor(_THREADS) as pool:
         for part, name in zip(parts, names, strict=True):
             if name not in done:
@@ -107,7 +109,7 @@ def _read(test: Split, reader: ImageReader, rows: np.ndarray) -> list[tuple[byte
 
 def _count_wrong(
     items: Sequence[tuple[bytes, int]], rows: np.ndarray, models: Mapping[str, Predictor], seed: int,
-    pool: ThreadPoolExecutor, bar: tqdm[Any],
+    pool: ThreadPoolExecutor, bar: ProgressBar,
 ) -> Counts:  # fmt: skip
     """Count each model's wrong answers per condition. Models with the same view share its images."""
     labels = np.array([label for _, label in items])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_if_usable
 from data.labels.overlay import Overlay, RowFilter
+from data.progress_bar import ProgressBar
 from data.shards.split import ShardRecord
 from pipeline.core.ray_runtime import as_finished, num_cpus
 from pipeline.core.schema import ExportConfig
@@ -46,7 +46,7 @@ def make_files(
         RayTaskError: any other error of a task, with its traceback.
     """
     names, records, shared = list[str](), dict(finished), ray.put(job)
-    with tqdm(total=total, desc="export", unit="image", unit_scale=True, mininterval=1) as bar:
+    with ProgressBar(total=total, desc="export", unit="image") as bar:
 
         def started() -> Iterator[tuple[Any, str]]:
             for file in files:

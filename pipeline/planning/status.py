@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pydantic import BaseModel
-from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
 from data.json_files import read_if_usable
 from data.labels.label_files import VALIDATION_NAME
+from data.progress_bar import format_interval
 from data.settings import UsageError
 from data.storage.redact import redacted
 from data.tables import read_table
@@ -100,7 +100,7 @@ def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
     if holder:
         lines.append(f"at work: process {holder.get('pid')} on {holder.get('host')} ({holder.get('command')})")
     elif (stop := read_if_usable(storage.join(config.run_dir, _STOP_NAME), _Stop)) is not None:
-        ago = tqdm.format_interval(max(0.0, time.time() - stop.at))
+        ago = format_interval(max(0.0, time.time() - stop.at))
         reason = stop.reason if len(stop.reason) <= _MAX_REASON else stop.reason[:_MAX_REASON] + " …"
         lines.append(f"stopped {ago} ago, in stage {stop.stage}: {reason}")
     return lines
@@ -147,7 +147,7 @@ def _details(stage: str, folder: str) -> str:
 
 def _as_of(written_at: float) -> str:
     age = time.time() - written_at
-    return "" if age < _FRESH_S else f"; as of {tqdm.format_interval(age)} ago"
+    return "" if age < _FRESH_S else f"; as of {format_interval(age)} ago"
 
 
 class _Stop(BaseModel):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import NoReturn
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from data.images.clean_view import EvalView
 from data.labels.top_k import TopK
+from data.progress_bar import ProgressBar
 from data.shards.image_reader import Place
 from pipeline.prediction.inputs import Piece, Reasons
 from pipeline.prediction.parts import Parts
@@ -116,16 +114,11 @@ def predict_pieces(
     done = number - sum(map(len, todo))
     if done:
         print(f"{done:,} of {number:,} images are predicted already")
-    with closing(work.labeler.labeled(work.batches(todo))) as labeled, _bar(number, done) as bar:
+    bar = ProgressBar(total=number, initial=done, desc="predict", unit="image")
+    with closing(work.labeler.labeled(work.batches(todo))) as labeled, bar:
         for piece in todo:
             rows: list[pa.Table] = []
             while sum(table.num_rows for table in rows) < len(piece):
                 rows.append(work.rows(*next(labeled)))
                 bar.update(rows[-1].num_rows)
             parts.write(piece, rows)
-
-
-def _bar(number: int, done: int) -> tqdm[NoReturn]:
-    """Images per second and the time that is left, on the screen every second, in a log every ten."""
-    is_screen = sys.stderr.isatty()
-    return tqdm(total=number, initial=done, desc="predict", unit=" images", mininterval=1 if is_screen else 10)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data.labels.label_files import COPIES_REMEDY
 from data.labels.selected_labels import SelectedLabels
+from data.progress_bar import ProgressBar
 from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import SELECTION_NAME
 from pipeline.core.stage import StageError
@@ -145,7 +145,7 @@ def survey_labels(generation: Generation, truth: Truth, seed: int, limits: Limit
     total = Survey(counts, by_class, above, 0.0, 0.0, [], [], [])
     with ThreadPoolExecutor(_THREADS) as pool:
         parts, number = pool.map(survey, selected.labeled), len(selected.labeled)
-        for part in tqdm(parts, total=number, desc="report: labels", unit="shard", delay=5, leave=False):
+        for part in ProgressBar(parts, total=number, desc="report: labels", unit="shard", delayed=True):
             total = _merge(total, part)
     return total
 

@@ -9,9 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from data import storage
+from data.progress_bar import format_interval
 from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config, Section
@@ -116,7 +115,7 @@ def _duration(study: Study, trials: Sequence[Trial]) -> str:
         seconds[row] = expected(trial.config, trial.sources)
     cpus = os.cpu_count() or 1
     at_once = min(len(todo), max(1, int(cpus // resources_of(config, [cpus], training_cpus(config))["num_cpus"])))
-    duration = tqdm.format_interval(sum(seconds[trial.row] for trial in todo) / at_once)
+    duration = format_interval(sum(seconds[trial.row] for trial in todo) / at_once)
     how = f"{len(rows) - len(timed)} rows by their trainings that are done, {len(timed)} by a few steps"
     return f"{len(todo)} trainings to make; {at_once} at once on this machine take about {duration} ({how})"
 

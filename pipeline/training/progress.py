@@ -7,12 +7,10 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_if_usable
+from data.progress_bar import ProgressBar, format_interval
 from pipeline.training.metrics_log import Lines
 
 PROGRESS_NAME = "progress.json"
@@ -61,7 +59,7 @@ class TrainingProgress:
 
     def describe(self) -> str:
         """`step 120 of 500 (24 %), 380 img/s, 01:10 left, loss 0.53`."""
-        eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
+        eta = "?" if self.eta_s is None else format_interval(self.eta_s)
         loss = "" if self.loss is None else f", loss {self.loss:.3g}"
         workers = f", {self.workers} processes" if self.workers > 1 else ""
         done = f"step {self.step:,} of {self.total_steps:,} ({100 * self.step / self.total_steps:.0f} %)"
@@ -105,9 +103,7 @@ class TrainingDisplay:
         self._shown, self._rate, self._written_at = shown, RecentRate(), 0.0
         self._every_s = write_every_s(folder)
         self._rate(step)
-        self._bar: tqdm[Any] = tqdm(
-            total=total_steps, initial=step, desc=name, unit="step", disable=not shown, mininterval=1
-        )
+        self._bar = ProgressBar(total=total_steps, initial=step, desc=name, unit="step", shown=shown)
 
     def show(self, step: int, loss: float | None) -> None:
         """Show that `step` steps are done, and the last loss that is known."""

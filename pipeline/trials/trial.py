@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from tqdm import tqdm
-
 from data import storage
+from data.progress_bar import ProgressBar, format_interval
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, done_record, inspect_stage, open_stage
@@ -103,7 +102,7 @@ def run_trials(
     seconds = _expected_seconds(trials, todo, experiment, resources)
     at_once = min(len(todo), max_concurrent(resources))
     total = sum(seconds[trial.row] for trial in todo)
-    duration = f" take about {tqdm.format_interval(total / at_once)}" if experiment.expected_seconds else ""
+    duration = f" take about {format_interval(total / at_once)}" if experiment.expected_seconds else ""
     already = f"{len(trials)} {unit}, {len(trials) - len(todo)} of them done"
     print(f"{title}: {already}; {at_once} at once{duration}", flush=True)
     indexes = {trial.folder: index for index, trial in enumerate(todo)}
@@ -160,7 +159,7 @@ def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:
     return {row: mean(seconds) for row, seconds in taken.items()}
 
 
-def _bar(title: str, seconds: float) -> tqdm[Any]:
+def _bar(title: str, seconds: float) -> ProgressBar:
     """Return a progress bar in seconds of expected work: rows differ in length; the remaining time follows the real speed."""
-    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
-    return tqdm(total=seconds, desc=title.removeprefix("study "), smoothing=0, bar_format=layout)
+    layout = "{desc} {percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}"
+    return ProgressBar(total=seconds, desc=title.removeprefix("study "), unit="s", layout=layout)

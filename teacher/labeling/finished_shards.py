@@ -14,12 +14,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import BaseModel
-from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_if_usable
 from data.labels.label_files import LABELS_MANIFEST, LabeledShard, describe_label_file, read_labels_manifest
 from data.labels.label_footers import describe_by_footers
+from data.progress_bar import ProgressBar
 from data.shards.split import Split
 
 JOURNAL_NAME = "journal.json"
@@ -60,7 +60,7 @@ class Journal:
         unread = [name for name, entry in self.shards.items() if not entry.sha256]
         urls = (_url(self._folder, name) for name in unread)
         found = storage.in_parallel(describe_label_file, urls, storage.PARALLEL_REQUESTS)
-        bar = tqdm(found, total=len(unread), desc="label: check", unit="file", delay=5, leave=False)
+        bar = ProgressBar(found, total=len(unread), desc="label: check", unit="file", delayed=True)
         for name, entry in zip(unread, bar, strict=True):
             if entry is None or replace(entry, sha256="") != self.shards[name]:
                 _report_damaged(self._folder, name)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from tqdm import tqdm
 
 from data import storage
 from data.json_files import read_if_usable
+from data.progress_bar import ProgressBar, format_interval
 from pipeline.training.progress import PROGRESS_NAME, RecentRate, write_every_s
 
 TIMING_NAME = "timing.jsonl"
@@ -38,7 +35,7 @@ class LabelProgress:
         """Describe rate, time left, workers and quarantined images in a few words."""
         if not self.workers and not self.images_per_s:
             return f"waiting for workers, {self.quarantined} quarantined"
-        eta = "?" if self.eta_s is None else tqdm.format_interval(self.eta_s)
+        eta = "?" if self.eta_s is None else format_interval(self.eta_s)
         return f"{self.images_per_s:,.0f} img/s, {eta} left, {self.workers} workers, {self.quarantined} quarantined"
 
 
@@ -52,10 +49,8 @@ class ProgressDisplay:
 
     def __init__(self, folder: str, images_total: int, images_done: int) -> None:
         self._folder = folder
-        self._bar: tqdm[Any] = tqdm(
-            total=images_total, initial=images_done, desc="label", mininterval=1 if sys.stderr.isatty() else 10,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:,}/{total:,} images{postfix}",
-        )  # fmt: skip
+        layout = "{desc} {percentage:3.0f} %|{bar}| {n:,} of {total:,} images{postfix}"
+        self._bar = ProgressBar(total=images_total, initial=images_done, desc="label", unit="image", layout=layout)
         self._rate = RecentRate()
         self._has_begun = False
         timing = storage.join(folder, TIMING_NAME)

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from data import storage
 from data.errors import DataError
 from data.labels.label_files import LabeledShard, Quarantined, label_schema, read_labels_manifest, read_quarantined
+from data.progress_bar import ProgressBar
 from data.shards.split import Shard, Split, has_recorded_bytes, open_split
 from data.tables import parse_table
 from pipeline.core.layout import Layout
@@ -104,7 +104,7 @@ def _problems(
         return "; ".join(filter(None, (of_file, of_shard))), bool(of_file)
 
     checks = storage.in_parallel(check, corpus.shards, storage.PARALLEL_REQUESTS)
-    found = tqdm(checks, total=len(corpus.shards), desc="verify", unit="shard", delay=5)
+    found = ProgressBar(checks, total=len(corpus.shards), desc="verify", unit="shard")
     for shard, (problem, is_of_file) in zip(corpus.shards, found, strict=True):
         if is_of_file:
             _move_away(folder, shard.name)

@@ -1,6 +1,7 @@
 """The whole pipeline on real digits, through the command line, as a user runs it."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_the_end_shows_a_table_and_the_report(finished: tuple[Path, subprocess.C
     assert f"{digits_run.summary_of(run_dir)['student']['top1']:.2%}".rstrip("%") in result.stdout.replace(" %", "")
     assert str(run_dir / "report.html") in result.stdout
     assert "digit_3" in (run_dir / "report.html").read_text()
+
+
+def test_progress_in_a_file_is_whole_lines(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, result = finished
+    assert "\r" not in result.stderr
+    assert re.search(r"^teacher: ([\d,]+) of \1 steps \(100 %\) in [\d:]+, [\d.,]+ steps/s", result.stderr, re.M)
+    assert re.search(r"^label 100 %, ([\d,]+) of \1 images, ", result.stderr, re.M)
 
 
 def test_the_quota_is_exact_for_every_class(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

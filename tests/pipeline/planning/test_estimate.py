@@ -53,7 +53,7 @@ def test_this_machine_is_timed_and_training_takes_longer_than_labeling(monkeypat
     monkeypatch.setattr(estimate, "_MEASURE_S", 0.2)
     config = Config(device="cpu", threads=1)
     labels, trains = (estimate._measured(Workload("x", 1, trains, SMALL, 10), config) for trains in (False, True))
-    assert 10 < trains < labels < 1e6
+    assert 0 < trains < labels < 1e6
 
 
 def test_a_model_too_large_to_be_tried_is_scaled_from_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
