@@ -80,7 +80,6 @@ def test_simclrv2_has_a_head_of_three_layers_and_its_weights_are_the_backbones_a
     weights = safetensors.torch.load_file(folder / "weights/model.safetensors")
     assert {f"backbone.{name}" for name in weights} == {name for name in trained if name.startswith("backbone.")}
     assert sorted(path.name for path in (folder / "weights").iterdir()) == [
-        "README.md",
         "config.json",
         "model.safetensors",
     ]
