@@ -36,6 +36,6 @@ def _screen(folder: str, name: str, *words: str) -> int:
 
 
 if __name__ in ("__main__", "__mp_main__"):  # and in processes that it spawns
-    EvalView._decode = _fragile  # type: ignore[method-assign]
+    setattr(EvalView, "_decode", _fragile)  # noqa: B010 (mypy)
 if __name__ == "__main__":
     sys.exit(predict(sys.argv[2:]) if sys.argv[1] == "predict" else _screen(*sys.argv[2:]))
