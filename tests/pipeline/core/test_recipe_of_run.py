@@ -138,3 +138,15 @@ def test_readers_need_no_data(run: Run, capsys: pytest.CaptureFixture[str]) -> N
         shard.unlink()
     assert run(stage="status", named=False) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("labeled: 40", "labeled: none"), ("teacher.epochs:", "teacher.epoch:"), ("reasons:", "reason:")]
+)
+def test_a_damaged_record_is_named(run: Run, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    config = run.folder / "run/config.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    assert run() == 2
+    assert "run/config.yaml: from_recipe is damaged (" in capsys.readouterr().err
