@@ -22,6 +22,7 @@ from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, pa
 from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
+from pipeline.core.recipes.recipe import describe_recipe, recipe_names
 from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config
 from pipeline.core.stage import (
@@ -75,6 +76,7 @@ def print_help() -> None:
     """Print how a command is written, its stages, its options, and all fields of the configuration."""
     title = (__doc__ or "").partition("\n")[0]
     print(title, "", f"    {USAGE}", "", *stages.describe_stages(), "", OPTIONS_HELP, "", sep="\n")
+    print("Recipes: " + ", ".join(recipe_names()))
     print("Configurations: " + ", ".join(config_names()), "", "Fields and defaults:", *describe_fields(), sep="\n")
 
 
@@ -91,7 +93,7 @@ def run(words: Sequence[str]) -> None:
 def _run(loaded: Loaded, command: Command) -> None:
     _require_run_dir(loaded.config.run_dir)
     layouts = known_layouts(loaded.config)
-    loaded = _follow_weights(loaded, command)
+    loaded = _follow_weights(_follow_sizes(loaded, command), command)
     config = loaded.config
     of_generation, studies, readers, comparisons = (
         [stage for stage in command.stages if stages.find(stage).kind == kind]
@@ -131,6 +133,17 @@ def _require_run_dir(run_dir: str) -> None:
 def _later(name: str, *arguments: Any) -> Any:
     """Import a function that needs torch or Ray, and call it."""
     return resolve_name(name)(*arguments)
+
+
+def _follow_sizes(loaded: Loaded, command: Command) -> Loaded:
+    """With recipe=, let its fields follow the sizes of the data, once per run directory; print them, and what changed since."""
+    recipe = loaded.recipe
+    if recipe is None or not {*command.stages} & {*stages.names_of("generation", "study")}:
+        return loaded
+    found = _later("pipeline.upstream.recipe_sizes:follow_sizes", loaded, command.stages)
+    if found.recipe is not recipe or command.plan:
+        print(*describe_recipe(found.recipe, found.config, command.stages), sep="\n")
+    return found
 
 
 def _follow_weights(loaded: Loaded, command: Command) -> Loaded:

@@ -15,6 +15,7 @@ from data import storage
 from data.labels.label_files import (
     LABELS_MANIFEST,
     QUARANTINE_NAME,
+    VALIDATION_NAME,
     Quarantined,
     label_table,
     quarantine_table,
@@ -27,6 +28,7 @@ from pipeline.core.config import write_config
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, done_record, open_stage
+from teacher.validation_labels import ValidationLabels
 from tests.conftest import DIGIT_NAMES, WriteDigits
 
 NUM_UNLABELED, PER_SHARD, NUM_TEST = 120, 50, 400
@@ -82,8 +84,13 @@ class SmallRun:
         stage.commit(["metrics.jsonl"], counts | {"loss": 0.25, "spread": spread, "knn_top1": 0.715})
         storage.write_text(stage.path("seconds.json"), json.dumps({"seconds": 4.0}))
 
-    def label(self, config: Config, layout: Layout, num_wrong: int = 30) -> None:
-        """Labels of which the first `num_wrong` are wrong; the last image of each shard is quarantined."""
+    def label(
+        self, config: Config, layout: Layout, num_wrong: int = 30, validation: ValidationLabels | None = None
+    ) -> None:
+        """Labels of which the first `num_wrong` are wrong; the last image of each shard is quarantined.
+
+        `validation`: the validation images as labeled; None: there are none.
+        """
         teacher = done_record(layout.teacher)
         assert teacher is not None
         labels = self.truth.copy()
@@ -105,7 +112,12 @@ class SmallRun:
             "corpus": corpus.digest(), "images": corpus.num_samples, "labels": corpus.num_samples - len(quarantined),
             "quarantined": {REASON: len(quarantined)}, "class_names": self.class_names, "num_classes": self.num_classes,
         }  # fmt: skip
-        stage.commit([LABELS_MANIFEST, QUARANTINE_NAME], summary)
+        outputs = [LABELS_MANIFEST, QUARANTINE_NAME]
+        if validation is not None:
+            columns = {name: getattr(validation, name) for name in ("label", "predicted", "confidence")}
+            write_table(stage.path(VALIDATION_NAME), pa.table(columns))
+            outputs.append(VALIDATION_NAME)
+        stage.commit(outputs, summary)
 
     def _label_table(self, index: pa.Table, labels: np.ndarray) -> pa.Table:
         confidence = self.random.uniform(0.4, 0.99, len(labels)).astype(np.float32)

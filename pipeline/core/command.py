@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from data.settings import UsageError, nearest
 from pipeline import stages
 
-USAGE = "python -m pipeline.run stage=STAGE [config=NAME|FILE] [run_dir=DIR] [key=value …]"
+USAGE = "python -m pipeline.run stage=STAGE [recipe=NAME] [config=NAME|FILE] [run_dir=DIR] [key=value …]"
 OPTIONS_HELP = """\
 The same command again continues where it stopped. Further words:
     plan=true     print what would run, and run nothing

@@ -1,6 +1,6 @@
-"""The configuration of a command: typed defaults < YAML < the run directory's config.yaml < key=value words.
+"""The configuration of a command: typed defaults < recipe < YAML < the run directory's config.yaml < key=value words.
 
-`schema/` has the fields of each section; `config_layers.py` finds where a value is from.
+`schema/` has the fields of each section; `recipes/` the recipes; `config_layers.py` finds where a value is from.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from importlib import resources
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +24,14 @@ from data.run_names import CONFIG_NAME as CONFIG_NAME
 from data.settings import UsageError, nearest
 from data.storage.redact import redacted
 from pipeline.core.config_layers import DEFAULT, Layer, as_container, as_typed, literal, merged, origin_of, sets
+from pipeline.core.recipes.recipe import Recipe, read_recipe, recipe_names, remembered_recipe
+from pipeline.core.recipes.sizes import Sizes
 from pipeline.core.schema import Config, fields_of
 
 _MOVED = {"select.exclude": "data.exclude"}
 _SAME = (("student.from_teacher", "student.init"),)  # two names of one field: of earlier versions, and now
 _COMMAND_LINE = "command_line"  # key in RUN/config.yaml: the overrides of all commands so far
+_FROM_RECIPE = "from_recipe"  # key in RUN/config.yaml: see `recipes.recipe.RecipeRecord`
 _HERE, _REMEMBERED = "is from the command line", "is remembered in"
 
 
@@ -46,6 +50,7 @@ class Loaded:
         remembered: dotted field → word of RUN/config.yaml that wins over the YAML file of this command.
         typed: dotted fields that the words of earlier commands set.
         followed: dotted fields whose values are those of the weights that `init` names; RUN/config.yaml leaves them out.
+        recipe: the recipe, whose layer is the first.
     """
 
     config: Config
@@ -53,6 +58,7 @@ class Loaded:
     remembered: Mapping[str, str]
     typed: frozenset[str] = frozenset()
     followed: frozenset[str] = frozenset()
+    recipe: Recipe | None = None
 
     def origin(self, field: str) -> str:
         """`teacher.epochs` → `teacher.epochs is from mine.yaml`, `… is remembered in RUN/config.yaml`, …"""
@@ -71,12 +77,14 @@ class Loaded:
         return origin_of(self.layers, field) != DEFAULT
 
     def is_unset(self, field: str) -> bool:
-        """Whether nobody has chosen the field's value: nothing sets it, or the run directory remembers the default, from before this
-        command gave the section its `init`."""
+        """Whether nobody has chosen the field's value: nothing sets it; or a recipe does, for other weights than `init` names; or the
+        run directory remembers the default, from before this command gave the section its `init`."""
         section, _, name = field.rpartition(".")
         origin = origin_of(self.layers, field)
         if origin == DEFAULT:
             return True
+        if self.recipe is not None and origin == self.recipe.origin:
+            return not self.recipe.gives_weights(section)
         init_is_new = not origin_of(self.layers, f"{section}.init").startswith((_REMEMBERED, DEFAULT))
         if not (origin.startswith(_REMEMBERED) and init_is_new) or field in self.typed:
             return False
@@ -87,7 +95,16 @@ class Loaded:
         """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets in URLs are blanked, and variables
         (`${oc.env:X}`) stay as typed."""
         safe = [Layer(layer.origin, literal_fields(layer.fields, resolvers_only=True)) for layer in self.layers]
-        write_config(self.config, overrides, as_container(merged(safe), resolve=True), self.followed)
+        write_config(self.config, overrides, as_container(merged(safe), resolve=True), self.followed, self.recipe)
+
+    def with_sizes(self, sizes: Sizes) -> Loaded:
+        """The same for data of these sizes: the recipe's fields follow them. Raises as `load`; there must be a recipe."""
+        assert self.recipe is not None
+        above = self.layers[1:]
+        recipe = self.recipe.sized(sizes, above)
+        config = _validated([recipe.layer, *above], "the configuration")
+        config = config.model_copy(update={"data": self.config.data})
+        return replace(self, config=config, layers=(recipe.layer, *above), recipe=recipe)
 
 
 def literal_fields(fields: DictConfig, resolvers_only: bool = False) -> DictConfig:
@@ -101,10 +118,11 @@ def load_config(config: str | None, overrides: Sequence[str]) -> Config:
 
 
 def load(config: str | None, overrides: Sequence[str]) -> Loaded:
-    """The configuration of a command: defaults < `config` < the run directory's config.yaml < overrides (`key=value`).
+    """The configuration of a command: defaults < recipe < `config` < the run directory's config.yaml < overrides (`key=value`).
 
     If `config` is given for an existing run directory, only the key=value words that the run directory remembers count, not its
-    other fields. Raises one UsageError with every bad field, and where its value is from.
+    other fields. Fields of a recipe that follow the data's sizes have the remembered values, or else those of the problem on which the
+    recipe was found, until `Loaded.with_sizes`. Raises one UsageError with every bad field, and where its value is from.
     """
     layers = [Layer(f"is from {config}", _read_yaml(config))] if config else []
     run_dir = _run_dir_of(_with_words(layers, overrides)[-1])
@@ -112,15 +130,51 @@ def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     words, typed = {}, frozenset(_words_of(earlier)) if earlier is not None else frozenset()
     if earlier is not None:
         words = _words_of(earlier) if config else {}
-        fields = literal_fields(_parse_overrides(list(words.values())) if config else _without_command_line(earlier))
+        fields = literal_fields(_parse_overrides(list(words.values())) if config else _fields_alone(earlier))
         layers.append(Layer(f"{_REMEMBERED} {storage.join(redacted(run_dir), CONFIG_NAME)}", fields))
-    given, everything = _with_words(layers, overrides)
+    given, _ = _with_words(layers, overrides)
+    recipe = _recipe_in_force(given, earlier, run_dir)
+    if recipe is not None:
+        given = [recipe.layer, *given]
+    checked = _validated(given, config or "the configuration")
+    return Loaded(checked, tuple(given), _winning(words, layers, given), typed, recipe=recipe)
+
+
+def _recipe_in_force(given: Sequence[Layer], earlier: DictConfig | None, run_dir: str) -> Recipe | None:
+    """The recipe that the layers name, or that an existing run directory remembers. Raises UsageError when these are two."""
+    naming = [layer for layer in given if sets(layer, "recipe")]
+    name = OmegaConf.select(naming[-1].fields, "recipe") if naming else None
+    if earlier is None:
+        return read_recipe(str(name), given) if name is not None else None
+    known = OmegaConf.select(earlier, "recipe")
+    if naming and name != known:
+        begun = f"with recipe={known}" if known else "without a recipe"
+        raise UsageError(
+            f"recipe={name}: {redacted(run_dir)} was begun {begun} (recipe {naming[-1].origin}); give another run_dir=, or the fields "
+            "that should change"
+        )
+    if known is None:
+        return None
+    record = as_container(earlier).get(_FROM_RECIPE)
+    return read_recipe(str(known), given) if record is None else _remembered(str(known), record, run_dir)
+
+
+def _remembered(name: str, record: Any, run_dir: str) -> Recipe:
     try:
-        values = as_container(everything, resolve=True)
+        return remembered_recipe(name, record)
+    except ValidationError as error:
+        where = storage.join(redacted(run_dir), CONFIG_NAME)
+        raise UsageError(f"{where}: {_FROM_RECIPE} is damaged ({error.errors()[0]['msg']}); restore it") from None
+
+
+def _validated(layers: Sequence[Layer], name: str) -> Config:
+    """Merge and validate; `name`: of the configuration, for messages."""
+    try:
+        values = as_container(merged(layers) if layers else OmegaConf.create({}), resolve=True)
     except OmegaConfBaseException as error:  # ${…} of a missing field or variable
-        where = f"{error.full_key} {origin_of(given, str(error.full_key))}"
-        raise UsageError(f"{config or 'the configuration'}: {error.full_key}: {error.msg} ({where})") from None
-    return Loaded(config_of(_under_one_name(values, given), given), tuple(given), _winning(words, layers, given), typed)
+        where = f"{error.full_key} {origin_of(layers, str(error.full_key))}"
+        raise UsageError(f"{name}: {error.full_key}: {error.msg} ({where})") from None
+    return config_of(_under_one_name(values, layers), layers)
 
 
 def _under_one_name(values: dict[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
@@ -179,13 +233,18 @@ def config_of(fields: Any, layers: Sequence[Layer] = ()) -> Config:
 
 
 def write_config(
-    config: Config, overrides: Sequence[str], typed: Any = None, followed: Collection[str] = frozenset()
+    config: Config,
+    overrides: Sequence[str],
+    typed: Any = None,
+    followed: Collection[str] = frozenset(),
+    recipe: Recipe | None = None,
 ) -> None:
     """Write RUN/config.yaml, without secrets; see `Loaded.write`.
 
     Args:
         typed: the nested fields as typed, variables not filled in.
         followed: dotted fields to leave out.
+        recipe: what to keep of it.
     """
     earlier = _read_run_config(config.run_dir)
     given = {word.partition("=")[0]: word for word in overrides}
@@ -193,9 +252,12 @@ def write_config(
     before = _words_of(earlier) if earlier is not None else {}
     words = {field: word for field, word in before.items() if field not in renamed - given.keys()} | given
     fields = _readable(as_typed(config.model_dump(mode="json"), typed), config)
-    for section, _, name in (field.rpartition(".") for field in followed):
-        del fields[section][name]
-    content = fields | {_COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]}
+    for field in {*followed, *(recipe.pending() if recipe else ())}:
+        *above, name = field.split(".")
+        del reduce(getitem, above, fields)[name]
+    record = recipe.record() if recipe else None
+    content = fields | ({_FROM_RECIPE: record} if record else {})
+    content |= {_COMMAND_LINE: [word for key, word in words.items() if key != "run_dir"]}
     text = redacted(OmegaConf.to_yaml(OmegaConf.create(literal(content)), resolve=True))
     storage.write_text(storage.join(config.run_dir, CONFIG_NAME), text)
 
@@ -238,22 +300,21 @@ def _read_run_config(run_dir: str) -> DictConfig | None:
     return _load_yaml_text(url, storage.read_text(url)) if storage.exists(url) else None
 
 
-def _without_command_line(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != _COMMAND_LINE])
+def _fields_alone(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in (_COMMAND_LINE, _FROM_RECIPE)])
 
 
 def _read_yaml(config: str) -> DictConfig:
     if config in config_names():
         return _load_yaml_text(config, (resources.files("pipeline") / "configs" / f"{config}.yaml").read_text())
     if not (storage.local_path(config).is_file() if storage.is_local(config) else storage.exists(config)):
-        raise UsageError(
-            f"config={config}: no such file, and not one of {', '.join(config_names())}{nearest(config, config_names())}"
-        )
+        hint = f"; did you mean recipe={config}?" if config in recipe_names() else nearest(config, config_names())
+        raise UsageError(f"config={config}: no such file, and not one of {', '.join(config_names())}{hint}")
     try:
         text = storage.read_text(config)
     except UnicodeDecodeError as error:
         raise UsageError(f"config={config}: not a text file ({error})") from None
-    return _without_command_line(_load_yaml_text(config, text))
+    return _fields_alone(_load_yaml_text(config, text))
 
 
 def _load_yaml_text(name: str, text: str) -> DictConfig:

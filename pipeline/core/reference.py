@@ -24,8 +24,8 @@ from pipeline.core.schema import (
 _INTRODUCTION = """# Fields of the configuration
 
 `python -m pipeline.core.reference > docs/fields.md` writes this page from `pipeline/core/schema/`; `python -m pipeline.run --help`
-prints the same. Defaults, then the YAML file or name given as `config=`, then words of the command, as in `teacher.epochs=10`: the
-later one wins.
+prints the same. Defaults, then `recipe=` ([recipe.md](recipe.md#recipes-for-your-own-images)), then the YAML file or name given as
+`config=`, then words of the command, as in `teacher.epochs=10`: the later one wins.
 A run directory remembers the configuration of each command whose inputs were found, so that later commands need only `run_dir=`. When
 `config=` is given again, the remembered words of earlier commands still win, and are printed. Variables (`${oc.env:X}`,
 `${other.field}`) are filled in where a command gives them, and remembered as typed; those in a run directory's own config.yaml are

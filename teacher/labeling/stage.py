@@ -41,6 +41,7 @@ from pipeline.core.stage import (
 from pipeline.inference.ensemble import ensemble_digest
 from pipeline.inference.stage_weights import read_info
 from pipeline.models.weights import WeightsInfo
+from teacher.label_quality import judge_labels, print_quality
 from teacher.labeling.actor import Labeler
 from teacher.labeling.corpus import check_shards, count_unusable, known_problems, report_oddities, too_many_unusable
 from teacher.labeling.finished_shards import JOURNAL_NAME, Journal
@@ -49,6 +50,7 @@ from teacher.labeling.pool import PoolOptions, ShardPool
 from teacher.labeling.progress import LabelProgress, ProgressDisplay
 from teacher.labeling.prometheus import Gauges
 from teacher.labeling.teacher_check import LABELS_TEMPERATURE, OF_LABELS_ALONE, check_teacher
+from teacher.validation_labels import ValidationLabels
 
 _SKIPPED = {"skipped": "no validation images"}
 _DETAILS = re.compile(r"\d+|b?'[^']*'|b?\"[^\"]*\"")  # the parts of a reason that differ from image to image
@@ -294,6 +296,7 @@ def _commit(stage: Stage, info: WeightsInfo, corpus: Split, journal: Journal) ->
     storage.remove(stage.path(JOURNAL_NAME))  # before the done-marker: nobody would remove it later
     stage.commit([LABELS_MANIFEST, QUARANTINE_NAME, VALIDATION_NAME], summary)
     _print_summary(summary)
+    print_quality("label", judge_labels(ValidationLabels.read(stage.folder), summary))
     return require_done(stage.folder, "label")
 
 

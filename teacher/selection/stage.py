@@ -14,21 +14,24 @@ from typing import Any
 
 from data import storage
 from data.labels.exclusions import exclude_inputs, read_keys
-from data.labels.label_files import read_labels_manifest
+from data.labels.label_files import COPIES_REMEDY, read_labels_manifest
+from pipeline.core.committed_files import read_output_json
 from pipeline.core.layout import CURRENT_NAME, PREVIOUS_NAME, SELECTION_NAME, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, StageError, done_record, open_stage, require_done
 from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import changes, print_changes, side
 from teacher.executors import Executor, RayTasks, Threads, progress_bars, threads_or_processes
+from teacher.label_quality import judge_kept, print_quality
 from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
 from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
-from teacher.selection.precision import ValidationLabels, make_rule, precision_json, print_precision
+from teacher.selection.precision import make_rule, precision_json, print_precision
 from teacher.selection.quota_search import select_shards
 from teacher.selection.reuse import every_row, previous_selection, reuse_images
 from teacher.selection.selection_file import reused_json, selection_json
+from teacher.validation_labels import ValidationLabels
 
 _NUM_THREADS = 2
 
@@ -52,6 +55,8 @@ def select(config: Config, layout: Layout, force: bool = False) -> dict[str, Any
     _make_current(layout, digest, labels["digest"])
     record = require_done(stage.folder, "select")
     _print_near_duplicates(layout.run_dir, record["summary"])
+    content = read_output_json(stage.folder, SELECTION_NAME, record, COPIES_REMEDY)
+    print_quality("select", judge_kept(ValidationLabels.read(layout.labels), content))
     return record
 
 
@@ -118,7 +123,7 @@ def _choose(
 ) -> dict[str, Any]:
     """Choose by confidence; return the content of selection.json. `source`: its rule is not used."""
     shards, minimum, target = list(source.labeled), config.select.confidence_threshold, config.select.target_precision
-    validation = ValidationLabels.read(layout)
+    validation = ValidationLabels.read(layout.labels)
     rule = make_rule(config.select, source.rule.num_classes, validation)
     source = _with_hash_groups(config, replace(source, rule=rule))
     with _executor(config.ray_address, layout.labels, len(shards)) as executor:
@@ -147,7 +152,7 @@ def _reuse(
         raise StageError(
             f"{layout.labels}: no image of the generation before is left to reuse; set select.keep_images=false"
         )
-    precision = precision_json(ValidationLabels.read(layout), source.rule.thresholds, None, 0.0)
+    precision = precision_json(ValidationLabels.read(layout.labels), source.rule.thresholds, None, 0.0)
     return content | {"precision": precision}
 
 

@@ -40,6 +40,9 @@ class Config(Section):
     """One run."""
 
     run_dir: str = runtime("", "where everything goes: a folder or an fsspec URL")
+    recipe: str | None = runtime(
+        None, "small, imagenet or finetune: values for what a run does not set, some by the sizes of its data"
+    )
     seed: int = Field(0, ge=0)
     generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = setting(
         1,

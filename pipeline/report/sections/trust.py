@@ -14,7 +14,8 @@ from pipeline.report.numbers import percent
 from pipeline.report.sections.accuracy import MAX_CLASSES
 from pipeline.report.survey import RIGHT, WRONG, Survey, SurveyedLabels
 from teacher.diff import changes, side
-from teacher.selection.precision import ValidationLabels
+from teacher.label_quality import LabelQuality, judge_kept, judge_labels
+from teacher.validation_labels import ValidationLabels
 
 _MAX_FLIPS = 10
 _Series = tuple[str, str, np.ndarray, np.ndarray]  # name, colour, confidences, accuracies
@@ -26,6 +27,7 @@ def trust_section(facts: Facts, labels: SurveyedLabels) -> Section:
     header, rows = _precision_table(precision, labels.survey)
     values = {
         "of_generation": facts.of_generation(labels.generation),
+        "quality": quality_of(labels),
         "header": header,
         "rows": rows,
         "chart": _reliability(facts, labels.generation),
@@ -34,6 +36,14 @@ def trust_section(facts: Facts, labels: SurveyedLabels) -> Section:
         "classes": _class_table(facts, precision["classes"]) if precision is not None and facts.class_names else None,
     }
     return Section("trust.html", values)
+
+
+def quality_of(labels: SurveyedLabels) -> LabelQuality:
+    """What the validation images say about the kept labels; before stage=select, about all labels."""
+    validation = ValidationLabels.read(labels.generation.layout.labels)
+    if labels.selection is not None:
+        return judge_kept(validation, labels.selection)
+    return judge_labels(validation, labels.generation.records["label"]["summary"])
 
 
 def _precision_table(precision: dict[str, Any] | None, survey: Survey) -> tuple[list[str], list[list[str]]]:
@@ -102,7 +112,7 @@ def _temperature_series(facts: Facts, generation: Generation) -> list[_Series]:
 
 def _labeling_series(generation: Generation) -> list[_Series]:
     """The validation images scored in the way of the unlabeled ones: with all views."""
-    rows = ValidationLabels.read(generation.layout)
+    rows = ValidationLabels.read(generation.layout.labels)
     means, accuracy = reliability_bins(rows.confidence, rows.label == rows.predicted)
     return [("as it labels", plots.color_of(1), means, accuracy)] if len(means) else []
 

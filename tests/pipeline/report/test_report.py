@@ -155,7 +155,9 @@ def test_without_test_images_and_truth_the_rest_is_there(run: SmallRun, capsys: 
     run.label(config, layout)
     select(config, layout)
     run.model(layout.student, "student")
+    capsys.readouterr()
     html = report_of(config, [layout])
+    assert "Validation does not say how many of the 79 kept labels are right: there are no validation images" in html
     assert "not known: there is no truth file" in html
     assert "No test images" in html
     assert 'class="verdict"' not in html

@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from teacher.selection.precision import (
     MIN_IMAGES,
-    Precision,
-    ValidationLabels,
     choose_thresholds,
     describe_check,
     precision_json,
 )
 from teacher.selection.rule import MAX_CONFIDENCE, UNREACHED, SelectError, SelectRule
+from teacher.validation_labels import Precision, ValidationLabels
 
 
 def held_out(confidence: np.ndarray, right: np.ndarray, predicted: np.ndarray | None = None) -> ValidationLabels:
