@@ -154,6 +154,7 @@ def test_hugging_face_datasets(reader: Reader, number: int) -> None:
     assert next(iter(found["dataset"]))["png"].size == (8, 8)
 
 
+@pytest.mark.slow
 def test_ray_data(reader: Reader) -> None:
     ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     found = reader.run("Ray Data")

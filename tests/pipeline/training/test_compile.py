@@ -81,7 +81,9 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "plain" else [pytest.mark.slow]) for case in CASES]
+)
 def test_a_training_compiles_one_graph_per_size_of_micro_batches(
     tmp_path: Path, labeled: Split, case: str, world: int
 ) -> None:
@@ -117,6 +119,7 @@ def steps_of_two(
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_compile_one_graph_each_that_computes_what_the_model_does(tmp_path: Path, labeled: Split) -> None:
     cases = ["plain", "bf16", "micro-batches of two sizes", "checkpointed activations"]
     for found in in_group(tmp_path / "meeting", steps_of_two, labeled, tmp_path, cases):
