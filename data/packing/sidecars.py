@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from .. import storage
 from ..errors import DataError
-from ..images.held_out_hashes import HASH_SCHEMA
-from ..shards.split import HASHES_NAME
+from ..images.held_out_hashes import write_hash_tables
 from ..tables import open_table, write_table_parts
 from .lines import LineWriter, read_lines, sort_lines
 from .packed_shards import finished_tables, key_of
@@ -35,8 +34,7 @@ def write_sidecars(job: SplitJob, num_shards: int, rejected: Iterable[str], left
         for line in rejected:
             file.add(line)
     if job.labels is not None:
-        hashes = (table.select(HASH_SCHEMA.names).cast(HASH_SCHEMA) for table, _ in finished_tables(job, num_shards))
-        write_table_parts(storage.join(job.folder, HASHES_NAME), HASH_SCHEMA, hashes)
+        write_hash_tables(job.folder, lambda: (table for table, _ in finished_tables(job, num_shards)))
     with storage.writing(storage.join(job.folder, REJECTED_NAME)) as target:
         for line in sort_lines(chain(left_out, read_lines(lines)), job.scratch):
             target.write(f"{line}\n".encode())

@@ -36,6 +36,7 @@ LEFT_OUT_SCHEMA = pa.schema(
     ]
 )
 Kind = Literal["undecodable", "excluded", "held_out_copy"]
+IN_GREY = ", compared in grey: that file has no colours"
 _BATCH = 256  # images that are decoded at once
 _HASH_SIDE = 128  # pixels; large JPEGs are decoded at a scale of at least twice this: the hash takes 64 rows
 _SMALLEST = 1  # pixels; without hashes, the smallest scale: it finds the same damage in less time
@@ -133,9 +134,11 @@ class Screener:
         result = self._search.search_rows(
             hashes[rows], lambda chosen: _places(index, rows[chosen.to_numpy()]), shard.url
         )
-        for ordinal, image in zip(result.table.column("ordinal").to_pylist(), result.matches.image, strict=True):
-            file = self._held_out.urls[self._held_out.files[image]]
-            yield ordinal, f"near-duplicate of row {self._held_out.rows[image]} of {redacted(file)}"
+        ordinals, matches = result.table.column("ordinal").to_pylist(), result.matches
+        for ordinal, image, in_grey in zip(ordinals, matches.image, matches.in_grey, strict=True):
+            file = redacted(self._held_out.urls[self._held_out.files[image]])
+            how = IN_GREY if in_grey else ""
+            yield ordinal, f"near-duplicate of row {self._held_out.rows[image]} of {file}{how}"
 
 
 def _places(index: pa.Table, rows: np.ndarray) -> pa.Table:

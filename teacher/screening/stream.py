@@ -27,7 +27,7 @@ from pipeline.core.stage import StageError
 from pipeline.inputs.streams import StreamSpec
 from teacher.executors import Executor, RayTasks, Threads, processes, progress_bars
 from teacher.labeling.corpus import check_damage
-from teacher.screening.screen import LEFT_OUT_SCHEMA, Screener
+from teacher.screening.screen import IN_GREY, LEFT_OUT_SCHEMA, Screener
 
 LEFT_OUT_NAME = "left_out.parquet"
 _PARTS = "left_out"
@@ -85,7 +85,7 @@ def pretrain_stream(
     storage.remove(storage.join(folder, _PARTS))
     left_out = read_table(url, _REMEDY, schema=LEFT_OUT_SCHEMA)
     summary = _count(splits, left_out)
-    _report(summary, url)
+    _report(summary, left_out, url)
     _check(config, summary, left_out, url)
     return PretrainStream(_spec(splits, left_out, images_per_step, views), summary)
 
@@ -173,7 +173,7 @@ def _count(splits: Mapping[str, Split], left_out: pa.Table) -> dict[str, int]:
     }
 
 
-def _report(summary: Mapping[str, int], url: str) -> None:
+def _report(summary: Mapping[str, int], left_out: pa.Table, url: str) -> None:
     reasons = {
         "cannot be decoded": summary["undecodable"],
         "in data.exclude": summary["excluded"],
@@ -182,6 +182,11 @@ def _report(summary: Mapping[str, int], url: str) -> None:
     why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
     listed = f"; left out: {why}, listed in {url}" if why else ""
     print(f"pretrain: {summary['used']:,} of {summary['images']:,} labeled and unlabeled images{listed}", flush=True)
+    if in_grey := sum(reason.endswith(IN_GREY) for reason in left_out.column("reason").to_pylist()):
+        print(
+            f"pretrain: {in_grey:,} of these near-duplicates have colours and were compared in grey: data.held_out_hashes has no "
+            "colours of the held-out image. Where these images have colours, an earlier version packed them: pack that split again"
+        )
 
 
 def _check(config: Config, summary: Mapping[str, int], left_out: pa.Table, url: str) -> None:
