@@ -70,6 +70,11 @@ class LabelConfig(Section):
             raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
         return value
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds to decode an image in a process of its own, after others were lost: far below the stall of its actor."""
+        return self.stall_timeout_s / 4
+
     def worker_range(self) -> tuple[int, int]:
         """Minimum and maximum number of labeling actors."""
         minimum, _, maximum = str(self.workers).partition("..")
