@@ -86,6 +86,13 @@ THINGS: dict[str, _Draw] = {
 }  # fmt: skip
 
 
+def thing(name: str, colour: str) -> np.ndarray:
+    """One thing of this colour and black on white: uint8 (SIDE, SIDE, 3)."""
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    THINGS[name](ImageDraw.Draw(picture), colour, "black")
+    return np.asarray(picture)
+
+
 def drawing(name: str, random: np.random.Generator) -> Image.Image:
     """One thing, of any colour, size, angle and place, on a background of blobs."""
     picture = Image.new("RGB", (SIDE, SIDE), _hue(random, random.uniform(0.2, 0.9)))

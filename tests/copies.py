@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 from data import storage
@@ -53,7 +53,7 @@ def flipped(image: Pixels) -> Pixels:
     return np.ascontiguousarray(image[:, ::-1])
 
 
-COPIES: Mapping[str, Callable[[Pixels], bytes]] = {
+COPIES: dict[str, Callable[[Pixels], bytes]] = {
     "the same pixels": lambda image: jpeg(image, 95),
     "quality 50": lambda image: jpeg(image, 50),
     "half the size": lambda image: jpeg(resized(image, 0.5)),
@@ -62,6 +62,51 @@ COPIES: Mapping[str, Callable[[Pixels], bytes]] = {
     "flipped and half the size": lambda image: jpeg(resized(flipped(image), 0.5)),
     "flipped, double the size, quality 50": lambda image: jpeg(resized(flipped(image), 2), 50),
 }
+
+
+def _enhanced(image: Pixels, kind: Callable[[Image.Image], ImageEnhance._Enhance], factor: float) -> bytes:
+    return jpeg(np.asarray(kind(Image.fromarray(image)).enhance(factor)))
+
+
+def in_grey(image: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+
+
+EDITS: dict[str, Callable[[Pixels], bytes]] = {
+    "a fifth darker": lambda image: _enhanced(image, ImageEnhance.Brightness, 0.8),
+    "less contrast": lambda image: _enhanced(image, ImageEnhance.Contrast, 0.8),
+    "colours a fifth stronger": lambda image: _enhanced(image, ImageEnhance.Color, 1.2),
+    "colours a fifth weaker": lambda image: _enhanced(image, ImageEnhance.Color, 0.8),
+    "grey": lambda image: jpeg(in_grey(image)),
+    "grey, flipped, half the size": lambda image: jpeg(resized(in_grey(flipped(image)), 0.5), 50),
+}
+
+
+def disc(colour: str) -> Pixels:
+    """A disc on white, uint8 (TILE, TILE, 3)."""
+    return _drawn(lambda draw: draw.ellipse((20, 20, 120, 120), colour))
+
+
+def square(colour: str) -> Pixels:
+    """As `disc`, a square."""
+    return _drawn(lambda draw: draw.rectangle((30, 30, 110, 110), colour))
+
+
+def flag(*colours: str) -> Pixels:
+    """As `disc`, upright stripes from edge to edge."""
+    width = TILE / len(colours)
+
+    def stripes(draw: ImageDraw.ImageDraw) -> None:
+        for number, colour in enumerate(colours):
+            draw.rectangle((number * width, 20, (number + 1) * width, 120), colour)
+
+    return _drawn(stripes)
+
+
+def _drawn(paint: Callable[[ImageDraw.ImageDraw], object]) -> Pixels:
+    picture = Image.new("RGB", (TILE, TILE), "white")
+    paint(ImageDraw.Draw(picture))
+    return np.asarray(picture)
 
 
 def write_held_out(folder: Path, images: Sequence[Pixels]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,15 @@ from .decode import Pixels
 
 SIDE = 16
 """Rows and columns of a thumbnail."""
+CHROMA_SIDE = 8
+"""Rows and columns of a thumbnail's chroma; as in JPEGs, half those of the grey values."""
 _HASH_SAMPLES = 64
 """The hash uses at least this many rows and columns, if the image has them."""
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+_CHROMA_SCALE = (0.5 / (1 - GREY[[2, 0]]))[:, None, None]  # so that pure blue and pure red have 127.5
+
+_Pixel = TypeVar("_Pixel", np.uint8, np.int8)
 
 
 def image_hash(image: Pixels) -> int:
@@ -42,20 +48,32 @@ def _cosines(length: int) -> NDArray[np.float32]:
 def thumbnail(image: Pixels) -> NDArray[np.uint8]:
     """The whole image in grey, squeezed to a square by averaging: uint8 (H, W, 3) to (SIDE, SIDE)."""
     grey = image.astype(np.float32) @ GREY
-    squeezed = _areas(image.shape[0]) @ grey @ _areas(image.shape[1]).T
+    squeezed = _areas(image.shape[0], SIDE) @ grey @ _areas(image.shape[1], SIDE).T
     return np.rint(squeezed).astype(np.uint8)
 
 
-@lru_cache(maxsize=1024)
-def _areas(length: int) -> NDArray[np.float32]:
-    """Weights of the pixels of a side in each cell: float32 (SIDE, length), rows sum to 1.
+def chroma(image: Pixels) -> NDArray[np.int8]:
+    """Colour of the whole image, squeezed to a square by averaging: uint8 (H, W, 3) to (2, CHROMA_SIDE, CHROMA_SIDE), Cb and Cr.
+
+    JFIF's differences of blue and of red from the grey value (ITU-T T.871, 7), without its offset of 128: grey has 0, 0.
+    """
+    height, width, _ = image.shape
+    rows = _areas(height, CHROMA_SIDE) @ image.reshape(height, -1).astype(np.float32)
+    squeezed = _areas(width, CHROMA_SIDE) @ rows.reshape(CHROMA_SIDE, width, 3)
+    differences = np.stack([squeezed[..., 2], squeezed[..., 0]]) - squeezed @ GREY
+    return np.rint(np.clip(differences * _CHROMA_SCALE, -127, 127)).astype(np.int8)
+
+
+@lru_cache(maxsize=2048)
+def _areas(length: int, cells: int) -> NDArray[np.float32]:
+    """Weights of the pixels of a side in each cell: float32 (cells, length), rows sum to 1.
 
     A pixel on a cell's edge counts partly in both cells. Pillow's BOX counts it whole in one, so that mirroring changes the result.
     """
-    edges = np.arange(SIDE + 1) * (length / SIDE)
+    edges = np.arange(cells + 1) * (length / cells)
     pixels = np.arange(length)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(covered, 0) * (SIDE / length)).astype(np.float32)
+    return (np.maximum(covered, 0) * (cells / length)).astype(np.float32)
 
 
 def normalized(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -69,6 +87,6 @@ def normalized(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.where(length > 0, vectors / np.maximum(length, 1e-6), np.float32(1 / SIDE)).astype(np.float32)
 
 
-def mirrored(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Left and right swapped: uint8 (N, SIDE, SIDE)."""
-    return thumbnails[:, :, ::-1]
+def mirrored(pictures: NDArray[_Pixel]) -> NDArray[_Pixel]:
+    """Left and right swapped: thumbnails or chroma, (…, rows, columns)."""
+    return pictures[..., ::-1]

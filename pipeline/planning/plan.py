@@ -26,7 +26,9 @@ from pipeline.stages import rows_of
 from pipeline.training.job import TrainingError, num_steps
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
+from pipeline.upstream.picture_folders import describe_packed
 from teacher.labeling.worker_needs import WorkerNeeds
+from teacher.selection.quota import describe_planned_quota
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
 _WITH_MODELS = ("teacher", "label", "student")  # stages whose size depends on the number of classes
@@ -47,6 +49,8 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
             validation and test images.
     """
     layout = layouts[0]
+    for line in describe_packed(config.run_dir):
+        print(line)
     splits = {
         name: open_split(patterns, layout.indexes) for name in _SPLITS if (patterns := getattr(config.data, name))
     }
@@ -190,7 +194,16 @@ class _StageSize:
             return f"{self._describe_model()}; weights from {self.config.teacher.weights}"
         if self.stage == "label" and "unlabeled" in self.splits:
             return self._describe_labels(self.splits["unlabeled"])
-        return _describe_selection(self.config.select) if self.stage == "select" else ""
+        return self._describe_quota() if self.stage == "select" else ""
+
+    def _describe_quota(self) -> str:
+        """The rule of the selection, and below it what is wrong with its quota."""
+        rule, unlabeled = self.config.select, self.splits.get("unlabeled")
+        labeled = self.splits.get("labeled") or self.splits.get("validation")
+        classes = self.config.data.num_classes or len((labeled and labeled.class_names) or ())
+        images = unlabeled.num_samples if unlabeled else 0
+        problem = describe_planned_quota(rule.per_class, classes, images, rule.max_copies)
+        return _describe_selection(rule) + (f"\n    {problem}" if problem else "")
 
     def _describe_training(self) -> str:
         section, steps = self.section, self.num_steps()

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.progress_bar import ProgressBar
 from data.shards.split import Split
-from pipeline.inference.nearest_neighbors import leave_one_out_accuracy
+from pipeline.inference.nearest_neighbors import leave_one_out_right
 from pipeline.inference.predictor import Predictor, count_right, predict_batches
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.training.distributed import Ranks
@@ -55,7 +55,7 @@ def _measure_features(
     if not batches:
         return {}
     features, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    top1 = leave_one_out_accuracy(features, labels)
+    top1 = sum(ranks.gather(leave_one_out_right(features, labels, ranks.rank, ranks.world))) / len(labels)
     if ranks.rank == 0:
         _report(job, state, top1, len(labels))
     return {"knn_top1": top1}

@@ -2,14 +2,14 @@
 
 1. Propose an unlabeled image if its perceptual hash is close to that of a held-out image or of its mirror image.
 2. Read the proposed images only. One is a near-duplicate if its thumbnail, mirrored or not, correlates with the thumbnail of a
-   held-out image that it was proposed for.
+   held-out image that it was proposed for, in grey and in colour (`teacher/near_duplicates/thumbnails.py`).
 
 docs/selection.md tells what this finds and how the two limits were chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from data import storage
 from data.images.decode import DecodeError, decode_fast
 from data.images.held_out_hashes import HeldOutHashes
-from data.images.similarity import SIDE, mirrored, normalized, thumbnail
+from data.images.similarity import CHROMA_SIDE, SIDE, chroma, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.shards.image_reader import PLACE_COLUMNS, ImageReader, places_of
 from teacher.near_duplicates.hash_index import HashIndex, Pairs, UInt64
+from teacher.near_duplicates.thumbnails import Thumbnails
 
 MAX_DISTANCE = 10
 _DECODED_SIDE = 4 * SIDE  # decode JPEGs at a reduced scale, to at least twice this
@@ -40,6 +41,7 @@ class Matches:
         distance: uint8, number of differing bits of the hashes.
         correlation: float32, of the thumbnails; NaN if the unlabeled image could not be read.
         flipped: bool, the held-out image's mirror image correlates more.
+        in_grey: bool, compared in grey though the unlabeled image has colours: those of the held-out one are not known.
     """
 
     row: Int64
@@ -47,6 +49,7 @@ class Matches:
     distance: NDArray[np.uint8]
     correlation: NDArray[np.float32]
     flipped: NDArray[np.bool_]
+    in_grey: NDArray[np.bool_]
 
     def take(self, chosen: NDArray[np.bool_]) -> Matches:
         """The matches where the mask [n] is true."""
@@ -84,7 +87,7 @@ class NearDuplicateSearch:
         self._num_images = len(held_out.hashes)
         self._max_distance, self._min_correlation = max_distance, min_correlation
         self._index = HashIndex(np.concatenate([held_out.hashes, held_out.hashes_flipped]))
-        self._vectors = normalized(held_out.thumbnails)
+        self._held_out = Thumbnails(held_out.thumbnails, held_out.chroma, held_out.has_chroma)
 
     def search_shard(
         self, labels_dir: str, shard: str, shard_url: str | None, entry: LabeledShard | None = None
@@ -117,8 +120,8 @@ class NearDuplicateSearch:
         if not len(proposed):
             return ShardResult(len(hashes), 0, 0, _no_matches(0), _ROWS.empty_table())
         table = places(pa.array(proposed))
-        pictures, seen = read_thumbnails(shard_url, table)
-        matches = self.confirm(hashes[proposed], pictures, seen)
+        thumbnails, seen = read_thumbnails(shard_url, table)
+        matches = self.confirm(hashes[proposed], thumbnails, seen)
         rows = table.select(_ROWS.names).take(pa.array(matches.row))
         return ShardResult(len(hashes), len(proposed), int((~seen).sum()), matches, rows)
 
@@ -129,48 +132,58 @@ class NearDuplicateSearch:
             is_close[pairs.query] = True
         return np.flatnonzero(is_close)
 
-    def confirm(self, hashes: UInt64, pictures: NDArray[np.uint8], seen: NDArray[np.bool_]) -> Matches:
+    def confirm(self, hashes: UInt64, thumbnails: Thumbnails, seen: NDArray[np.bool_]) -> Matches:
         """Find the near-duplicates among proposed rows.
 
         Args:
             hashes: uint64 [n].
-            pictures: thumbnails, uint8 [n, SIDE, SIDE].
+            thumbnails: of n images, with colours.
             seen: bool [n], false if a row has no thumbnail: an equal hash makes it a near-duplicate.
         """
-        best = _no_matches(len(hashes))
-        vectors, vectors_flipped = normalized(pictures), normalized(mirrored(pictures))
+        best, mirror_images = _no_matches(len(hashes)), thumbnails.mirrored()
         for pairs in self._index.pairs(hashes, self._max_distance):
             image = pairs.reference.astype(np.int64) % self._num_images
-            known = self._vectors[image]
-            plain, mirror = (np.einsum("ij,ij->i", v[pairs.query], known) for v in (vectors, vectors_flipped))
+            plain, mirror = (
+                seen_as.correlations(pairs.query, self._held_out, image, self._min_correlation)
+                for seen_as in (thumbnails, mirror_images)
+            )
             flipped = np.where(seen[pairs.query], mirror > plain, pairs.reference >= self._num_images)
             correlation = np.where(seen[pairs.query], np.maximum(plain, mirror), np.where(pairs.distance == 0, 2, -2))
             _keep_best(best, pairs, image, correlation.astype(np.float32), flipped)
         accepted = best.correlation >= np.float32(self._min_correlation)
         best.correlation[~seen] = np.nan
+        best.in_grey[:] = seen & ~thumbnails.is_grey & ~self._held_out.has_chroma[best.image]
         return best.take(accepted)
 
 
-def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[Thumbnails, NDArray[np.bool_]]:
     """Read the thumbnails of label rows (PLACE_COLUMNS).
 
     Returns:
-        Thumbnails, uint8 [n, SIDE, SIDE], and whether each could be read, bool [n].
+        Thumbnails, n, and whether each could be read, bool [n].
 
     Raises:
         StorageError, OSError, DataError: the shard cannot be read.
     """
-    pictures, seen = np.zeros((table.num_rows, SIDE, SIDE), np.uint8), np.zeros(table.num_rows, bool)
+    count = table.num_rows
+    grey, colours = np.zeros((count, SIDE, SIDE), np.uint8), np.zeros((count, 2, CHROMA_SIDE, CHROMA_SIDE), np.int8)
+    seen = np.zeros(count, bool)
+    for row, content in _contents(shard_url, table):
+        try:
+            image = decode_fast(content, _DECODED_SIDE)
+        except DecodeError:
+            continue  # damaged since it was labeled: its hash decides
+        grey[row], colours[row], seen[row] = thumbnail(image), chroma(image), True
+    return Thumbnails(grey, colours, np.ones(count, bool)), seen
+
+
+def _contents(shard_url: str | None, table: pa.Table) -> Iterator[tuple[int, bytes]]:
+    """Rows and their files; none if there is no shard."""
     if shard_url is None:
-        return pictures, seen
+        return
     with ImageReader([shard_url]) as reader:
         for (row, _), content in reader.read_ahead([list(enumerate(places_of(table)))], lambda item: (0, item[1])):
-            try:
-                pictures[row] = thumbnail(decode_fast(content, _DECODED_SIDE))
-                seen[row] = True
-            except DecodeError:
-                continue  # damaged since it was labeled: its hash decides
-    return pictures, seen
+            yield row, content
 
 
 def _keep_best(
@@ -199,4 +212,5 @@ def _no_matches(count: int) -> Matches:
         distance=np.full(count, 255, np.uint8),
         correlation=np.full(count, -np.inf, np.float32),
         flipped=np.zeros(count, bool),
+        in_grey=np.zeros(count, bool),
     )

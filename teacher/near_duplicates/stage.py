@@ -43,6 +43,8 @@ LISTING_SCHEMA = pa.schema(
 _NAME = "near_duplicates"
 _REMEDY = "delete it and run stage=select, which searches again"
 _PARTS, _COUNTS_KEY = "parts", b"counts"
+_COUNTS = ("labels", "proposed", "not_seen")
+IN_GREY = "compared_in_grey"  # of the near-duplicates; in a summary only where there are some
 _SHARDS_PER_PART = 128  # at most so many are searched again after an interruption
 _MAX_THREADS = 16
 
@@ -175,15 +177,18 @@ def _listing(held_out: HeldOutHashes, found: Mapping[str, ShardResult]) -> pa.Ta
 
 
 def _counts(found: Collection[ShardResult]) -> dict[str, int]:
-    """Label rows, proposed rows, and proposed rows whose image could not be read."""
+    """Label rows, proposed rows, proposed rows whose image could not be read, and near-duplicates compared in grey."""
     return {
         "labels": sum(result.rows for result in found),
         "proposed": sum(result.proposed for result in found),
         "not_seen": sum(result.not_seen for result in found),
+        IN_GREY: sum(int(result.matches.in_grey.sum()) for result in found),
     }
 
 
 def _summary(held_out: HeldOutHashes, parts: Sequence[pa.Table]) -> dict[str, int]:
     counts = [json.loads(part.schema.metadata[_COUNTS_KEY]) for part in parts]
-    total = {name: sum(count[name] for count in counts) for name in ("labels", "proposed", "not_seen")}
-    return {"held_out": len(held_out.hashes), **total, "near_duplicates": sum(part.num_rows for part in parts)}
+    total = {name: sum(count[name] for count in counts) for name in _COUNTS}
+    in_grey = sum(count.get(IN_GREY, 0) for count in counts)  # an earlier version did not count them
+    found = {"near_duplicates": sum(part.num_rows for part in parts)} | ({IN_GREY: in_grey} if in_grey else {})
+    return {"held_out": len(held_out.hashes), **total, **found}

@@ -23,11 +23,19 @@ from pipeline.upstream.stage_inputs import keeps_images, require_labels
 from teacher.diff import changes, print_changes, side
 from teacher.executors import Executor, RayTasks, Threads, progress_bars, threads_or_processes
 from teacher.label_quality import judge_kept, print_quality
-from teacher.near_duplicates.stage import LISTING_NAME, SearchResult, find_near_duplicates, read_listing, recorded
+from teacher.near_duplicates.stage import (
+    IN_GREY,
+    LISTING_NAME,
+    SearchResult,
+    find_near_duplicates,
+    read_listing,
+    recorded,
+)
 from teacher.selection.copies import write_all_copies
 from teacher.selection.hash_groups import find_hash_groups
 from teacher.selection.label_reader import Exclusions, LabelSource
 from teacher.selection.precision import make_rule, precision_json, print_precision
+from teacher.selection.quota import quota_sentences
 from teacher.selection.quota_search import select_shards
 from teacher.selection.reuse import every_row, previous_selection, reuse_images
 from teacher.selection.selection_file import reused_json, selection_json
@@ -108,6 +116,8 @@ def _select(
     choose = _reuse if keeps_images(config, layout) else _choose
     content = choose(config, layout, source, labels["summary"]["class_names"], stage.folder)
     print_precision(content["precision"])
+    for sentence in quota_sentences(content):
+        print(f"select: {sentence}")
     storage.write_text(stage.path(SELECTION_NAME), json.dumps(content, indent=1) + "\n")
     outputs = [SELECTION_NAME, *(f"{shard}.parquet" for shard in labeled)]
     summary = {**content["totals"], "reasons": content["reasons"], "empty_classes": content["empty_classes"]}
@@ -193,6 +203,11 @@ def _print_near_duplicates(run_dir: str, summary: Mapping[str, Any]) -> None:
         f"select: {found['near_duplicates']:,} of {found['labels']:,} unlabeled images are near-duplicates of held-out ones "
         f"and left out; listed in {storage.join(run_dir, found['listing'])}"
     )
+    if in_grey := found.get(IN_GREY):
+        print(
+            f"select: {in_grey:,} of them have colours and were compared in grey: data.held_out_hashes has no colours of the held-out "
+            "image. Where these images have colours, an earlier version packed them: pack that split again"
+        )
     if found["not_seen"]:
         print(
             f"select: {found['not_seen']:,} images that might be near-duplicates could not be read (data.unlabeled); those with the "

@@ -35,6 +35,7 @@ def run(folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S, check=False)
 
 
+@pytest.mark.slow
 def test_it_measures_every_cell_without_ray_and_continues(tmp_path: Path) -> None:
     parts = "label,train,compile"
     begun = run(tmp_path, parts=parts, limit_s=0.0)

@@ -14,6 +14,7 @@ def record(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
     return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_a_loading_process_holds_few_bytes_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_loader_memory.bench(shards=48, rows=1000, labeled_shards=4, steps=20, out=str(tmp_path / "bench"))
     found = record(capsys)

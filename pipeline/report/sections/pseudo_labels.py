@@ -14,6 +14,7 @@ from pipeline.report.numbers import percent
 from pipeline.report.pictures import load_pictures, sample
 from pipeline.report.sections.accuracy import MAX_CLASSES
 from pipeline.report.survey import RIGHT, WRONG, ShownLabel, Survey, SurveyedLabels
+from teacher.selection.quota import describe_quota
 
 MAX_REASONS = 20
 _REASONS = {
@@ -83,6 +84,7 @@ def balance_section(facts: Facts, labels: SurveyedLabels) -> Section | None:
     values = {
         "of_generation": facts.of_generation(labels.generation),
         "rule": selection["rule"],
+        "quota": describe_quota(selection),
         "kept_from": selection.get("kept_from"),
         "num_short": sum(entry["shortfall"] > 0 for entry in selection["classes"]),
         "shortfall": selection["totals"]["shortfall"],

@@ -75,6 +75,7 @@ def test_with_a_gpu_here_nothing_is_asked_of_a_cluster(monkeypatch: pytest.Monke
     assert call_on_device("cuda", "10.0.0.1:1", str.upper, "here") == "HERE"
 
 
+@pytest.mark.slow
 def test_a_driver_without_a_gpu_measures_where_they_are(
     without_gpu: None, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ class _ReachedLabelingError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_stages_measure_in_calls_that_another_machine_can_make(
     tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,11 +61,13 @@ def probabilities(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return dict(zip(names, dense_probabilities(stored_top_k(labels), 1000), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photo", CLASSES)
 def test_a_cat_is_a_cat_and_a_coffee_an_espresso(probabilities: dict[str, np.ndarray], photo: str) -> None:
     assert int(probabilities[photo].argmax()) in CLASSES[photo]
 
 
+@pytest.mark.slow
 def test_each_probability_is_what_timm_itself_computes(probabilities: dict[str, np.ndarray]) -> None:
     """Of all photos but those with transparency, which timm's users decide about themselves."""
     model = timm.create_model(MODEL).eval()

@@ -93,7 +93,7 @@ def test_near_duplicates_are_counted_and_their_listing_is_named(
 ) -> None:
     picture = thumbnail_of(decode(png(digits[0][5])))
     write_hashes(
-        str(run.folder / "held_out"), [HeldOutRow(5, 2**63, picture.tobytes())]
+        str(run.folder / "held_out"), [HeldOutRow(5, 2**63, picture.tobytes(), bytes(128))]
     )  # label rows' hashes are 0, 1, 2, …
     data = {
         "unlabeled": [f"{run.folder}/unlabeled/*.tar"],

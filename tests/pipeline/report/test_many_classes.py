@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.core.layout import Layout
 from pipeline.inference.accuracy import top_k_accuracy
@@ -32,6 +33,7 @@ def little_memory() -> Iterator[None]:
     assert peak < BOUND
 
 
+@pytest.mark.slow
 def test_a_report_of_20_000_classes_takes_little_memory(tmp_path: Path, write_digits: WriteDigits) -> None:
     run = SmallRun(tmp_path, write_digits, [f"c{number}" for number in range(NUM_CLASSES)])
     config = run.config()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,14 +45,6 @@ def _compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """This process as the only one of a group."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
 def make_steps(
     labeled: Split, folder: Path, world: int, freeze: bool = False, rank: int = 0, **changes: Any
 ) -> nn.Module:
@@ -81,7 +73,9 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "plain" else [pytest.mark.slow]) for case in CASES]
+)
 def test_a_training_compiles_one_graph_per_size_of_micro_batches(
     tmp_path: Path, labeled: Split, case: str, world: int
 ) -> None:
@@ -117,6 +111,7 @@ def steps_of_two(
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_compile_one_graph_each_that_computes_what_the_model_does(tmp_path: Path, labeled: Split) -> None:
     cases = ["plain", "bf16", "micro-batches of two sizes", "checkpointed activations"]
     for found in in_group(tmp_path / "meeting", steps_of_two, labeled, tmp_path, cases):

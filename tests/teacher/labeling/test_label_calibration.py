@@ -79,6 +79,7 @@ def test_the_mean_of_several_is_made_surer_without_changing_a_label() -> None:
     np.testing.assert_array_equal(expected.argmax(axis=1), mean.argmax(axis=1))
 
 
+@pytest.mark.slow
 def test_labels_have_the_confidence_that_the_same_images_have_in_validation(folder: Path) -> None:
     """So precision measured on validation images holds for labels; and the manifest says how they were calibrated."""
     config, layout = configure(folder)
@@ -92,6 +93,7 @@ def test_labels_have_the_confidence_that_the_same_images_have_in_validation(fold
     verify_labels(config, layout)
 
 
+@pytest.mark.slow
 def test_with_too_many_scores_to_hold_confidences_come_from_a_second_pass(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_with_too_many_scores_to_hold_confidences_come_from_a_second_pass(
     np.testing.assert_array_equal(table.column("predicted").to_numpy(), expected.predicted)
 
 
+@pytest.mark.slow
 def test_labels_of_an_earlier_version_are_done_and_new_shards_follow_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from data import fashion_mnist, storage
 from data.errors import DataError
 from data.images.decode import Pixels, decode
 from data.images.held_out_hashes import HeldOutHashes, held_out_row, is_outdated, read_held_out_hashes
-from data.images.similarity import SIDE, image_hash, mirrored, normalized, thumbnail
+from data.images.similarity import SIDE, chroma, image_hash, mirrored, normalized, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
 from data.packing import pack_folder
 from data.tables import write_table
@@ -23,8 +24,9 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import done_record
 from teacher.near_duplicates.search import Matches, NearDuplicateSearch, ShardResult
 from teacher.near_duplicates.stage import SearchResult, find_near_duplicates, read_listing
+from teacher.near_duplicates.thumbnails import Thumbnails
 from teacher.selection.stage import select
-from tests.copies import COPIES, flipped, jpeg, photos, write_held_out, write_labeled_shards
+from tests.copies import COPIES, EDITS, flipped, jpeg, photos, write_held_out, write_labeled_shards
 from tests.s3_server import FaultyS3
 
 
@@ -37,16 +39,22 @@ def matches(search: NearDuplicateSearch, images: list[Pixels]) -> Matches:
     """What a search says of images that are all there."""
     hashes = np.array([image_hash(image) for image in images], np.uint64)
     proposed = search.propose(hashes)
-    pictures = np.array([thumbnail(images[row]) for row in proposed]).reshape(-1, SIDE, SIDE)
+    pictures = thumbnails([images[row] for row in proposed])
     found = search.confirm(hashes[proposed], pictures, np.ones(len(proposed), bool))
-    return Matches(proposed[found.row], found.image, found.distance, found.correlation, found.flipped)
+    return replace(found, row=proposed[found.row])
 
 
-@pytest.mark.parametrize("kind", COPIES)
+def thumbnails(images: list[Pixels]) -> Thumbnails:
+    grey = np.array([thumbnail(image) for image in images]).reshape(-1, SIDE, SIDE)
+    colours = np.array([chroma(image) for image in images], np.int8).reshape(-1, 2, SIDE // 2, SIDE // 2)
+    return Thumbnails(grey, colours, np.ones(len(images), bool))
+
+
+@pytest.mark.parametrize("kind", [*COPIES, *EDITS])
 def test_copies_of_held_out_photos_are_all_found_with_the_photo_that_they_copy(
     held_out: HeldOutHashes, kind: str
 ) -> None:
-    copies = [decode(COPIES[kind](photo)) for photo in photos("china.jpg")]
+    copies = [decode((COPIES | EDITS)[kind](photo)) for photo in photos("china.jpg")]
     found = matches(NearDuplicateSearch(held_out, 0.99), copies)
     assert found.row.tolist() == found.image.tolist() == list(range(len(copies)))
     assert found.flipped.tolist() == ["flipped" in kind] * len(copies)
@@ -62,8 +70,7 @@ def test_other_photos_that_are_proposed_are_rejected_by_their_thumbnails(held_ou
     everything = NearDuplicateSearch(held_out, 0.99, max_distance=64)
     hashes = np.repeat(held_out.hashes[:1], len(others))  # all proposed for the first held-out photo
     assert len(everything.propose(hashes)) == len(others)
-    pictures = np.array([thumbnail(image) for image in others])
-    assert everything.confirm(hashes, pictures, np.ones(len(others), bool)).row.tolist() == [len(others) - 1]
+    assert everything.confirm(hashes, thumbnails(others), np.ones(len(others), bool)).row.tolist() == [len(others) - 1]
 
 
 def test_of_several_held_out_images_the_most_alike_is_named(held_out: HeldOutHashes) -> None:
