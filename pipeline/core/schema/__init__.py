@@ -2,7 +2,7 @@
 
 from pipeline.core.schema.config import Config, accepted_changes, default_fields, fields_marked
 from pipeline.core.schema.section import BY_DIGEST, CPU_NUMERICS, REPORTING, RESUMABLE, RUNTIME, Section, fields_of
-from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
+from pipeline.core.schema.sections import DataConfig, ExportConfig, LabelConfig, SelectConfig, ServeConfig
 from pipeline.core.schema.training import (
     AugmentConfig,
     PretrainConfig,
@@ -20,6 +20,7 @@ __all__ = [
     "RUNTIME",
     "AugmentConfig",
     "Config",
+    "DataConfig",
     "ExportConfig",
     "LabelConfig",
     "PretrainConfig",
