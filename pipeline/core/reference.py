@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterator
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from data.settings import run_command
 from pipeline.core.schema import (
     BY_DIGEST,
     RESUMABLE,
@@ -123,5 +125,14 @@ def _number(value: float) -> str:
     return f"{value:,g}"
 
 
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+
+    def print_reference() -> None:
+        print(reference(), end="")
+
+    return run_command(print_reference, arguments, __doc__ or "")
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    sys.exit(main(sys.argv[1:]))

@@ -26,6 +26,7 @@ from pipeline.stages import rows_of
 from pipeline.training.job import TrainingError, num_steps
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
+from pipeline.upstream.picture_folders import describe_packed
 from teacher.labeling.worker_needs import WorkerNeeds
 from teacher.selection.quota import describe_planned_quota
 
@@ -48,6 +49,8 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
             validation and test images.
     """
     layout = layouts[0]
+    for line in describe_packed(config.run_dir):
+        print(line)
     splits = {
         name: open_split(patterns, layout.indexes) for name in _SPLITS if (patterns := getattr(config.data, name))
     }

@@ -2,7 +2,7 @@
 
 from pipeline.core.schema.config import Config, default_fields, resumable_fields
 from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
-from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
+from pipeline.core.schema.sections import DataConfig, ExportConfig, LabelConfig, SelectConfig, ServeConfig
 from pipeline.core.schema.training import (
     AugmentConfig,
     PretrainConfig,
@@ -18,6 +18,7 @@ __all__ = [
     "RUNTIME",
     "AugmentConfig",
     "Config",
+    "DataConfig",
     "ExportConfig",
     "LabelConfig",
     "PretrainConfig",

@@ -84,7 +84,7 @@ class Config(Section):
 
     def _problems(self) -> Iterator[str]:
         """Yield a sentence per set of fields that do not go together."""
-        if self.generations == "auto" and not self.data.validation:
+        if self.generations == "auto" and not (self.data.validation or self.data.holds_out):
             yield (
                 "generations=auto compares each student with its teacher on data.validation, which is empty; give shards there, or a "
                 "number of generations"

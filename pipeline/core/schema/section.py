@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from data.storage.redact import redacted
@@ -18,7 +18,15 @@ ADDED: dict[str, Any] = {"added": True}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Patterns = list[str]
+
+
+def _listed(value: Any) -> Any:
+    """One path as a list of one."""
+    return [value] if isinstance(value, str) and value else value
+
+
+Patterns = Annotated[list[str], BeforeValidator(_listed)]
+"""Paths; one alone need not be in brackets."""
 
 
 def setting(default: Any, meaning: str, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data.settings import UsageError
 from pipeline.core.schema.section import (
     Fraction,
+    Patterns,
     Positive,
     PositiveFraction,
     Section,
@@ -253,7 +254,7 @@ class TeacherConfig(TrainConfig):
         None,
         "of `weights`: text file of class names, one a line, in the order of its outputs; they are reordered to the data's",
     )
-    ensemble: list[str] = by_digest(
+    ensemble: Patterns = by_digest(
         [], "folders of further teachers (gen-N/teacher or gen-N/student of runs); labels are the mean over all"
     )
     expected_top1: Fraction | None = runtime(
