@@ -22,11 +22,11 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from data import storage
+from data import console, storage
 from data.images.clean_view import Decoder
 from data.settings import UsageError, run_command
 from data.storage.redact import redacted
-from pipeline.core import console, interrupt
+from pipeline.core import interrupt
 from pipeline.core.devices import resolve_device
 from pipeline.core.lock import run_lock
 from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder

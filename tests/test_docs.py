@@ -93,14 +93,17 @@ def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
 def test_every_command_does_what_the_documents_say(photos: Path) -> None:
     for name, text, tiny in zip(("mine", "fine"), fenced("docs/quickstart.md", "yaml"), (TINY, TINY_FINE), strict=True):
         (photos / f"{name}.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(text), yaml.safe_load(tiny))))
+    (photos / "tiny.yaml").write_text(TINY)
     done: list[str] = []
     for document in ("docs/quickstart.md", "README.md"):
         for command in commands(document):
             if command in done or any(words in command for words in NOT_RUN):
                 continue
-            ending = (
-                " plan=true" if "stage=ablate" in command else ""
-            )  # two dozen trainings; tests/pipeline/studies/test_studies.py makes some
+            endings = {
+                "stage=ablate": " plan=true",  # two dozen trainings; tests/pipeline/studies/test_studies.py makes some
+                "recipe=": " config=tiny.yaml",
+            }
+            ending = next((words for key, words in endings.items() if key in command), "")
             result = run(_here(command) + ending, photos)
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             done.append(command)
