@@ -37,6 +37,7 @@ from pipeline.core.stage import (
 )
 from pipeline.core.timing import Clock
 from pipeline.evaluation.generations import all_layouts, describe_best, known_layouts, summarize
+from pipeline.evaluation.outcome import print_student
 from pipeline.evaluation.summary import write_summary
 from pipeline.planning.status import last_begun, note_stop, watch_status
 from pipeline.upstream.changed_shards import reindex, verify_splits
@@ -256,6 +257,8 @@ def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
             reindex(config, layout, stage)
         stages.function_of(stage)(config, layout, force)
         note_stop(layout.run_dir, stage, None)
+        if stage == "student":
+            print_student(config, layout)
     except BaseException as error:
         note_stop(layout.run_dir, stage, error)
         if stage in _long_stages(layout):

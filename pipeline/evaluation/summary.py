@@ -100,3 +100,4 @@ def read_speed(evaluation: str) -> dict[str, Any] | None:
 class _Speed(BaseModel):
     models: dict[str, dict[str, Any]]
     where: str
+    busy: bool = False  # an evaluation of an earlier version does not say

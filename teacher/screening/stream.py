@@ -35,10 +35,8 @@ LEFT_OUT_NAME = "left_out.parquet"
 _PARTS = "left_out"
 _REMEDY = "delete it and run the same command again, which screens the images again"
 _MANY_IMAGES = 50_000  # from here on, processes save more than their start takes
-_MEMORY, _TASK_MEMORY = (
-    1 << 30,
-    1 << 27,
-)  # bytes for files and images: of all local processes together; of each Ray task
+_MEMORY = 1 << 30  # bytes, over all local processes, for files and images
+_TASK_MEMORY = 1 << 27  # bytes of a Ray task for them
 _EXAMPLES = 3  # in a message
 _MIN_IMAGES = 2
 

@@ -12,6 +12,8 @@ from data.storage.redact import redacted
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
+REPORTING: dict[str, Any] = {"reporting": True}
+CPU_NUMERICS: dict[str, Any] = {"cpu_numerics": True}
 BY_DIGEST: dict[str, Any] = {"by_digest": True}
 ADDED: dict[str, Any] = {"added": True}
 
@@ -42,6 +44,19 @@ def runtime(default: Any, meaning: str, **options: Any) -> Any:
 def resumable(default: Any, meaning: str, **options: Any) -> Any:
     """A field in the fingerprint that may change while a stage is not done."""
     return setting(default, meaning, json_schema_extra=RESUMABLE, **options)
+
+
+def reporting(default: Any, meaning: str, **options: Any) -> Any:
+    """A field of how often a stage measures or logs. It changes no weights and no labels, so another value never refuses.
+
+    It is in the fingerprint, as in those of earlier versions, which says how the stage was made.
+    """
+    return setting(default, meaning, json_schema_extra=REPORTING, **options)
+
+
+def cpu_numerics(default: Any, meaning: str, **options: Any) -> Any:
+    """A field in the fingerprint that changes rounding on CPUs alone: another value never refuses what a GPU makes."""
+    return setting(default, meaning, json_schema_extra=CPU_NUMERICS, **options)
 
 
 def by_digest(default: Any, meaning: str, **options: Any) -> Any:

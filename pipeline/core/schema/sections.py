@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from data.picture_folders import folder_of
-from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, runtime, setting
+from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, cpu_numerics, runtime, setting
 from pipeline.core.schema.training import AugmentConfig
 
 
@@ -64,7 +64,7 @@ class LabelConfig(Section):
     start_timeout_s: float = runtime(
         600, "seconds for a running actor to load the model; the stage fails when no actor has", gt=0
     )
-    threads: int = setting(2, "CPU threads of the model in each actor", ge=1)
+    threads: int = cpu_numerics(2, "CPU threads of the model in each actor", ge=1)
     decode_threads: int | None = runtime(
         None, "decoding threads in each actor; null: the actor's share of its machine's cores", ge=1
     )
