@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
@@ -38,8 +39,11 @@ def read_truth(data: DataConfig, class_names: Sequence[str] | None) -> Truth:
         return {}
     if not storage.exists(url):
         raise StageError(
-            f"data.truth={url}: no such file; expected CSV of (path, class) or Parquet of (shard, ordinal, label), or data.truth=null"
+            f"data.truth={url}: no such file; expected CSV of (path, class), a folder of classes, Parquet of (shard, ordinal, label), "
+            "or data.truth=null"
         )
+    if storage.is_local(url) and storage.local_path(url).is_dir():
+        return _by_folder(url, data.unlabeled, class_names)
     if url.lower().endswith(".csv"):
         return _by_path(url, data.unlabeled, class_names)
     table = read_table(url, _REMEDY, ["shard", "ordinal", "label"]).sort_by("shard")
@@ -47,6 +51,30 @@ def read_truth(data: DataConfig, class_names: Sequence[str] | None) -> Truth:
     names, starts = np.unique(table.column("shard").to_numpy(zero_copy_only=False).astype(str), return_index=True)
     ends = [*starts[1:], len(labels)]
     return {str(name): (ordinals[a:b], labels[a:b]) for name, a, b in zip(names, starts, ends, strict=True)}
+
+
+def _by_folder(folder: str, unlabeled: Sequence[str], class_names: Sequence[str] | None) -> Truth:
+    """The truth from the folders of classes that packed images lie in; images elsewhere are unknown."""
+    root, numbers = Path(folder).absolute(), _numbers(class_names)
+
+    def label(path: str) -> int:
+        parents = [parent for parent in Path(path).absolute().parents if parent.parent == root]
+        return numbers.get(normalize("NFC", parents[0].name), -1) if parents else -1
+
+    found = {}
+    for shard, paths in _packed_paths(unlabeled):
+        labels = np.array([label(path) for path in paths], np.int64)
+        found[shard] = np.flatnonzero(labels >= 0), labels[labels >= 0]
+    if not any(len(labels) for _, labels in found.values()):
+        raise StageError(
+            f"data.truth={folder}: no unlabeled image lies in a folder there that has the name of one of the {len(numbers)} classes"
+        )
+    return found
+
+
+def _numbers(class_names: Sequence[str] | None) -> dict[str, int]:
+    """Class name, as Unicode NFC → label."""
+    return {normalize("NFC", name): label for label, name in enumerate(class_names or ())}
 
 
 def _by_path(url: str, unlabeled: Sequence[str], class_names: Sequence[str] | None) -> Truth:
@@ -90,7 +118,7 @@ def _endings(path: str) -> Iterator[str]:
 
 def _read_csv(url: str, class_names: Sequence[str] | None) -> dict[str, int]:
     """Path → label; −1 for an empty class."""
-    numbers = {normalize("NFC", name): label for label, name in enumerate(class_names or ())}
+    numbers = _numbers(class_names)
     reader = csv.DictReader(io.StringIO(storage.read_text(url), newline=""))
     if not {"path", "class"} <= set(reader.fieldnames or ()):
         raise StageError(

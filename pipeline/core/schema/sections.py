@@ -34,7 +34,8 @@ class DataConfig(Section):
     exclude: str | None = setting(None, "text file of keys, one a line, that no stage trains on, labeled or not")
     truth: str | None = setting(
         None,
-        "the classes of unlabeled images, for report and summary alone: CSV of (path, class), or Parquet of (shard, ordinal, label)",
+        "the classes of unlabeled images, for report and summary alone: CSV of (path, class), the folder of class folders that they "
+        "are from, or Parquet of (shard, ordinal, label)",
     )
     num_classes: int | None = setting(None, "needed only when no manifest has class names", ge=2)
 

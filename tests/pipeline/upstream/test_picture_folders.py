@@ -169,6 +169,21 @@ def test_a_csv_says_the_classes_of_unlabeled_pictures_by_path(photos: Path) -> N
     assert truth_of(photos, text) == {"0.png": 1, "3.png": 2}
 
 
+def test_the_folders_of_unlabeled_pictures_say_their_classes(photos: Path) -> None:
+    write(photos / "unlabeled" / "cup" / "x" / "7.png", picture(300))
+    write(photos / "unlabeled" / "été" / "8.png", picture(301))
+    data = pack_folders(all_four(photos, truth=f"{photos}/unlabeled/"))
+    ((_, (ordinals, labels)),) = read_truth(data, sorted(CLASSES)).items()
+    paths = sources(data, "unlabeled")
+    assert {Path(paths[ordinal]).name: label for ordinal, label in zip(ordinals, labels, strict=True)} == {
+        "7.png": 1, "8.png": 2
+    }  # fmt: skip
+    with pytest.raises(
+        StageError, match="no unlabeled image lies in a folder there that has the name of one of the 3 classes"
+    ):
+        read_truth(data.model_copy(update={"truth": str(photos / "train")}), sorted(CLASSES))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
