@@ -68,10 +68,10 @@ def test_good_labels_need_no_warning_and_no_advice() -> None:
 
 def test_kept_labels_are_judged_by_images_as_sure_and_weighted_as_classes_are_kept() -> None:
     """The cats are 90 % right and a tenth of the kept labels, the dogs 50 % and the rest: 54 %, where all images alike say 70 %."""
-    rows = ((0, 0, 90, 0.9), (1, 0, 10, 0.9), (1, 1, 50, 0.9), (2, 1, 50, 0.9), (2, 2, 7, 0.2))
+    rows = ((0, 0, 90, 0.9), (1, 0, 10, 0.9), (1, 1, 50, 0.9), (2, 1, 50, 0.9), (2, 2, 7, 0.9))
     found = judge_kept(labeled(*rows), selection([100, 900, 0]))
     assert found.precision == pytest.approx(0.54)
-    assert found.images == 200, "the owls are not as sure"
+    assert found.images == 200, "no owl is kept"
     one, two = 91 / 102, 51 / 102
     assert found.error == pytest.approx(sqrt(0.1**2 * one * (1 - one) / 100 + 0.9**2 * two * (1 - two) / 100))
     assert found.headline().startswith("by validation, 54.0 % ± 4.5 of the 1,000 kept labels are right (")
