@@ -120,7 +120,7 @@ def _here(words: str) -> str:
 
 def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
-    start = lines.index("    data:")
+    start = next(number for number, line in enumerate(lines) if line.startswith("    recipe: "))
     (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in lines[start : lines.index("", start)]))
     loaded = load(str(tmp_path / "mine.yaml"), [])
     assert loaded.config.recipe == "small"
