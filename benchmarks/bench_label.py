@@ -173,12 +173,7 @@ def bench(rounds: int = 3, images: int = 4000, only: str = "", out: str = "runs/
         rate = CONTENDERS[only](_part(pattern, _SHARE.get(only, 1.0)))
         print(json.dumps({"rate": rate, "memory_mb": (peak_memory() or 0) / 2**20}))
         return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for number in range(rounds):
-        for name, found in results.items():
-            found.append(_in_process(name, images, out))
-            print(f"round {number + 1}  {name:12} {found[-1]['rate']:8,.0f} img/s", flush=True)
-    _print_results(results)
+    _print_results(measured("benchmarks.bench_label", CONTENDERS, rounds, images, out))
 
 
 def _part(pattern: str, share: float) -> str:
@@ -187,12 +182,20 @@ def _part(pattern: str, share: float) -> str:
     return f"{folder}/photos-{{000000..{max(2, int(len(shards) * share)) - 1:06d}}}.tar"
 
 
-def _in_process(name: str, images: int, out: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.bench_label", f"only={name}", f"images={images}", f"out={out}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{name} failed:\n{result.stderr[-3000:]}")
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+def measured(
+    module: str, contenders: Iterable[str], rounds: int, images: int, out: str
+) -> dict[str, list[dict[str, float]]]:
+    """`rate` and `memory_mb` of each contender and round; they take turns, each in a process of its own (`python -m module only=…`)."""
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, found in results.items():
+            command = [sys.executable, "-m", module, f"only={name}", f"images={images}", f"out={out}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {number + 1}  {name:12} {found[-1]['rate']:8,.0f} img/s", flush=True)
+    return results
 
 
 def _print_results(results: dict[str, list[dict[str, float]]]) -> None:

@@ -14,7 +14,6 @@ its own; medians over rounds; contenders take turns.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -26,7 +25,7 @@ from statistics import median
 from timm.data import create_dataset, create_transform
 from torch.utils.data import DataLoader
 
-from benchmarks.bench_label import BATCH, CROP_PCT, PER_SHARD, SIZE, THREADS, StubPredictor, loader_rate
+from benchmarks.bench_label import BATCH, CROP_PCT, PER_SHARD, SIZE, THREADS, StubPredictor, loader_rate, measured
 from benchmarks.bench_label import ours as label
 from benchmarks.photos import make_photos
 from data.settings import run_command
@@ -90,11 +89,7 @@ def bench(rounds: int = 3, images: int = 4000, only: str = "", out: str = "runs/
         print(json.dumps({"rate": CONTENDERS[only](pattern), "memory_mb": (peak_memory() or 0) / 2**20}))
         return
     _folder(pattern)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for number in range(rounds):
-        for name, found in runs.items():
-            found.append(_in_process(name, images, out))
-            print(f"round {number + 1}  {name:8} {found[-1]['rate']:8,.0f} img/s", flush=True)
+    runs = measured("benchmarks.bench_predict", CONTENDERS, rounds, images, out)
     rates = {name: round(median(run["rate"] for run in found), 1) for name, found in runs.items()}
     ours = rates["files"]
     print(f"\nmedians of {rounds} rounds: files are predicted at {ours / rates['label']:.2f} of labeling's rate, shards at "
@@ -103,14 +98,6 @@ def bench(rounds: int = 3, images: int = 4000, only: str = "", out: str = "runs/
     peers = {name: rates[name] for name in ("label", "timm")}
     print(json.dumps({"bench": "predict", "unit": "img/s up", "ours": ours, "peers": peers, "shards": rates["shards"],
                       "memory_mb": memory, "seeds": 1}))  # fmt: skip
-
-
-def _in_process(name: str, images: int, out: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.bench_predict", f"only={name}", f"images={images}", f"out={out}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{name} failed:\n{result.stderr[-3000:]}")
-    return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -9,23 +9,22 @@ others.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from . import storage
 from .errors import DataError
 from .fashion_mnist_files import find_files, read_idx
 from .images.held_out_hashes import held_out_row, is_outdated, write_hashes
 from .progress_bar import ProgressBar
+from .recipes.split_writing import claim, encode_png
 from .settings import run_command
 from .shards.split import MANIFEST_NAME
-from .shards.write import Fields, labeled_members, require_ours, write_shards
+from .shards.write import Fields, labeled_members, write_shards
 from .tables import write_table
 
 CLASS_NAMES = (
@@ -33,7 +32,7 @@ CLASS_NAMES = (
 )  # fmt: skip
 VALIDATION_PER_CLASS, DEVELOPMENT_PER_CLASS = 50, 500
 _SPLITS = ("labeled", "validation", "development", "unlabeled", "test")
-_TRUTH_NAME = "truth.parquet"
+_TRUTH_NAME, _BEGUN = "truth.parquet", "packing-fashion_mnist.json"
 
 
 def split_indices(labels: np.ndarray, labeled_per_class: int, seed: int) -> dict[str, np.ndarray]:
@@ -75,7 +74,10 @@ def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_sh
                 )
             return
         raise DataError(f"{out} holds another split ({storage.read_text(marker).strip()}); choose another out= folder")
-    _claim(out, {"labeled_per_class": labeled_per_class, "seed": seed, "samples_per_shard": samples_per_shard})
+    begun = {"labeled_per_class": labeled_per_class, "seed": seed, "samples_per_shard": samples_per_shard}
+    if not storage.exists(storage.join(out, _BEGUN)) and storage.exists(storage.join(out, _TRUTH_NAME)):
+        raise DataError(f"{out}/{_TRUTH_NAME} is there, and no packing wrote it; choose another out=")
+    claim(out, _BEGUN, json.dumps(begun), _SPLITS)
     files = find_files()
     images, labels = read_idx(files, "train")
     test_images, test_labels = read_idx(files, "t10k")
@@ -85,24 +87,6 @@ def prepare(out: str, labeled_per_class: int = 50, seed: int = 0, samples_per_sh
             _write_truth(storage.join(out, _TRUTH_NAME), labels[indices], samples_per_shard)
     _write_split(storage.join(out, "test"), test_images, test_labels, samples_per_shard, labeled=True)
     storage.write_text(marker, settings)
-
-
-def _claim(out: str, settings: dict[str, int]) -> None:
-    """Record that the splits below `out` are ours. Raises DataError when other files have their names."""
-    url, text = storage.join(out, "packing-fashion_mnist.json"), json.dumps(settings) + "\n"
-    if storage.exists(url):
-        if storage.read_text(url) != text:
-            raise DataError(
-                f"{out}: another split was begun there ({storage.read_text(url).strip()}); choose another out="
-            )
-        return
-    for name in _SPLITS:
-        if storage.exists(storage.join(out, name, MANIFEST_NAME)):
-            raise DataError(f"{out}/{name} holds shards of another packing; choose another out=")
-        require_ours(storage.join(out, name), name)
-    if storage.exists(storage.join(out, _TRUTH_NAME)):
-        raise DataError(f"{out}/{_TRUTH_NAME} is there, and no packing wrote it; choose another out=")
-    storage.write_text(url, text)
 
 
 def _write_split(folder: str, images: np.ndarray, labels: np.ndarray, samples_per_shard: int, labeled: bool) -> None:
@@ -135,13 +119,6 @@ def _write_truth(url: str, labels: np.ndarray, samples_per_shard: int) -> None:
             }
         ),
     )
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 image as PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@
 Labeled: one folder per class. Labels are positions in the sorted folder names; images go to `out/labeled` and, stratified by class,
 `out/validation`. Unlabeled (`labeled=false`): all images below the folder go to `out/unlabeled`. Image bytes are not changed.
 Images are shuffled with the seed. Byte-identical images stay in one split; so do images whose paths below `images` have the same
-text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+'.
+text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+', or in its match if it has none.
 
 `processes` (default: one per core) read and decode images and write shards; the shards do not depend on their number.
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .console import tolerant_output
 from .storage.redact import redacted
 
 
@@ -68,24 +68,25 @@ def _convert(text: str, kind: type) -> Any:
 
 
 def run_command(function: Callable[..., None], arguments: Sequence[str], usage: str) -> int:
-    """Call `function` with its `key=value` arguments and return the exit code; print a ValueError or OSError as one line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
-    if arguments and arguments[0] in ("-h", "--help", "help"):
-        _print_usage(usage)
+    """Call `function` with its `key=value` arguments and return the exit code; print a ValueError or OSError as one line.
+
+    A reader that is gone, as in `| head`, stops nothing.
+    """
+    with tolerant_output():
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # print file names that the terminal cannot show
+        if wants_help(arguments):
+            print(usage.strip())
+            return 0
+        try:
+            function(**parse_settings(function, arguments, usage))
+        except (ValueError, OSError) as error:
+            print(f"error: {redacted(str(error))}", file=sys.stderr)
+            return 2
         return 0
-    try:
-        function(**parse_settings(function, arguments, usage))
-    except (ValueError, OSError) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def _print_usage(usage: str) -> None:
-    """Print it. A reader that is gone, as in `| head`, is no error."""
-    try:
-        print(usage.strip(), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes there
+def wants_help(words: Sequence[str]) -> bool:
+    """Whether a command asks for its help: -h or --help anywhere, or `help` first."""
+    return any(word in ("-h", "--help") for word in words) or list(words[:1]) == ["help"]

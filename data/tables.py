@@ -16,6 +16,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -70,6 +71,16 @@ class TableFile:
             rows += batch.num_rows
             yield batch
         self._check_rows(rows)
+
+    def read_rows(self, start: int, count: int, columns: Sequence[str]) -> pa.Table:
+        """As `read`, of `count` rows from `start` on; reads the row groups that have them. Raises also when there are fewer rows."""
+        sizes = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        starts = list(accumulate(sizes, initial=0))
+        groups = [n for n, size in enumerate(sizes) if starts[n] < start + count and start < starts[n] + size]
+        table = self._file.read_row_groups(groups, columns=self._names(columns), use_threads=False)
+        if start + count > starts[-1] or table.num_rows != sum(sizes[n] for n in groups):
+            raise pa.ArrowInvalid(f"{starts[-1]} rows, and rows up to {start + count} are expected")
+        return table.slice(start - starts[groups[0]] if groups else 0, count)
 
     def _names(self, columns: Sequence[str] | None) -> list[str]:
         known = self.schema.names

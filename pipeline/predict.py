@@ -22,11 +22,11 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from data import storage
+from data import console, storage
 from data.images.clean_view import Decoder
 from data.settings import UsageError, run_command
 from data.storage.redact import redacted
-from pipeline.core import console, interrupt
+from pipeline.core import interrupt
 from pipeline.core.devices import resolve_device
 from pipeline.core.lock import run_lock
 from pipeline.inference.stage_weights import load_predictor, read_info, weights_folder
@@ -34,7 +34,8 @@ from pipeline.models.external_weights import weights_digest
 from pipeline.prediction.inputs import find_images
 from pipeline.prediction.parts import Parts
 from pipeline.prediction.tables import ending_of, rejects_of, write_predictions, write_rejects
-from pipeline.prediction.work import predict_pieces
+from pipeline.prediction.work import NOTHING_CRASHES, crashing_images_of, predict_pieces
+from teacher.labeling.crash_isolation import noting_loss
 from teacher.labeling.label_shard import BatchLabeler
 
 _MAX_VIEWS = 10
@@ -76,7 +77,9 @@ def predict(
             chosen: Decoder = "pillow" if decoder == "pillow" else "fast"
             predictor = load_predictor(weights, device, batch_size, views, chosen, fast=True)
             labeler = BatchLabeler(predictor, top_k, threads, threads)
-            predict_pieces(labeler, batch_size, parts, todo, found.number)
+            with noting_loss(storage.join(parts.folder, "begun")) as was_lost:
+                crashing = crashing_images_of(todo, batch_size, predictor.view) if was_lost else NOTHING_CRASHES
+                predict_pieces(labeler, batch_size, parts, todo, found.number, crashing)
         bad = write_rejects(out, parts.read(found.pieces))
         write_predictions(out, parts.read(found.pieces), info.class_names, top_k)
     parts.remove()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pkgutil import resolve_name
 from typing import Any
 
-from data import storage
-from data.settings import UsageError
+from data import console, storage
+from data.picture_folders import folder_of
+from data.settings import UsageError, wants_help
 from data.shards.split import open_split
 from data.storage.redact import redacted
 from pipeline import stages
-from pipeline.core import console, interrupt
+from pipeline.core import interrupt
 from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, parse_command
 from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
@@ -35,6 +37,7 @@ from pipeline.core.stage import (
 )
 from pipeline.core.timing import Clock
 from pipeline.evaluation.generations import all_layouts, describe_best, known_layouts, summarize
+from pipeline.evaluation.outcome import print_student
 from pipeline.evaluation.summary import write_summary
 from pipeline.planning.status import last_begun, note_stop, watch_status
 from pipeline.upstream.changed_shards import reindex, verify_splits
@@ -50,7 +53,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or wants_help(words):
         print_help()
         return 0
     try:
@@ -93,7 +96,7 @@ def run(words: Sequence[str]) -> None:
 def _run(loaded: Loaded, command: Command) -> None:
     _require_run_dir(loaded.config.run_dir)
     layouts = known_layouts(loaded.config)
-    loaded = _follow_weights(_follow_sizes(loaded, command), command)
+    loaded = _follow_weights(_follow_sizes(_with_shards(loaded, command), command), command)
     config = loaded.config
     of_generation, studies, readers, comparisons = (
         [stage for stage in command.stages if stages.find(stage).kind == kind]
@@ -133,6 +136,15 @@ def _require_run_dir(run_dir: str) -> None:
 def _later(name: str, *arguments: Any) -> Any:
     """Import a function that needs torch or Ray, and call it."""
     return resolve_name(name)(*arguments)
+
+
+def _with_shards(loaded: Loaded, command: Command) -> Loaded:
+    """Name the shards made of folders of images; a command that reads images makes them first, once."""
+    if not any(folder_of(attrgetter(field)(loaded.config)) for field in stages.SPLIT_FIELDS):
+        return loaded
+    reads = {*command.stages} & {*stages.names_of("generation", "study")}
+    function = "pack_folders" if reads else "with_shards"
+    return loaded.with_data(_later(f"pipeline.upstream.picture_folders:{function}", loaded.config))
 
 
 def _follow_sizes(loaded: Loaded, command: Command) -> Loaded:
@@ -245,6 +257,8 @@ def _run_stage(config: Config, layout: Layout, stage: str, force: bool) -> None:
             reindex(config, layout, stage)
         stages.function_of(stage)(config, layout, force)
         note_stop(layout.run_dir, stage, None)
+        if stage == "student":
+            print_student(config, layout)
     except BaseException as error:
         note_stop(layout.run_dir, stage, error)
         if stage in _long_stages(layout):

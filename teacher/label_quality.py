@@ -21,6 +21,7 @@ COLLAPSE_SHARE = 0.9  # labels collapse if half as many classes hold this share 
 _NAMED = 5  # classes in a sentence
 MIN_IMAGES = 20  # validation images, fewer say nothing of a share
 _MIN_GAIN = 0.05  # of precision, at that threshold
+_UNLIKE = 0.6  # share of unlabeled images at or above the threshold ÷ that of validation images, below which they are another kind
 _UNMEASURED = 0.1  # share of kept labels without an estimate above which the sentence says so
 
 
@@ -31,6 +32,19 @@ class Collapse:
     classes: int
     usual: int
     largest: Mapping[str, float]  # name → share of the labels
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Shares of the validation and of the unlabeled images whose label is at or above its threshold."""
+
+    validation: float
+    unlabeled: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the unlabeled images are clearly less sure, as images of another kind are."""
+        return self.unlabeled < _UNLIKE * self.validation
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class LabelQuality:
         never: classes of validation images that are no validation image's label.
         collapse: None if the labels do not collapse to few classes.
         empty: reason → names of the classes without a kept label.
+        reach: None for all labels, and without validation images.
         higher: None if no threshold above the present one is clearly better.
     """
 
@@ -72,6 +87,7 @@ class LabelQuality:
     never: tuple[str, ...]
     collapse: Collapse | None
     empty: Mapping[str, tuple[str, ...]]
+    reach: Reach | None
     higher: HigherThreshold | None
     num_classes: int
 
@@ -119,11 +135,16 @@ class LabelQuality:
         for reason, names in self.empty.items():
             head = f"{len(names)} of {self.num_classes} classes {'have' if len(names) > 1 else 'has'} no kept label"
             found.append(f"{head}: {_some([*map(repr, names)])} ({reason})")
+        if self.reach is not None and self.reach.differs:
+            found.append(
+                f"{_percent(self.reach.unlabeled, 0)} of the unlabeled images reach the threshold, but "
+                f"{_percent(self.reach.validation, 0)} of the validation images: many are probably unlike the labeled ones"
+            )
         return found
 
-    def advice(self) -> list[str]:
-        """What usually helps against what `warnings` say, or a low precision; none if all is well."""
-        doubtful = self.precision is not None and self.precision < DOUBTFUL
+    def advice(self, doubtful_below: float = DOUBTFUL) -> list[str]:
+        """What usually helps against what `warnings` say, or a precision below `doubtful_below`; none if all is well."""
+        doubtful = self.precision is not None and self.precision < doubtful_below
         return list(self._advice()) if doubtful or self.warnings() else []
 
     def _advice(self) -> Iterator[str]:
@@ -134,6 +155,8 @@ class LabelQuality:
                 f"a higher threshold: with select.confidence_threshold={one.threshold:.2f}, {_percent(one.precision)} of the "
                 f"validation images' labels are right, and {_percent(one.share, 0)} of these images have one"
             )
+        if self.reach is not None and self.reach.differs:
+            yield "unlabeled images of the same kind as the labeled ones (data.unlabeled, data.exclude)"
         classes = [*self.poor, *self.never]
         whose = f", above all of {_some([*map(repr, classes)])}" if classes else ""
         yield f"a better teacher: more labeled images{whose}, or first weights from elsewhere (teacher.init)"
@@ -158,6 +181,7 @@ def judge_labels(validation: ValidationLabels, summary: Mapping[str, Any]) -> La
         never=tuple(names[index] for index in np.flatnonzero((true > 0) & (predicted == 0))),
         collapse=_collapse(predicted, true, names),
         empty={},
+        reach=None,
         higher=None,
         num_classes=len(names),
     )
@@ -193,6 +217,7 @@ def judge_kept(validation: ValidationLabels, selection: Mapping[str, Any]) -> La
         never=(),
         collapse=_collapse(available, true, names),
         empty=_empty(selection, names),
+        reach=_reach(validation, selection),
         higher=_higher(validation, min(rule["class_thresholds"] or [rule["confidence_threshold"]]), precision),
         num_classes=len(names),
     )
@@ -286,6 +311,19 @@ def _left_out(counts: Mapping[str, int]) -> int:
     return sum(number for reason, number in counts.items() if reason not in ("below_threshold", "over_quota"))
 
 
+def _reach(validation: ValidationLabels, selection: Mapping[str, Any]) -> Reach | None:
+    """None without validation images, or where images were reused instead of selected."""
+    rule = selection["rule"]
+    rows = selection["totals"]["rows"] - _left_out(selection["reasons"])
+    if not len(validation) or not rows or selection.get("kept_from") is not None:
+        return None
+    size = len(selection["classes"])
+    thresholds = np.array(rule["class_thresholds"] or [rule["confidence_threshold"]] * size, np.float32)
+    return Reach(
+        validation.at(thresholds).images / len(validation), (rows - selection["reasons"]["below_threshold"]) / rows
+    )
+
+
 def _higher(validation: ValidationLabels, threshold: float, precision: float | None) -> HigherThreshold | None:
     """The lowest of 0.05, 0.1 … 0.95 above the present threshold at which clearly more labels are right."""
     for higher in np.arange(1, 20) / 20 if precision is not None else ():
@@ -293,7 +331,7 @@ def _higher(validation: ValidationLabels, threshold: float, precision: float | N
         if higher <= threshold or len(above) < MIN_IMAGES:
             continue
         found = float((above.label == above.predicted).mean())
-        if precision is not None and found >= min(precision + _MIN_GAIN, 1.0):
+        if precision is not None and found >= precision + _MIN_GAIN:
             return HigherThreshold(float(higher), found, len(above) / len(validation))
     return None
 

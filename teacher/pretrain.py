@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import safetensors.torch
 from torch import Tensor
 
 from data import storage
@@ -31,7 +30,6 @@ from pipeline.upstream.labeled_splits import classes_of
 from teacher.screening.stream import LEFT_OUT_NAME, pretrain_inputs, pretrain_stream
 
 STAGE: Literal["pretrain"] = "pretrain"
-HEAD_NAME = "head.safetensors"  # of SimCLRv2: the head's first layer
 _FIGURES = ("loss", "spread", "knn_top1")  # of metrics.jsonl, whose last values the summary has
 
 
@@ -80,7 +78,7 @@ def _last_figures(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _commit(stage: Stage, config: Config, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-    """Write the backbone's weights with their preprocessing, and for SimCLRv2 the head's first layer; commit the stage."""
+    """Write the backbone's weights with their preprocessing; commit the stage."""
     section = config.pretrain
     info = WeightsInfo(
         model=section.model,
@@ -90,14 +88,8 @@ def _commit(stage: Stage, config: Config, state: Mapping[str, Tensor], summary: 
         seed=config.seed,
         provenance=stage.fingerprint.as_json(),
     )
-    save_weights(stage.path(WEIGHTS_FOLDER), _below(state, "backbone."), info)
-    if section.objective == "simclrv2":
-        first = _below(state, "projector.0.") | {f"norm.{n}": v for n, v in _below(state, "projector.1.").items()}
-        storage.write_bytes(stage.path(WEIGHTS_FOLDER, HEAD_NAME), safetensors.torch.save(first, {"format": "pt"}))
+    prefix = "backbone."
+    backbone = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    save_weights(stage.path(WEIGHTS_FOLDER), backbone, info)
     files = [f"{WEIGHTS_FOLDER}/{name}" for name in storage.list_names(stage.path(WEIGHTS_FOLDER))]
     stage.commit([*files, METRICS_NAME, LEFT_OUT_NAME], summary)
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -19,6 +19,10 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.export.stage import export
 from pipeline.export.tasks import make_file
+from teacher.selection.stage import select
+from tests.conftest import make_writer
+from tests.pipeline.export.test_export import with_teacher
+from tests.small_run import SmallRun
 
 Said = dict[str, tuple[int, float, int]]  # key → label, confidence, copies
 
@@ -42,6 +46,16 @@ def export_here(config: Config, layout: Layout) -> None:
             "pipeline.export.stage.make_files", lambda job, files, *rest: [make_file(job, file) for file in files]
         )
         export(config, layout)
+
+
+def exported_run(folder: Path, digits: tuple[np.ndarray, np.ndarray]) -> tuple[SmallRun, Layout]:
+    """A run below `folder`: labeled, selected, and exported as v1."""
+    run = SmallRun(folder, make_writer(digits))
+    layout = with_teacher(run)
+    run.label(run.config(), layout)
+    select(run.config(), layout)
+    export_here(run.config(export={"samples_per_shard": 10}), layout)
+    return run, layout
 
 
 def said_by_stages(layout: Layout) -> Said:

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from setuptools import find_packages
 
-from pipeline.core.config import load_config
+from pipeline.core.config import load
+from pipeline.core.recipes.sizes import Sizes
 from pipeline.core.reference import reference
 from pipeline.planning.memory import training_memory
 from tests import HANGS_S
@@ -92,14 +93,17 @@ def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
 def test_every_command_does_what_the_documents_say(photos: Path) -> None:
     for name, text, tiny in zip(("mine", "fine"), fenced("docs/quickstart.md", "yaml"), (TINY, TINY_FINE), strict=True):
         (photos / f"{name}.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(text), yaml.safe_load(tiny))))
+    (photos / "tiny.yaml").write_text(TINY)
     done: list[str] = []
     for document in ("docs/quickstart.md", "README.md"):
         for command in commands(document):
             if command in done or any(words in command for words in NOT_RUN):
                 continue
-            ending = (
-                " plan=true" if "stage=ablate" in command else ""
-            )  # two dozen trainings; tests/pipeline/studies/test_studies.py makes some
+            endings = {
+                "stage=ablate": " plan=true",  # two dozen trainings; tests/pipeline/studies/test_studies.py makes some
+                "recipe=": " config=tiny.yaml",
+            }
+            ending = next((words for key, words in endings.items() if key in command), "")
             result = run(_here(command) + ending, photos)
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             done.append(command)
@@ -116,12 +120,13 @@ def _here(words: str) -> str:
 
 def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
-    start = lines.index("    data:")
+    start = next(number for number, line in enumerate(lines) if line.startswith("    recipe: "))
     (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in lines[start : lines.index("", start)]))
-    config = load_config(str(tmp_path / "mine.yaml"), [])
-    assert (config.teacher.model, config.student.model) == ("resnetrs50", "resnetrs101")
-    assert config.student.augment.magnitude == 15
-    assert training_memory(config.student, 1000).total < 40e9
+    loaded = load(str(tmp_path / "mine.yaml"), [])
+    assert loaded.config.recipe == "small"
+    config = loaded.with_sizes(Sizes(labeled=267, unlabeled=5411, classes=9, side=72)).config
+    assert (config.teacher.batch_size, config.select.per_class) == (128, 330)
+    assert training_memory(config.student, 1000).total < 4e9
 
 
 def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:

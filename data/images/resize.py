@@ -86,4 +86,9 @@ def _axis(old: int, new: int, size: int) -> _Axis:
     fraction of a source pixel.)"""
     first = round((new - size) / 2)
     needed = min(old, math.ceil((first + size + _REACH) * max(1, old / new)))
-    return _Axis(needed, new / old, slice(first, first + size))
+    factor = new / old
+    while (
+        int(needed * factor) < first + size
+    ):  # rounded down, as 49 · (32 / 49) is below 32, and torch gives as many pixels
+        factor = math.nextafter(factor, math.inf)
+    return _Axis(needed, factor, slice(first, first + size))

@@ -239,7 +239,7 @@ def open_label_file(url: str, entry: LabeledShard | None = None, content: bytes 
             _check_origin(file, entry)
             yield file
             return
-    with open_content(_committed(url, entry), url, LABELS_REMEDY) as file:
+    with open_content(_committed(url, entry, content), url, LABELS_REMEDY) as file:
         yield file
 
 
@@ -256,9 +256,9 @@ def fetch_label_file(url: str, entry: LabeledShard | None) -> bytes | None:
     return None
 
 
-def _committed(url: str, entry: LabeledShard | None) -> bytes:
-    """The content of a label file. Raises DataError when its digest is not the recorded one."""
-    content = storage.read_bytes(url)
+def _committed(url: str, entry: LabeledShard | None, content: bytes | None = None) -> bytes:
+    """The content of a label file, read if it is not known. Raises DataError when its digest is not the recorded one."""
+    content = storage.read_bytes(url) if content is None else content
     if entry is not None and hashlib.sha256(content).hexdigest() != entry.sha256:
         with open_content(
             content, url, LABELS_REMEDY

@@ -244,8 +244,14 @@ def _require_different(root: Path, names: dict[str, str]) -> None:
             )
 
 
+class SplitFoldersError(DataError):
+    """The folders are splits, not classes. `names`: of the folders."""
+
+    names: list[str]
+
+
 def _refuse_splits(root: Path, names: Iterable[str], out: str) -> None:
-    """Raise DataError when the folders are `train`, `test`, …, with the commands that pack each."""
+    """Raise SplitFoldersError when the folders are `train`, `test`, …, with the commands that pack each."""
     if not {name.lower() for name in names} <= _SPLITS:
         return
     validation = 0 if any(name.lower().startswith("val") for name in names) else 0.1
@@ -257,10 +263,12 @@ def _refuse_splits(root: Path, names: Iterable[str], out: str) -> None:
         elif name.lower() == "unlabeled":
             words = [f"out={out}", "labeled=false"]
         commands.append("    " + shlex.join(["python", "-m", "data.pack", f"images={root / name}", *words]))
-    raise DataError(
+    error = SplitFoldersError(
         f"images={root}: {', '.join(sorted(names))} are splits, not classes; pack each by itself:\n"
         + "\n".join(commands)
     )
+    error.names = sorted(names)
+    raise error
 
 
 def _require_images(root: Path, found: Found, names: dict[str, str]) -> None:

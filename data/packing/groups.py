@@ -84,21 +84,23 @@ def _digest(content: bytes) -> bytes:
 
 
 def same_name(names: Sequence[str], pattern: str) -> list[list[int]]:
-    """Positions of names with the same text in the group of a regular expression: a list for each text.
+    """Positions of names with the same text in a regular expression's parentheses, or without any in its match: a list for each text.
 
     Raises:
-        DataError: the pattern is no regular expression with one group, or matches no name.
+        DataError: the pattern is no regular expression with at most one group, or matches no name.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataError(f"group={pattern}: not a regular expression ({error})") from error
-    if expression.groups != 1:
-        raise DataError(f"group={pattern}: expected one pair of parentheses, around what the views of one object share")
+    if expression.groups > 1:
+        raise DataError(
+            f"group={pattern}: expected one pair of parentheses, around what the views of one object share; others begin with (?:"
+        )
     found = defaultdict(list)
     for position, name in enumerate(names):
         if match := expression.search(name):
-            found[match.group(1)].append(position)
+            found[match.group(expression.groups)].append(position)
     if names and not found:
         raise DataError(
             f"group={pattern}: found in none of the {len(names)} names below images=, such as {printable(names[0])!r}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import storage
 from ..errors import DataError
@@ -17,7 +19,7 @@ from .packed_shards import remove_records
 from .plan import LEFT_OUT, Plan, plan_packing, require_decodable, scan_images
 from .screening import SplitJob
 from .split_packing import PIECE, pack_split
-from .summary import print_summary
+from .summary import configuration_lines, summary_lines
 from .workers import available_cores, workers
 from .workspace import workspace
 
@@ -38,24 +40,72 @@ def pack(
         DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`),
             `out` has other files, or the folder has changed since the packing began.
     """
-    root = Path(images)
-    if not root.is_dir():
-        raise DataError(f"images={images}: no such folder")
-    if samples_per_shard < 1:
-        raise DataError(f"samples_per_shard={samples_per_shard}: expected 1 or more")
-    if processes < 0:
-        raise DataError(f"processes={processes}: expected 1 or more, or 0 for one per core")
-    if group and not labeled:
-        raise DataError(f"group={group}: goes with labeled images, of which some are held out")
-    _require_outside(root, out, ("labeled", "validation") if labeled else ("unlabeled",))
-    settings = {"images": images, "labeled": labeled, "validation": validation, "samples_per_shard": samples_per_shard}
-    claim = read_claim(out, "labeled" if labeled else "unlabeled", settings | {"seed": seed, "group": group})
-    with workspace(out, claim.kind, may_be_done=claim.before is not None) as folder:
-        plan = _plan(root, folder, claim, validation, seed, group)
+    packing = Packing(images, out, labeled, validation, samples_per_shard, seed, group)
+
+    def tell(done: Packed) -> None:
+        for folder in done.packed_before:
+            _report_packed(folder)
+        print("\n".join([*summary_lines(*done[:2], validation), *configuration_lines(*done[:2], validation)]))
+
+    run_packing(packing, tell, processes)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What to pack, and how; `data.pack` describes the fields."""
+
+    images: str
+    out: str
+    labeled: bool = True
+    validation: float = 0.02
+    samples_per_shard: int = 10000
+    seed: int = 0
+    group: str = ""
+
+
+class Packed(NamedTuple):
+    """A finished packing.
+
+    Attributes:
+        folders: split → folder of its shards.
+        packed_before: those that an earlier command had finished.
+    """
+
+    plan: Plan
+    folders: dict[str, str]
+    packed_before: list[str]
+
+
+def run_packing(packing: Packing, tell: Callable[[Packed], None], processes: int = 0) -> None:
+    """Pack a folder, or find that it is packed. Raises as `pack`.
+
+    Args:
+        tell: called at the end with the result, of which the list of files is gone later.
+    """
+    root, out, kind = Path(packing.images), packing.out, "labeled" if packing.labeled else "unlabeled"
+    _check(packing, processes)
+    _require_outside(root, out, ("labeled", "validation") if packing.labeled else ("unlabeled",))
+    settings = {name: value for name, value in asdict(packing).items() if name != "out"}
+    claim = read_claim(out, kind, settings)
+    with workspace(out, kind, may_be_done=claim.before is not None) as folder:
+        plan = _plan(root, folder, claim, packing.validation, packing.seed, packing.group)
         folders = {name: storage.join(out, name) for name in plan.splits}
         make_claim(claim, plan, folders)
-        _pack_splits(plan, folders, claim.digest, samples_per_shard, processes or available_cores())
-        print_summary(plan, folders, validation)
+        before = [folder for folder in folders.values() if is_packed(folder)]
+        _pack_splits(plan, folders, claim.digest, packing.samples_per_shard, processes or available_cores())
+        tell(Packed(plan, folders, before))
+
+
+def _check(packing: Packing, processes: int) -> None:
+    """Raise DataError for a wrong value."""
+    if not Path(packing.images).is_dir():
+        raise DataError(f"images={packing.images}: no such folder")
+    if packing.samples_per_shard < 1:
+        raise DataError(f"samples_per_shard={packing.samples_per_shard}: expected 1 or more")
+    if processes < 0:
+        raise DataError(f"processes={processes}: expected 1 or more, or 0 for one per core")
+    if packing.group and not packing.labeled:
+        raise DataError(f"group={packing.group}: goes with labeled images, of which some are held out")
 
 
 def _plan(root: Path, folder: str, claim: Claim, validation: float, seed: int, group: str) -> Plan:
@@ -86,7 +136,6 @@ def _pack_splits(plan: Plan, folders: dict[str, str], settings: str, samples_per
                 pack_split(job, executor, processes, plan.classes, left_out)
             else:
                 remove_records(job)  # a run that was killed after it wrote the manifest leaves them
-                _report_packed(job.folder)
 
 
 def _report_packed(folder: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from functools import lru_cache
+from itertools import accumulate, chain
 
 import pyarrow as pa
 
 from .. import storage
 from ..errors import DataError
 from ..images.held_out_hashes import write_hash_tables
+from ..shards.split import MANIFEST_NAME, Manifest, Shard
 from ..tables import open_table, write_table_parts
 from .lines import LineWriter, read_lines, sort_lines
 from .packed_shards import finished_tables, key_of
@@ -49,6 +51,29 @@ def _sources(job: SplitJob, num_shards: int, rejected: LineWriter) -> Iterator[p
         first += table.num_rows
         for line in lines:
             rejected.add(line)
+
+
+def paths_of(shard: Shard) -> pa.ChunkedArray | None:
+    """The path of each image of a shard, in order; None for a shard without `sources.parquet` beside it.
+
+    Raises DataError when the file is damaged, or of other shards.
+    """
+    folder = storage.parent(shard.url)
+    url = storage.join(folder, SOURCES_NAME)
+    if not (shard.sha256 and storage.exists(url)):
+        return None
+    start = _starts(folder)[f"{shard.name}.tar"]
+    with open_table(url, "remove it to do without paths") as file:
+        return file.read_rows(start, shard.num_samples, ["path"]).column(0)
+
+
+@lru_cache(8)  # not once for each of thousands of shards
+def _starts(folder: str) -> dict[str, int]:
+    """Shard → number of images before it in the split."""
+    shards = Manifest.model_validate_json(storage.read_bytes(storage.join(folder, MANIFEST_NAME))).shards
+    return dict(
+        zip((shard.name for shard in shards), accumulate((s.num_samples for s in shards), initial=0), strict=False)
+    )
 
 
 def read_sources(folder: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Print the summary of a packing: classes, splits, what was left out, copies, and lines for the configuration."""
+"""The summary of a packing: classes, splits, what was left out, copies, and lines for the configuration."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ from .sidecars import REJECTED_NAME, read_sources
 _SHOWN = 5
 
 
-def print_summary(plan: Plan, folders: Mapping[str, str], validation: float) -> None:
-    """Print the summary.
+def summary_lines(plan: Plan, folders: Mapping[str, str], validation: float) -> list[str]:
+    """Classes, splits, what was left out, copies.
 
     Args:
         folders: split → folder of its shards.
         validation: the requested share.
     """
     manifests = {name: _manifest(folder) for name, folder in folders.items()}
-    lines = [
+    return [
         *_classes(plan, folders, manifests),
         *_splits(plan, manifests, validation),
         *_left_out(plan, folders, manifests),
         *_copies(plan),
         *_in_two_splits(plan, folders),
-        *_natural_order(plan.classes or ()),
-        *_configuration(plan, folders, validation),
     ]
-    print("\n".join(lines))
 
 
 def _manifest(folder: str) -> Manifest:
@@ -146,7 +143,9 @@ def _natural_order(classes: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _configuration(plan: Plan, folders: Mapping[str, str], validation: float) -> Iterator[str]:
+def configuration_lines(plan: Plan, folders: Mapping[str, str], validation: float) -> Iterator[str]:
+    """Lines for the configuration of a run; arguments as `summary_lines`."""
+    yield from _natural_order(plan.classes or ())
     yield "in the configuration:"
     yield "  data:"
     shards = {name: json.dumps([storage.join(folder, "*.tar")], ensure_ascii=False) for name, folder in folders.items()}

@@ -29,19 +29,10 @@ def workspace(out: str, kind: str, may_be_done: bool = False) -> Iterator[str]:
         DataError: another command packs into `out`.
         OSError: nothing can be written to `out`.
     """
-    if not storage.is_local(out):
-        with _in_tmpdir() as folder:
-            yield folder
-        return
-    target = storage.local_path(out).absolute()
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
-    inside = target / f".packing-{kind}"
-    try:
-        inside.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if not may_be_done or error.errno not in _READ_ONLY:
-            raise
-        with _in_tmpdir() as folder:
+    target = storage.local_path(out).absolute() if storage.is_local(out) else None
+    made = [folder for folder in (target, *target.parents) if not folder.exists()] if target else []
+    if target is None or not _make(inside := target / f".packing-{kind}", may_be_done):
+        with tempfile.TemporaryDirectory(prefix="data-pack-") as folder:
             yield folder
         return
     with _locked(inside / "lock", out):
@@ -56,8 +47,15 @@ def workspace(out: str, kind: str, may_be_done: bool = False) -> Iterator[str]:
                     path.rmdir()
 
 
-def _in_tmpdir() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="data-pack-")
+def _make(folder: Path, may_be_read_only: bool) -> bool:
+    """Make a folder; False where nothing can be written, if that may be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not may_be_read_only or error.errno not in _READ_ONLY:
+            raise
+        return False
+    return True
 
 
 @contextmanager

@@ -8,12 +8,13 @@ Licence of the images: CC BY 4.0 (Optical Recognition of Handwritten Digits, UCI
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
 from ..settings import run_command
-from .split_writing import LabeledImage, is_written, write_splits
+from .split_writing import LabeledImage, write_recipe
 
 LICENCE = (
     "CC BY 4.0: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI machine learning repository"
@@ -23,14 +24,10 @@ _SCALE = 255 / 16  # the package's pixels are 0 to 16
 
 def prepare(out: str, seed: int = 0) -> None:
     """Write the splits below `out`, unless they are complete. Raises DataError when `out` has other files."""
-    if is_written(out, {"recipe": "digits", "seed": seed}):
-        print(f"{out}: written already")
-    else:
-        write_splits(out, _images(), [str(digit) for digit in range(10)], seed)
-    print(f"licence of the images: {LICENCE}")
+    write_recipe("digits", out, seed, LICENCE, _read)
 
 
-def _images() -> list[LabeledImage]:
+def _read(folder: Path) -> tuple[list[LabeledImage], list[str]]:  # noqa: ARG001 (the package has the images)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -39,7 +36,8 @@ def _images() -> list[LabeledImage]:
         ) from error
     found = load_digits()
     pixels = np.round(found.images * _SCALE).astype(np.uint8)
-    return [LabeledImage(str(n), int(label), pixels[n]) for n, label in enumerate(found.target)]
+    images = [LabeledImage(str(n), int(label), pixels[n]) for n, label in enumerate(found.target)]
+    return images, [str(digit) for digit in range(10)]
 
 
 def main(arguments: list[str]) -> int:

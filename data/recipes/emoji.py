@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ..settings import run_command
 from .packages import from_npm
-from .split_writing import LabeledImage, is_written, on_white, write_splits
+from .split_writing import LabeledImage, on_white, write_recipe
 
 LICENCE = (
     "Apache 2.0: Noto Emoji, Google; CC BY 4.0: Twemoji, Twitter and contributors; categories: emoji-datasource (MIT)"
@@ -40,13 +39,11 @@ def prepare(out: str, seed: int = 0) -> None:
 
     Raises DataError when the packages cannot be had, or `out` has other files.
     """
-    if is_written(out, {"recipe": "emoji", "seed": seed}):
-        print(f"{out}: written already")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            images = [image for vendor in _SHA256 for image in _images(vendor, Path(folder))]
-        write_splits(out, images, CLASS_NAMES, seed)
-    print(f"licences of the images: {LICENCE}")
+    write_recipe("emoji", out, seed, LICENCE, _read)
+
+
+def _read(folder: Path) -> tuple[list[LabeledImage], tuple[str, ...]]:
+    return [image for vendor in _SHA256 for image in _images(vendor, folder)], CLASS_NAMES
 
 
 def _images(vendor: str, folder: Path) -> Iterator[LabeledImage]:

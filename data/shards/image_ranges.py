@@ -14,6 +14,8 @@ from .. import storage
 from .image_reader import ImageReader, Place
 from .tar_header import is_in_front
 
+_READ_AHEAD = 128 << 10  # bytes that Linux reads for one advice at most, unless the disk's read_ahead_kb is larger
+
 
 @dataclass(frozen=True)
 class FileRange:
@@ -53,7 +55,8 @@ class ImageRanges:
         if os.fstat(descriptor).st_size < max(place.end for place in places):
             return self._reader.images(shard, places)  # raises: the shard was cut short
         for place in places if hasattr(os, "posix_fadvise") else ():
-            os.posix_fadvise(descriptor, place.start, place.end - place.start, os.POSIX_FADV_WILLNEED)
+            for start in range(place.start, place.end, _READ_AHEAD):
+                os.posix_fadvise(descriptor, start, min(_READ_AHEAD, place.end - start), os.POSIX_FADV_WILLNEED)
         found = [self._image(shard, place, descriptor) for place in places]
         os.pread(descriptor, 1, places[-1].end - 1)  # there when all before it are
         return found

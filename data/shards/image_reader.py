@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
-from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -202,7 +202,7 @@ class _OpenFiles:
     def clear(self) -> None:
         """Forget all files; each is closed when no thread reads it any more."""
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._files: OrderedDict[int, _LocalFile | _RemoteFile] = OrderedDict()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """At most `size` bytes; fewer at the end of the file."""
@@ -213,7 +213,7 @@ class _OpenFiles:
         file = self._file(shard)
         return file.begin(offset, size) if isinstance(file, _RemoteFile) else None
 
-    def _file(self, shard: int) -> _File:
+    def _file(self, shard: int) -> _LocalFile | _RemoteFile:
         if self._process != os.getpid():
             self.clear()
         with self._lock:
@@ -226,12 +226,7 @@ class _OpenFiles:
         return file
 
 
-class _File(Protocol):
-    def read(self, offset: int, size: int) -> bytes:
-        """At most `size` bytes from `offset`; fewer at the end of the file."""
-
-
-def _open(url: str) -> _File:
+def _open(url: str) -> _LocalFile | _RemoteFile:
     return _LocalFile(url) if storage.is_local(url) else _RemoteFile(url)
 
 
@@ -242,7 +237,7 @@ class _LocalFile:
         self._descriptor = os.open(storage.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, offset: int, size: int) -> bytes:
-        """See `_File`."""
+        """At most `size` bytes from `offset`; fewer at the end of the file."""
         pieces: list[bytes] = []
         while size and (piece := os.pread(self._descriptor, min(size, _MAX_READ), offset)):
             pieces.append(piece)
@@ -263,7 +258,7 @@ class _RemoteFile:
         self._ranges = storage.open_ranges(url)
 
     def read(self, offset: int, size: int) -> bytes:
-        """See `_File`."""
+        """At most `size` bytes from `offset`; fewer at the end of the file."""
         with self._read_lock:
             if self._file is None:
                 self._file = storage.open_read(self._url)

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,7 +56,6 @@ class RangeFile:
         self._url, self._tag, self._failures, self._paused_until = url, "", 0, 0.0
         self._address, self._valid_until = URL(), 0.0
         self._proxy: str | None = None
-        self._is_plain = True  # so far
         self._lock = asyncio.Lock()
         self._fs: Any = None
         self._path = ""
@@ -102,11 +101,12 @@ class RangeFile:
 
     async def _get(self, headers: dict[str, str]) -> tuple[Mapping[str, str], bytes]:
         """Headers, names in any case, and body of an answer with status 206."""
-        if self._is_plain and self._proxy is None and self._address.user is None:
+        unusual, origin = _client().unusual, self._address.origin()
+        if origin not in unusual and self._proxy is None and self._address.user is None:
             try:
                 return await _client().connections.get(self._address, headers)
             except UnusualAnswerError:
-                self._is_plain = False
+                unusual.add(origin)
         timeout = timeouts(remote.CONNECT_TIMEOUT_S, remote.READ_TIMEOUT_S)
         async with session().get(self._address, headers=headers, proxy=self._proxy, timeout=timeout) as answer:
             answer.raise_for_status()
@@ -156,10 +156,15 @@ def _as_for_headers(signature_version: Any, **_: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Client:
-    """This process's plain connections to all servers, and the room for requests on them and on aiohttp's."""
+    """This process's plain connections to all servers, and the room for requests on them and on aiohttp's.
+
+    Attributes:
+        unusual: origins of servers that redirect or answer in chunks, which plain connections cannot read.
+    """
 
     connections: RangeConnections
     room: asyncio.Semaphore
+    unusual: set[URL] = field(default_factory=set)
 
 
 def _client() -> _Client:

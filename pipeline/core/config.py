@@ -26,7 +26,7 @@ from data.storage.redact import redacted
 from pipeline.core.config_layers import DEFAULT, Layer, as_container, as_typed, literal, merged, origin_of, sets
 from pipeline.core.recipes.recipe import Recipe, read_recipe, recipe_names, remembered_recipe
 from pipeline.core.recipes.sizes import Sizes
-from pipeline.core.schema import Config, fields_of
+from pipeline.core.schema import Config, DataConfig, fields_of
 
 _MOVED = {"select.exclude": "data.exclude"}
 _SAME = (("student.from_teacher", "student.init"),)  # two names of one field: of earlier versions, and now
@@ -51,6 +51,7 @@ class Loaded:
         typed: dotted fields that the words of earlier commands set.
         followed: dotted fields whose values are those of the weights that `init` names; RUN/config.yaml leaves them out.
         recipe: the recipe, whose layer is the first.
+        given_data: `config.data` as given, where `config` names the shards made of folders; RUN/config.yaml keeps the folders.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Loaded:
     typed: frozenset[str] = frozenset()
     followed: frozenset[str] = frozenset()
     recipe: Recipe | None = None
+    given_data: DataConfig | None = None
 
     def origin(self, field: str) -> str:
         """`teacher.epochs` → `teacher.epochs is from mine.yaml`, `… is remembered in RUN/config.yaml`, …"""
@@ -95,7 +97,13 @@ class Loaded:
         """Write RUN/config.yaml: the fields, and the overrides given so far. Secrets in URLs are blanked, and variables
         (`${oc.env:X}`) stay as typed."""
         safe = [Layer(layer.origin, literal_fields(layer.fields, resolvers_only=True)) for layer in self.layers]
-        write_config(self.config, overrides, as_container(merged(safe), resolve=True), self.followed, self.recipe)
+        config = self.config.model_copy(update={"data": self.given_data}) if self.given_data else self.config
+        write_config(config, overrides, as_container(merged(safe), resolve=True), self.followed, self.recipe)
+
+    def with_data(self, data: DataConfig) -> Loaded:
+        """With the shards made of folders; RUN/config.yaml keeps the folders."""
+        config = self.config.model_copy(update={"data": data})
+        return replace(self, config=config, given_data=self.given_data or self.config.data)
 
     def with_sizes(self, sizes: Sizes) -> Loaded:
         """The same for data of these sizes: the recipe's fields follow them. Raises as `load`; there must be a recipe."""

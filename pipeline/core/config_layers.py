@@ -50,16 +50,40 @@ def as_container(fields: DictConfig, resolve: bool = False) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> DictConfig:
-    """Merge layers; later ones win. Raises omegaconf's errors and TypeError for a layer that does not fit."""
-    result = OmegaConf.merge(*(layer.fields for layer in layers), {})
-    assert isinstance(result, DictConfig)
+    """Merge layers; later ones win, and an empty mapping (`teacher.model_args={}`) clears that of an earlier one.
+
+    Raises omegaconf's errors and TypeError for a layer that does not fit.
+    """
+    result = OmegaConf.create({})
+    for layer in layers:
+        cleared = OmegaConf.create(_cleared(as_container(result), as_container(layer.fields)))
+        total = OmegaConf.merge(cleared, layer.fields)
+        assert isinstance(total, DictConfig)
+        result = total
     return result
 
 
+def _cleared(values: Any, later: Any) -> Any:
+    """Nested values without the mappings that are empty in `later`."""
+    if not (isinstance(values, dict) and isinstance(later, dict)):
+        return values
+    return {
+        key: _cleared(value, later[key]) if key in later else value
+        for key, value in values.items()
+        if later.get(key) != {}
+    }
+
+
 def origin_of(layers: Sequence[Layer], field: str) -> str:
-    """The `Layer.origin` of a dotted field's value; of a list or mapping, that of the last layer that sets a part of it."""
+    """The `Layer.origin` of a dotted field's value; of a list or mapping, that of the last layer that sets a part or clears it."""
     path = re.split(r"[.\[]", field.replace("]", ""))
-    return next((layer.origin for layer in reversed(layers) if _has(as_container(layer.fields), path)), DEFAULT)
+    clearing = ""
+    for layer in reversed(layers):
+        values = as_container(layer.fields)
+        if _has(values, path):
+            return clearing or layer.origin
+        clearing = clearing or layer.origin * _clears(values, path)
+    return DEFAULT
 
 
 def sets(layer: Layer, field: str) -> bool:
@@ -76,6 +100,17 @@ def _has(container: Any, path: Sequence[str]) -> bool:
             return False
         container = container[part]
     return container != {}
+
+
+def _clears(container: Any, path: Sequence[str]) -> bool:
+    """Whether the nested values have an empty mapping as the field, or as a mapping that contains it."""
+    for part in path:
+        if not isinstance(container, dict) or part not in container:
+            return False
+        container = container[part]
+        if container == {}:
+            return True
+    return False
 
 
 def as_typed(values: Any, typed: Any) -> Any:

@@ -47,6 +47,11 @@ def is_elsewhere(device: str) -> bool:
     return device == "cuda" and not _has_gpu_here()
 
 
+def device_here(device: str) -> str:
+    """A known device, or the CPU where only other machines have that, or nobody says."""
+    return "cpu" if device == UNKNOWN_DEVICE or is_elsewhere(device) else device
+
+
 def call_on_device(device: str, address: str | None, function: Callable[..., Result], *args: Any) -> Result:
     """Call a function of a module: here, or in a Ray task on a machine with a GPU if this one has none.
 

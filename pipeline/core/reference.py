@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterator
@@ -11,8 +12,11 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from data.settings import run_command
 from pipeline.core.schema import (
     BY_DIGEST,
+    CPU_NUMERICS,
+    REPORTING,
     RESUMABLE,
     RUNTIME,
     Config,
@@ -31,11 +35,12 @@ A run directory remembers the configuration of each command whose inputs were fo
 `${other.field}`) are filled in where a command gives them, and remembered as typed; those in a run directory's own config.yaml are
 never filled in.
 
-Fields marked ○ change how fast a stage runs, never its output, and may change at any time. Those marked ◐ may change while their
-stage is not done. Fields marked ● and those of `data` count by the content they name: shards may move. Another value of any other field
-makes a stage refuse, with both values, until `force=true` or another `run_dir=` is given.
+Fields marked ○ change how fast a stage runs or how often it measures and logs, never weights or labels, and may change at any time.
+Those marked ◐ may change while their stage is not done, those marked ◑ on GPUs (on CPUs they change the rounding). Fields marked ● and
+those of `data` count by the content they name: shards may move. Another value of any other field makes a stage refuse, with both
+values, until `force=true` or another `run_dir=` is given.
 """
-_MARKS = (("○", RUNTIME), ("◐", RESUMABLE), ("●", BY_DIGEST))
+_MARKS = (("○", RUNTIME), ("○", REPORTING), ("◐", RESUMABLE), ("◑", CPU_NUMERICS), ("●", BY_DIGEST))
 
 
 def reference() -> str:
@@ -123,5 +128,14 @@ def _number(value: float) -> str:
     return f"{value:,g}"
 
 
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+
+    def print_reference() -> None:
+        print(reference(), end="")
+
+    return run_command(print_reference, arguments, __doc__ or "")
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from data.json_files import read_json
 from data.run_names import DONE_NAME, DoneRecord, FingerprintRecord
 from data.storage.failpoint import failpoint
 from pipeline.core.devices import UNKNOWN_DEVICE
-from pipeline.core.schema import default_fields, resumable_fields
+from pipeline.core.schema import accepted_changes, default_fields, fields_marked
 from pipeline.core.timing import SECONDS_NAME, Clock
 
 SCHEMA_VERSION = 1
@@ -198,7 +198,7 @@ def inspect_stage(
 ) -> tuple[State, str]:
     """Find a stage's state, and why a stage with a done-marker is not done. Changes nothing.
 
-    `done` or `continue`: the fingerprints are equal, up to RESUMABLE fields; `continue` also when an output is missing or has
+    `done` or `continue`: the fingerprints are equal, up to `accepted_changes`; `continue` also when an output is missing or has
     another size than recorded. `new`: nothing was made yet, whatever the fingerprint. Raises StageRefusedError when the folder
     holds output of another configuration or of other inputs.
     """
@@ -318,7 +318,9 @@ def _difference(
 ) -> str | None:
     """The refusal, or None when the fingerprints are equal."""
     changed = config_differences(old.get("config", {}), new["config"])
-    config = {field: values for field, values in changed.items() if field not in resumable_fields()}
+    old_device, device = (of.get("config", {}).get("device") for of in (old, new))
+    accepted = accepted_changes(device if device == old_device else None)
+    config = {field: values for field, values in changed.items() if field not in accepted}
     inputs = differences(old.get("inputs", {}), new["inputs"])
     lines = [
         f"  {_NEW_NAMES.get(field, field)}: {before!r} there, {after!r} now"
@@ -352,7 +354,7 @@ def _report_changes(folder: str, name: str, fingerprint: Fingerprint) -> None:
         return
     changes = config_differences(recorded["fingerprint"]["config"], fingerprint.config)
     for field, (before, after) in changes.items():
-        if field in resumable_fields():
+        if field in fields_marked("resumable"):
             print(
                 f"{name}: continues with {field}={after}, {before} before: the same images in the same order, but batch-norm "
                 "statistics and rounding differ, so the result is not byte for byte that of a run with one value"

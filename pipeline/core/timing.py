@@ -13,6 +13,7 @@ from data import storage
 from data.json_files import read_if_usable
 
 SECONDS_NAME = "seconds.json"
+_DAY_S = 86_400
 _MAX_RUNS = 1000  # newest runs whose times are kept
 
 
@@ -53,13 +54,28 @@ class Clock:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: `39.9 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Format seconds: `39.9 s`, `12 min 5 s`, `3 h 20 min`, `43 days`, `3 years`."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 7200:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 2 * _DAY_S:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / _DAY_S:.2g} days" if whole < 99 * _DAY_S else _years(whole / _DAY_S)
+
+
+def _years(days: float) -> str:
+    return f"{days:.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
+
+
+def byte_size(count: float) -> str:
+    """Format bytes, 1,000 to the next unit: `512 B`, `21.3 MB`, `1.2 TB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
 def _reset_peak_memory() -> None:

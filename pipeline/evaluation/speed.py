@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,35 +13,56 @@ import torch
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.stage_weights import load_predictor
 
-_MIN_SECONDS = 0.5
-_MIN_MEASUREMENTS = 5
+_ROUNDS = 5
+_MIN_SECONDS = 0.1  # of a round's measurement
 _MAX_BATCH_SIZE = 64  # fewer images when the batch would take longer than a second
+_MAX_SPREAD = 0.25  # (slowest − fastest) ÷ median of the rounds, above which something else is at work
 
 
 def measure_speed(folders: Mapping[str, str], device: str, threads: int, max_batch_size: int) -> dict[str, Any]:
     """Per role, median `latency_ms` of one image and `images_per_s` in batches of `batch_size`, from pixels to logits.
 
+    Each is measured in five rounds, all models in each round, so that a busy moment slows all of them. `spread` of a model: (slowest −
+    fastest) ÷ median of its rounds, in batches. `busy`: a spread is above 0.25, or on a CPU more is running than there are cores.
     Batch norms are folded, as for labeling. Takes a second or two per model.
 
     Args:
         max_batch_size: images that fit into memory; at most 64 are used.
     """
     torch.set_num_threads(threads)
-    found = {
-        role: _measure(load_predictor(folder, device, 1, fast=True), max_batch_size) for role, folder in folders.items()
-    }
+    overloaded = device != "cuda" and _num_others() > max((os.cpu_count() or 1) - threads, 0)
+    found = _measure(
+        {role: load_predictor(folder, device, 1, fast=True) for role, folder in folders.items()}, max_batch_size
+    )
+    busy = overloaded or any(figures["spread"] > _MAX_SPREAD for figures in found.values())
     where = "GPU" if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}"
-    return {"where": where, "models": found}
+    return {"where": where, "busy": busy, "models": found}
 
 
-def _measure(predictor: Predictor, max_batch_size: int) -> dict[str, float]:
-    latency_s = _seconds(predictor, 1)
-    images = max(1, min(_MAX_BATCH_SIZE, max_batch_size, int(1 / latency_s)))
-    batch_s = _seconds(predictor, images)
+def _num_others() -> float:
+    """Processes that ran at once in the last minute, without this one."""
+    return max(os.getloadavg()[0] - 1, 0.0) if hasattr(os, "getloadavg") else 0.0
+
+
+def _measure(predictors: Mapping[str, Predictor], max_batch_size: int) -> dict[str, dict[str, float]]:
+    sizes = {role: _batch_size(predictor, max_batch_size) for role, predictor in predictors.items()}
+    rounds: dict[str, list[tuple[float, float]]] = {role: [] for role in predictors}
+    for _ in range(_ROUNDS):
+        for role, predictor in predictors.items():
+            rounds[role].append((_seconds(predictor, 1), _seconds(predictor, sizes[role])))
+    return {role: _figures(sizes[role], *zip(*rounds[role], strict=True)) for role in predictors}
+
+
+def _batch_size(predictor: Predictor, max_batch_size: int) -> int:
+    return max(1, min(_MAX_BATCH_SIZE, max_batch_size, int(1 / _seconds(predictor, 1))))
+
+
+def _figures(batch_size: int, alone_s: Sequence[float], batch_s: Sequence[float]) -> dict[str, float]:
     return {
-        "latency_ms": round(1000 * latency_s, 3),
-        "images_per_s": round(images / batch_s, 1),
-        "batch_size": images,
+        "latency_ms": round(1000 * median(alone_s), 3),
+        "images_per_s": round(batch_size / median(batch_s), 1),
+        "batch_size": batch_size,
+        "spread": round((max(batch_s) - min(batch_s)) / median(batch_s), 3),
     }
 
 
@@ -51,7 +73,7 @@ def _seconds(predictor: Predictor, batch_size: int) -> float:
     images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
     predictor.logits(images)
     taken: list[float] = []
-    while len(taken) < _MIN_MEASUREMENTS or sum(taken) < _MIN_SECONDS:
+    while sum(taken) < _MIN_SECONDS:
         started = time.perf_counter()
         predictor.logits(images)
         taken.append(time.perf_counter() - started)

@@ -33,7 +33,7 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
         summary |= _figures(layout, evaluation)
     if (labels := done_record(layout.labels)) is not None:
         summary["labels"] = {key: labels["summary"][key] for key in ("images", "labels", "quarantined")} | _selected(
-            config, layout, labels["digest"]
+            config, layout, labels
         )
     if config.generations != 1:
         generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
@@ -60,15 +60,16 @@ def _figures(layout: Layout, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return figures | {"speed": speed | {"models": models}}
 
 
-def _selected(config: Config, layout: Layout, labels_digest: str) -> dict[str, Any]:
+def _selected(config: Config, layout: Layout, labels: Mapping[str, Any]) -> dict[str, Any]:
     """`kept`: the number of selected pseudo-labels; with data.truth also their precision. Empty for a selection of older labels."""
     folder = layout.current_selection()
     record = done_record(folder) if folder else None
-    if folder is None or record is None or record["fingerprint"]["inputs"]["labels"] != labels_digest:
+    if folder is None or record is None or record["fingerprint"]["inputs"]["labels"] != labels["digest"]:
         return {}
     figures: dict[str, Any] = {"kept": record["summary"]["kept"]}
     if config.data.truth and storage.exists(config.data.truth):
-        figures |= _precision(read_truth(config.data.truth), SelectedLabels.of(layout.labels, folder, record))
+        truth = read_truth(config.data, labels["summary"].get("class_names"))
+        figures |= _precision(truth, SelectedLabels.of(layout.labels, folder, record))
     return figures
 
 
@@ -99,3 +100,4 @@ def read_speed(evaluation: str) -> dict[str, Any] | None:
 class _Speed(BaseModel):
     models: dict[str, dict[str, Any]]
     where: str
+    busy: bool = False  # an evaluation of an earlier version does not say

@@ -14,6 +14,7 @@ from data import storage
 from data.labels.joined_tar import JSON_FIELD
 from data.labels.label_files import read_labels, read_quarantined
 from data.labels.overlay import Overlay, RowFilter
+from data.packing.sidecars import paths_of
 from data.shards.samples import LABEL_FIELD
 from data.shards.split import ShardRecord
 from data.shards.tar import archive
@@ -43,12 +44,14 @@ def write_label_file(
 
 
 def _table(overlay: Overlay, position: int, row_filter: RowFilter) -> pa.Table:
-    """Return the label rows with shard name, class name and copies."""
+    """Return the label rows with shard name, path before packing (where it is known), class name and copies."""
     rows, names = overlay.rows(position, row_filter), overlay.provenance.class_names
     labels = rows.labels
     shard = pa.array(np.zeros(len(rows), np.int32))
     columns = {"shard": pa.DictionaryArray.from_arrays(shard, [overlay.shards[position].name])}
     columns |= {name: labels.column(name) for name in labels.column_names}
+    if (paths := paths_of(overlay.shards[position])) is not None:
+        columns["path"] = paths.take(labels.column("ordinal"))
     if names:
         columns["class_name"] = pa.array(names).take(labels.column("label")).dictionary_encode()
     return pa.table(columns | {"copies": pa.array(rows.copies.astype(np.uint16))})

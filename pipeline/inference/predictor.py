@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -214,7 +214,7 @@ def predict_batches(
     decoders, loaders = ThreadPoolExecutor(threads), ThreadPoolExecutor(_AHEAD)
     with reader, decoders, loaders:  # ended from the last to the first
         loading: deque[tuple[Future[torch.Tensor], np.ndarray]] = deque()
-        for batch in chain(islice(_batches(split, batch_size, left_out), rank, None, world), repeat(None, _AHEAD)):
+        for batch in chain(_batches(split, batch_size, left_out, rank, world), repeat(None, _AHEAD)):
             if batch is not None:
                 loading.append((loaders.submit(load, batch), batch.labels))
             if len(loading) > _AHEAD or (batch is None and loading):
@@ -230,11 +230,18 @@ class _Batch(NamedTuple):
     labels: np.ndarray
 
 
-def _batches(split: Split, batch_size: int, left_out: Mapping[str, Sequence[int]]) -> Iterator[_Batch]:
+def _batches(
+    split: Split, batch_size: int, left_out: Mapping[str, Sequence[int]], rank: int, world: int
+) -> Iterator[_Batch]:
+    """Every `world`-th batch, from batch `rank` on. Reads the indexes of the shards that these are of, and no others."""
+    before = 0  # batches
     for position, shard in enumerate(split.shards):
-        index = shard.index()
-        places, labels = places_in(index), index.column("label").to_numpy().astype(np.int64)
-        rows = np.delete(np.arange(len(places)), list(left_out.get(shard.url, ())))
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            yield _Batch(position, [places[row] for row in part], labels[part])
+        rows = np.delete(np.arange(shard.num_samples), list(left_out.get(shard.url, ())))
+        starts = range(0, len(rows), batch_size)
+        if own := starts[(rank - before) % world :: world]:
+            index = shard.index()
+            places, labels = places_in(index), index.column("label").to_numpy().astype(np.int64)
+            for start in own:
+                part = rows[start : start + batch_size]
+                yield _Batch(position, [places[row] for row in part], labels[part])
+        before += len(starts)

@@ -78,9 +78,8 @@ class InitialWeights:
 def find_source(init: str, field: str, run_dir: str) -> str:
     """The file, the folder of weights, or `pretrained` that a value of `init` other than `teacher` names.
 
-    A run's folder stands for its last student, or for its teacher while it has none; a stage's for its weights.
-
     Args:
+        init: a folder is one of `find_weights`.
         field: of the configuration, for messages.
         run_dir: where `pretrain` lies.
 
@@ -89,17 +88,28 @@ def find_source(init: str, field: str, run_dir: str) -> str:
     if init == PRETRAINED or init.endswith(WEIGHT_FILES):
         return init
     folder = storage.join(run_dir, PRETRAIN) if init == PRETRAIN else init
-    generations = sorted({generation_of(name) or 0 for name in storage.list_names(folder)} - {0}, reverse=True)
-    models = [getattr(Layout(folder, number), role) for number in generations for role in ("student", TEACHER)]
-    for place in (folder, *(storage.join(stage, _WEIGHTS) for stage in (folder, *models))):
-        if storage.exists(storage.join(place, MODEL_NAME)):
-            return place
+    if (found := find_weights(folder)) is not None:
+        return found
     if init == PRETRAIN:
         raise StageError(f"{field}={PRETRAIN}: {folder} has no weights; run stage={PRETRAIN} first")
     raise StageError(
         f"{field}={init}: no {MODEL_NAME} there; expected a .safetensors or .pth file, a folder of weights, of a stage or of a run, "
         f"or {PRETRAINED}"
     )
+
+
+def find_weights(folder: str) -> str | None:
+    """The folder of weights that a folder is or has; None without any.
+
+    A stage's folder stands for its weights; a run's for its last student, its teacher while it has none, or its pretraining.
+    """
+    generations = sorted({generation_of(name) or 0 for name in storage.list_names(folder)} - {0}, reverse=True)
+    models = [getattr(Layout(folder, number), role) for number in generations for role in ("student", TEACHER)]
+    stages = folder, *models, storage.join(folder, PRETRAIN)
+    for place in (folder, *(storage.join(stage, _WEIGHTS) for stage in stages)):
+        if storage.exists(storage.join(place, MODEL_NAME)):
+            return place
+    return None
 
 
 def initial_weights(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
+from data.images.corruptions import CORRUPTIONS, SEVERITIES
 from data.labels.exclusions import read_keys
 from data.shards.split import Split, open_split
 from data.storage.redact import redacted
@@ -15,10 +19,12 @@ from pipeline.core.devices import UNKNOWN_DEVICE
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, SelectConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record, is_begun
+from pipeline.core.timing import byte_size
 from pipeline.evaluation.generations import describe_decision
 from pipeline.inputs.streams import labeled_stream
+from pipeline.models.expected_time import Workload, size_of
 from pipeline.models.resnet_rs import ModelError
-from pipeline.planning.estimate import Workload, print_estimate, size_of
+from pipeline.planning.estimate import HostSpeeds, print_estimate
 from pipeline.planning.gpu_fit import Part, counted_parts, print_memory, refusal
 from pipeline.planning.outlook import REFUSES, Forecast, Outlook
 from pipeline.planning.status import last_begun
@@ -26,7 +32,8 @@ from pipeline.stages import rows_of
 from pipeline.training.job import TrainingError, num_steps
 from pipeline.training.optimizer import state_per_parameter
 from pipeline.upstream.labeled_splits import check_splits, classes_of, splits_to_check
-from teacher.labeling.worker_needs import WorkerNeeds
+from pipeline.upstream.picture_folders import describe_packed
+from teacher.labeling.worker_needs import WorkerNeeds, decode_threads
 from teacher.selection.quota import describe_planned_quota
 
 _SPLITS = ("labeled", "validation", "unlabeled", "test")
@@ -48,11 +55,13 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
             validation and test images.
     """
     layout = layouts[0]
+    for line in describe_packed(config.run_dir):
+        print(line)
     splits = {
         name: open_split(patterns, layout.indexes) for name in _SPLITS if (patterns := getattr(config.data, name))
     }
     for name, split in splits.items():
-        print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {split.bytes / 1e9:12,.1f} GB")
+        print(f"{name:12}{len(split.shards):8,} shards {split.num_samples:14,} images {byte_size(split.bytes):>12}")
     if config.known_device() == UNKNOWN_DEVICE:
         print(
             f"device      unknown: no Ray cluster answers at ray_address={config.ray_address}; what is left needs one, or device=cpu"
@@ -63,6 +72,7 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
         print("validation  none: confidences are not calibrated, and the accuracy of the labels is unknown")
     student: Outlook | None = None
     workloads: list[Workload] = []
+    speeds = HostSpeeds(config, splits)
     on_gpu: dict[str, list[Part]] = {}
     for layout in layouts:
         forecast = Forecast(config, layout, splits, student)
@@ -71,7 +81,7 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
             if stage == forced and (found.state == REFUSES or layout == last_begun(layouts, stage)):
                 found, forced = forecast.outlook(stage, forced=is_begun(layout.folder_of(stage))), None
             found, on_gpu[_name_of(config, layout, stage)] = _fit(config, layout, stage, found, splits)
-            workloads += _print_outlook(config, layout, stage, found, splits)
+            workloads += _print_outlook(_StageSize(config, layout, stage, splits, speeds), found)
         student = forecast.seen.get("student")
         if config.generations == "auto":
             print(describe_decision(config, layout))
@@ -79,7 +89,7 @@ def print_plan(config: Config, layouts: Sequence[Layout], stages: Sequence[str],
         print(f"export      {_export_size(config, layouts, splits.get('unlabeled'))}")
     print_memory(config, on_gpu)
     if workloads:
-        print_estimate(config, workloads, splits.get("unlabeled"))
+        print_estimate(config, workloads, speeds.decoded_per_s if "label" in stages else None)
 
 
 def _name_of(config: Config, layout: Layout, stage: str) -> str:
@@ -109,29 +119,25 @@ def _export_size(config: Config, layouts: Sequence[Layout], unlabeled: Split | N
     folder = last_begun(layouts, "export").current_selection()
     record = done_record(folder) if folder else None
     images = record["summary"]["kept"] if record else unlabeled.num_samples
-    size = unlabeled.bytes * images / unlabeled.num_samples / 1e9
-    return f"{'' if record else 'at most '}{images:,} images, about {size:,.2g} GB, beside the unlabeled shards"
+    size = byte_size(unlabeled.bytes * images / unlabeled.num_samples)
+    return f"{'' if record else 'at most '}{images:,} images, about {size}, beside the unlabeled shards"
 
 
-def _print_outlook(
-    config: Config, layout: Layout, stage: str, found: Outlook, splits: Mapping[str, Split]
-) -> list[Workload]:
-    """Print a stage's lines; returns its workload, if its models have something to do."""
-    words, workload = "", None
+def _print_outlook(size: _StageSize, found: Outlook) -> list[Workload]:
+    """Print a stage's lines; returns what its models have to do."""
+    words, workloads = "", list[Workload]()
     try:
-        num_classes = 0
-        if stage in _WITH_MODELS:
-            num_classes, _ = classes_of(config, splits.get("labeled") or splits.get("validation"))
-        size = _StageSize(config, layout, stage, splits, num_classes)
+        if size.stage in _WITH_MODELS:
+            _ = size.num_classes  # or refuse
         words = size.describe()
-        workload = size.workload() if found.works else None
+        workloads = size.workloads() if found.works else []
     except (StageError, ModelError) as error:
         if found.works:
             found = Outlook(REFUSES, str(error))
-    print(f"generation {layout.generation}  {stage:10}{found.state:18}{words}".rstrip())
+    print(f"generation {size.layout.generation}  {size.stage:10}{found.state:18}{words}".rstrip())
     for line in found.reason.splitlines():
         print(f"    {line}")
-    return [workload] if workload else []
+    return workloads
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,14 @@ class _StageSize:
     layout: Layout
     stage: str
     splits: Mapping[str, Split]
-    num_classes: int
+    speeds: HostSpeeds
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Of the models; 0 for a pretraining. Raises StageError if nothing tells."""
+        if self.stage == "pretrain":
+            return 0
+        return classes_of(self.config, self.splits.get("labeled") or self.splits.get("validation"))[0]
 
     @property
     def trains(self) -> bool:
@@ -168,18 +181,55 @@ class _StageSize:
         stream = labeled_stream(self.splits["labeled"], per_step, read_keys(self.config.data.exclude))
         return num_steps(self.section.epochs, stream.num_images / per_step)
 
-    def workload(self) -> Workload | None:
-        """Images through models; None for a stage that takes seconds."""
+    def workloads(self) -> list[Workload]:
+        """Images through models; none for a stage that takes seconds."""
         if self.trains:
-            images = self.num_steps() * self.section.batch_size * self.section.views
-        elif self.stage == "label" and "unlabeled" in self.splits:
-            passes = self.config.label.views * (1 + len(self.config.teacher.ensemble))
-            images = self.splits["unlabeled"].num_samples * passes
-        else:
-            return None
-        return Workload(
-            _name_of(self.config, self.layout, self.stage), images, self.trains, self.section, self.num_classes
-        )
+            return self._training()
+        if self.stage == "label" and "unlabeled" in self.splits:
+            return [self._labeling(self.splits["unlabeled"])]
+        if self.stage == "evaluate" and {"test", "labeled"} <= self.splits.keys():
+            return self._evaluation(self.splits["test"])
+        return []
+
+    def _training(self) -> list[Workload]:
+        """The steps, and the evaluations between them."""
+        section, steps = self.section, self.num_steps()
+        images = steps * section.batch_size
+        work = Workload(
+            self._name, images * section.views, steps, True, section, self.num_classes, self.config.threads,
+            section.workers, images * self.speeds.loading_s(section), section.loader_workers * section.workers,
+        )  # fmt: skip
+        validation = self.splits.get("validation")
+        if self.stage == "pretrain" or validation is None:
+            return [work]
+        evaluations = max(1, round(section.epochs / section.eval_every_epochs))
+        return [work, self._forward(section, evaluations * validation.num_samples, section.eval_batch_size)]
+
+    def _labeling(self, unlabeled: Split) -> Workload:
+        label, cores = self.config.label, os.cpu_count() or 1
+        images = unlabeled.num_samples * label.views * (1 + len(self.config.teacher.ensemble))
+        work = self._forward(self.section, images, label.batch_size)
+        workers = min(label.worker_range()[1], max(1, cores // label.threads))
+        threads = decode_threads(label, self.config.known_device(), cores, torch.cuda.device_count())
+        loading_s = unlabeled.num_samples / (self.speeds.decoded_per_s or math.inf)
+        return replace(work, threads=label.threads, processes=workers, loading_s=loading_s, loaders=workers * threads)
+
+    def _evaluation(self, test: Split) -> list[Workload]:
+        """Of teacher and student: on the test images, and on corruptions of some."""
+        corrupted = min(self.config.evaluate.robustness_images, test.num_samples)
+        images = test.num_samples + corrupted * (1 + len(CORRUPTIONS) * len(SEVERITIES))
+        sections = self.config.training(self.layout.teacher_stage), self.config.student
+        with suppress(StageError):  # the number of classes is not known: the stage can do without
+            return [self._forward(section, images, self.config.evaluate.batch_size) for section in sections]
+        return []
+
+    def _forward(self, section: TrainConfig, images: int, batch_size: int) -> Workload:
+        batches = math.ceil(images / batch_size)
+        return Workload(self._name, images, batches, False, section, self.num_classes, self.config.threads)
+
+    @property
+    def _name(self) -> str:
+        return _name_of(self.config, self.layout, self.stage)
 
     def describe(self) -> str:
         """Model, steps, shards and bytes, in words."""
@@ -206,18 +256,18 @@ class _StageSize:
         section, steps = self.section, self.num_steps()
         labeled = f"{section.labeled_per_step:,} labeled" if section.views == 1 else f"{section.views} views of each"
         batch = f"{section.batch_size:,} ({labeled})"
-        gigabytes = (section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes) / 1e9
+        size = byte_size((section.keep_checkpoints + 1) * _checkpoint_bytes(section, self.num_classes))
         begins = f"; begins with {redacted(section.init)}" if section.init is not None else ""
         return (
             f"{self._describe_model()}{begins}; {steps:,} steps of {batch}, {steps * section.batch_size:,} images; "
-            f"about {gigabytes:.2g} GB of checkpoints"
+            f"about {size} of checkpoints"
         )
 
     def _describe_labels(self, unlabeled: Split) -> str:
         row_bytes = _LABEL_BYTES + _TOP_K_BYTES * min(self.config.label.top_k, self.num_classes)
-        gigabytes = row_bytes * unlabeled.num_samples / 1e9
+        labels = byte_size(row_bytes * unlabeled.num_samples)
         workers = self.config.label.workers
-        size = f"{len(unlabeled.shards):,} shards on {workers} workers, about {gigabytes:.2g} GB of labels"
+        size = f"{len(unlabeled.shards):,} shards on {workers} workers, about {labels} of labels"
         return f"{size}\n    {self._describe_worker()}"
 
     def _describe_worker(self) -> str:

@@ -10,15 +10,15 @@ from contextlib import suppress
 
 from pydantic import BaseModel
 
-from data import storage
+from data import console, storage
 from data.errors import DataError
 from data.json_files import read_if_usable
 from data.labels.label_files import VALIDATION_NAME
+from data.picture_folders import PACKED
 from data.progress_bar import format_interval
 from data.settings import UsageError
 from data.storage.redact import redacted
 from data.tables import read_table
-from pipeline.core import console
 from pipeline.core.config import CONFIG_NAME
 from pipeline.core.layout import Layout
 from pipeline.core.lock import read_holder
@@ -29,6 +29,7 @@ from pipeline.evaluation.generations import describe_decision, known_layouts
 from pipeline.inference.accuracy import Accuracy
 from pipeline.stages import StageRow, find, rows_of
 from pipeline.training.progress import read_training_progress
+from pipeline.upstream.picture_folders import describe_packed
 from teacher.labeling.progress import read_progress
 
 WATCH_S = 5.0
@@ -48,6 +49,10 @@ def last_begun(layouts: Sequence[Layout], stage: str) -> Layout:
 def print_status(config: Config, layouts: Sequence[Layout]) -> None:
     """Print a line per stage, and the process that works or the last stop. Raises UsageError when there is no such run."""
     if not storage.exists(storage.join(config.run_dir, CONFIG_NAME)):
+        if storage.exists(storage.join(config.run_dir, PACKED)):
+            raise UsageError(
+                f"run_dir={config.run_dir}: nothing has begun there but the packing of its folders of images"
+            )
         raise UsageError(f"run_dir={config.run_dir}: no run there ({CONFIG_NAME} is missing); check the path")
     print("\n".join(_lines(config, layouts)))
 
@@ -87,7 +92,7 @@ def note_stop(run_dir: str, stage: str, error: BaseException | None) -> None:
 
 
 def _lines(config: Config, layouts: Sequence[Layout]) -> list[str]:
-    lines = []
+    lines = list(describe_packed(config.run_dir))
     for layout in layouts:
         for row in _rows(config, layout):
             stage, folder = row.name, layout.folder_of(row.name)

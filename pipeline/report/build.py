@@ -15,7 +15,7 @@ from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.timing import duration
-from pipeline.inference.accuracy import Comparison
+from pipeline.evaluation.outcome import Outcome, print_advice, validation_outcome, what_to_try
 from pipeline.pages.render import Section, environment
 from pipeline.report.facts import Facts, Model, compare, num_parameters, read_facts
 from pipeline.report.numbers import millions, percent, points, signed
@@ -56,7 +56,8 @@ def report_html(facts: Facts, labels: Sequence[SurveyedLabels]) -> str:
     ]
     return templates.get_template("report.html").render(
         title=_title(facts),
-        notes=[note for generation in facts.generations for note in generation.notes],
+        notes=_notes(facts),
+        advice=_advice(facts),
         figures=_figures(facts, labels),
         sections=sections,
     )
@@ -91,7 +92,9 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
 
 
 def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
-    """Print the run's main figures."""
+    """Print whether the last student beats the first teacher, what to try if not, and the run's main figures."""
+    print("", _title(facts), *_notes(facts), sep="\n")
+    print_advice(_advice(facts))
     tested = next((model.figures["images"] for model in facts.models if model.figures), None)
     print(f"\nOn {tested:,} test images:" if tested else "\nNot evaluated on test images.")
     rows = _model_rows(facts)
@@ -99,6 +102,8 @@ def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    if any("±" in cell for row in rows for cell in row):
+        print("± is one standard error of the paired difference; it does not cover the variation between seeds.")
     for entry in labels:
         print(f"{facts.stage_name(entry.generation.layout.generation, 'pseudo-labels')}: {_labels_summary(entry)}")
     for summary in (robustness_summary(facts), cost_summary(facts)):
@@ -108,13 +113,16 @@ def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
 
 
 def _model_rows(facts: Facts) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("", "top-1", "top-5", "parameters", "against its teacher, points")]
+    """The printed table; with several generations also each student against the first teacher."""
+    bases = {"its teacher": -1} | ({"the first teacher": 0} if len(facts.models) > 2 else {})
+    rows: list[tuple[str, ...]] = [("", "top-1", "top-5", "parameters", *(f"against {name}, points" for name in bases))]
     for position, model in enumerate(facts.models):
-        against = compare(facts.models[position - 1], model) if position else None
+        others = [facts.models[position - 1 if base else 0] for base in bases.values()] if position else []
+        against = [points(found) if (found := compare(other, model)) else "" for other in others]
         accuracies = [percent(model.figures.get(key)) for key in ("top1", "top5")]
         if not model.figures and model.validation_top1 is not None:
             accuracies[0] = f"{percent(model.validation_top1)} (validation)"
-        rows.append((model.name, *accuracies, millions(num_parameters(model)), points(against) if against else ""))
+        rows.append((model.name, *accuracies, millions(num_parameters(model)), *(against or [""] * len(bases))))
     return rows
 
 
@@ -130,25 +138,45 @@ def _labels_summary(labels: SurveyedLabels) -> str:
     return f"{words}; {percent(of_kept)} of the kept and {percent(of_all)} of all are right"
 
 
+def _outcome(facts: Facts) -> Outcome | None:
+    """The last student beside the first teacher: on the test images, or else on the validation images."""
+    return _compared(facts.models[0], facts.models[-1])
+
+
+def _compared(first: Model, last: Model) -> Outcome | None:
+    if last is first:
+        return None
+    if (found := compare(first, last)) is not None:
+        return Outcome(last.name, first.name, found.difference, found.error, found.images, "test")
+    return validation_outcome(last.name, first.name, first.record["summary"], last.record["summary"])
+
+
 def _title(facts: Facts) -> str:
     """The page's title: one sentence on whether the last student beats the first teacher."""
     first, last = facts.models[0], facts.models[-1]
-    return (
-        "There is no student to compare with its teacher yet"
-        if last is first
-        else _verdict(first, last, compare(first, last))
-    )
-
-
-def _verdict(first: Model, last: Model, comparison: Comparison | None) -> str:
-    if comparison is None:
+    if last is first:
+        return "There is no student to compare with its teacher yet"
+    found = _outcome(facts)
+    if found is None:
         return f"{last.name.capitalize()} and {first.name} are not compared: no results on the same test images"
-    amount, error = 100 * comparison.difference, 100 * comparison.error
-    student = "The student" if last.name == "student" else last.name.capitalize()
-    ending = f"the {first.name} on {comparison.images:,} test images"
-    if abs(amount) < 2 * error:
-        return f"No clear difference: {student.lower()} is {signed(amount)} ± {error:.2f} points from {ending}"
-    return f"{student} is {abs(amount):.2f} ± {error:.2f} points {'better' if amount > 0 else 'worse'} than {ending}"
+    return found.verdict()
+
+
+def _notes(facts: Facts) -> list[str]:
+    """What to know before the figures: a last student worse than the one before, outputs that are older than their inputs."""
+    notes = [note for generation in facts.generations for note in generation.notes]
+    if len(facts.models) > 2 and (found := _compared(*facts.models[-2:])) is not None and found.is_loss:
+        notes.insert(0, f"{found.verdict()}, which labeled for it: {found.teacher} is the better model.")
+    return notes
+
+
+def _advice(facts: Facts) -> list[str]:
+    """What to try where the last student is no clear gain over the first teacher, or worse than the one before."""
+    outcomes = [_outcome(facts), *([_compared(*facts.models[-2:])] if len(facts.models) > 2 else [])]
+    first = outcomes[0]
+    if first is None or (first.is_gain and not any(found is not None and found.is_loss for found in outcomes)):
+        return []
+    return what_to_try(facts.config, facts.last_with_student.layout)
 
 
 def _figures(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[tuple[str, str]]:
@@ -164,7 +192,8 @@ def _figures(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[tuple[str, 
     first, last = facts.models[0], facts.models[-1]
     comparison = compare(first, last) if last is not first else None
     if comparison is not None:
-        words = f"± {100 * comparison.error:.2f} points; {comparison.gained:,} images gained, {comparison.lost:,} lost"
+        error = f"± {100 * comparison.error:.2f} points, one standard error"
+        words = f"{error}; {comparison.gained:,} images gained, {comparison.lost:,} lost"
         figures.append((signed(100 * comparison.difference), words))
     for entry in labels:
         if "select" in entry.generation.records:

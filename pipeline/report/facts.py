@@ -54,7 +54,9 @@ class Model:
     record: Record
     figures: Record = field(default_factory=dict)  # stage=evaluate's summary: top1, top5, images, …; empty before it
     predictions: Predictions | None = None
-    speed: Record | None = None  # measured by stage=evaluate: latency_ms, images_per_s, batch_size, where
+    speed: Record | None = (
+        None  # measured by stage=evaluate: latency_ms, images_per_s, batch_size, where, busy, perhaps spread
+    )
 
     @property
     def validation_top1(self) -> float | None:
@@ -94,6 +96,11 @@ class Facts:
         """Fields of RUN/config.yaml."""
         loaded = OmegaConf.load(io.StringIO(self.written_config))
         return dict(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
+
+    @property
+    def last_with_student(self) -> Generation:
+        """The generation of the last student; the first where there is none."""
+        return next((found for found in reversed(self.generations) if "student" in found.records), self.generations[0])
 
     def class_name(self, label: int) -> str:
         """Name of a class; `class 3` if it has none."""
@@ -219,7 +226,11 @@ def _read_model(name: str, role: str, generation: Generation) -> Model:
     columns = [table.column(name).to_numpy() for name in names]
     predictions = Predictions(evaluation["fingerprint"]["inputs"]["test"], *columns)
     speed = read_speed(generation.layout.evaluation)
-    measured = speed["models"][role] | {"where": speed["where"]} if speed and role in speed["models"] else None
+    measured = (
+        speed["models"][role] | {"where": speed["where"], "busy": speed.get("busy", False)}
+        if speed and role in speed["models"]
+        else None
+    )
     return Model(name, folder, record, figures, predictions, measured)
 
 

@@ -104,7 +104,7 @@ def survey_generations(facts: Facts) -> list[SurveyedLabels]:
         StageError: the truth, a label or a selection file is missing.
         DataError: one is damaged, or not the one that was committed.
     """
-    truth = read_truth(facts.config.data.truth)
+    truth = read_truth(facts.config.data, facts.class_names)
     surveyed = []
     for generation in facts.generations:
         if "label" in generation.records:

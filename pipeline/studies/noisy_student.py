@@ -9,22 +9,22 @@ labels with the student before it.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from data import storage
 from data.labels.exclusions import exclude_inputs
 from data.shards.split import open_split
 from data.storage.redact import redacted
 from pipeline.core.layout import Branch, Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, StageError, require_done
+from pipeline.models.expected_time import Workload
 from pipeline.models.initial_weights import init_digest
 from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.rows import Row, Study, no_input_noise
-from pipeline.studies.trainings import labeled_job, training_seconds
+from pipeline.studies.trainings import forward_workload, labeled_job, open_splits, training_workloads
+from pipeline.training.job import TrainJob
 from pipeline.trials.tasks import GPU_SHARE
 from pipeline.trials.trial import Experiment
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -174,36 +174,29 @@ def _result(record: dict[str, Any]) -> dict[str, Any]:
     return {"top1": summary["validation_top1"], "steps": summary.get("steps"), "images": summary["validation_images"]}
 
 
-def _expected_seconds(config: Config, sources: tuple[str, ...]) -> float:
-    """Return seconds of training, timed in a few steps on labeled images (pseudo-labeled ones cost the same), and of labeling."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not sources:
-            seconds, image_s = _teacher_seconds(config, storage.join(folder, "teacher"))
-            return seconds + _labeling_seconds(config, image_s)
-        student = labeled_job(config, "student", storage.join(folder, "student"), config.student.labeled_per_step)
-        seconds, image_s = training_seconds(student)
-        if config.most_generations() > 1:
-            return seconds + _labeling_seconds(config, image_s)
-        if config.label.augment is not None:
-            seconds += _labeling_seconds(config, _teacher_seconds(config, storage.join(folder, "teacher"))[1])
-        return seconds
+def _workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:
+    """Trainings, with as many labeled images as the row's batches have in all, and labeling, where the row makes its own labels."""
+    labeled, _ = open_splits(config)
+    teacher = labeled_job(config, "teacher", "")
+    if not sources:
+        trained = [] if config.teacher.weights else training_workloads(teacher, labeled)
+        return [*trained, _labeling(config, teacher)]
+    student = labeled_job(config, "student", "", config.student.labeled_per_step)
+    works = training_workloads(student, labeled)
+    if config.most_generations() > 1:
+        return [*works, _labeling(config, student)]
+    return [*works, _labeling(config, teacher)] if config.label.augment is not None else works
 
 
-def _teacher_seconds(config: Config, folder: str) -> tuple[float, float]:
-    """Return seconds of the teacher's training, 0 if it is given, and of one image's forward pass."""
-    seconds, image_s = training_seconds(labeled_job(config, "teacher", folder))
-    return (seconds if config.teacher.weights is None else 0.0), image_s
-
-
-def _labeling_seconds(config: Config, image_s: float) -> float:
-    home = Layout(config.run_dir)
-    return open_split(config.data.unlabeled, home.indexes).num_samples * config.label.views * image_s
+def _labeling(config: Config, job: TrainJob) -> Workload:
+    unlabeled = open_split(config.data.unlabeled, Layout(config.run_dir).indexes)
+    return forward_workload(job, unlabeled.num_samples * config.label.views, config.label.batch_size)
 
 
 NOISY_STUDENT_RECIPE = Experiment(
     _fingerprint,
     _run,
-    _expected_seconds,
+    _workloads,
     scratch=tuple(
         f"gen-{generation}/{role}/checkpoints"
         for generation in range(1, _MAX_GENERATIONS + 1)

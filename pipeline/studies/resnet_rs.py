@@ -6,14 +6,14 @@ images, measured on the validation images.
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from data.labels.exclusions import exclude_inputs
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
+from pipeline.models.expected_time import Workload
 from pipeline.studies.rows import FromRun, Row, Study, additive, no_input_noise
-from pipeline.studies.trainings import labeled_job, open_splits, training_seconds
+from pipeline.studies.trainings import labeled_job, open_splits, training_workloads
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
 from pipeline.trials.trial import Experiment
@@ -94,9 +94,8 @@ def _train(config: Config, folder: str, sources: tuple[str, ...]) -> dict[str, A
     return {"top1": top1, "loss": loss, "steps": job.total_steps, "images": job.validation.num_samples}
 
 
-def _expected_seconds(config: Config, sources: tuple[str, ...]) -> float:  # noqa: ARG001 (see _train)
-    with tempfile.TemporaryDirectory() as folder:
-        return training_seconds(labeled_job(config, "teacher", folder))[0]
+def _workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:  # noqa: ARG001 (see _train)
+    return training_workloads(labeled_job(config, "teacher", ""), open_splits(config)[0])
 
 
-TEACHER_RECIPE = Experiment(_fingerprint, _train, _expected_seconds, scratch=("checkpoints",))
+TEACHER_RECIPE = Experiment(_fingerprint, _train, _workloads, scratch=("checkpoints",))

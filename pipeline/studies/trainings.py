@@ -1,23 +1,20 @@
-"""Trainings of a study's rows on the labeled images: the job, and its measured duration."""
+"""Trainings of a study's rows on the labeled images: the job, and what it has to do."""
 
 from __future__ import annotations
 
-import time
+import math
 from dataclasses import replace
 from typing import Literal
 
-from data import storage
 from data.labels.exclusions import read_keys
 from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
+from pipeline.inputs.loading_time import loading_seconds
 from pipeline.inputs.streams import labeled_stream
+from pipeline.models.expected_time import Workload
 from pipeline.training.job import TrainJob, job_from_config
-from pipeline.training.loop import fit
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
-
-_FEW_STEPS, _MORE_STEPS = 2, 8  # the difference is timed: start-up cancels out
-_FORWARD_SHARE = 1 / 3  # of a training step's arithmetic
 
 
 def open_splits(config: Config) -> tuple[Split, Split]:
@@ -43,22 +40,19 @@ def labeled_job(
     return replace(job, num_labeled=stream.num_images * batch_size // (labeled_per_step or batch_size))
 
 
-def training_seconds(job: TrainJob) -> tuple[float, float]:
-    """Measure a few steps; return the expected seconds of the training with its evaluations, and of one image's forward pass."""
-    start, few = _timed(job, _FEW_STEPS)
-    end, more = _timed(job, _MORE_STEPS)
-    step_s = max(0.0, end - start) / (more - few)
-    image_s = step_s * _FORWARD_SHARE / sum(stream.images_per_step for stream in job.streams)
+def training_workloads(job: TrainJob, labeled: Split) -> list[Workload]:
+    """What a training of `labeled_job` has to do: its steps, and the evaluations on the validation images."""
+    section, images = job.config, job.total_steps * job.images_per_step
+    steps = Workload(
+        job.name, images, job.total_steps, True, section, job.num_classes, job.threads,
+        loading_s=images * loading_seconds(labeled, section), loaders=section.loader_workers,
+    )  # fmt: skip
     assert job.validation is not None, "a study compares on the validation images"
-    evaluations = max(1, round(job.config.epochs / job.config.eval_every_epochs))
-    return job.total_steps * step_s + evaluations * job.validation.num_samples * image_s, image_s
+    evaluations = max(1, round(section.epochs / section.eval_every_epochs))
+    return [steps, forward_workload(job, evaluations * job.validation.num_samples, section.eval_batch_size)]
 
 
-def _timed(job: TrainJob, steps: int) -> tuple[float, int]:
-    """Run a short training with a tiny learning rate; return its seconds and steps."""
-    changes = {"epochs": steps / job.steps_per_epoch, "warmup_epochs": 0.0, "lr": 1e-6}
-    section = job.config.model_copy(update=changes)
-    short = replace(job, name="timing", config=section, folder=storage.join(job.folder, str(steps)), validation=None)
-    started = time.monotonic()
-    fit(short)
-    return time.monotonic() - started, short.total_steps
+def forward_workload(job: TrainJob, images: int, batch_size: int) -> Workload:
+    """Images through the trained model."""
+    batches = math.ceil(images / batch_size)
+    return Workload(job.name, images, batches, False, job.config, job.num_classes, job.threads)

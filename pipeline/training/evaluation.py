@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 
 import numpy as np
 from torch import nn
 
+from data.progress_bar import ProgressBar
 from data.shards.split import Split
-from pipeline.inference.nearest_neighbors import leave_one_out_accuracy
+from pipeline.inference.nearest_neighbors import leave_one_out_right
 from pipeline.inference.predictor import Predictor, count_right, predict_batches
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.training.distributed import Ranks
@@ -34,6 +36,8 @@ def measure(job: TrainJob, split: Split, state: TrainState, ranks: Ranks) -> dic
         return _measure_features(job, split, model, state, ranks)
     counts = ranks.gather(count_right(split, _predictor(job, model), _threads(job), ranks.rank, ranks.world))
     right, images = (sum(column) for column in zip(*counts, strict=True))
+    if ranks.rank == 0:
+        _print(job, state, f"validation top-1 {right / images:.1%} ({images:,} images)")
     return {"validation_top1": right / images}
 
 
@@ -51,7 +55,7 @@ def _measure_features(
     if not batches:
         return {}
     features, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    top1 = leave_one_out_accuracy(features, labels)
+    top1 = sum(ranks.gather(leave_one_out_right(features, labels, ranks.rank, ranks.world))) / len(labels)
     if ranks.rank == 0:
         _report(job, state, top1, len(labels))
     return {"knn_top1": top1}
@@ -60,10 +64,13 @@ def _measure_features(
 def _report(job: TrainJob, state: TrainState, top1: float, images: int) -> None:
     spread = next((line["spread"] for line in reversed(state.metrics) if "spread" in line), None)
     words = "" if spread is None else f", feature spread {spread:.2f}"
-    print(
-        f"{job.name}: step {state.step:,}: kNN top-1 {top1:.1%} ({images:,} labeled images, leave-one-out){words}",
-        flush=True,
-    )
+    _print(job, state, f"kNN top-1 {top1:.1%} ({images:,} labeled images, leave-one-out){words}")
+
+
+def _print(job: TrainJob, state: TrainState, words: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    ProgressBar.write(f"{job.name}: step {state.step:,} of {job.total_steps:,}: {words}", file=sys.stdout)
+    sys.stdout.flush()
 
 
 def report_collapse(job: TrainJob, metrics: Sequence[Mapping[str, float]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -18,15 +17,15 @@ from pipeline.core.schema import Config
 from pipeline.core.schema.transfer import BackboneConfig
 from pipeline.core.stage import digest_of
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.stage_weights import weights_folder
-from pipeline.models.external_weights import PRETRAINED, load_external, some_names, weights_digest
+from pipeline.models.external_weights import PRETRAINED, load_external, weights_digest
+from pipeline.models.heads import match
+from pipeline.models.initial_weights import find_weights
 from pipeline.models.registry import build_model, on_meta
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import CONFIG_NAME, MODEL_NAME, WeightsInfo, load_info, read_safetensors
 
 RANDOM = "random"
 SEED = "{seed}"
-_GENERATION = re.compile(r"gen-(\d+)")
 _SOME_CLASSES = 2
 
 
@@ -62,9 +61,10 @@ class Backbone:
 
     def check(self) -> None:
         """Raise ModelError where there is no such model, or weights do not fit it. Those of timm are not read: they fit their model."""
-        expected = on_meta(lambda: build_model(self.model, 0, self.model_args)).state_dict()
         if self.kind in ("folder", "file"):
-            self._features(expected, self._state())
+            self._features()
+        else:
+            on_meta(lambda: build_model(self.model, 0, self.model_args))
 
     def network(self) -> nn.Module:
         """The model that maps normalized images (N, 3, S, S) to pooled features (N, F).
@@ -74,7 +74,8 @@ class Backbone:
         torch.manual_seed(self.seed)
         network = build_model(self.model, 0, self.model_args)
         if self.kind != "random":
-            network.load_state_dict(self._features(network.state_dict(), self._state()))
+            features = self._features()
+            network.load_state_dict({name: features.get(name, own) for name, own in network.state_dict().items()})
         return network
 
     def _state(self) -> dict[str, Tensor]:
@@ -84,20 +85,15 @@ class Backbone:
             return load_external(self.source, self.model_args, known.num_classes, PRETRAINED)
         return read_safetensors(storage.join(self.source, MODEL_NAME) if self.kind == "folder" else self.source)
 
-    def _features(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of `found` without the head. Raises ModelError, naming the first, where names or shapes differ."""
-        if missing := [name for name in expected if name not in found]:
-            raise ModelError(f"{self.source} does not fit {self.model}: missing {some_names(missing)}")
-        for name, tensor in expected.items():
-            if found[name].shape != tensor.shape:
-                raise ModelError(
-                    f"{self.source} does not fit {self.model}: {name} has the shape {tuple(found[name].shape)}, not "
-                    f"{tuple(tensor.shape)}; give transfer.backbones.{self.name}.model and model_args"
-                )
-        heads = head_prefixes(self.model, self.model_args)
-        if foreign := [name for name in found if name not in expected and not name.startswith(heads)]:
-            raise ModelError(f"{self.source} does not fit {self.model}: unexpected {some_names(foreign)}")
-        return {name: found[name] for name in expected}
+    def _features(self) -> dict[str, Tensor]:
+        """The weights without the head. Raises ModelError where they do not fit the model."""
+        whole = on_meta(lambda: build_model(self.model, _SOME_CLASSES, self.model_args))
+        try:
+            return match(whole, self._state(), new_head=True).tensors
+        except ModelError as error:
+            raise ModelError(
+                f"{self.source} does not fit {self.model}: {error}; give transfer.backbones.{self.name}.model and model_args"
+            ) from None
 
 
 def varies_with_seed(entry: BackboneConfig) -> bool:
@@ -131,7 +127,7 @@ def _open(config: Config, entry: BackboneConfig, name: str, source: str) -> Back
     if source.endswith(".safetensors"):
         _require(name, source, storage.exists(source), "no such file")
         return Backbone(name, source, "file", model, own_args, trained, config.seed)
-    if (folder := _folder_of(source)) is not None:
+    if (folder := find_weights(source)) and storage.exists(storage.join(folder, CONFIG_NAME)):
         info = load_info(folder)
         return Backbone(name, folder, "folder", info.model, info.model_args, _resized(info), config.seed)
     known = _timm_weights(source)
@@ -157,23 +153,6 @@ def _require(name: str, source: str, holds: object, problem: str) -> None:
         )
 
 
-def _folder_of(source: str) -> str | None:
-    """The folder of weights: `source`, that of a stage, or of a run's newest student, teacher or pretraining; None without any."""
-    for folder in map(weights_folder, (source, *_stages_of_run(source))):
-        if storage.exists(storage.join(folder, CONFIG_NAME)) and storage.exists(storage.join(folder, MODEL_NAME)):
-            return folder
-    return None
-
-
-def _stages_of_run(run_dir: str) -> list[str]:
-    """Folders of a run's models, the newest first."""
-    generations = sorted(
-        (int(match[1]) for name in storage.list_names(run_dir) if (match := _GENERATION.fullmatch(name))), reverse=True
-    )
-    made = [storage.join(run_dir, f"gen-{n}", stage) for n in generations for stage in ("student", "teacher")]
-    return [*made, storage.join(run_dir, "pretrain")]
-
-
 def _resized(info: WeightsInfo) -> Preprocessing:
     """As the weights record it, but resized where they pad: other sets have images of other sizes."""
     recorded = Preprocessing.of_weights(info)
@@ -185,10 +164,3 @@ def _of_timm(known: PretrainedCfg) -> Preprocessing:
     mean: Any = tuple(known.mean)
     std: Any = tuple(known.std)
     return Preprocessing(known.input_size[-1], known.crop_pct, interpolation, mean, std)
-
-
-def head_prefixes(name: str, args: Mapping[str, Any]) -> tuple[str, ...]:
-    """What names of the head's tensors begin with: `fc.`."""
-    whole = on_meta(lambda: build_model(name, _SOME_CLASSES, args)).state_dict()
-    rest = on_meta(lambda: build_model(name, 0, args)).state_dict()
-    return tuple(sorted({tensor.rpartition(".")[0] + "." for tensor in whole if tensor not in rest}))

@@ -5,17 +5,22 @@ trials (a configuration and a seed each) ──► how long they will take ─�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
 from data import storage
-from data.progress_bar import ProgressBar, format_interval
+from data.progress_bar import ProgressBar
+from pipeline.core.devices import is_elsewhere
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint, Stage, done_record, inspect_stage, open_stage
-from pipeline.core.timing import read_timing
+from pipeline.core.timing import duration, read_timing
+from pipeline.models.expected_time import Workload, gpu_seconds
+from pipeline.models.expected_time import expected_seconds as expected_seconds_here
 from pipeline.trials.tasks import in_tasks, max_concurrent, ray_nodes, resources_of, training_cpus
 
 
@@ -31,8 +36,8 @@ class Experiment:
         fingerprint: everything the result depends on.
         run: (configuration, folder, sources) → result: make or continue it; JSON values, as `top1` (a fraction).
             sources: folders it builds on: of the row it needs, then of the row that one needs, and so on.
-        expected_seconds: (configuration, sources) → how long `run` takes, measured on the calling machine; works before the
-            sources exist. None: not known before a trial of the same row has ended.
+        workloads: (configuration, sources) → what the models have to do, for the time that `run` takes; works before the sources
+            exist. None: not known before a trial of the same row has ended.
         scratch: paths in the folder that are removed after the commit.
         outputs: files in the folder that are committed with the result.
         cpus: that Ray reserves for a trial.
@@ -40,7 +45,7 @@ class Experiment:
 
     fingerprint: Callable[[Config], Fingerprint]
     run: Callable[[Config, str, tuple[str, ...]], Mapping[str, Any]]
-    expected_seconds: Callable[[Config, tuple[str, ...]], float] | None
+    workloads: Callable[[Config, tuple[str, ...]], list[Workload]] | None
     scratch: tuple[str, ...] = ()
     outputs: Callable[[Config], Sequence[str]] = _no_outputs
     cpus: Callable[[Config], int] = training_cpus
@@ -99,12 +104,12 @@ def run_trials(
     start_ray(todo[0].config.ray_address)
     cpus = max(experiment.cpus(trial.config) for trial in todo)
     resources = resources_of(todo[0].config, ray_nodes(), cpus)
-    seconds = _expected_seconds(trials, todo, experiment, resources)
+    seconds = expected_seconds(trials, todo, experiment)
     at_once = min(len(todo), max_concurrent(resources))
     total = sum(seconds[trial.row] for trial in todo)
-    duration = f" take about {format_interval(total / at_once)}" if experiment.expected_seconds else ""
+    takes = f" take about {duration(total / at_once)}" if experiment.workloads and math.isfinite(total) else ""
     already = f"{len(trials)} {unit}, {len(trials) - len(todo)} of them done"
-    print(f"{title}: {already}; {at_once} at once{duration}", flush=True)
+    print(f"{title}: {already}; {at_once} at once{takes}", flush=True)
     indexes = {trial.folder: index for index, trial in enumerate(todo)}
     needs = [indexes.get(trial.sources[0]) if trial.sources else None for trial in todo]
     with _bar(title, total) as bar:
@@ -131,23 +136,30 @@ def _remove_scratch(trial: Trial, experiment: Experiment) -> None:
         storage.remove(storage.join(trial.folder, name))
 
 
-def _expected_seconds(
-    trials: Iterable[Trial], todo: Iterable[Trial], experiment: Experiment, resources: Mapping[str, float]
-) -> dict[str, float]:
-    """Return seconds per trial by row: the mean of finished ones, else timed in a few steps, under the same concurrency.
+def expected_seconds(trials: Sequence[Trial], todo: Iterable[Trial], experiment: Experiment) -> dict[str, float]:
+    """Return seconds per trial by row: the mean of finished ones, else by the work of its models.
 
-    Without `expected_seconds`, rows that are not known are taken to last as long as the mean of the others.
+    Where rows are finished, others take as much longer or shorter than their work says as those did on average. Without `workloads`,
+    rows that are not known are taken to last as long as the mean of the others.
     """
     taken = seconds_taken(trials)
     unknown = {trial.row: trial for trial in todo if trial.row not in taken}
-    expected = experiment.expected_seconds
-    if expected is None:
+    if experiment.workloads is None or not unknown:
         return taken | dict.fromkeys(unknown, mean(taken.values()) if taken else 1.0)
+    counted = {trial.row: (trial.config, trial.sources) for trial in trials}
+    expected = {
+        row: sum(map(_seconds_there(config), experiment.workloads(config, sources)))
+        for row, (config, sources) in counted.items()
+    }
+    known = sum(expected[row] for row in taken)
+    scale = sum(taken.values()) / known if known and math.isfinite(known) else 1.0
+    return taken | {row: scale * expected[row] for row in unknown}
 
-    def measure(row: str) -> float:
-        return expected(unknown[row].config, unknown[row].sources)
 
-    return taken | dict(in_tasks(measure, list(unknown), resources))
+def _seconds_there(config: Config) -> Callable[[Workload], float]:
+    """Seconds of a workload where the trial will run: on this machine, or one published GPU elsewhere."""
+    device = config.resolved_device()
+    return partial(gpu_seconds, number=1) if is_elsewhere(device) else partial(expected_seconds_here, device=device)
 
 
 def seconds_taken(trials: Iterable[Trial]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from data import storage
 from data.labels.exclusions import read_keys
+from data.picture_folders import folder_of
 from data.settings import UsageError
 from data.shards.split import find_shards
 from data.storage.redact import BLANK, redacted
@@ -52,6 +53,8 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
 
 def _require_existing(field: str, urls: Sequence[str]) -> None:
     if field in SPLIT_FIELDS:
+        if folder := folder_of(urls):
+            raise UsageError(f"{field}={folder}: no such folder of images, and not a .tar shard; check the path")
         find_shards(urls)
         return
     for url in storage.expand(urls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import ray
 
@@ -12,7 +13,7 @@ from pipeline.core.ray_runtime import cores_and_gpus_here
 from pipeline.core.schema import LabelConfig
 from pipeline.inference.ensemble import load_labeling_predictor
 from pipeline.inference.stage_weights import read_info
-from teacher.labeling.crash_isolation import crashing_images
+from teacher.labeling.crash_isolation import crashing_images, open_shard
 from teacher.labeling.label_shard import ShardLabeler
 from teacher.labeling.pool import here
 from teacher.labeling.worker_needs import decode_threads
@@ -55,7 +56,12 @@ class Labeler:
         problems = {}
         if careful:
             problems = crashing_images(
-                shard, self._predictor.view, self._config.stall_timeout_s / 4, self._labeler.meter
+                shard.url,
+                shard.num_samples,
+                partial(open_shard, shard),
+                self._predictor.view,
+                self._config.patience_s,
+                self._labeler.meter,
             )
         return self._labeler.label(shard, url, problems)
 

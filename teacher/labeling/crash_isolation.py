@@ -1,29 +1,56 @@
-"""Find the images of a shard that crash or hang the decoder, by decoding them one by one in a child process.
+"""Find the images that crash or hang the decoder, by decoding them one by one in a child process.
 
-For shards at which workers were lost. An image that crashes a decoder is a bug of the decoder, but no reason to stop labeling.
+For shards at which a process was lost. An image that crashes a decoder is a bug of the decoder, but no reason to stop labeling.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from data import storage
 from data.images.clean_view import EvalView
 from data.images.decode import DecodeError
-from data.shards.image_reader import ImageReader, places_in
+from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Shard
 from teacher.labeling.batches import Meter
 
 _START_S = 120  # limit for a child process to load its libraries
+OpenImages = Callable[[], AbstractContextManager[tuple[Sequence[Place], Callable[[Place], bytes]]]]
+"""Opens images: their places, and a function that reads one. Pickled, as the child opens them."""
 
 
-def crashing_images(shard: Shard, view: EvalView, patience_s: float, meter: Meter) -> dict[int, str]:
-    """Decode a shard in a child process; start a new one after each crash.
+@contextmanager
+def open_shard(shard: Shard) -> Iterator[tuple[Sequence[Place], Callable[[Place], bytes]]]:
+    """Open the images of a shard; see `OpenImages`."""
+    with ImageReader([shard.url]) as reader:
+        yield places_in(shard.index()), lambda place: reader.image(0, place)
+
+
+@contextmanager
+def noting_loss(url: str) -> Iterator[bool]:
+    """Yield whether a process was lost in this block: an empty file at `url`, which only a killed process leaves behind, tells."""
+    was_lost = storage.exists(url)
+    if not was_lost:
+        storage.write_text(url, "")
+    try:
+        yield was_lost
+    finally:
+        storage.remove(url)
+
+
+def crashing_images(
+    name: str, number: int, images: OpenImages, view: EvalView, patience_s: float, meter: Meter
+) -> dict[int, str]:
+    """Decode images in a child process; start a new one after each crash.
 
     Args:
+        name: of the images, for messages.
+        number: of the images.
         patience_s: seconds to decode one image, without reading it.
         meter: counts the time as `read` and `decode`, so that the pool sees progress.
 
@@ -36,39 +63,39 @@ def crashing_images(shard: Shard, view: EvalView, patience_s: float, meter: Mete
     """
     found: dict[int, str] = {}
     start = 0
-    while start < shard.num_samples:
-        start, reason = _first_crash(shard, view, start, patience_s, meter)
+    while start < number:
+        start, reason = _first_crash(name, range(start, number), images, view, patience_s, meter)
         if reason:
             found[start] = reason
             start += 1
     return found
 
 
-def _first_crash(shard: Shard, view: EvalView, start: int, patience_s: float, meter: Meter) -> tuple[int, str]:
-    """(ordinal, reason) of the first image from `start` on that crashes or hangs; (num_samples, "") if none does."""
+def _first_crash(
+    name: str, rows: range, images: OpenImages, view: EvalView, patience_s: float, meter: Meter
+) -> tuple[int, str]:
+    """(row, reason) of the first of some images that crashes or hangs; the end of the rows and "" if none does."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_decode, args=(shard, view, start, sender), daemon=True)
+    child = context.Process(target=_decode, args=(images, rows, view, sender), daemon=True)
     child.start()
     sender.close()
     try:
-        _wait_for_start(shard, receiver, meter)
+        _wait_for_start(name, receiver, meter)
         _receive(receiver, child)
-        for ordinal in range(start, shard.num_samples):
+        for row in rows:
             with meter.timing("read"):
                 _receive(receiver, child)
             with meter.timing("decode"):
                 if not receiver.poll(patience_s):
-                    return ordinal, f"decoding it takes more than {patience_s:g} s"
+                    return row, f"decoding it takes more than {patience_s:g} s"
                 try:
                     _receive(receiver, child)
                 except _EndedError as ending:
-                    return ordinal, f"decoding it ended the process ({ending})"
-        return shard.num_samples, ""
+                    return row, f"decoding it ended the process ({ending})"
+        return rows.stop, ""
     except _EndedError as ending:
-        raise RuntimeError(
-            f"{shard.url}: a process that decodes it alone ended between two images ({ending})"
-        ) from ending
+        raise RuntimeError(f"{name}: a process that decodes it alone ended between two images ({ending})") from ending
     finally:
         receiver.close()
         child.kill()
@@ -79,12 +106,12 @@ class _EndedError(Exception):
     """A child process ended; the message is the signal's name or the exit code."""
 
 
-def _wait_for_start(shard: Shard, receiver: Connection, meter: Meter) -> None:
+def _wait_for_start(name: str, receiver: Connection, meter: Meter) -> None:
     for _ in range(_START_S):
         with meter.timing("read"):  # one second at a time: the pool must see progress
             if receiver.poll(1.0):
                 return
-    raise RuntimeError(f"{shard.url}: a process that decodes it alone did not start within {_START_S} s")
+    raise RuntimeError(f"{name}: a process that decodes it alone did not start within {_START_S} s")
 
 
 def _receive(receiver: Connection, child: BaseProcess) -> None:
@@ -99,15 +126,14 @@ def _receive(receiver: Connection, child: BaseProcess) -> None:
         raise message
 
 
-def _decode(shard: Shard, view: EvalView, start: int, sender: Connection) -> None:
+def _decode(images: OpenImages, rows: range, view: EvalView, sender: Connection) -> None:
     """Runs in the child. Sends None when it has started, and after reading and after decoding each image; or the error."""
     with suppress(BrokenPipeError):
         try:
-            places = places_in(shard.index().slice(start), start)
-            with ImageReader([shard.url]) as reader:
+            with images() as (places, read):
                 sender.send(None)
-                for place in places:
-                    content = reader.image(0, place)
+                for row in rows:
+                    content = read(places[row])
                     sender.send(None)
                     if content:
                         with suppress(DecodeError):

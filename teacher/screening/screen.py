@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ _BATCH = 256  # images that are decoded at once
 _HASH_SIDE = 128  # pixels; large JPEGs are decoded at a scale of at least twice this: the hash takes 64 rows
 _SMALLEST = 1  # pixels; without hashes, the smallest scale: it finds the same damage in less time
 _NO_PIXELS = np.zeros((1, 1, 3), np.uint8)
+NOTHING_CRASHES: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +90,17 @@ class Screener:
     ) -> None:
         self._exclude, self._held_out = exclude, held_out
         self._search = NearDuplicateSearch(held_out, min_correlation) if held_out is not None else None
-        view = HashView(hashes=held_out is not None)
-        self._reader = BatchReader(view, _BATCH, threads, lambda: None, memory_bytes, lambda s: np.empty(s, np.uint8))
+        self.view = HashView(hashes=held_out is not None)
+        self._reader = BatchReader(
+            self.view, _BATCH, threads, lambda: None, memory_bytes, lambda s: np.empty(s, np.uint8)
+        )
 
-    def screen(self, split: str, shard: Shard) -> pa.Table:
+    def screen(self, split: str, shard: Shard, crashing: Mapping[int, str] = NOTHING_CRASHES) -> pa.Table:
         """The images of a shard that are left out, in their order: LEFT_OUT_SCHEMA.
 
         Args:
             split: of the shard, for the table.
+            crashing: images that end a process that decodes them; they are not read. Reasons by ordinal.
 
         Raises:
             DataError, OSError, StorageError: the shard or its index cannot be read, or has changed.
@@ -103,7 +108,8 @@ class Screener:
         index = shard.index()
         excluded = np.flatnonzero(self._exclude.mask(shard.name, index.column("key").combine_chunks())).tolist()
         reasons: dict[int, tuple[Kind, str]] = dict.fromkeys(excluded, ("excluded", "in data.exclude"))
-        problems, hashes = self._read(shard, index, {row: reason for row, (_, reason) in reasons.items()})
+        not_read = {row: reason for row, (_, reason) in reasons.items()}
+        problems, hashes = self._read(shard, index, {**crashing, **not_read})
         for row, problem in enumerate(problems):
             if problem:
                 reasons.setdefault(row, ("undecodable", problem))

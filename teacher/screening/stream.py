@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -26,14 +26,17 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import StageError
 from pipeline.inputs.streams import StreamSpec
 from teacher.executors import Executor, RayTasks, Threads, processes, progress_bars
+from teacher.labeling.batches import Meter
 from teacher.labeling.corpus import check_damage
-from teacher.screening.screen import IN_GREY, LEFT_OUT_SCHEMA, Screener
+from teacher.labeling.crash_isolation import crashing_images, noting_loss, open_shard
+from teacher.screening.screen import IN_GREY, LEFT_OUT_SCHEMA, NOTHING_CRASHES, Screener
 
 LEFT_OUT_NAME = "left_out.parquet"
 _PARTS = "left_out"
 _REMEDY = "delete it and run the same command again, which screens the images again"
 _MANY_IMAGES = 50_000  # from here on, processes save more than their start takes
 _MEMORY = 1 << 30  # bytes, over all local processes, for files and images
+_TASK_MEMORY = 1 << 27  # bytes of a Ray task for them
 _EXAMPLES = 3  # in a message
 _MIN_IMAGES = 2
 
@@ -103,10 +106,10 @@ def _screen_all(config: Config, splits: Mapping[str, Split], folder: str) -> Non
     held_out = tuple(storage.expand(config.data.held_out_hashes)) if config.data.held_out_hashes else ()
     correlation = config.select.copy_correlation
     images = sum(shards[name][1].num_samples for name in todo)
-    with _executor(config.ray_address, images) as (executor, threads):
-        memory = _MEMORY // executor.num_workers
+    with _executor(config.ray_address, images) as (executor, threads, memory):
         exclude = read_keys(config.data.exclude)
-        task = _Screening(shards, parts, exclude, held_out, correlation, threads, memory)
+        patience_s = config.label.patience_s
+        task = _Screening(shards, parts, exclude, held_out, correlation, threads, memory, patience_s)
         for _ in executor(task, todo, "screen"):
             pass
     urls = (storage.join(parts, f"{name}.parquet") for name in shards)
@@ -122,6 +125,7 @@ class _Screening:
         shards: `split/shard` → its split and shard.
         parts: folder of the parts.
         held_out: URLs of hashes.
+        patience_s: to decode one image, in a shard at which a process was lost.
     """
 
     shards: Mapping[str, tuple[str, Shard]]
@@ -131,13 +135,21 @@ class _Screening:
     min_correlation: float
     threads: int
     memory_bytes: int
+    patience_s: float
 
     def __call__(self, names: Iterable[str]) -> None:
         """Screen the shards of these names."""
         held_out = _read_once(self.held_out) if self.held_out else None
         screener = Screener(self.exclude, held_out, self.min_correlation, self.threads, self.memory_bytes)
         for name in names:
-            write_table(storage.join(self.parts, f"{name}.parquet"), screener.screen(*self.shards[name]))
+            split, shard = self.shards[name]
+            with noting_loss(storage.join(self.parts, f"{name}.begun")) as was_lost:
+                crashing = self._crashing(shard, screener) if was_lost else NOTHING_CRASHES
+                write_table(storage.join(self.parts, f"{name}.parquet"), screener.screen(split, shard, crashing))
+
+    def _crashing(self, shard: Shard, screener: Screener) -> dict[int, str]:
+        images = partial(open_shard, shard)
+        return crashing_images(shard.url, shard.num_samples, images, screener.view, self.patience_s, Meter())
 
 
 @lru_cache(maxsize=1)  # a process gets several parts of the shards
@@ -146,19 +158,22 @@ def _read_once(urls: tuple[str, ...]) -> HeldOutHashes:
 
 
 @contextmanager
-def _executor(ray_address: str | None, num_images: int) -> Iterator[tuple[Executor, int]]:
-    """An executor, and the decoding threads of each of its workers: Ray tasks on a cluster; here processes if there are many images."""
+def _executor(ray_address: str | None, num_images: int) -> Iterator[tuple[Executor, int, int]]:
+    """An executor, and the decoding threads and bytes for images of each of its workers.
+
+    Ray tasks on a cluster; here processes if there are many images.
+    """
     cores, progress = os.cpu_count() or 1, progress_bars("pretrain")
     if ray_address is not None:
         from pipeline.core.ray_runtime import num_cpus, start_ray  # takes longer than many a screening
 
         start_ray(ray_address)
-        yield RayTasks(num_cpus(), progress), 1
+        yield RayTasks(num_cpus(), progress), 1, _TASK_MEMORY
     elif num_images < _MANY_IMAGES or cores == 1:
-        yield Threads(1, progress), cores
+        yield Threads(1, progress), cores, _MEMORY
     else:
         with processes(cores, progress) as executor:
-            yield executor, 1
+            yield executor, 1, _MEMORY // cores
 
 
 def _count(splits: Mapping[str, Split], left_out: pa.Table) -> dict[str, int]:

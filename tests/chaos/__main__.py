@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from data.settings import wants_help
 from tests.chaos.killing import driver_kill, driver_term, failpoints_driver, failpoints_worker, worker_kill
 from tests.chaos.ledger import COLUMNS, Outcome
 from tests.chaos.losing import disk_full, node_loss, two_drivers, worker_stop
@@ -29,6 +30,9 @@ FAULTS: dict[str, Callable[[World], Outcome]] = {
 
 def main(words: list[str]) -> int:
     """Run the named faults; return the exit code."""
+    if wants_help(words):
+        print((__doc__ or "").strip())
+        return 0
     columns = (*COLUMNS, "same bytes", "seconds")
     return run_suite("chaos", words, FAULTS, columns, lambda folder, _: make_world(folder), Outcome)
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data.settings import wants_help
 from tests.chaos.suite import run_suite
 from tests.chaos_train.killing import kill_1, kill_2, rank_lost_2, term_1, term_2
 from tests.chaos_train.ledger import COLUMNS, Outcome
@@ -27,6 +28,9 @@ FAULTS: dict[str, Callable[[World], Outcome]] = {
 
 def main(words: list[str]) -> int:
     """Run the faults named on the command line; return the exit code."""
+    if wants_help(words):
+        print((__doc__ or "").strip())
+        return 0
 
     def make(folder: Path, names: list[str]) -> World:
         return make_world(folder, {int(name[-1]) for name in names})

@@ -16,13 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from teacher.selection.stage import select
 from tests import HANGS_S
-from tests.conftest import make_writer
 from tests.label_server import label_server
-from tests.label_sources import export_here
-from tests.pipeline.export.test_export import with_teacher
-from tests.small_run import SmallRun
+from tests.label_sources import exported_run
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"ray", "timm", "torch", "torchvision", "torchmetrics", "matplotlib", "jinja2", "safetensors", "pandas"}
@@ -78,11 +74,7 @@ if __name__ == "__main__":
 def sources(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[list[str]]:
     """A run, an export of it, and a server of that."""
     folder = tmp_path_factory.mktemp("labels")
-    run = SmallRun(folder, make_writer(digits))
-    layout = with_teacher(run)
-    run.label(run.config(), layout)
-    select(run.config(), layout)
-    export_here(run.config(export={"samples_per_shard": 10}), layout)
+    exported_run(folder, digits)
     exported = folder / "run/exports/v1"
     with label_server(exported) as server:
         yield [str(folder / "run"), str(exported), server.address]

@@ -48,6 +48,15 @@ def test_its_stages_are_done_and_nothing_changes(capsys: pytest.CaptureFixture[s
     assert digests() == before
 
 
+def test_its_stages_stay_done_with_other_intervals_of_measuring_and_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests()
+    words = ["teacher.log_every_steps=7", "student.log_every_steps=9", "teacher.eval_every_epochs=0.5"]
+    assert main(["stage=teacher,label,student,evaluate", f"run_dir={RUN}", *words]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{stage}: done" in printed for stage in ("teacher", "label", "select", "student", "evaluate"))
+    assert digests() == before
+
+
 def test_status_and_plan_call_it_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stage=status", f"run_dir={RUN}"]) == 0
     stages = [line.split()[2:4] for line in capsys.readouterr().out.splitlines() if line.startswith("generation 1")]

@@ -36,9 +36,18 @@ def selection(kept: Sequence[int], cut_off: float = 0.3, **others: Any) -> dict[
         for index, (name, count) in enumerate(zip(("cat", "dog", "owl"), kept, strict=True))
     ]
     rule = {"confidence_threshold": cut_off, "class_thresholds": others.pop("class_thresholds", [])}
-    reasons = {"below_threshold": 5, "held_out_duplicate": others.pop("duplicates", 0)}
+    below, duplicates = others.pop("below", 0), others.pop("duplicates", 0)
+    reasons = {"below_threshold": below, "held_out_duplicate": duplicates}
+    totals = {"rows": sum(kept) + below + duplicates}
     empty = [index for index, count in enumerate(kept) if not count]
-    return {"rule": rule, "classes": classes, "empty_classes": empty, "reasons": reasons, "precision": None} | others
+    return {
+        "rule": rule,
+        "classes": classes,
+        "empty_classes": empty,
+        "reasons": reasons,
+        "totals": totals,
+        "precision": None,
+    } | others
 
 
 EQUAL = ((0, 0, 100, 0.9), (1, 1, 100, 0.9), (2, 2, 100, 0.9))
@@ -144,6 +153,17 @@ def test_a_higher_threshold_is_advised_where_more_labels_are_right() -> None:
     )
     sure_and_wrong = labeled((0, 0, 50, 0.4), (1, 1, 50, 0.4), (0, 1, 100, 0.95), (1, 0, 100, 0.95))
     assert "higher threshold" not in "".join(judge_kept(sure_and_wrong, selection([100, 100, 100])).advice())
+
+
+def test_unlabeled_images_unlike_the_labeled_ones_are_seen_by_how_few_reach_the_threshold() -> None:
+    rows = labeled(*EQUAL, (0, 0, 100, 0.1))  # three quarters reach it
+    found = judge_kept(rows, selection([10, 10, 10], below=60, duplicates=10))
+    assert found.warnings() == [
+        "33 % of the unlabeled images reach the threshold, but 75 % of the validation images: many are probably unlike "
+        "the labeled ones"
+    ]
+    assert found.advice()[0] == "unlabeled images of the same kind as the labeled ones (data.unlabeled, data.exclude)"
+    assert judge_kept(rows, selection([10, 10, 10], below=30)).warnings() == []
 
 
 def test_many_classes_are_named_in_part() -> None:

@@ -19,7 +19,6 @@ from pipeline.core.stage import done_record
 from pipeline.inference.stage_weights import load_predictor, read_info
 from pipeline.run import main
 from pipeline.training.checkpoint import load_newest
-from teacher.pretrain import HEAD_NAME
 from teacher.screening.stream import LEFT_OUT_NAME
 from tests.conftest import WriteDigits
 
@@ -67,15 +66,23 @@ def test_its_weights_are_the_averaged_backbone_and_timm_loads_them(words: list[s
     assert summary["spread"] > 0.1
 
 
-def test_simclrv2_keeps_the_heads_first_layer_for_fine_tuning(words: list[str], tmp_path: Path) -> None:
+def test_simclrv2_has_a_head_of_three_layers_and_its_weights_are_the_backbones_alone(
+    words: list[str], tmp_path: Path
+) -> None:
     assert main(["stage=pretrain", *words, "pretrain.objective=simclrv2"]) == 0
     folder = tmp_path / "run/pretrain"
-    head = safetensors.torch.load_file(folder / "weights" / HEAD_NAME)
     checkpoint = load_newest(str(folder / "checkpoints"))
     assert checkpoint is not None
-    assert torch.equal(head["weight"], checkpoint["ema"]["module"]["projector.0.weight"])
-    assert torch.equal(head["norm.running_var"], checkpoint["ema"]["module"]["projector.1.running_var"])
-    assert f"weights/{HEAD_NAME}" in json.loads((folder / "done.json").read_text())["outputs"]
+    trained = checkpoint["ema"]["module"]
+    assert [name for name in trained if name.startswith("projector.") and trained[name].ndim == 2] == [
+        f"projector.{layer}.weight" for layer in (0, 3, 6)
+    ]
+    weights = safetensors.torch.load_file(folder / "weights/model.safetensors")
+    assert {f"backbone.{name}" for name in weights} == {name for name in trained if name.startswith("backbone.")}
+    assert sorted(path.name for path in (folder / "weights").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_done_it_is_skipped_and_another_field_is_refused(

@@ -13,6 +13,7 @@ from ... import storage
 from ...base_names import read_pointer
 from ...errors import DataError
 from ...json_files import read_json
+from ...picture_folders import shards_or_folder
 from ...run_names import (
     CONFIG_NAME,
     CURRENT_NAME,
@@ -119,7 +120,8 @@ def _last_selection(run_dir: str) -> tuple[int, str]:
 
 def _corpus(run_dir: str) -> Split:
     try:
-        return open_split(_data_field(run_dir, "unlabeled"), storage.join(run_dir, INDEXES))
+        patterns = shards_or_folder(run_dir, "unlabeled", _data_field(run_dir, "unlabeled"))
+        return open_split(patterns, storage.join(run_dir, INDEXES))
     except (DataError, storage.StorageError) as error:
         raise DataError(
             f"{redacted(run_dir)}: data.unlabeled: {error}. A relative path counts from the folder where the run was started: go there"

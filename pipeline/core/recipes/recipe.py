@@ -16,13 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from data.settings import UsageError, nearest
 from pipeline.core.config_layers import Layer, as_container, literal, merged, sets
 from pipeline.core.recipes.rules import TRAININGS, Resolver, Rules
 from pipeline.core.recipes.sizes import Sizes
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, fields_of
 
 _BY_SIZE = "by_size"  # key in a recipe's file
 _OWN_INIT = (None, "teacher", "pretrain")  # values of `init` that name no weights from elsewhere
@@ -36,6 +36,13 @@ class RecipeRecord(BaseModel):
     sizes: Sizes
     fields: dict[str, Any]
     reasons: dict[str, str]
+
+    @field_validator("reasons")
+    @classmethod
+    def _check_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := value.keys() - {name for name, _ in fields_of(Config)}:
+            raise ValueError(f"reasons of {min(unknown)}, which is no field")
+        return value
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,6 @@ def read_recipe(name: str, above: Sequence[Layer]) -> Recipe:
     Args:
         above: the layers that win over the recipe. Where one names another model, the recipe's `model_args` do not belong to it.
     """
-    if name not in recipe_names():
-        raise UsageError(
-            f"recipe={name}: no such recipe; expected {', '.join(recipe_names())}{nearest(name, recipe_names())}"
-        )
     fields, rules = _read(name)
     given, own = merged(above) if above else OmegaConf.create({}), dict(fields)
     for section in TRAININGS:
@@ -155,7 +158,11 @@ def _defaults() -> Config:
 
 @cache
 def _read(name: str) -> tuple[dict[str, Any], Rules]:
-    """The fields and the rules in a recipe's file."""
+    """The fields and the rules in a recipe's file. Raises UsageError for a name that is none."""
+    if name not in recipe_names():
+        raise UsageError(
+            f"recipe={name}: no such recipe; expected {', '.join(recipe_names())}{nearest(name, recipe_names())}"
+        )
     loaded = OmegaConf.load(io.StringIO((_folder() / f"{name}.yaml").read_text()))
     assert isinstance(loaded, DictConfig)
     content = as_container(loaded)

@@ -1,8 +1,8 @@
 """The fields of a run's configuration, with their defaults and meanings; `python -m pipeline.run --help` prints them."""
 
-from pipeline.core.schema.config import Config, default_fields, resumable_fields
-from pipeline.core.schema.section import BY_DIGEST, RESUMABLE, RUNTIME, Section, fields_of
-from pipeline.core.schema.sections import ExportConfig, LabelConfig, SelectConfig, ServeConfig
+from pipeline.core.schema.config import Config, accepted_changes, default_fields, fields_marked
+from pipeline.core.schema.section import BY_DIGEST, CPU_NUMERICS, REPORTING, RESUMABLE, RUNTIME, Section, fields_of
+from pipeline.core.schema.sections import DataConfig, ExportConfig, LabelConfig, SelectConfig, ServeConfig
 from pipeline.core.schema.training import (
     AugmentConfig,
     PretrainConfig,
@@ -14,10 +14,13 @@ from pipeline.core.schema.training import (
 
 __all__ = [
     "BY_DIGEST",
+    "CPU_NUMERICS",
+    "REPORTING",
     "RESUMABLE",
     "RUNTIME",
     "AugmentConfig",
     "Config",
+    "DataConfig",
     "ExportConfig",
     "LabelConfig",
     "PretrainConfig",
@@ -28,7 +31,8 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "ViewsConfig",
+    "accepted_changes",
     "default_fields",
+    "fields_marked",
     "fields_of",
-    "resumable_fields",
 ]

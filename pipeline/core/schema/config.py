@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.core.devices import known_device, resolve_device
-from pipeline.core.schema.section import RESUMABLE, Section, fields_of, runtime, setting
+from pipeline.core.schema.section import Section, cpu_numerics, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
     DataConfig,
@@ -50,7 +50,7 @@ class Config(Section):
     )
     max_generations: int = setting(3, "with generations=auto: the maximum", ge=1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda if this machine or the cluster has a GPU")
-    threads: int = setting(2, "CPU threads of training and evaluation in one process", ge=1)
+    threads: int = cpu_numerics(2, "CPU threads of training and evaluation in one process", ge=1)
     ray_address: str | None = runtime(None, "a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS")
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -84,7 +84,7 @@ class Config(Section):
 
     def _problems(self) -> Iterator[str]:
         """Yield a sentence per set of fields that do not go together."""
-        if self.generations == "auto" and not self.data.validation:
+        if self.generations == "auto" and not (self.data.validation or self.data.holds_out):
             yield (
                 "generations=auto compares each student with its teacher on data.validation, which is empty; give shards there, or a "
                 "number of generations"
@@ -195,9 +195,15 @@ class Config(Section):
 
 
 @cache
-def resumable_fields() -> frozenset[str]:
-    """Dotted names of the fields marked RESUMABLE."""
-    return frozenset(name for name, info in fields_of(Config) if info.json_schema_extra == RESUMABLE)
+def fields_marked(mark: str) -> frozenset[str]:
+    """Dotted names of the fields with a mark of `section`, as `resumable`."""
+    return frozenset(name for name, info in fields_of(Config) if info.json_schema_extra == {mark: True})
+
+
+def accepted_changes(device: str | None) -> frozenset[str]:
+    """Fields of a fingerprint whose other values a stage accepts that was made on `device`, and is on it now."""
+    always = fields_marked("resumable") | fields_marked("reporting")
+    return always | fields_marked("cpu_numerics") if device == "cuda" else always
 
 
 @cache

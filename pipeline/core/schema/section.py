@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from data.storage.redact import redacted
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 RESUMABLE: dict[str, Any] = {"resumable": True}
+REPORTING: dict[str, Any] = {"reporting": True}
+CPU_NUMERICS: dict[str, Any] = {"cpu_numerics": True}
 BY_DIGEST: dict[str, Any] = {"by_digest": True}
 ADDED: dict[str, Any] = {"added": True}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Patterns = list[str]
+
+
+def _listed(value: Any) -> Any:
+    """One path as a list of one."""
+    return [value] if isinstance(value, str) and value else value
+
+
+Patterns = Annotated[list[str], BeforeValidator(_listed)]
+"""Paths; one alone need not be in brackets."""
 
 
 def setting(default: Any, meaning: str, **options: Any) -> Any:
@@ -34,6 +44,19 @@ def runtime(default: Any, meaning: str, **options: Any) -> Any:
 def resumable(default: Any, meaning: str, **options: Any) -> Any:
     """A field in the fingerprint that may change while a stage is not done."""
     return setting(default, meaning, json_schema_extra=RESUMABLE, **options)
+
+
+def reporting(default: Any, meaning: str, **options: Any) -> Any:
+    """A field of how often a stage measures or logs. It changes no weights and no labels, so another value never refuses.
+
+    It is in the fingerprint, as in those of earlier versions, which says how the stage was made.
+    """
+    return setting(default, meaning, json_schema_extra=REPORTING, **options)
+
+
+def cpu_numerics(default: Any, meaning: str, **options: Any) -> Any:
+    """A field in the fingerprint that changes rounding on CPUs alone: another value never refuses what a GPU makes."""
+    return setting(default, meaning, json_schema_extra=CPU_NUMERICS, **options)
 
 
 def by_digest(default: Any, meaning: str, **options: Any) -> Any:

@@ -7,26 +7,42 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, runtime, setting
+from data.picture_folders import folder_of
+from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, cpu_numerics, runtime, setting
 from pipeline.core.schema.training import AugmentConfig
 
 
 class DataConfig(Section):
     """Where the images are: paths, globs, brace expansions (`{000..999}`, `{a,b}`) or fsspec URLs of .tar shards. A path that exists as
-    written names that file, whatever characters it has. The query of an http(s) URL (after `?`) is not expanded."""
+    written names that file, whatever characters it has. The query of an http(s) URL (after `?`) is not expanded. Or a folder of images,
+    with a folder per class where they are labeled: the run packs it into shards once."""
 
-    labeled: Patterns = setting([], "labeled training shards")
-    validation: Patterns = setting([], "held-out labeled shards, for calibration and training curves")
-    unlabeled: Patterns = setting([], "unlabeled shards")
-    test: Patterns = setting([], "labeled test shards, read by evaluate; the report shows a few of them")
+    labeled: Patterns = setting([], "labeled training shards, or a folder")
+    validation: Patterns = setting([], "held-out labeled shards or folder, for calibration and training curves")
+    unlabeled: Patterns = setting([], "unlabeled shards, or a folder")
+    test: Patterns = setting([], "labeled test shards or folder, read by evaluate; the report shows a few of them")
+    validation_share: float = by_digest(
+        0.1, "of a folder data.labeled, without data.validation: the share of each class to hold out for it", ge=0, lt=1
+    )
+    group: str = by_digest(
+        "",
+        "of a folder data.labeled: a regular expression for paths; images with the same text in its parentheses stay in one split",
+    )
     held_out_hashes: Patterns = setting(
         [], "hashes.parquet files of held-out images; their near-duplicates are not selected"
     )
     exclude: str | None = setting(None, "text file of keys, one a line, that no stage trains on, labeled or not")
     truth: str | None = setting(
-        None, "Parquet of (shard, ordinal, label) for unlabeled images; only report and summary use it"
+        None,
+        "the classes of unlabeled images, for report and summary alone: CSV of (path, class), the folder of class folders that they "
+        "are from, or Parquet of (shard, ordinal, label)",
     )
     num_classes: int | None = setting(None, "needed only when no manifest has class names", ge=2)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether validation images are to be a share of the folder `labeled`."""
+        return not self.validation and self.validation_share > 0 and folder_of(self.labeled) is not None
 
 
 class LabelConfig(Section):
@@ -48,7 +64,7 @@ class LabelConfig(Section):
     start_timeout_s: float = runtime(
         600, "seconds for a running actor to load the model; the stage fails when no actor has", gt=0
     )
-    threads: int = setting(2, "CPU threads of the model in each actor", ge=1)
+    threads: int = cpu_numerics(2, "CPU threads of the model in each actor", ge=1)
     decode_threads: int | None = runtime(
         None, "decoding threads in each actor; null: the actor's share of its machine's cores", ge=1
     )
@@ -69,6 +85,11 @@ class LabelConfig(Section):
         if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
             raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
         return value
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds to decode an image in a process of its own, after others were lost: far below the stall of its actor."""
+        return self.stall_timeout_s / 4
 
     def worker_range(self) -> tuple[int, int]:
         """Minimum and maximum number of labeling actors."""

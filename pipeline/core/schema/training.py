@@ -9,11 +9,13 @@ from pydantic import AfterValidator, Field, model_validator
 from data.settings import UsageError
 from pipeline.core.schema.section import (
     Fraction,
+    Patterns,
     Positive,
     PositiveFraction,
     Section,
     added,
     by_digest,
+    reporting,
     resumable,
     runtime,
     setting,
@@ -147,7 +149,7 @@ class TrainConfig(Section):
         gt=0,
         le=1,
     )
-    eval_every_epochs: float = setting(5, "epochs between measurements of the EMA weights' validation accuracy", gt=0)
+    eval_every_epochs: float = reporting(5, "epochs between measurements of the EMA weights' validation accuracy", gt=0)
     eval_batch_size: int = resumable(
         256, "images per forward pass on data.validation: in the training, to calibrate and to compare", ge=1
     )
@@ -169,7 +171,7 @@ class TrainConfig(Section):
         ge=0,
     )
     keep_checkpoints: int = runtime(2, "newest checkpoints to keep", ge=1)
-    log_every_steps: int = setting(50, "steps between lines of metrics.jsonl", ge=1)
+    log_every_steps: int = reporting(50, "steps between lines of metrics.jsonl", ge=1)
 
     @property
     def labeled_per_step(self) -> int:
@@ -230,7 +232,7 @@ class PretrainConfig(TrainConfig):
     dropout: Fraction = setting(0.0, "after global pooling")
     ema_decay: Fraction = setting(0.99, "limit of min(decay, (1+t)/(10+t)); with byol it rises to 1 on a cosine")
     bn_momentum: float = setting(0.1, "share of the newest batch, as in torch", gt=0, le=1)
-    eval_every_epochs: float = setting(
+    eval_every_epochs: float = reporting(
         5, "epochs between measurements of the features: kNN on the labeled images, leave-one-out", gt=0
     )
 
@@ -253,7 +255,7 @@ class TeacherConfig(TrainConfig):
         None,
         "of `weights`: text file of class names, one a line, in the order of its outputs; they are reordered to the data's",
     )
-    ensemble: list[str] = by_digest(
+    ensemble: Patterns = by_digest(
         [], "folders of further teachers (gen-N/teacher or gen-N/student of runs); labels are the mean over all"
     )
     expected_top1: Fraction | None = runtime(

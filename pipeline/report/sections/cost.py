@@ -27,6 +27,7 @@ def cost_section(facts: Facts) -> Section | None:
         "rows": [[name, *(column[name] for column in columns)] for name in columns[0]],
         "chart": Figure(plots.accuracy_speed(points), f"Top-1 accuracy against images per second: {values}."),
         "where": models[0][2]["where"],
+        "busy": _busy(facts),
     }
     return Section("cost.html", shown)
 
@@ -41,6 +42,20 @@ def _column(figures: Record, speed: Record) -> dict[str, str]:
     }
 
 
+def _busy(facts: Facts) -> str:
+    """Which figures were measured while the machine was busy, and how much the rounds differ; empty if none was."""
+    busy = [
+        (model.name, model.speed.get("spread", 0.0)) for model in facts.models if model.speed and model.speed["busy"]
+    ]
+    if not busy:
+        return ""
+    spreads = ", ".join(f"{name} by {100 * spread:.0f} %" for name, spread in busy)
+    return (
+        f"measured on a busy machine, where five rounds differ ({spreads}): compare no speeds; on a quiet one, "
+        "stage=evaluate force=true measures again"
+    )
+
+
 def cost_summary(facts: Facts) -> str:
     """`speed (CPU, 1 thread): teacher 1.20 ms an image alone, 2,310 images/s in batches; …`; empty if not measured."""
     measured = [(model.name, model.speed) for model in facts.models if model.speed]
@@ -48,4 +63,5 @@ def cost_summary(facts: Facts) -> str:
         f"{name} {speed['latency_ms']:.2f} ms an image alone, {speed['images_per_s']:,.0f} images/s in batches"
         for name, speed in measured
     ]
-    return f"speed ({measured[0][1]['where']}): {'; '.join(parts)}" if parts else ""
+    busy = f" ({_busy(facts)})" if _busy(facts) else ""
+    return f"speed ({measured[0][1]['where']}): {'; '.join(parts)}{busy}" if parts else ""

@@ -91,3 +91,13 @@ def test_a_padded_view_is_the_same_from_both_decoders(photo: np.ndarray) -> None
     content = jpeg(photo[:28, :28])
     fast, exact = (EvalView(32, 1.0, "bicubic", "pad", decoder)(content) for decoder in ("fast", "pillow"))
     assert np.array_equal(fast, exact)
+
+
+@pytest.mark.parametrize(("height", "width"), [(49, 49), (98, 120), (103, 49), (55, 71), (32, 32), (31, 500)])
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_without_a_margin_around_the_crop_no_pixel_is_lost(height: int, width: int, image_size: int) -> None:
+    """49 · (32 / 49) is below 32 in floating point, and torch rounds down."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    fast, exact = (f(image, image_size, 1.0, "bilinear").astype(int) for f in (eval_transform_fast, eval_transform))
+    assert fast.shape == exact.shape == (image_size, image_size, 3)
+    assert np.abs(fast - exact).max() <= 1

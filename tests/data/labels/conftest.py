@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 
 from data.storage import retry
-from teacher.selection.stage import select
-from tests.conftest import make_writer
 from tests.label_server import LabelServer, label_server
-from tests.label_sources import Sources, export_here, said_by_stages
-from tests.pipeline.export.test_export import with_teacher
-from tests.small_run import SmallRun
+from tests.label_sources import Sources, export_here, exported_run, said_by_stages
 
 
 @pytest.fixture(scope="package")
 def sources(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Sources:
     folder = tmp_path_factory.mktemp("sources")
-    run = SmallRun(folder, make_writer(digits))
-    layout = with_teacher(run)
-    run.label(run.config(), layout)
-    select(run.config(), layout)
-    for number, selected in enumerate((True, False), 1):
-        config = run.config(export={"samples_per_shard": 10, "selected": selected})
-        export_here(config, layout)
-        assert (folder / f"run/exports/v{number}").is_dir()
+    run, layout = exported_run(folder, digits)
+    export_here(run.config(export={"samples_per_shard": 10, "selected": False}), layout)
     exports = folder / "run/exports"
+    assert sorted(path.name for path in exports.glob("v*")) == ["v1", "v2"]
     images = {f"unlabeled-{n // 50:06d}-{n % 50:07d}": digits[0][n] for n in range(120)}
     return Sources(folder / "run", exports / "v1", exports / "v2", said_by_stages(layout), images)
 

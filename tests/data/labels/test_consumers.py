@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -23,12 +22,9 @@ from PIL import Image
 from pipeline.core.layout import Layout
 from pipeline.models.registry import build_model
 from pipeline.models.weights import WeightsInfo, save_weights
-from teacher.selection.stage import select
-from tests.conftest import DIGIT_NAMES, make_writer
+from tests.conftest import DIGIT_NAMES
 from tests.label_server import label_server
-from tests.label_sources import export_here
-from tests.pipeline.export.test_export import with_teacher
-from tests.small_run import SmallRun
+from tests.label_sources import exported_run, said_by_stages
 
 PAGE = Path(__file__).parents[3] / "docs/consumers.md"
 BLOCK = re.compile(r"^## (?P<title>[^\n]+)$|^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,14 +69,10 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, digits: tuple[np.ndarray, np.ndarray]) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("consumers")
-    run = SmallRun(folder, make_writer(digits))
-    layout = with_teacher(run)
-    run.label(run.config(), layout)
-    select(run.config(), layout)
-    export_here(run.config(export={"samples_per_shard": 10}), layout)
+    _, layout = exported_run(folder, digits)
     save_student(layout)
     with label_server(folder / "run/exports/v1") as server:
-        yield Reader(folder, server.address, labels_of_stages(layout))
+        yield Reader(folder, server.address, {key: label for key, (label, *_) in said_by_stages(layout).items()})
     ray.shutdown()
 
 
@@ -90,17 +82,6 @@ def save_student(layout: Layout) -> None:
     info = WeightsInfo(model="resnetrs26", model_args=arguments, num_classes=10, class_names=DIGIT_NAMES, image_size=32, crop_pct=1,
                        interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), temperature=1.25)  # fmt: skip
     save_weights(f"{layout.student}/weights", build_model("resnetrs26", 10, arguments).state_dict(), info)
-
-
-def labels_of_stages(layout: Layout) -> Labels:
-    """Key → label of what is selected, from the stages' own files."""
-    found: Labels = {}
-    for path in sorted(Path(layout.labels).glob("unlabeled-*.parquet")):
-        copies = pq.read_table(f"{layout.current_selection()}/{path.name}").column("copies").to_pylist()
-        for row, number in zip(pq.read_table(path).to_pylist(), copies, strict=True):
-            if number:
-                found[f"{path.stem}-{row['ordinal']:07d}"] = row["label"]
-    return found
 
 
 def test_every_block_of_the_page_is_run_here() -> None:

@@ -18,6 +18,7 @@ from data.labels.exclusions import ExcludedKeys
 from data.labels.label_files import (
     describe_label_file,
     label_table,
+    open_label_file,
     read_copies,
     read_labels,
     read_labels_manifest,
@@ -256,6 +257,22 @@ def test_label_files_of_earlier_versions_are_read_and_checked_by_their_digest(
     with open_table(str(path), "") as file:
         assert not file.is_sealed
     assert differences(path, readers, flips(content, 20, 2)) == dict.fromkeys(readers, 0)
+
+
+def test_a_file_of_an_earlier_version_whose_content_is_known_is_not_fetched_again(
+    tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SmallRun(tmp_path, write_digits)
+    config = small.config(truth=False, student={"batch_size": 8, "image_size": 8})
+    layout = Layout(config.run_dir)
+    small.model(layout.teacher, "teacher")
+    small.label(config, layout)
+    path = Path(layout.labels) / f"{NAME}.parquet"
+    content = as_before(path)
+    entry = describe_label_file(str(path))
+    monkeypatch.setattr("data.storage.read_bytes", None)
+    with open_label_file(str(path), entry, content) as file:
+        assert file.num_rows == pq.read_metadata(path).num_rows
 
 
 def rewritten(path: Path, **source: Any) -> None:

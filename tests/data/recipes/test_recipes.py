@@ -65,7 +65,7 @@ def test_digits_are_written_once_with_labels_and_a_licence(tmp_path: Path, capsy
         file: file.read_bytes() for file in (tmp_path / "again").rglob("*.tar")
     }
     assert digits.main([f"out={out}", "seed=1"]) == 2
-    assert "another set is there" in capsys.readouterr().err
+    assert "another split was begun there" in capsys.readouterr().err
 
 
 def test_an_interrupted_writing_continues_to_the_same_splits(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from data.errors import DataError
 from data.shards.image_ranges import FileRange, ImageRanges
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Split, open_split
+from data.shards.write import write_shard
 from tests.conftest import WriteDigits
 
 
@@ -92,3 +93,19 @@ def test_a_local_image_is_not_read_but_named_and_sliced_like_bytes(split: Split)
         assert len(image) == len(content) == place.size
         for part in (slice(3, 10), slice(5, None), slice(None, 7), slice(9, 4), slice(0, 10**9)):
             assert image[part].read() == content[part]
+
+
+def test_every_byte_of_a_large_image_is_asked_for_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux reads 128 KiB for one advice, and ignores the rest of it."""
+    write_shard(str(tmp_path / "large.tar"), [("a", {"jpg": bytes(300_000)}), ("b", {"jpg": bytes(10)})])
+    advised: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: advised.append((start, size)))
+    shard = open_split(f"{tmp_path}/large.tar", str(tmp_path / "index")).shards[0]
+    places = places_in(shard.index())
+    with closing(ImageRanges([shard.url])) as images:
+        images.images(0, places)
+    assert all(size <= 128 << 10 for _, size in advised)
+    asked = {byte for start, size in advised for byte in range(start, start + size)}
+    assert asked >= {byte for place in places for byte in range(place.start, place.end)}

@@ -105,7 +105,7 @@ def test_a_url_that_cannot_be_sent_is_named(web: str, name: str) -> None:
 
 
 class _Ranges(BaseHTTPRequestHandler):
-    """The same 100 kB at every path, by ranges; `connections` and `requests` are counted."""
+    """The same 100 kB at every path, by ranges; /to/x redirects to /x. `connections` and `requests` are counted."""
 
     protocol_version = "HTTP/1.1"
     content = bytes(range(250)) * 400
@@ -115,9 +115,9 @@ class _Ranges(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         _Ranges.connections.add(self.client_address)
         _Ranges.requests.append(self.path)
-        if self.path == "/loop":
+        if self.path == "/loop" or self.path.startswith("/to/"):
             self.send_response(302)
-            self.send_header("Location", "/loop")
+            self.send_header("Location", self.path.removeprefix("/to"))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -173,6 +173,14 @@ def test_another_range_than_was_asked_for_is_an_error_even_if_it_is_as_long(rang
             with pytest.raises(ValueError, match="bytes from 50000, the server answered 'bytes 0-99/100000'"):
                 reading.result()
             assert file.is_paused
+
+
+def test_a_server_that_redirects_is_asked_plainly_once_and_not_once_per_file(ranges: str) -> None:
+    for number in range(3):
+        file = storage.open_ranges(f"{ranges}/to/{number}.tar")
+        assert file is not None
+        assert file.begin(50_000, 100).result() == _Ranges.content[50_000:50_100]
+    assert _Ranges.requests == ["/to/0.tar", "/to/0.tar", "/0.tar", "/to/1.tar", "/1.tar", "/to/2.tar", "/2.tar"]
 
 
 def test_a_server_that_redirects_for_ever_is_an_error(ranges: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.settings import UsageError
-from pipeline.core.config import config_names, load_config, write_config
+from pipeline.core.config import config_names, load, load_config, write_config
 from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.training.ema import EMA
@@ -100,12 +100,32 @@ def test_words_that_are_no_overrides_are_refused(words: list[str]) -> None:
         load_config(None, words)
 
 
-def test_one_path_where_a_list_belongs_is_shown_as_a_list() -> None:
-    with pytest.raises(
-        UsageError, match=r"data\.labeled=a/\*\.tar: expected a list; give 'data\.labeled=\[a/\*\.tar\]', in quotes"
-    ):
-        load_config(None, ["data.labeled=a/*.tar"])
-    assert load_config(None, ["data.labeled=[a/*.tar]"]).data.labeled == ["a/*.tar"]
+@pytest.mark.parametrize("path", ["a/*.tar", "a-{0..9}.tar", "s3://bucket/a.tar"])
+def test_one_path_is_accepted_where_a_list_belongs(tmp_path: Path, path: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data: {{labeled: '{path}', unlabeled: [b.tar]}}\n")
+    config = load_config(str(file), [f"data.unlabeled={path}", f"teacher.ensemble={path}"])
+    assert (config.data.labeled, config.data.unlabeled, config.teacher.ensemble) == ([path], [path], [path])
+
+
+def test_one_number_where_a_list_belongs_is_shown_as_a_list() -> None:
+    with pytest.raises(UsageError, match=r"expected a list; give 'transfer\.l2=\[x\]', in quotes"):
+        load_config(None, ["transfer.l2=x"])
+
+
+def test_an_empty_mapping_clears_that_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    run_dir = tmp_path / "run"
+    file.write_text(f"run_dir: {run_dir}\nteacher: {{epochs: 8, model_args: {{width: 0.1, blocks: [1]}}}}\n")
+    words = ["teacher.model_args={}"]
+    loaded = load(str(file), words)
+    assert (loaded.config.teacher.model_args, loaded.config.teacher.epochs) == ({}, 8)
+    assert loaded.origin("teacher.model_args").endswith("is from the command line")
+    loaded.write(words)
+    assert load(str(file), []).config.teacher.model_args == {}, "remembered, as other words are"
+    assert list(load(str(file), []).remembered) == ["teacher.model_args"]
+    assert load(str(file), [*words, "teacher.model_args.depth=2"]).config.teacher.model_args == {"depth": 2}
+    assert load(None, [f"run_dir={run_dir}"]).config.teacher.model_args == {}
 
 
 def test_an_unknown_configuration_names_the_nearest() -> None:

@@ -97,9 +97,13 @@ def test_fields_that_wait_for_unlabeled_images_follow_them_later(run: Run, capsy
     assert run() == 0
     assert "per_class" not in run.remembered()["select"]
     assert "per_class" not in capsys.readouterr().out
-    assert run(f"data.unlabeled=[{run.folder}/unlabeled/*.tar]", named=False) == 0
+    config = run.folder / "run/config.yaml"
+    config.write_text(
+        config.read_text().replace("batch_size: 32", "batch_size: 16")
+    )  # as an earlier version resolved it
+    assert run(f"data.unlabeled=[{run.folder}/unlabeled/*.tar]") == 0
     assert run.remembered()["select"]["per_class"] == 5
-    assert run.remembered()["teacher"]["batch_size"] == 32
+    assert run.remembered()["teacher"]["batch_size"] == 16
     assert "select.per_class=5  " in capsys.readouterr().out
 
 
@@ -138,3 +142,15 @@ def test_readers_need_no_data(run: Run, capsys: pytest.CaptureFixture[str]) -> N
         shard.unlink()
     assert run(stage="status", named=False) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("labeled: 40", "labeled: none"), ("teacher.epochs:", "teacher.epoch:"), ("reasons:", "reason:")]
+)
+def test_a_damaged_record_is_named(run: Run, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    config = run.folder / "run/config.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    assert run() == 2
+    assert "run/config.yaml: from_recipe is damaged (" in capsys.readouterr().err

@@ -76,7 +76,7 @@ MISTYPED = [
     ("data.labeled=[nowhere/x.tar]", "nowhere/x.tar: no such shard"),
     ("data.validation=[nowhere/x.tar]", "nowhere/x.tar: no such shard"),
     ("data.unlabeled=[nowhere/x.tar]", "nowhere/x.tar: no such shard"),
-    ("data.labeled=[nowhere/x.zip]", "expected a .tar shard"),
+    ("data.labeled=[nowhere/x.zip]", "not a .tar shard"),
     ("teacher.weights=nowhere.pth", "teacher.weights=nowhere.pth: no such file"),
     ("teacher.ensemble=[nowhere]", "teacher.ensemble=nowhere: no such file"),
     ("data.exclude=nowhere.txt", "data.exclude=nowhere.txt: expected a text file"),

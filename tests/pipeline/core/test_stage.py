@@ -117,6 +117,30 @@ def test_the_number_of_training_processes_may_change_on_the_way_and_is_told(
         open_stage(folder, "teacher", Fingerprint({**two.config, "teacher.lr": 0.2}, FINGERPRINT.inputs))
 
 
+def test_how_often_a_stage_measures_and_logs_never_refuses(folder: str) -> None:
+    reports = {"teacher.log_every_steps": 50, "teacher.eval_every_epochs": 5.0}
+    stage = finished(folder, Fingerprint({**FINGERPRINT.config, **reports}, FINGERPRINT.inputs))
+    record = done_record(folder)
+    for field in reports:
+        assert open_stage(
+            folder, "teacher", Fingerprint({**stage.fingerprint.config, field: 1}, FINGERPRINT.inputs)
+        ).is_done
+    assert done_record(folder) == record
+
+
+def test_a_number_of_threads_refuses_on_cpus_where_it_rounds_and_not_on_gpus(folder: str) -> None:
+    def made(device: str, threads: int) -> Fingerprint:
+        return Fingerprint({**FINGERPRINT.config, "device": device, "threads": threads}, FINGERPRINT.inputs)
+
+    finished(folder, made("cuda", 2))
+    assert open_stage(folder, "teacher", made("cuda", 8)).is_done
+    with pytest.raises(StageRefusedError, match="threads: 2 there, 8 now"):
+        open_stage(folder, "teacher", made("cpu", 8))
+    finished(f"{folder}-2", made("cpu", 2))
+    with pytest.raises(StageRefusedError, match="threads: 2 there, 8 now"):
+        open_stage(f"{folder}-2", "teacher", made("cpu", 8))
+
+
 def test_other_inputs_alone_are_refused_with_what_to_do(folder: str) -> None:
     finished(folder)
     with pytest.raises(StageRefusedError) as caught:

@@ -37,7 +37,8 @@ def predictor(width: float) -> Predictor:
 
 
 def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> None:
-    narrow, wide = (_measure(predictor(width), 256) for width in (0.125, 1.0))
+    found = _measure({"narrow": predictor(0.125), "wide": predictor(1.0)}, 256)
+    narrow, wide = found["narrow"], found["wide"]
     assert wide["latency_ms"] > narrow["latency_ms"]
     assert wide["images_per_s"] < narrow["images_per_s"] / 2
 
@@ -45,9 +46,36 @@ def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> 
 @pytest.mark.parametrize(("image_s", "batch_size"), [(0.001, 64), (0.05, 20), (3.0, 1)])
 def test_a_batch_takes_about_a_second_at_most(monkeypatch: pytest.MonkeyPatch, image_s: float, batch_size: int) -> None:
     monkeypatch.setattr(speed, "_seconds", lambda _, size: size * image_s)
-    measured = _measure(predictor(0.125), 256)
+    measured = _measure({"teacher": predictor(0.125)}, 256)["teacher"]
     assert measured["batch_size"] == batch_size
     assert measured["images_per_s"] == pytest.approx(1 / image_s, abs=0.05)
+
+
+def test_speeds_are_medians_of_rounds_in_which_all_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause in the third round changes no median, and shows as spread."""
+    calls: list[str] = []
+    models = {"teacher": predictor(0.125), "student": predictor(0.125)}
+    roles = {id(model): role for role, model in models.items()}
+
+    def seconds(model: Predictor, size: int) -> float:
+        calls.append(roles[id(model)])
+        return 0.001 * size * (3 if len(calls) in (11, 12) else 1)
+
+    monkeypatch.setattr(speed, "_seconds", seconds)
+    found = _measure(models, 256)
+    assert calls[2:] == ["teacher", "teacher", "student", "student"] * 5  # after one call each for the batch size
+    assert found["teacher"] == {"latency_ms": 1.0, "images_per_s": 1000.0, "batch_size": 64, "spread": 2.0}
+    assert found["student"] == found["teacher"] | {"spread": 0.0}
+
+
+@pytest.mark.parametrize(("load", "spread", "busy"), [(0.5, 0.1, False), (0.5, 0.3, True), (4.5, 0.1, True)])
+def test_a_busy_machine_is_seen_by_rounds_that_differ_or_by_its_load(
+    monkeypatch: pytest.MonkeyPatch, load: float, spread: float, busy: bool
+) -> None:
+    monkeypatch.setattr(speed.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(speed.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(speed, "_measure", lambda models, size: {"teacher": {"spread": spread}})
+    assert speed.measure_speed({}, "cpu", 1, 256)["busy"] == busy
 
 
 def evaluated(folder: Path, write: WriteDigits) -> tuple[SmallRun, Layout]:
@@ -72,6 +100,21 @@ def test_the_report_shows_costs_and_an_accuracy_speed_plot(
     assert "teacher 75.00 % at 2,310 images/s; student 80.00 % at 1,240 images/s" in html
     said = "speed (CPU, 1 thread): teacher 1.25 ms an image alone, 2,310 images/s in batches; student 2.50 ms"
     assert said in capsys.readouterr().out
+
+
+def test_speeds_of_a_busy_machine_are_no_facts(
+    tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, layout = evaluated(tmp_path, write_digits)
+    models = {role: figures | {"spread": 0.46} for role, figures in SPEED["models"].items()}  # type: ignore[attr-defined]
+    write_speed(layout.evaluation, SPEED | {"busy": True, "models": models})
+    write_report(run.config(truth=False), [layout])
+    said = "measured on a busy machine, where five rounds differ (teacher by 46 %, student by 46 %): compare no speeds"
+    assert said in capsys.readouterr().out
+    assert said[1:] in (Path(layout.run_dir) / "report.html").read_text()
+    write_speed(layout.evaluation, SPEED)  # of an earlier version
+    write_report(run.config(truth=False), [layout])
+    assert "busy machine" not in capsys.readouterr().out
 
 
 def test_an_evaluation_without_clocks_is_reported_without_costs(tmp_path: Path, write_digits: WriteDigits) -> None:

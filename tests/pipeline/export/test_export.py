@@ -35,7 +35,7 @@ from pipeline.models.weights import WeightsInfo, save_weights
 from teacher.diff import diff
 from teacher.selection.stage import select
 from tests.conftest import DIGIT_NAMES, WriteDigits
-from tests.small_run import REASON, SmallRun
+from tests.small_run import NUM_UNLABELED, PER_SHARD, REASON, SmallRun
 from tests.teacher.test_diff import rows
 
 Identity = tuple[str, int]  # shard, ordinal
@@ -245,6 +245,18 @@ def test_labels_without_images_as_parquet_csv_and_a_tar_per_shard(run: SmallRun)
     everything = list(samples(columns))
     assert sum("cls" in members for _, members in everything) == len(kept)
     assert {said(m)["reason"] for _, m in everything if "cls" not in m} == {"not selected", REASON}
+
+
+def test_labels_of_packed_folders_have_the_paths_of_the_pictures(run: SmallRun) -> None:
+    paths = [f"photos/{number}.png" for number in range(NUM_UNLABELED)]
+    keys = [f"{number:09d}" for number in range(NUM_UNLABELED)]
+    write_table(str(run.folder / "unlabeled/sources.parquet"), pa.table({"key": keys, "path": paths}))
+    parquet, texts = exported(run, format="parquet"), exported(run, format="csv")
+    found = [row for path in sorted(parquet.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    lines = [line for path in sorted(texts.glob("*.csv")) for line in csv.DictReader(path.read_text().splitlines())]
+    expected = [f"photos/{PER_SHARD * int(row['shard'][-6:]) + row['ordinal']}.png" for row in found]
+    assert [row["path"] for row in found] == [line["path"] for line in lines] == expected
+    assert len({row["shard"] for row in found}) > 1
 
 
 def test_manifests_and_tables_agree_with_the_shards(run: SmallRun) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.inference import nearest_neighbors
-from pipeline.inference.nearest_neighbors import leave_one_out_accuracy
+from pipeline.inference.nearest_neighbors import leave_one_out_right
 
 
 def clouds(images: int, classes: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,11 +35,14 @@ def reference(features: np.ndarray, labels: np.ndarray, k: int) -> float:
 def test_accuracy_is_that_of_a_search_image_by_image(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest_neighbors, "_BLOCK", 700)  # several blocks of rows
     features, labels = clouds(90, 5, noise)
-    found = leave_one_out_accuracy(features, labels)
+    right = leave_one_out_right(features, labels)
+    assert sum(leave_one_out_right(features, labels, rank, 3) for rank in range(3)) == right
+    assert leave_one_out_right(features, labels, 1, 3) < right / 2, "a share, not all"
+    found = right / len(labels)
     assert found == pytest.approx(reference(features, labels, 20))
     assert (found == 1) == (noise < 1)
 
 
 def test_no_image_votes_for_itself() -> None:
     features = np.eye(4, dtype=np.float32)
-    assert leave_one_out_accuracy(features, np.arange(4)) == 0
+    assert leave_one_out_right(features, np.arange(4)) == 0

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from data.errors import DataError
-from data.shards.split import Split
+from data.shards.split import Shard, Split
 from pipeline.evaluation.stage import _measure
 from pipeline.inference.accuracy import top_k_accuracy
 from pipeline.inference.calibration import calibration_error, softmax
@@ -159,3 +160,21 @@ def test_the_first_image_that_cannot_be_decoded_is_named(labeled: Split, predict
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"labeled-000001\.tar, key '00038'.*repair or remove the image"):
         predict_split(labeled, predictor)
+
+
+@pytest.mark.parametrize(("rank", "read"), [(0, [0]), (6, [1]), (11, [2]), (16, [3]), (17, [])])
+def test_only_the_indexes_of_the_shards_that_have_the_ranks_batches_are_read(
+    labeled: Split, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, rank: int, read: list[int]
+) -> None:
+    """Of a store with thousands of shards, an evaluation reads a batch of every hundredth."""
+    opened: list[str] = []
+    original = Shard.index
+
+    def index(shard: Shard) -> pa.Table:
+        opened.append(shard.url)
+        return original(shard)
+
+    monkeypatch.setattr(Shard, "index", index)
+    found = list(predict_batches(labeled, predictor.view, BATCH, means, rank=rank, world=NUM_BATCHES + 1))
+    assert opened == [labeled.shards[position].url for position in read]
+    assert len(found) == len(read)

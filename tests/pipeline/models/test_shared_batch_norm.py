@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
-from torch import distributed, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.models.registry import build_model
@@ -117,14 +115,6 @@ def model_with_statistics(name: str) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.5)
     return model.eval()
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """This process as the only one of a group."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from data.images.clean_view import EvalView
 from data.packing.folders import NOT_AN_IMAGE
+from data.shards.write import write_shard
 from data.storage.failpoint import VARIABLE
 from noisy_student import Classifier, DataError, load_image
 from pipeline.core.lock import run_lock
@@ -25,6 +27,7 @@ from pipeline.predict import main
 from pipeline.prediction import inputs
 from tests import HANGS_S
 from tests.conftest import DIGIT_NAMES, WriteDigits, png
+from tests.fragile import CRASHES
 
 NUM_IMAGES = 20
 
@@ -201,6 +204,31 @@ def test_after_a_kill_nothing_is_predicted_twice(
     assert len(decoded) == 8
     assert out.read_text().startswith((tmp_path / "undisturbed.csv").read_text())
     assert not (tmp_path / "out.csv.partial").exists()
+
+
+@pytest.mark.slow  # each process loads torch
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_an_image_that_ends_the_process_is_a_reject_of_the_next_command(
+    weights: str, tmp_path: Path, kind: str
+) -> None:
+    contents = [png(np.zeros((8, 8), np.uint8)), png(np.ones((8, 8), np.uint8)) + CRASHES]
+    if kind == "files":
+        for number, content in enumerate(contents):
+            (tmp_path / f"{number}.png").write_bytes(content)
+    else:
+        write_shard(
+            f"{tmp_path}/images.tar", [(str(number), {"png": content}) for number, content in enumerate(contents)]
+        )
+    images = f"{tmp_path}/*.{'png' if kind == 'files' else 'tar'}"
+    words = [f"weights={weights}", f"images={images}", f"out={tmp_path}/out.csv", "device=cpu"]
+    codes = [
+        subprocess.run([sys.executable, "-m", "tests.fragile", "predict", *words], check=False).returncode
+        for _ in range(2)
+    ]
+    assert codes == [-signal.SIGSEGV, 0]
+    assert len(rows_of(tmp_path / "out.csv")) == 1
+    (reject,) = rows_of(tmp_path / "out.rejected.csv")
+    assert reject["reason"] == "decoding it ended the process (SIGSEGV)"
 
 
 def test_a_file_that_was_replaced_is_predicted_again(

@@ -17,27 +17,11 @@ from data.shards.split import open_split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.timing import Clock, Timing, read_timing
-from pipeline.report.build import REPORT_NAME, write_report
 from pipeline.report.facts import Predictions
 from pipeline.report.sections.changes import confusions
 from tests.conftest import WriteDigits
+from tests.pipeline.report.test_report import cells, report_of
 from tests.small_run import NUM_TEST, SmallRun
-
-
-@pytest.fixture
-def run(tmp_path: Path, write_digits: WriteDigits) -> SmallRun:
-    return SmallRun(tmp_path, write_digits)
-
-
-def page(config: Config, layout: Layout) -> str:
-    write_report(config, [layout])
-    return (Path(config.run_dir) / REPORT_NAME).read_text()
-
-
-def cells(html: str, row: str) -> list[str]:
-    found = re.search(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', html)
-    assert found, row
-    return re.findall(r"<td>(.*?)</td>", found[1])
 
 
 def with_effort(folder: str, effort: Timing) -> None:
@@ -53,7 +37,7 @@ def test_a_stage_has_its_time_speed_runs_start_and_memory(run: SmallRun) -> None
     start = 1_764_000_000.0  # 2025-11-24 16:00 UTC
     with_effort(layout.teacher, Timing(50.0, ((start, start + 20), (start + 3600, start + 3630)), 1_500_000_000))
     with_effort(layout.labels, Timing(60.0, ((start + 3700, start + 3760),), 2_250_000_000))
-    html = page(config, layout)
+    html = report_of(config, [layout])
     assert cells(html, "teacher") == ["50.0 s", "–", "2", "2025-11-24 16:00", "1.50 GB"]
     assert cells(html, "label") == ["60.0 s", "2", "1", "2025-11-24 17:01", "2.25 GB"]
     assert "Timeline of the stages over 62.7 minutes" in html
@@ -64,7 +48,7 @@ def test_a_run_of_an_earlier_version_has_no_timeline_chart(run: SmallRun) -> Non
     layout = Layout(config.run_dir)
     run.model(layout.teacher, "teacher")
     with_effort(layout.teacher, Timing(50.0))
-    html = page(config, layout)
+    html = report_of(config, [layout])
     assert cells(html, "teacher") == ["50.0 s"]
     assert "Timeline of the stages" not in html
 
@@ -119,7 +103,7 @@ def evaluated(run: SmallRun, write: WriteDigits, teacher: np.ndarray, student: n
 def test_images_gained_and_lost_are_shown(run: SmallRun, write_digits: WriteDigits) -> None:
     numbers = np.arange(NUM_TEST)
     config, layout = evaluated(run, write_digits, numbers >= 3, (numbers < 1) | (numbers > 4))
-    html = page(config, layout)
+    html = report_of(config, [layout])
     assert (
         "1 test images are gained: the student has them right, the teacher wrong;\n2 are lost: the other way round."
         in html
@@ -136,7 +120,7 @@ def test_changed_test_images_are_not_shown(run: SmallRun, write_digits: WriteDig
     config, layout = evaluated(run, write_digits, numbers >= 3, numbers >= 2)
     for path in (run.folder / "test").glob("*.tar"):
         path.unlink()
-    html = page(config, layout)
+    html = report_of(config, [layout])
     assert "No images are shown: the test shards are gone or have changed." in html
     assert "Where the student differs from the teacher" in html
 
@@ -150,7 +134,7 @@ def test_confusions_are_counted_by_true_and_predicted_class(run: SmallRun, write
     assert list(zip(*(part.tolist() for part in found), strict=True)) == [(0, 1, 1, 2), (2, 0, 2, 1)]
     numbers = np.arange(NUM_TEST)
     config, layout = evaluated(run, write_digits, numbers % 10 != 3, numbers % 20 != 3)
-    html = page(config, layout)
+    html = report_of(config, [layout])
     assert cells(html, "class 3 taken for class 4") == ["40", "20"]
     assert "Confusions that became more frequent" not in html
 

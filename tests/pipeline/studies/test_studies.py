@@ -14,12 +14,13 @@ import ray
 from data.settings import UsageError
 from pipeline.core.config import config_names, load_config
 from pipeline.core.schema import Config
-from pipeline.core.stage import Fingerprint, StageRefusedError, differences
+from pipeline.core.stage import Fingerprint, StageRefusedError, differences, open_stage
+from pipeline.models.expected_time import Workload
 from pipeline.run import main
 from pipeline.studies.rows import FromRun, Row, Study, _slug, additive, row_configs, rows_for, trials_of
 from pipeline.studies.stage import STUDIES
 from pipeline.studies.table import describe, row_results
-from pipeline.trials.trial import Experiment, Trial, run_trials
+from pipeline.trials.trial import Experiment, Trial, expected_seconds, run_trials
 from tests.conftest import WriteDigits
 from tests.digits_run import Digits, write_digits_data
 
@@ -155,9 +156,7 @@ def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Exper
         (Path(folder) / "checkpoints").mkdir()
         return {"top1": top1[row, seed]}
 
-    return Experiment(
-        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config, sources: 1.0, ("checkpoints",)
-    )
+    return Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, None, ("checkpoints",))
 
 
 TOP1 = {
@@ -197,6 +196,26 @@ def test_a_study_runs_missing_trials_and_compares_seed_by_seed(
     assert re.split("  +", line) == ["+ dropout", "56.50 ± 6.36", "+1.50 ± 0.50", "71.0", "+1.0", "plain"]
 
 
+def test_rows_without_a_finished_training_are_expected_from_the_others_and_their_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {"plain": 100, "+ dropout": 300, "+ seed": 100}
+    monkeypatch.setattr("pipeline.trials.trial.expected_seconds_here", lambda work, device: float(work.images))
+
+    def workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:
+        row = "+ seed" if config.threads == 1 else "+ dropout" if config.teacher.dropout else "plain"
+        return [Workload(row, images[row] // 2, 1, True, config.teacher, 10, 1)] * 2
+
+    experiment = replace(small_experiment(TOP1, tmp_path / "runs"), workloads=workloads)
+    trials = small_trials(tmp_path / "study", experiment, "device=cpu", "teacher.dropout=0.1")
+    assert expected_seconds(trials, trials, experiment) == images
+    stage = open_stage(trials[0].folder, "ablate", trials[0].fingerprint)
+    stage.commit([], {"top1": 0.5})
+    (Path(trials[0].folder) / "seconds.json").write_text('{"seconds": 20}')
+    expected = expected_seconds(trials, trials, experiment)
+    assert expected == pytest.approx({"plain": 20, "+ dropout": 60, "+ seed": 20})  # this machine is five times as fast
+
+
 def test_another_configuration_is_refused_before_anything_runs_and_force_moves_it_aside(
     tmp_path: Path, local_ray: None
 ) -> None:
@@ -224,9 +243,7 @@ def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_pat
             raise UsageError(f"no seed {config.seed}")
         return {"top1": 0.5}
 
-    experiment = Experiment(
-        lambda config: Fingerprint(config.fingerprint(""), {}), run_one, lambda config, sources: 1.0
-    )
+    experiment = Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, None)
     trials = small_trials(tmp_path / "study", experiment)
     run_trials("study small", [trial for trial in trials if trial.seed == 0], experiment)
     assert died.exists()
@@ -278,6 +295,23 @@ def test_the_plan_lists_rows_and_trains_none(
     assert "+ dropout                    0 of 3 done   teacher.dropout=0.2" in text
     assert "+ SE                         0 of 3 done   teacher.model_args.se_ratio=0.25" in text
     assert not (tmp_path / "run").exists()
+    assert re.search(r"33 trainings to make take about .* on this machine, .* on 1 GPU, .* on 64 GPUs", text)
+
+
+def test_the_plan_of_a_study_trains_nothing_and_shows_no_bar(
+    tmp_path: Path,
+    digits: Digits,
+    write_digits: WriteDigits,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_digits_data(tmp_path, digits[1], write_digits)
+    monkeypatch.setattr("pipeline.training.loop._fit", None)
+    words = ["stage=ablate", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run", "plan=true"]
+    assert main([*words, "ablate.study=noisy_student", "ablate.seeds=2"]) == 0
+    printed = capsys.readouterr()
+    assert "trainings to make take about" in printed.out
+    assert printed.err == ""
 
 
 def test_missing_validation_images_and_several_processes_are_refused(

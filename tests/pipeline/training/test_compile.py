@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,14 +43,6 @@ def _compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """This process as the only one of a group."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def make_steps(

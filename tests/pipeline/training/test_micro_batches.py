@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -74,14 +73,6 @@ def test_every_micro_batch_has_its_share_of_labeled_images() -> None:
     assert [(len(part), int(part.sum())) for part in parts] == [(8, 2)] * 4
     uneven = [labeled[rows] for rows in micro_batches(3)]
     assert sorted((len(part), int(part.sum())) for part in uneven) == [(10, 2), (11, 3), (11, 3)]
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """This process as the only one of a group."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group")

@@ -16,7 +16,7 @@ from pipeline.core.schema import Config
 from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import ModelError
 from pipeline.models.weights import WeightsInfo, save_weights
-from pipeline.transfer.backbones import head_prefixes, open_backbone
+from pipeline.transfer.backbones import open_backbone
 
 ARGS: dict[str, Any] = {"width": 0.125, "blocks": [1, 1, 1, 1]}
 WORDS = [
@@ -72,14 +72,16 @@ def test_a_file_has_the_teachers_model_and_a_wrong_one_is_refused_by_name(tmp_pa
     network = open_backbone(config(file), "mine").network()
     assert torch.equal(network.state_dict()["conv1.0.weight"], model.state_dict()["conv1.0.weight"])
     wider = config(file, "teacher.model_args={width: 0.25, blocks: [1, 1, 1, 1]}")
-    with pytest.raises(ModelError, match=r"conv1.0.weight has the shape \(4, 3, 3, 3\), not \(8, 3, 3, 3\)"):
+    with pytest.raises(
+        ModelError, match=r"its conv1.0.weight has the shape \[4, 3, 3, 3\], the model's \[8, 3, 3, 3\]; give"
+    ):
         open_backbone(wider, "mine").network()
     deeper = config(file, "teacher.model_args={width: 0.125, blocks: [2, 1, 1, 1]}")
-    with pytest.raises(ModelError, match=r"missing layer1.1.conv1.weight"):
+    with pytest.raises(ModelError, match=r"no tensor layer1.1.conv1.weight"):
         open_backbone(deeper, "mine").network()
     shallower = dict(model.state_dict()) | {"layer9.weight": torch.zeros(1)}
     safetensors.torch.save_file(shallower, file)
-    with pytest.raises(ModelError, match=r"unexpected layer9.weight"):
+    with pytest.raises(ModelError, match=r"a tensor layer9.weight, the model has none"):
         open_backbone(config(file), "mine").network()
 
 
@@ -107,11 +109,21 @@ def test_a_timm_model_has_timms_preprocessing() -> None:
     assert (backbone.kind, backbone.preprocessing.image_size, backbone.preprocessing.mean[0]) == ("timm", 224, 0.485)
 
 
-@pytest.mark.parametrize(
-    ("name", "head"), [("resnet10t", "fc."), ("vit_tiny_patch16_224", "head."), ("lcnet_035", "classifier.")]
-)
-def test_a_head_is_known_by_its_names_and_features_are_pooled(name: str, head: str) -> None:
-    assert head_prefixes(name, {}) == (head,)
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "lcnet_035"])
+def test_features_are_pooled_and_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = build_model(name, 5, {}).eval()
+    safetensors.torch.save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    words = f"{{weights: {tmp_path}/whole.safetensors, model: {name}}}"
+    network = open_backbone(config(words), "mine").network().eval()
+    images = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
-        features = build_model(name, 0, {}).eval()(torch.zeros(1, 3, 224, 224))
-    assert features.shape == (1, timm.create_model(name).head_hidden_size)
+        features = network(images)
+        assert torch.equal(timm_head(whole, features), whole(images))
+    assert features.shape == (2, timm.create_model(name).head_hidden_size)
+
+
+def timm_head(model: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    head = {"ResNet": "fc", "VisionTransformer": "head"}.get(type(model).__name__, "classifier")
+    logits: torch.Tensor = model.get_submodule(head)(features)
+    return logits

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from data.shards.split import Shard, open_split
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.preprocessing import Preprocessing
 from teacher.labeling.batches import Meter
-from teacher.labeling.crash_isolation import crashing_images
+from teacher.labeling.crash_isolation import OpenImages, crashing_images, open_shard
 from teacher.labeling.label_shard import ShardLabeler
 from tests.conftest import WriteDigits
 
@@ -48,6 +49,10 @@ def shard(tmp_path: Path, write_digits: WriteDigits) -> Shard:
     return open_split(f"{tmp_path}/unlabeled/*.tar", str(tmp_path / "index")).shards[0]
 
 
+def of(shard: Shard) -> tuple[str, int, OpenImages]:
+    return shard.url, shard.num_samples, partial(open_shard, shard)
+
+
 def content(shard: Shard, ordinal: int) -> bytes:
     offset, size = (shard.index().column(name)[ordinal].as_py() for name in ("offset", "size"))
     return Path(shard.url).read_bytes()[offset : offset + size]
@@ -56,7 +61,7 @@ def content(shard: Shard, ordinal: int) -> bytes:
 @pytest.mark.slow
 def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: Shard) -> None:
     view = Fragile(32, 1.0, "bicubic", "pad", "fast", *(content(shard, n) for n in (CRASHES, HANGS, CANNOT)))
-    assert crashing_images(shard, view, 2.0, Meter()) == {
+    assert crashing_images(*of(shard), view, 2.0, Meter()) == {
         CRASHES: "decoding it ended the process (SIGSEGV)",
         HANGS: "decoding it takes more than 2 s",
     }
@@ -65,13 +70,13 @@ def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: S
 def test_a_process_that_cannot_start_is_no_image_at_fault(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher.labeling.crash_isolation._decode", os._exit)
     with pytest.raises(RuntimeError, match="ended between two images"):
-        crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
+        crashing_images(*of(shard), EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
 
 
 def test_an_image_that_cannot_be_read_is_an_error_and_no_image_at_fault(shard: Shard) -> None:
     os.truncate(shard.url, shard.index().column("offset")[11].as_py() + 1)
     with pytest.raises(DataError, match="cut short"):
-        crashing_images(shard, EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
+        crashing_images(*of(shard), EvalView(32, 1.0, "bicubic", "pad"), 2.0, Meter())
 
 
 def test_their_shard_is_labeled_without_them(shard: Shard, tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import fnmatch
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,6 +24,8 @@ from data.images.decode import DecodeError, decode
 from data.labels.exclusions import NOTHING_EXCLUDED
 from data.shards.split import Split, open_split
 from data.shards.write import Fields, write_shards
+from data.storage.failpoint import VARIABLE
+from pipeline.core import ray_runtime
 from pipeline.core.config import load_config
 from pipeline.core.ray_runtime import start_ray
 from pipeline.core.schema import Config, ViewsConfig
@@ -32,6 +38,7 @@ from teacher.screening.screen import Screener
 from teacher.screening.stream import LEFT_OUT_NAME, PretrainStream, pretrain_inputs, pretrain_stream
 from tests import bad_corpus
 from tests.copies import COPIES, jpeg, photos, write_held_out
+from tests.fragile import CRASHES
 from tests.pipeline.training.test_training import CONFIG
 from tests.teacher.labeling.test_bad_input import LEDGER
 from tests.teacher.near_duplicates.test_near_duplicates import Corpus
@@ -148,7 +155,7 @@ def test_an_interrupted_screening_continues_with_the_shards_that_are_left(
     screened: list[str] = []
     original = Screener.screen
 
-    def screen(self: Screener, split: str, shard: Any) -> Any:
+    def screen(self: Screener, split: str, shard: Any, *others: Any) -> Any:
         if len(screened) == 4:
             raise KeyboardInterrupt
         screened.append(f"{split}/{shard.name}")
@@ -162,7 +169,7 @@ def test_an_interrupted_screening_continues_with_the_shards_that_are_left(
     done = set(screened)
     screened.clear()
 
-    def note(self: Screener, split: str, shard: Any) -> Any:
+    def note(self: Screener, split: str, shard: Any, *others: Any) -> Any:
         screened.append(f"{split}/{shard.name}")
         return original(self, split, shard)
 
@@ -188,12 +195,12 @@ def test_any_workers_find_the_same(images: Images, kind: str, monkeypatch: pytes
     expected = images.stream("here")
 
     @contextmanager
-    def executor(address: str | None, number: int) -> Iterator[tuple[Executor, int]]:
+    def executor(address: str | None, number: int) -> Iterator[tuple[Executor, int, int]]:
         if kind == "ray":
-            yield RayTasks(2), 1
+            yield RayTasks(2), 1, 1 << 27
         else:
             with processes(2) as started:
-                yield started, 1
+                yield started, 1, 1 << 27
 
     monkeypatch.setattr(screening, "_executor", executor)
     assert images.stream(kind) == expected
@@ -201,12 +208,50 @@ def test_any_workers_find_the_same(images: Images, kind: str, monkeypatch: pytes
 
 
 def test_processes_screen_large_sets_and_threads_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share a GiB; the tasks of a cluster have 128 MiB each, however many there are."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with screening._executor(None, 49_999) as (executor, threads):
-        assert (type(executor), executor.num_workers, threads) == (Threads, 1, 2)
-    with screening._executor(None, 50_000) as (executor, threads):
-        assert (executor.num_workers, threads) == (2, 1)
+    with screening._executor(None, 49_999) as (executor, threads, memory):
+        assert (type(executor), executor.num_workers, threads, memory) == (Threads, 1, 2, 1 << 30)
+    with screening._executor(None, 50_000) as (executor, threads, memory):
+        assert (executor.num_workers, threads, memory) == (2, 1, 1 << 29)
         assert not isinstance(executor, Threads)
+    monkeypatch.setattr(ray_runtime, "start_ray", lambda address: None)
+    monkeypatch.setattr(ray_runtime, "num_cpus", lambda: 5000)
+    with screening._executor("cluster:6379", 10) as (executor, threads, memory):
+        assert (executor.num_workers, threads, memory) == (5000, 1, 1 << 27)
+
+
+def screen_elsewhere(images: Images, failpoint: str = "") -> int:
+    """Screen in another process, into `cut`, which a failpoint or an image may end; its exit status."""
+    command = [sys.executable, "-m", "tests.fragile", "screen", str(images.folder), "cut"]
+    words = [f"run_dir={images.folder}/run", *images.words]
+    return subprocess.run([*command, *words], env=os.environ | {VARIABLE: failpoint}, check=False).returncode
+
+
+@pytest.mark.slow  # each process loads torch
+def test_killed_anywhere_it_continues_to_the_same_bytes(images: Images) -> None:
+    images.stream("whole")
+    steps = ["before-write/images-000000.begun", "after-write/images-000001.parquet", "after-rename/images-000002.parquet:2",
+             f"after-write/{LEFT_OUT_NAME}"]  # fmt: skip
+    for step in steps:
+        assert screen_elsewhere(images, step) == -signal.SIGKILL
+        assert not (images.folder / "cut" / LEFT_OUT_NAME).exists()
+    assert screen_elsewhere(images, f"after-rename/{LEFT_OUT_NAME}") == -signal.SIGKILL
+    assert screen_elsewhere(images) == 0
+    whole, cut = ((images.folder / name / LEFT_OUT_NAME).read_bytes() for name in ("whole", "cut"))
+    assert cut == whole
+    assert not (images.folder / "cut/left_out").exists()
+
+
+@pytest.mark.slow  # each process loads torch
+def test_an_image_that_ends_the_process_is_listed_by_the_next_command(images: Images) -> None:
+    shutil.rmtree(images.folder / "unlabeled")
+    images.write("unlabeled", [jpeg(photos("flower.jpg")[0]), jpeg(photos("flower.jpg")[1]) + CRASHES])
+    assert screen_elsewhere(images) == -signal.SIGSEGV
+    assert screen_elsewhere(images) == 0
+    (row,) = [row for row in images.left_out("cut") if row["split"] == "unlabeled"]
+    assert (row["ordinal"], row["kind"]) == (1, "undecodable")
+    assert row["reason"] == "decoding it ended the process (SIGSEGV)"
 
 
 def test_what_cannot_be_decoded_is_what_labeling_quarantines(tmp_path: Path) -> None:
