@@ -79,7 +79,7 @@ class Outcome:
 def validation_outcome(student: str, teacher: str, one: Record, two: Record) -> Outcome | None:
     """Compare two models by their accuracies on the validation images; None where these are not known.
 
-    Only the two accuracies are recorded, so the error is that of two independent ones: at least that of the paired difference.
+    Only the two accuracies are recorded, so the error is that of two independent ones: usually above that of the paired difference.
 
     Args:
         one, two: summaries of the done-records of teacher and student.

@@ -69,7 +69,9 @@ def _gpus(number: int) -> str:
 
 
 def _in_words(seconds: float) -> str:
-    return f"over {duration(LIMIT_S)}" if math.isinf(seconds) else duration(seconds)
+    if math.isinf(seconds):
+        return f"over {duration(LIMIT_S)}"
+    return duration(seconds) if seconds >= 1 else "under 1 s"
 
 
 def _advice(long: Sequence[tuple[str, float]], device: str) -> list[str]:

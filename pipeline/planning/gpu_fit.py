@@ -23,6 +23,7 @@ from pipeline.upstream.labeled_splits import classes_of
 
 _GB = 1e9
 _ASSUMED_GB, _CLASSES = 80, 1000  # of a plan without a GPU, or without labels
+_SMALL_GB = 10  # a table of less is in MB
 _COLUMNS = ("weights", "gradients", "optimizer", "ema", "activations", "inputs", "workspace", "total")
 
 
@@ -225,28 +226,33 @@ def print_memory(config: Config, parts: Mapping[str, Sequence[Part]]) -> None:
     """Print a table of the largest part of each stage, and for those that do not fit what to change."""
     known = known_gpu_bytes(config)
     room = known or _ASSUMED_GB * _GB
+    largest = {name: max(some, key=_total).memory for name, some in parts.items() if some}
+    small = max((memory.total for memory in largest.values()), default=0.0) < _SMALL_GB * _GB
+    unit, unit_bytes = ("MB", 1e6) if small else ("GB", _GB)
     rows = [["", "images", "MB an image", *_COLUMNS]]
+    rows += [[name, *_cells(memory, unit_bytes)] for name, memory in largest.items()]
     notes = []
     for name, some in parts.items():
-        if some:
-            rows.append([name, *_cells(max(some, key=_total).memory)])
         if why := misfit(some, room * _share(config, name.split()[0])):
             notes.append(f"{name} {why}")
     if len(rows) == 1:
         return
-    print(f"\nmemory of one GPU, GB ({_of(config, known)}); workspace is assumed, the rest counted:")
+    print(f"\nmemory of one GPU, {unit} ({_of(config, known, unit)}); workspace is assumed, the rest counted:")
     print_table(rows)
     print("".join(f"  {note}\n" for note in notes), end="")
 
 
-def _of(config: Config, known: float | None) -> str:
+def _of(config: Config, known: float | None, unit: str) -> str:
+    gigabytes = "" if unit == "GB" else " GB"
     if config.plan.gpu_memory_gb is not None:
-        return f"of {_gb(config.plan.gpu_memory_gb * _GB)}: plan.gpu_memory_gb"
-    return f"of {_gb(known)}, found here" if known else f"of {_ASSUMED_GB}, assumed: plan.gpu_memory_gb"
+        return f"of {_gb(config.plan.gpu_memory_gb * _GB)}{gigabytes}: plan.gpu_memory_gb"
+    if known:
+        return f"of {_gb(known)}{gigabytes}, found here"
+    return f"of {_ASSUMED_GB}{gigabytes}, assumed: plan.gpu_memory_gb"
 
 
-def _cells(memory: GpuMemory) -> list[str]:
-    amounts = [_gb(getattr(memory, column)) for column in _COLUMNS]
+def _cells(memory: GpuMemory, unit_bytes: float) -> list[str]:
+    amounts = [f"{getattr(memory, column) / unit_bytes:,.1f}" for column in _COLUMNS]
     return [f"{memory.images:,}", f"{memory.per_image / 1e6:,.1f}", *amounts]
 
 

@@ -69,7 +69,7 @@ def check_teacher(
     found = Accuracy(*(table.column(name).to_numpy() for name in ("label", "predicted")))
     print(f"label: as the teacher labels, {found.describe(split.class_names)}", flush=True)
     result: dict[str, Any] = {"labels_top1": found.top1} | fitted | (alone or {})
-    if problem := _problem(config, layout, found, split.class_names):
+    if problem := problem_of_labels(config, layout, found, split.class_names):
         if not accept_chance:
             raise StageError(f"{layout.teacher}: {problem}; or to label with it anyway, run stage=label force=true")
         print(f"label: {problem}; accepted, as asked for")
@@ -78,7 +78,7 @@ def check_teacher(
     return result
 
 
-def _problem(config: Config, layout: Layout, found: Accuracy, class_names: Sequence[str] | None) -> str:
+def problem_of_labels(config: Config, layout: Layout, found: Accuracy, class_names: Sequence[str] | None) -> str:
     """Why these labels are probably wrong; empty if they are not. Part of the labels' manifest if accepted."""
     elsewhere = layout.generation == 1 and config.teacher.weights is not None
     if elsewhere and class_names and (order := _better_order(found, class_names)):

@@ -63,6 +63,12 @@ def test_a_tiny_models_steps_take_as_long_as_their_launch_on_any_number_of_gpus(
     assert gpu_seconds(replace(work, trains=False), 8) == pytest.approx(1000 * 0.005 / 8)
 
 
+def test_no_stage_takes_zero_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "expected_seconds", lambda work, device: 0.01)
+    print_estimate(Config(device="cpu"), [labeling(64, SMALL)], None)
+    assert table(capsys.readouterr().out)["label"] == ["under 1 s"] * 4
+
+
 def test_a_stage_that_takes_days_here_comes_with_what_to_do(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

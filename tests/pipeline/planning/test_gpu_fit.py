@@ -175,9 +175,10 @@ def test_a_plan_shows_the_memory_of_each_stage_and_refuses_on_a_gpu(
     words = [*small(tmp_path, write_digits), "plan=true"]
     assert main(["stage=teacher", *words]) == 0
     plan = capsys.readouterr().out
-    table = plan[plan.index("memory of one GPU, GB (of 80, assumed: plan.gpu_memory_gb)") :].splitlines()
+    table = plan[plan.index("memory of one GPU, MB (of 80 GB, assumed: plan.gpu_memory_gb)") :].splitlines()
     assert table[1].split()[-8:] == list(gpu_fit._COLUMNS)
     assert table[2].split()[:2] == ["teacher", "512"]
+    assert all(float(cell.replace(",", "")) > 0 for cell in table[2].split()[3:])  # none is "0.0"
     assert main(["stage=teacher", *words, "device=cuda", "plan.gpu_memory_gb=1"]) == 0
     assert re.search(r"teacher +would refuse", capsys.readouterr().out)
 
