@@ -95,6 +95,9 @@ bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion
 bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same network, images and compute, 3 seeds (hours; resumes)
 	$(BIN)/python -m benchmarks.bench_fixmatch $(if $(seeds),seeds=$(seeds))
 
+bench-surprise: $(VENV)/.installed  ## recipe=small on drawn problems that nobody tuned for (under an hour a call; resumes); seeds=0,1 labels=10,30
+	$(BIN)/python -m benchmarks.bench_surprise $(if $(seeds),seeds=$(seeds)) $(if $(labels),labels=$(labels))
+
 bench-transfer: $(VENV)/.installed  ## which features serve other data sets: supervised, RS, SimCLR, student, scratch on four sets (hours; under an hour a call; resumes)
 	$(BIN)/python -m benchmarks.bench_transfer $(if $(seeds),seeds=$(seeds)) $(if $(minutes),minutes=$(minutes))
 

@@ -35,7 +35,8 @@ NOT_RUN = {  # command → what runs it instead
 TINY = """
 threads: 1
 teacher: &model {model: resnetrs26, model_args: {width: 0.125, blocks: [1, 1, 1, 1]}, image_size: 16, epochs: 6, batch_size: 40,
-  warmup_epochs: 1, lr: 1.0, ema_decay: 0.9, loader_workers: 0, augment: {num_ops: 1}, eval_every_epochs: 3, precision: fp32}
+  warmup_epochs: 1, lr: 1.0, ema_decay: 0.9, bn_momentum: 1.0, weight_decay: 0.00004, loader_workers: 0, eval_every_epochs: 3,
+  precision: fp32, augment: {num_ops: 1, crop_scale: [0.5, 1.0], rotation: 0, shear: 0, brightness: 0, contrast: 0, cutout: 0}}
 student: {<<: *model, batch_size: 80}
 label: {threads: 1, batch_size: 50}
 """

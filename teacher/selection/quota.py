@@ -31,7 +31,7 @@ def describe_quota(selection: Mapping[str, Any]) -> str:
     if per_class is None or "kept_from" in selection:
         return ""
     common = sorted((one for one in classes if one["available"] > per_class), key=lambda one: -one["available"])
-    rare = sorted((one for one in classes if one["available"] < per_class), key=lambda one: one["available"])
+    rare = sorted((one for one in classes if 0 < one["available"] < per_class), key=lambda one: one["available"])
     if not common or not rare:
         return ""
     cut = _some([f"{_name(one)} {one['available']:,}" for one in common])

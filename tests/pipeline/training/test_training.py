@@ -1,8 +1,9 @@
 """fit(): exact continuation, exact mixture, noise only in training, and errors that name shard and key."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def test_a_finished_training_is_not_trained_further(
     monkeypatch.setattr(loop, "train_step", lambda *args: pytest.fail("a step was made"))
     fit(job)
     assert final_files(tmp_path / "run") == before
+
+
+def test_intervals_of_logging_and_measuring_change_no_weights_also_when_they_change_on_the_way(
+    tmp_path: Path, labeled: Split
+) -> None:
+    def stops_at_third(asked: Iterator[int], is_last: bool) -> bool:
+        return not is_last and next(asked) == 3
+
+    def trained(name: str, *intervals: tuple[int, float]) -> dict[str, torch.Tensor]:
+        for number, (log_every, eval_every) in enumerate(intervals, start=1):
+            job = make_job(labeled, tmp_path / name, log_every_steps=log_every, eval_every_epochs=eval_every)
+            asked = iter(range(1, 1000))
+            fit(job, partial(stops_at_third, asked, number == len(intervals)))
+        checkpoint = load_newest(job.checkpoints)
+        assert checkpoint is not None
+        return {"step": torch.tensor(checkpoint["step"])} | load_trained(job)[0]
+
+    often, seldom, changed = (
+        trained("often", (1, 0.1)),
+        trained("seldom", (50, 9)),
+        trained("changed", (1, 0.3), (7, 2)),
+    )
+    assert all(torch.equal(often[name], seldom[name]) and torch.equal(often[name], changed[name]) for name in often)
 
 
 def checkpoints(folder: Path, steps: Sequence[int]) -> list[Path]:
