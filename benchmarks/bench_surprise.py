@@ -113,15 +113,21 @@ def bench(
     """Compute what is missing until the time is over, and print all; see the module docstring."""
     deadline, file = time.monotonic() + 60 * minutes, Path(results)
     cells = [Cell(seed, count, unlabeled, words) for seed in _numbers(seeds) for count in _numbers(labels)]
-    done, found = _read(file), dict[Cell, Result]()
+    done, found, failed = _read(file), dict[Cell, Result](), list[str]()
     for cell in cells:
         if cell.key not in done and time.monotonic() < deadline:
-            done[cell.key] = measure(cell, Path(out) / f"{cell.seed}-{cell.labels}-{cell.key}")
+            try:
+                done[cell.key] = measure(cell, Path(out) / f"{cell.seed}-{cell.labels}-{cell.key}")
+            except BenchmarkError as error:  # a run may refuse its teacher; the other cells go on
+                failed.append(str(error))
+                continue
             _append(file, cell, done[cell.key])
         if cell.key in done:
             found[cell] = done[cell.key]
             print(found[cell].describe(cell), flush=True)
     _print(found, len(cells) - len(found))
+    if failed:
+        raise BenchmarkError("; ".join(failed))
 
 
 def _numbers(words: str) -> list[int]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 _SIGNIFICANCE = 0.05  # level of the one-sided tests
+_MIN_IMAGES = (
+    30  # fewer cannot tell a fair model from chance: of 8 images in 8 classes, 4 must be right to be significant
+)
 _NAMED = 3  # classes in a message
 _BLOCK = 2**22  # scores sorted at a time
 
@@ -44,8 +47,10 @@ class Accuracy:
     def at_chance(self) -> bool:
         """True when top-1 is not significantly above chance (one-sided binomial test at 5 %).
 
-        False where even all predictions right would not be significant, as there are so few images.
+        False below 30 images, and where even all predictions right would not be significant.
         """
+        if self.images < _MIN_IMAGES:
+            return False
         all_right = _tail(self.images, self.images, _agreement(self.labels, self.labels))
         return all_right <= _SIGNIFICANCE < _tail(self.right, self.images, self.chance)
 

@@ -124,6 +124,25 @@ def test_gains_beyond_chance_are_counted(
     assert record["ours"] == pytest.approx(0.53)
 
 
+def test_a_problem_that_fails_stops_no_other_and_is_tried_again(
+    tmp_path: Path, computed: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, results = bench_surprise.measure, str(tmp_path / "results.jsonl")
+
+    def measure(cell: Cell, folder: Path) -> Result:
+        if cell.seed == 0:
+            raise bench_surprise.BenchmarkError("refused")
+        return working(cell, folder)
+
+    monkeypatch.setattr(bench_surprise, "measure", measure)
+    with pytest.raises(bench_surprise.BenchmarkError, match="refused"):
+        bench(seeds="0,1", labels="10", results=results)
+    assert [cell.seed for cell in computed] == [1]
+    monkeypatch.setattr(bench_surprise, "measure", working)
+    bench(seeds="0,1", labels="10", results=results)
+    assert [cell.seed for cell in computed] == [1, 0]
+
+
 def test_a_command_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "seeds=0",

@@ -25,7 +25,8 @@ def test_chance_is_the_mean_accuracy_over_all_orders_of_the_predictions(labels: 
 def test_a_constant_prediction_is_at_chance_unless_there_are_too_few_images(labels: np.ndarray, constant: int) -> None:
     found = Accuracy(labels, np.full_like(labels, constant))
     assert found.chance == pytest.approx(found.top1)
-    assert found.at_chance or _tail(len(labels), len(labels), _agreement(labels, labels)) > 0.05
+    too_few = len(labels) < 30 or _tail(len(labels), len(labels), _agreement(labels, labels)) > 0.05
+    assert found.at_chance != too_few
     assert not Accuracy(labels, labels).at_chance
 
 
@@ -35,6 +36,14 @@ def test_twenty_of_two_hundred_in_ten_classes_are_chance(right: int, at_chance: 
     labels = np.arange(200) % 10
     predicted = (labels + 1) % 10
     predicted[:right] = labels[:right]
+    assert Accuracy(labels, predicted).at_chance == at_chance
+
+
+@pytest.mark.parametrize(("images", "at_chance"), [(8, False), (29, False), (30, True)])
+def test_a_few_images_refuse_no_teacher(images: int, at_chance: bool) -> None:
+    """Of 8 images in 8 classes, 3 right ones are not significant: a teacher with 37 % would be refused."""
+    labels = np.arange(images) % 8
+    predicted = np.where(np.arange(images) < 3, labels, (labels + 1) % 8)
     assert Accuracy(labels, predicted).at_chance == at_chance
 
 
