@@ -1,4 +1,4 @@
-"""The commands of README and quickstart, run as they stand there: on a few images, and with models that train in seconds."""
+"""The commands of README, quickstart and docs/running.md, run as they stand there: on few images, with models that train in seconds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ from tests import HANGS_S
 from tests.conftest import png
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = (
+    "docs/quickstart.md",
+    "README.md",
+    "docs/running.md",
+)  # in this order: later ones speak of the runs of earlier ones
 NOT_RUN = {  # command → what runs it instead
     "make demo": "it is the demo",
     "make test": "it is this",
@@ -96,7 +101,7 @@ def test_every_command_does_what_the_documents_say(photos: Path) -> None:
         (photos / f"{name}.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(text), yaml.safe_load(tiny))))
     (photos / "tiny.yaml").write_text(TINY)
     done: list[str] = []
-    for document in ("docs/quickstart.md", "README.md"):
+    for document in DOCUMENTS:
         for command in commands(document):
             if command in done or any(words in command for words in NOT_RUN):
                 continue
@@ -110,7 +115,7 @@ def test_every_command_does_what_the_documents_say(photos: Path) -> None:
             done.append(command)
     assert sum("data.pack" in command for command in done) == 3
     assert (photos / "runs/mine/report.html").stat().st_size > 50_000
-    for code in [*fenced("docs/quickstart.md", "python"), *fenced("README.md", "python")]:
+    for code in [code for document in DOCUMENTS for code in fenced(document, "python")]:
         assert run(shlex.join(["python", "-c", _here(code)]), photos).returncode == 0, code
 
 
@@ -119,10 +124,8 @@ def _here(words: str) -> str:
     return words.replace("runs/demo", "runs/mine").replace("datasets/fashion_mnist/", "shards/")
 
 
-def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("    recipe: "))
-    (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in lines[start : lines.index("", start)]))
+def test_the_quickstarts_configuration_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(fenced("docs/quickstart.md", "yaml")[0])
     loaded = load(str(tmp_path / "mine.yaml"), [])
     assert loaded.config.recipe == "small"
     config = loaded.with_sizes(Sizes(labeled=267, unlabeled=5411, classes=9, side=72)).config
@@ -131,7 +134,7 @@ def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
 
 
 def test_what_is_not_run_here_is_run_elsewhere_and_is_in_a_document() -> None:
-    every = [command for document in ("README.md", "docs/quickstart.md") for command in commands(document)]
+    every = [command for document in DOCUMENTS for command in commands(document)]
     for words, instead in NOT_RUN.items():
         assert any(words in command for command in every), words
         assert not instead.startswith("tests/") or (ROOT / instead).exists(), instead
