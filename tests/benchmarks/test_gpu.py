@@ -88,6 +88,7 @@ def test_failed_tests_are_run_again(
     assert "failed" not in record
 
 
+@pytest.mark.slow
 def test_all_tests_that_need_a_gpu_are_run_and_need_nothing_that_a_bare_machine_lacks() -> None:
     """In their folder, without conftest.py, and with pytest's own plugins alone."""
     tests = Path(__file__).parent.parent

@@ -108,6 +108,7 @@ def expected(sources: list[str]) -> dict[str, dict[str, int]]:
     return {source: dict(labels) for source in sources}
 
 
+@pytest.mark.slow
 def test_a_project_with_a_folder_data_reads_labels_in_spawned_workers(sources: list[str], project: Path) -> None:
     found = output([sys.executable, "train.py", *sources[:1]], project, PYTHONPATH=str(ROOT))
     assert json.loads(found) == {sources[0]: expected(sources)[sources[0]]}

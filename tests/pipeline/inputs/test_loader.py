@@ -184,6 +184,7 @@ def test_a_container_with_little_shared_memory_trains(tmp_path: Path, labeled: S
     assert run_with_8_mb(tmp_path, "") == "240 images\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no right to mount a small /dev/shm")
 def test_a_container_whose_shared_memory_others_fill_trains(tmp_path: Path, labeled: Split) -> None:
     """Without pipes, a batch would never come."""

@@ -51,6 +51,7 @@ def test_a_report_of_20_000_classes_takes_little_memory(tmp_path: Path, write_di
     assert len(html) < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_many_images_and_classes_is_found_piece_by_piece() -> None:
     scores = np.random.default_rng(0).random((2000, NUM_CLASSES), np.float32)
     labels = np.random.default_rng(1).integers(0, NUM_CLASSES, len(scores))

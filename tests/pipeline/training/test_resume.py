@@ -76,7 +76,7 @@ def test_killed_in_every_stage_the_same_command_finishes_with_the_same_labels(da
     assert sizes == [16, 20], "the student's resolution is fixed for 20 px"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_makes_it_save_print_how_to_continue_and_exit_non_zero(data: Path, number: signal.Signals) -> None:
     name = f"stopped-{number.name}"
     run_dir = data / name
