@@ -55,6 +55,7 @@ def test_labels_made_from_and_to_s3_through_faults_are_the_bytes_of_local_ones(
     assert [line.split()[3] for line in stages[:3]] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_an_export_from_and_to_s3_through_faults_has_the_bytes_of_a_local_one(
     s3: FaultyS3, folder: str, tmp_path: Path, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def words(tmp_path: Path, write_digits: WriteDigits) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_evaluation_in_training_calibration_and_the_test_take_the_configured_batches(
     words: list[str], sizes: Sizes
 ) -> None:
@@ -61,6 +62,7 @@ def test_by_default_they_are_256(words: list[str], sizes: Sizes) -> None:
     assert sizes == {256}
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_may_be_given_until_the_stage_is_done(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

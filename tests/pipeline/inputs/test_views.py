@@ -189,6 +189,7 @@ def test_strength_scales_the_jitter_and_zero_is_none() -> None:
     assert {name for each in drawn(50, none) for name, _ in each} == {""}
 
 
+@pytest.mark.slow
 def test_views_have_the_statistics_of_torchvisions_simclr() -> None:
     """Of both pipelines on two photos: mean level, contrast, saturation and sharpness of a view."""
     jitter = v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8)

@@ -67,6 +67,7 @@ def test_timm_knows_class_names_and_preprocessing(weights: Path) -> None:
     assert resolve_data_config({}, model=model)["mean"] == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.slow
 def test_onnx_gives_timms_logits_for_any_batch(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(weights, "student.onnx") == 0
     assert "from torch's on 16 images" in capsys.readouterr().out

@@ -132,6 +132,7 @@ def test_ctrl_c_while_the_processes_start_ends_without_an_error(run: SmallRun) -
         assert (code, "Traceback" in errors) == (128 + signal.SIGINT, False)
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_first_process_that_is_killed(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()
@@ -151,6 +152,7 @@ def test_a_process_that_is_killed_ends_the_server_with_an_error(run: SmallRun) -
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_two_servers_on_one_port_are_refused(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         port = process.url().rpartition(":")[2]

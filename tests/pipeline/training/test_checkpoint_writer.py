@@ -122,6 +122,7 @@ def hang_then_kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_costs_the_steps_since_the_one_before(
     tmp_path: Path, labeled: Split
 ) -> None:

@@ -105,6 +105,7 @@ def reads_of_two(rank: int, job: TrainJob) -> dict[int, list[str]]:
     return dict(waits.found)
 
 
+@pytest.mark.slow
 def test_of_20_steps_of_two_processes_only_those_with_a_log_line_wait(tmp_path: Path, labeled: Split) -> None:
     changes: dict[str, Any] = {"epochs": 4, "log_every_steps": 10, "checkpoint_every_s": 1e9, "accumulate_steps": 2}
     job = replace(make_job(labeled, tmp_path / "run", **changes), validation=None)

@@ -85,6 +85,7 @@ def test_killed_or_stopped_anywhere_it_makes_the_same_bytes(data: Data, objectiv
     assert data.result(f"killed-{objective}") == data.result(f"whole-{objective}")
 
 
+@pytest.mark.slow
 def test_noise_on_the_device_and_checkpointed_activations_continue_to_the_same_bytes(data: Data) -> None:
     changes: dict[str, Any] = {
         "augment_on": "device",
@@ -111,6 +112,7 @@ def fit_frozen(rank: int, job: TrainJob) -> None:
     fit(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "lr", "spread"),
     [("simclr", 0.2, 0.05), pytest.param("byol", 0.05, 0.015, marks=pytest.mark.slow)],

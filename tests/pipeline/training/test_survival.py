@@ -129,6 +129,7 @@ def test_one_process_killed_at_any_moment_makes_the_same_bytes(data: Data, whole
     assert data.result("killed") == whole
 
 
+@pytest.mark.slow
 def test_micro_batches_with_activations_computed_twice_continue_to_the_same_bytes(data: Data) -> None:
     changes: dict[str, Any] = {"accumulate_steps": 5, "checkpoint_activations": True}  # micro-batches of 3 and 2 images
     assert train(data.job("whole-parts", **changes)) == [0]
@@ -149,6 +150,7 @@ def test_one_process_out_of_memory_or_stopped_makes_the_same_bytes(data: Data, w
     assert data.result("stopped") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_killed_or_stopped_make_the_same_bytes(data: Data, world: int) -> None:
     """With three, the bytes depend on the order in which gradients are added."""

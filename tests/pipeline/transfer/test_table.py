@@ -46,6 +46,7 @@ def test_each_column_marks_its_highest_and_equals_share_it() -> None:
     assert "highest top-1 of 3 columns: rs 3, old 1" in describe(record())
 
 
+@pytest.mark.slow
 def test_the_page_and_the_report_show_the_tables(tmp_path: Path, write_digits: WriteDigits) -> None:
     config, layout = whole_run(SmallRun(tmp_path, write_digits))
     assert "Transfer to other data sets" not in report_of(config, [layout])

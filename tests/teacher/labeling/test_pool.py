@@ -214,6 +214,7 @@ def test_a_bug_stops_the_run_with_its_traceback_once(tmp_path: Path) -> None:
     assert "test_pool.py" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_workers_that_never_start_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "no-start").touch()
     with pytest.raises(StageError, match="3 labeling workers in a row died"):
@@ -233,6 +234,7 @@ def test_more_workers_than_there_is_room_for_do_not_keep_the_others_waiting(tmp_
     assert results(pool(tmp_path, *names, least=3, most=3, cpus=ray.cluster_resources()["CPU"])) == names
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_as_it_gets_ready_does_not_stop_the_pools_growth(tmp_path: Path) -> None:
     names = [f"waits-for-two-{number}" for number in range(4)]
     some = pool(tmp_path, *names, least=1, most=4, hangs=True)

@@ -47,6 +47,7 @@ def exposed(address: str) -> dict[str, float]:
     return {name: float(value) for name, labels, value in lines if 'run="runs/mine/gen-1/labels"' in labels}
 
 
+@pytest.mark.slow
 def test_progress_is_exposed_beside_rays_own_metrics(ray_here: None) -> None:
     (node,) = ray.nodes()
     Gauges("runs/mine/gen-1/labels").set(PROGRESS)

@@ -219,6 +219,7 @@ def made_by_of(folder: Path) -> str:
     return Fingerprint(recorded["config"], recorded["inputs"]).digest()
 
 
+@pytest.mark.slow
 def test_new_shards_of_a_grown_corpus_are_labeled_and_old_labels_kept(run: Run, finished: Path, digits: Digits) -> None:
     _, layout, folder = run
     more = Path(layout.run_dir).parent / "more"
