@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## environment, data, and the whole pipeline on Fashio
 	$(BIN)/python -m pipeline.run stage=all config=fashion_mnist run_dir=runs/demo
 
 test: $(VENV)/.installed  ## the test suite (under 10 minutes)
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed  ## the tests that take longer: whole runs killed, the documents' commands, several training processes (40 minutes)
 	$(BIN)/python -m pytest -m "slow and not exhaustive"
