@@ -41,6 +41,7 @@ from teacher.validation_labels import ValidationLabels
 
 CLEAR = 2.0  # standard errors of a difference beyond chance
 _RECIPE = Path("pipeline/configs/recipes/small.yaml")
+_SIGNALS = 128  # a command that a signal ended has this and the signal's number as its exit code
 _STAGES = "teacher,label,select,student,evaluate"
 
 
@@ -151,7 +152,10 @@ def measure(cell: Cell, folder: Path) -> Result:
 
 
 def _command(module: str, main: Any, words: list[str]) -> None:
-    if main(words) != 0:
+    code = main(words)
+    if code > _SIGNALS:  # the user stopped it, and with it the cells that would follow
+        sys.exit(code)
+    if code != 0:
         raise BenchmarkError(f"this command failed: python -m {module} {' '.join(words)}")
 
 

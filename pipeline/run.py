@@ -96,7 +96,7 @@ def run(words: Sequence[str]) -> None:
 def _run(loaded: Loaded, command: Command) -> None:
     _require_run_dir(loaded.config.run_dir)
     layouts = known_layouts(loaded.config)
-    loaded = _follow_weights(_follow_sizes(_with_shards(loaded, command), command), command)
+    loaded = _follow_weights(_follow_sizes(_with_shards(loaded, layouts, command), command), command)
     config = loaded.config
     of_generation, studies, readers, comparisons = (
         [stage for stage in command.stages if stages.find(stage).kind == kind]
@@ -115,6 +115,8 @@ def _run(loaded: Loaded, command: Command) -> None:
             _refuse_early(loaded, layouts, command)
             with on_acceptance(lambda: loaded.write(command.overrides)):
                 _run_stages(config, layouts, of_generation, command.forced)
+    if "evaluate" in of_generation and "report" not in readers:
+        _later("pipeline.report.build:print_results", config, known_layouts(config))
     for study in studies:
         _run_study(loaded, layouts[0], study, command)
     for stage in readers:
@@ -138,13 +140,18 @@ def _later(name: str, *arguments: Any) -> Any:
     return resolve_name(name)(*arguments)
 
 
-def _with_shards(loaded: Loaded, command: Command) -> Loaded:
-    """Name the shards made of folders of images; a command that reads images makes them first, once."""
+def _with_shards(loaded: Loaded, layouts: Sequence[Layout], command: Command) -> Loaded:
+    """Name the shards made of folders of images; a command that reads images makes them first, once.
+
+    Packing may take hours, so what can be refused without shards is refused before.
+    """
     if not any(folder_of(attrgetter(field)(loaded.config)) for field in stages.SPLIT_FIELDS):
         return loaded
-    reads = {*command.stages} & {*stages.names_of("generation", "study")}
-    function = "pack_folders" if reads else "with_shards"
-    return loaded.with_data(_later(f"pipeline.upstream.picture_folders:{function}", loaded.config))
+    packed = loaded.with_data(_later("pipeline.upstream.picture_folders:with_shards", loaded.config))
+    if not {*command.stages} & {*stages.names_of("generation", "study")}:
+        return packed
+    _require_named(packed, layouts, command)
+    return loaded.with_data(_later("pipeline.upstream.picture_folders:pack_folders", loaded.config))
 
 
 def _follow_sizes(loaded: Loaded, command: Command) -> Loaded:
@@ -281,12 +288,21 @@ def _describe_remembered(loaded: Loaded, config: str) -> str:
     )
 
 
+def _require_named(loaded: Loaded, layouts: Sequence[Layout], command: Command) -> None:
+    """Are the files and models there that the configuration names? Opens no shard."""
+    if "evaluate" in command.stages:
+        require_test(loaded.config)
+    require_inputs(loaded, command.stages)
+    if {"teacher", "student"} & set(command.stages):
+        _later(
+            "pipeline.inference.follow_weights:require_models", loaded.config, layouts, command.stages, command.forced
+        )
+
+
 def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -> None:
     """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them, or miss a file?"""
     config, names = loaded.config, command.stages
-    if "evaluate" in names:
-        require_test(config)
-    require_inputs(loaded, names)
+    _require_named(loaded, layouts, command)
     indexes = layouts[0].indexes
     checked = {
         name: open_split(getattr(config.data, name), indexes) for name in splits_to_check(config, layouts, names)
@@ -295,8 +311,6 @@ def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -
         print(note)
     if {"pretrain", "teacher", "label", "student", "evaluate"} & set(names):
         _later("pipeline.planning.gpu_fit:require_memory", config, layouts, names, checked)
-    if {"teacher", "student"} & set(names):
-        _later("pipeline.inference.follow_weights:require_models", config, layouts, names, command.forced)
     if {"teacher", "student"} <= set(names):
         _later("student.warm_start:require_warm_start", config.student, config.teacher.model, config.teacher.model_args)
     for layout in () if command.forced else layouts:

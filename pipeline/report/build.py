@@ -47,6 +47,11 @@ def write_report(config: Config, layouts: Sequence[Layout]) -> None:
     print(f"report: {redacted(url)}")
 
 
+def print_results(config: Config, layouts: Sequence[Layout]) -> None:
+    """Print the table alone, without reading the labels. Raises as `write_report`."""
+    print_table(read_facts(config, layouts), [])
+
+
 def report_html(facts: Facts, labels: Sequence[SurveyedLabels]) -> str:
     """Render the whole page."""
     templates = environment("pipeline.report")

@@ -53,9 +53,10 @@ def require_inputs(loaded: Loaded, stages: Iterable[str]) -> None:
 
 def _require_existing(field: str, urls: Sequence[str]) -> None:
     if field in SPLIT_FIELDS:
-        if folder := folder_of(urls):
+        if not (folder := folder_of(urls)):
+            find_shards(urls)
+        elif not storage.local_path(folder).is_dir():
             raise UsageError(f"{field}={folder}: no such folder of images, and not a .tar shard; check the path")
-        find_shards(urls)
         return
     for url in storage.expand(urls):
         if field == "data.exclude":

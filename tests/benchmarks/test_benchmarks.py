@@ -58,6 +58,7 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "expected some of label," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_students_recipe_can_be_a_teachers() -> None:
     words = _student_as_teacher()
     teacher, student = (getattr(load_config("fashion_mnist", words), name) for name in ("teacher", "student"))

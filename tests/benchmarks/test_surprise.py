@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -154,3 +155,25 @@ def test_a_command_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     with pytest.raises(bench_surprise.BenchmarkError, match=r"python -m pipeline\.run stage=teacher.*teacher\.lr=-1"):
         bench(**{**dict(word.split("=", 1) for word in words), "unlabeled": 20})  # type: ignore[arg-type]
+
+
+def test_a_signal_ends_the_call_not_the_problem_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_surprise, "pipeline", lambda words: 128 + signal.SIGTERM)
+    words = {"unlabeled": 20, "out": str(tmp_path), "results": str(tmp_path / "results.jsonl")}
+    with pytest.raises(SystemExit) as stop:
+        bench(seeds="0,1", labels="2", **words)  # type: ignore[arg-type]
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert [path.name[:2] for path in tmp_path.iterdir()] == ["0-"], "the second problem is not begun"
+
+
+@pytest.mark.slow
+def test_a_cell_is_measured_from_pictures_to_its_figures(tmp_path: Path) -> None:
+    """Two dozen steps at 32 px: the figures are those of the run's own summary."""
+    small = "teacher.image_size=32 student.image_size=32 teacher.epochs=8 student.epochs=4 evaluate.robustness_images=0 label.views=1"
+    cell = Cell(seed=1, labels=10, unlabeled=60, words=f"{small} teacher.warmup_epochs=0 student.warmup_epochs=0")
+    found = bench_surprise.measure(cell, tmp_path)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (found.teacher, found.student) == pytest.approx([summary[role]["top1"] for role in ("teacher", "student")])
+    assert found.images == summary["teacher"]["images"]
+    assert 0 < found.kept <= 60
+    assert 0 <= found.right <= 1

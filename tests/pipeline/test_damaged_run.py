@@ -197,10 +197,13 @@ def few_failures(small: SmallRun, words: str, capsys: pytest.CaptureFixture[str]
     return [problem for case in cases if (problem := _problem(run, small, *case, capsys))]
 
 
-SLOW = [pytest.param(words, marks=pytest.mark.slow) for words in ("select back", "student", "export")]
+SLOW = [
+    pytest.param(words, marks=pytest.mark.slow)
+    for words in ("status", "diff", "PseudoLabels", "select back", "student", "export")
+]
 
 
-@pytest.mark.parametrize("words", ["status", "plan", "diff", "PseudoLabels", *SLOW])
+@pytest.mark.parametrize("words", ["plan", *SLOW])
 def test_a_damaged_file_is_named_or_done_without(
     pristine: SmallRun, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +224,7 @@ def test_any_content_of_any_file_is_named_or_done_without(
     assert failures(pristine, commands, list(CONTENTS), capsys) == []
 
 
+@pytest.mark.slow
 def test_the_report_names_what_it_cannot_read(
     pristine: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

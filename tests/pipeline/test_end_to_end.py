@@ -215,6 +215,19 @@ def test_the_plan_says_what_a_lost_output_or_a_first_run_needs(
     assert "stage teacher is not done; run stage=teacher first" in capsys.readouterr().out
 
 
+def test_evaluation_alone_prints_accuracies_and_who_is_better(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (finished[0] / "report.html").read_bytes()
+    assert main(["stage=evaluate", f"run_dir={finished[0]}"]) == 0
+    printed = capsys.readouterr().out
+    summary = digits_run.summary_of(finished[0])
+    assert all(f"{100 * summary[role]['top1']:.2f} %" in printed for role in ("teacher", "student"))
+    assert re.search(r"[Tt]he student is .* points .*the teacher", printed)
+    assert "report: " not in printed
+    assert (finished[0] / "report.html").read_bytes() == page
+
+
 def test_test_shards_without_labels_leave_the_figures_that_are_there(
     data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_weights_image_size_must_go_together_with_the_other_fields(
     assert "fix_resolution_image_size=256: expected" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_weights_bring_their_own_preprocessing(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +143,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("word", "message"), BAD)
+@pytest.mark.parametrize(
+    ("word", "message"), [*BAD[:1], *(pytest.param(*case, marks=pytest.mark.slow) for case in BAD[1:])]
+)
 def test_what_fails_is_not_remembered(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
@@ -161,6 +164,7 @@ def test_what_fails_is_not_remembered(
         assert (tmp_path / "run/config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_later_stage_that_fails_while_the_earlier_ones_are_done_is_not_remembered(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +229,7 @@ def test_a_teacher_begins_with_the_pretraining_of_the_same_command(
     assert "teacher: done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_what_another_run_begins_with(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its head, as its classes are the same ones."""
     assert run(f"teacher.init={tmp_path}/weights") == 0

@@ -176,6 +176,7 @@ def test_the_pixels(reader: Reader, tmp_path: Path) -> None:
         assert reader.run("The pixels")["image"].getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.slow
 def test_weights(reader: Reader, tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
     with chdir(tmp_path):

@@ -178,6 +178,7 @@ def test_a_flipped_bit_of_a_label_file_is_found_or_changes_nothing(run: Run) -> 
         assert found == dict.fromkeys(readers, 0)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_selections_file_is_found_or_changes_nothing(run: Run) -> None:
     names = ("student", "export", "serve's counts", "PseudoLabels", "report", "diff", "copies")
     for chosen, number in ((("copies", "serve's counts"), NUM_BITS), (names, FEW_BITS)):

@@ -52,6 +52,7 @@ def test_loader_workers_share_the_samples(source: str, sources: Sources) -> None
     assert as_said(read(PseudoLabels(source), workers=2)) == sources.kept
 
 
+@pytest.mark.slow
 def test_ranks_and_their_workers_share_the_samples(sources: Sources, tmp_path: Path) -> None:
     words = ["2", str(tmp_path / "store"), str(sources.export)]
     ranks = [

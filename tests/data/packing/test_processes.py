@@ -332,6 +332,7 @@ def peak_of_planning(tmp_path: Path, count: int) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_planning_takes_four_bytes_of_memory_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(root: Path) -> Iterator[ScannedImage | LeftOut]:
         for number in range(counts[-1]):

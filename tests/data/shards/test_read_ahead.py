@@ -126,6 +126,7 @@ def test_a_store_that_refuses_signed_urls_is_read_one_by_one_with_one_warning(
     assert "Signature=" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_store_with_too_much_to_do_is_asked_for_one_image_at_a_time_for_a_while(
     s3: FaultyS3, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def small_run(folder: Path, write: WriteDigits) -> list[str]:
     return [f"run_dir={folder}/run", *data, *model]
 
 
+@pytest.mark.slow
 def test_without_its_cluster_a_plan_says_unknown_and_what_is_done_stays_done(
     tmp_path: Path, write_digits: WriteDigits, without_gpu: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -38,6 +38,7 @@ except interrupt.Interrupted as stop:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sigterm_as_ray_connects_ends_the_command_as_sigterm() -> None:
     command = [sys.executable, "-c", STOPPED_AS_RAY_CONNECTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGS_S)

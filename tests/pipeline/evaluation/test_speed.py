@@ -36,6 +36,7 @@ def predictor(width: float) -> Predictor:
     return Predictor(build_model("resnetrs26", 10, {"width": width}), preprocessing, "cpu")
 
 
+@pytest.mark.slow
 def test_a_network_of_eight_times_the_width_is_slower_alone_and_in_batches() -> None:
     found = _measure({"narrow": predictor(0.125), "wide": predictor(1.0)}, 256)
     narrow, wide = found["narrow"], found["wide"]

@@ -86,7 +86,7 @@ def test_odd_names_come_back_and_do_not_break_the_table(tmp_path: Path) -> None:
     check(NAMES, tmp_path)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(TEXT, min_size=1, max_size=5))
 def test_any_names_come_back_and_do_not_break_the_table(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]

@@ -102,6 +102,7 @@ class StuckBatches(TrainBatches):
         return super().__getitem__(step)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_hanging_loading_process_is_reported_and_killed(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
@@ -178,6 +179,7 @@ def can_mount() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no right to mount a small /dev/shm")
 def test_a_container_with_little_shared_memory_trains(tmp_path: Path, labeled: Split) -> None:
     """Nine batches of 20 images of 224 px are 28 MB, of which 8 fit: they come in pieces."""

@@ -259,8 +259,16 @@ def test_a_teacher_at_chance_is_refused_with_what_to_check(data: Data, weights: 
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    {"resnetrs26": 32, "efficientnet_b0": 32, "convnext_atto": 32, "vit_tiny_patch16_224": 224, "densenet121": 32,
-     "ghostnet_100": 32, "levit_128s": 224}.items(),
+    [
+        ("resnetrs26", 32),
+        ("efficientnet_b0", 32),
+        *(
+            pytest.param(name, size, marks=pytest.mark.slow)
+            for name, size in {
+                "convnext_atto": 32, "vit_tiny_patch16_224": 224, "densenet121": 32, "ghostnet_100": 32, "levit_128s": 224
+            }.items()
+        ),
+    ],
 )  # fmt: skip
 def test_outputs_of_any_family_are_reordered(name: str, size: int) -> None:
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ def test_without_shards_noise_is_compared(weights: Path, capsys: pytest.CaptureF
     assert "16 images of noise" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
 def test_other_logits_are_an_error_and_nothing_is_written(
     weights: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -250,6 +250,7 @@ print(InitialWeights("teacher.init", "pretrained").check(section, 9))
 """
 
 
+@pytest.mark.slow
 def test_pretrained_weights_in_the_hubs_cache_need_no_network(tmp_path: Path) -> None:
     known = timm.get_pretrained_cfg("test_resnet")
     assert known is not None

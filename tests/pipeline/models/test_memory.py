@@ -73,6 +73,7 @@ def test_the_peak_of_a_step_is_that_of_torchs_tracker(bf16: bool) -> None:
     assert count_pass(build, 64, bf16, trains=True).peak(images) == pytest.approx(theirs, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [False, True])
 def test_no_smaller_batch_takes_more_than_the_chord(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     build = builder("mobilenetv3_small_050", trains=trains)

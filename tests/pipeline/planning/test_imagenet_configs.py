@@ -73,7 +73,8 @@ def test_the_papers_numbers_are_the_defaults_of_its_configuration() -> None:
     assert (config.select.confidence_threshold, config.select.per_class) == (0.3, 130_000)
 
 
-@pytest.mark.parametrize("name", [pytest.param("imagenet", marks=pytest.mark.slow), "imagenet_paper"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_all_stages_are_planned_from_shard_lists_of_the_real_size(
     name: str, cluster_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

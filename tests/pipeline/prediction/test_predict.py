@@ -173,6 +173,7 @@ def test_shards_and_patterns_are_read_too(
     assert list(of_files[0]) == ["path", "label", "class_name", "confidence"]
 
 
+@pytest.mark.slow
 def test_after_a_kill_nothing_is_predicted_twice(
     weights: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

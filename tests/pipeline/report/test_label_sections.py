@@ -64,6 +64,7 @@ def labels_of(layout: Layout) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_labels_that_flipped_between_generations_are_listed(run: SmallRun) -> None:
     config = run.config(2)
     for layout, wrong in zip(run.layouts(config), (30, 12), strict=True):

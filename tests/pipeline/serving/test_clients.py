@@ -95,6 +95,7 @@ def test_clients_that_read_nothing_take_little_memory_and_leak_no_file(run: Smal
         wait_for(lambda: _num_tars(files) == 0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_every_process_and_answers_may_still_end(run: SmallRun) -> None:
     """A terminal sends the signal to each process."""
     more = "serve.processes=2", "serve.grace_s=60"

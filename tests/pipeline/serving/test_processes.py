@@ -112,7 +112,7 @@ def test_other_names_of_this_machine_are_refused_by_every_process(several: str) 
         assert raw(several, b"nonsense\r\n\r\n").startswith(b"HTTP/1.0 400")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_all_processes(run: SmallRun, number: int) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()
@@ -123,6 +123,7 @@ def test_a_signal_ends_all_processes(run: SmallRun, number: int) -> None:
         assert not any(map(is_alive, served))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_processes_start_ends_without_an_error(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         wait_for(lambda: bool(served_by(process.process.pid)))
@@ -141,6 +142,7 @@ def test_processes_end_with_a_first_process_that_is_killed(run: SmallRun) -> Non
         wait_for(lambda: not any(map(is_alive, served)))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_server_with_an_error(run: SmallRun) -> None:
     with ServerProcess(*words(run)) as process:
         process.url()

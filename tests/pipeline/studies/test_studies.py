@@ -232,6 +232,7 @@ def test_another_configuration_is_refused_before_anything_runs_and_force_moves_i
     assert (tmp_path / "study/plain/seed-0.old-1/done.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_path: Path, local_ray: None) -> None:
     died = tmp_path / "died"
 
@@ -279,6 +280,7 @@ def test_the_command_trains_every_row_prints_the_table_and_continues(
     assert capsys.readouterr().out == table
 
 
+@pytest.mark.slow
 def test_the_plan_lists_rows_and_trains_none(
     tmp_path: Path, digits: Digits, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def content_of(folder: Path, step: int) -> dict[str, Any]:
     return content | {"timing": None}
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_a_checkpoint_is_written_and_change_nothing_in_it(
     tmp_path: Path, labeled: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,7 +228,7 @@ def test_weights_of_another_model_than_config_json_says_are_refused_with_the_fol
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("damage", [flip, cut, overwrite, blank])
+@pytest.mark.parametrize("damage", [flip, cut, *(pytest.param(d, marks=pytest.mark.slow) for d in (overwrite, blank))])
 def test_damaged_weights_from_elsewhere_end_in_no_traceback(tmp_path: Path, suffix: str, damage: Damage) -> None:
     state = {name: tensor.clone() for name, tensor in build_model("resnetrs26", 3, MODEL).state_dict().items()}
     file = tmp_path / f"w{suffix}"

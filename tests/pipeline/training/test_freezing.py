@@ -124,6 +124,7 @@ def test_stopped_before_at_and_after_the_end_of_the_frozen_epochs_the_bytes_are_
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "parts/metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_freeze_alike_and_continue_to_the_same_bytes(labeled: Split, tmp_path: Path, source: str) -> None:
     whole, parts = (job_in(labeled, tmp_path / name, source, workers=2) for name in ("whole", "parts"))
     assert train(whole, world=2) == [0, 0]

@@ -160,7 +160,7 @@ def test_checkpointed_activations_change_no_bit(tmp_path: Path, labeled: Split, 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_checkpointed_activations_update_shared_statistics_once(compiled: bool) -> None:
     plain = build_model("resnetrs26", 10, {"width": 0.125, "blocks": [1, 1, 1, 1]}).train()
     set_bn_momentum(plain, 0.1)

@@ -141,6 +141,7 @@ def load_lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_loss_spread_and_neighbours_are_measured_while_it_runs(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     job = data.job("measured", images=12, epochs=40, lr=4.0)
     fit(job)

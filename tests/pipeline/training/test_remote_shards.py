@@ -35,6 +35,7 @@ def same(one: TrainBatch, two: TrainBatch) -> bool:
     return torch.equal(one.images, two.images) and not differences(vars(one.targets), vars(two.targets), "")
 
 
+@pytest.mark.slow
 def test_weights_trained_from_a_store_with_faults_are_those_from_a_disk(
     labeled: Split, remote: Split, s3: FaultyS3, tmp_path: Path
 ) -> None:

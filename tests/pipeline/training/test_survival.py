@@ -97,7 +97,9 @@ def whole(data: Data) -> tuple[int, dict[str, bytes], bytes]:
 STEP = "step-{}/student/rank-0"
 
 
-@pytest.mark.parametrize("optimizer", ["nesterov", "rmsprop", "adamw", "lars"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nesterov", "rmsprop", "lars"))]
+)
 def test_a_training_with_any_optimizer_continues_to_the_same_bytes(data: Data, optimizer: str) -> None:
     """Stopped after steps 1, 5 and 6, each time with a new state. `momentum` is what all other tests have."""
     changes: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01}

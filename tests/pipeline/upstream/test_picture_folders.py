@@ -16,6 +16,7 @@ from data.shards.split import open_split
 from pipeline.core.schema import Config, DataConfig
 from pipeline.core.stage import StageError
 from pipeline.evaluation.truth import read_truth
+from pipeline.run import main
 from pipeline.upstream.picture_folders import describe_packed, pack_folders
 from tests.picture_folder import CLASSES, picture, write, write_classes, write_messy
 
@@ -202,3 +203,20 @@ def test_a_path_of_two_pictures_is_refused(photos: Path) -> None:
     write(photos / "unlabeled" / "b" / "0.png", picture(300))
     with pytest.raises(StageError, match=r"0\.png names .*0\.png and .*0\.png; give paths that name one image"):
         truth_of(photos, "path,class\n0.png,cup\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("teacher.model=resnetrs51", "model 'resnetrs51'"),
+        ("data.exclude=nowhere.txt", "nowhere.txt"),
+        ("data.unlabeled=nowhere", "data.unlabeled=nowhere: no such folder of images"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_packed(
+    photos: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
+) -> None:
+    words = [f"data.{name}={photos / folder}" for name, folder in FOLDERS.items()]
+    assert main(["stage=all", f"run_dir={photos / 'run'}", "device=cpu", *words, word]) == 2
+    assert message in capsys.readouterr().err
+    assert not (photos / "run" / "packed").exists()

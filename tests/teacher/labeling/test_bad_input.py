@@ -212,6 +212,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_no_image_costs_more_memory_than_the_largest_allowed_one(corpus: Path, tmp_path: Path) -> None:
     """A bomb (144 megapixels) and a strip (20,000 × 1) take almost no memory; 64 megapixels, the limit, under 1.3 GB."""
     (tmp_path / "largest.tar").write_bytes(bad_corpus.largest())

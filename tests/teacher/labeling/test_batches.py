@@ -124,6 +124,7 @@ def test_files_of_a_remote_shard_are_asked_for_before_their_turn_those_of_later_
     assert len(images) == FILES, "one request for each file, as large files have no neighbours"
 
 
+@pytest.mark.slow
 def test_files_that_are_asked_for_before_their_turn_are_within_the_budget(
     s3: FaultyS3, folder: str, large_files: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_images_that_end_or_hang_a_process_are_found_and_others_are_not(shard: S
     }
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_start_is_no_image_at_fault(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher.labeling.crash_isolation._decode", os._exit)
     with pytest.raises(RuntimeError, match="ended between two images"):

@@ -164,6 +164,7 @@ def test_no_worker_is_started_for_a_shard_that_another_has(tmp_path: Path, monke
     assert some._workers == [busy]
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results(pool(tmp_path, "a", "hangs-once", stall=2)) == ["a", "hangs-once"]
     assert attempts(tmp_path, "hangs-once") >= 2  # on a busy machine, a later one may seem to hang
@@ -229,6 +230,7 @@ def test_a_pool_uses_the_room_there_is_and_no_more(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("worker-*"))) == 2
 
 
+@pytest.mark.slow
 def test_more_workers_than_there_is_room_for_do_not_keep_the_others_waiting(tmp_path: Path) -> None:
     names = ["a", "b", "c"]
     assert results(pool(tmp_path, *names, least=3, most=3, cpus=ray.cluster_resources()["CPU"])) == names

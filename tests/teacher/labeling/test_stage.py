@@ -191,6 +191,7 @@ def test_only_lost_damaged_and_cut_label_files_are_made_again_and_are_the_same_b
     }
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_is_expected_from_now_on_is_checked_though_the_run_was_begun_without(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +308,7 @@ def test_five_workers_give_the_same_bytes_as_two(finished: Path, tmp_path: Path)
     assert not Path(layout.labels, "journal.json").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_had_begun_to_write_is_gone_when_the_others_are_done(run: Run, finished: Path) -> None:
     config, layout, folder = run
     (folder / f"{name(0)}.parquet").unlink()

@@ -190,7 +190,7 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["processes", "ray"])
+@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_any_workers_find_the_same(images: Images, kind: str, monkeypatch: pytest.MonkeyPatch, ray_here: None) -> None:
     expected = images.stream("here")
 

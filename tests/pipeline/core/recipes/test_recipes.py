@@ -103,7 +103,7 @@ def test_a_field_that_is_given_wins_and_others_follow_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "imagenet", "finetune"])
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(sizes=SIZES)
 def test_any_sizes_give_a_valid_configuration(name: str, sizes: Sizes) -> None:
     config = _loaded(name).with_sizes(sizes).config
