@@ -123,7 +123,7 @@ def _run(loaded: Loaded, command: Command) -> None:
         else:
             stages.function_of(stage)(config, known_layouts(config))
     for stage in comparisons:
-        stages.function_of(stage)(config, known_layouts(config), command.before, command.after)
+        stages.function_of(stage)(config, known_layouts(config), *command.compared(stage))
 
 
 def _require_run_dir(run_dir: str) -> None:

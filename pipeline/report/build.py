@@ -17,6 +17,7 @@ from pipeline.core.schema import Config
 from pipeline.core.timing import duration
 from pipeline.evaluation.outcome import Outcome, print_advice, validation_outcome, what_to_try
 from pipeline.pages.render import Section, environment
+from pipeline.pages.text import aligned_rows
 from pipeline.report.facts import Facts, Model, compare, num_parameters, read_facts
 from pipeline.report.numbers import millions, percent, points, signed
 from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section, transfer_section
@@ -98,10 +99,7 @@ def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
     tested = next((model.figures["images"] for model in facts.models if model.figures), None)
     print(f"\nOn {tested:,} test images:" if tested else "\nNot evaluated on test images.")
     rows = _model_rows(facts)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    print(*aligned_rows(rows), sep="\n")
     if any("±" in cell for row in rows for cell in row):
         print("± is one standard error of the paired difference; it does not cover the variation between seeds.")
     for entry in labels:
