@@ -111,10 +111,9 @@ def print_student(config: Config, layout: Layout) -> None:
 
 def print_advice(advice: list[str]) -> None:
     """Print what to try, one a line; nothing without advice."""
-    lines = [f"  {number}. {words}" for number, words in enumerate(advice, start=1)]
-    print(
-        "\n".join(["What to try, by this run's figures:", *lines]) if lines else "", end="\n" * bool(lines), flush=True
-    )
+    if advice:
+        lines = [f"  {number}. {words}" for number, words in enumerate(advice, start=1)]
+        print("What to try, by this run's figures:", *lines, sep="\n", flush=True)
 
 
 def what_to_try(config: Config, layout: Layout) -> list[str]:

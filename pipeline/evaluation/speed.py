@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -17,31 +16,29 @@ _ROUNDS = 5
 _MIN_SECONDS = 0.1  # of a round's measurement
 _MAX_BATCH_SIZE = 64  # fewer images when the batch would take longer than a second
 _MAX_SPREAD = 0.25  # (slowest − fastest) ÷ median of the rounds, above which something else is at work
+_MIN_SHARE = 0.9  # of the time on a core, below which something else is, too
 
 
 def measure_speed(folders: Mapping[str, str], device: str, threads: int, max_batch_size: int) -> dict[str, Any]:
     """Per role, median `latency_ms` of one image and `images_per_s` in batches of `batch_size`, from pixels to logits.
 
     Each is measured in five rounds, all models in each round, so that a busy moment slows all of them. `spread` of a model: (slowest −
-    fastest) ÷ median of its rounds, in batches. `busy`: a spread is above 0.25, or on a CPU more is running than there are cores.
+    fastest) ÷ median of its rounds, in batches. `busy`: a spread is above 0.25, or, on a CPU, this thread had a core for less than
+    90 % of the time. (The machine's load says less: the stages before leave it high for minutes.)
     Batch norms are folded, as for labeling. Takes a second or two per model.
 
     Args:
         max_batch_size: images that fit into memory; at most 64 are used.
     """
     torch.set_num_threads(threads)
-    overloaded = device != "cuda" and _num_others() > max((os.cpu_count() or 1) - threads, 0)
-    found = _measure(
-        {role: load_predictor(folder, device, 1, fast=True) for role, folder in folders.items()}, max_batch_size
-    )
-    busy = overloaded or any(figures["spread"] > _MAX_SPREAD for figures in found.values())
+    predictors = {role: load_predictor(folder, device, 1, fast=True) for role, folder in folders.items()}
+    started, worked = time.perf_counter(), time.thread_time()
+    found = _measure(predictors, max_batch_size)
+    share = (time.thread_time() - worked) / (time.perf_counter() - started)
+    waited = device != "cuda" and share < _MIN_SHARE
+    busy = waited or any(figures["spread"] > _MAX_SPREAD for figures in found.values())
     where = "GPU" if device == "cuda" else f"CPU, {threads} thread{'s' * (threads > 1)}"
     return {"where": where, "busy": busy, "models": found}
-
-
-def _num_others() -> float:
-    """Processes that ran at once in the last minute, without this one."""
-    return max(os.getloadavg()[0] - 1, 0.0) if hasattr(os, "getloadavg") else 0.0
 
 
 def _measure(predictors: Mapping[str, Predictor], max_batch_size: int) -> dict[str, dict[str, float]]:

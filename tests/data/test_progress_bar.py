@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.progress_bar import ProgressBar
+from tests.conftest import Clock
 
 ROOT = Path(__file__).parents[2]
 _COUNT = """
@@ -21,17 +22,9 @@ for _ in ProgressBar(range(2000), desc="teacher", unit="step"):
 """
 
 
-class Clock:
-    """tqdm's clock, moved by hand."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """tqdm's clock, moved by hand."""
     clock = Clock()
     monkeypatch.setattr("tqdm.std.time", clock)
     return clock

@@ -68,14 +68,21 @@ def test_speeds_are_medians_of_rounds_in_which_all_models_take_turns(monkeypatch
     assert found["student"] == found["teacher"] | {"spread": 0.0}
 
 
-@pytest.mark.parametrize(("load", "spread", "busy"), [(0.5, 0.1, False), (0.5, 0.3, True), (4.5, 0.1, True)])
-def test_a_busy_machine_is_seen_by_rounds_that_differ_or_by_its_load(
-    monkeypatch: pytest.MonkeyPatch, load: float, spread: float, busy: bool
+@pytest.mark.parametrize(
+    ("device", "worked_s", "spread", "busy"),
+    [("cpu", 9.5, 0.1, False), ("cpu", 9.5, 0.3, True), ("cpu", 5.0, 0.1, True), ("cuda", 5.0, 0.1, False)],
+)
+def test_a_busy_machine_is_seen_by_rounds_that_differ_or_by_waiting_for_a_core(
+    monkeypatch: pytest.MonkeyPatch, device: str, worked_s: float, spread: float, busy: bool
 ) -> None:
-    monkeypatch.setattr(speed.os, "getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(speed.os, "cpu_count", lambda: 4)
+    """Of the 10 seconds that the rounds take, this thread works for some."""
+    ticks = {"perf_counter": iter((0.0, 10.0)), "thread_time": iter((0.0, worked_s))}
+    for name, values in ticks.items():
+        monkeypatch.setattr(speed.time, name, values.__next__)
     monkeypatch.setattr(speed, "_measure", lambda models, size: {"teacher": {"spread": spread}})
-    assert speed.measure_speed({}, "cpu", 1, 256)["busy"] == busy
+    found = speed.measure_speed({}, device, 1, 256)
+    monkeypatch.undo()  # pytest asks for the time, too
+    assert found["busy"] == busy
 
 
 def evaluated(folder: Path, write: WriteDigits) -> tuple[SmallRun, Layout]:
