@@ -51,12 +51,12 @@ def _fields(run: Run) -> dict[str, Any]:
             made = record["fingerprint"]["config"]
             newer = {name: value for name, value in default_fields().items() if name.startswith(f"{stage}.")}
             fields |= newer | made
-    return json.loads(json.dumps(fields, default=str))  # type: ignore[no-any-return]
+    return dict(json.loads(json.dumps(fields, default=str)))
 
 
 def _images(run: Run) -> dict[str, str]:
     """Digests of the images that the run's stages read, by the field of `data`."""
-    found = {}
+    found: dict[str, str] = {}
     for generation in run.facts.generations:
         for record in generation.records.values():
             inputs = record["fingerprint"]["inputs"]
