@@ -133,12 +133,14 @@ def _labels_against(first: Run, run: Run) -> list[str]:
         return [NONE] * 4
     if len({(labels or {}).get("corpus") for labels, _ in summaries}) > 1 or _classes(first) != _classes(run):
         return ["other images or classes", NONE, NONE, NONE]
-    if all(first.digest_of(stage) == run.digest_of(stage) for stage in ("label", "select")):
+    same_labels, same_selection = (first.digest_of(stage) == run.digest_of(stage) for stage in ("label", "select"))
+    if same_labels and same_selection:
         return ["the same labels", _count(run, "select", "kept"), "0", "0"]
     before, after = (side({"1": each.generation.layout}, "1") for each in (first, run))
     found = changes(before, after)
     kept = found["kept"]
-    return [percent(found["flip_rate"]), *(f"{kept[name]:,}" for name in ("both", "only_before", "only_after"))]
+    differing = "the same labels" if same_labels else percent(found["flip_rate"])
+    return [differing, *(f"{kept[name]:,}" for name in ("both", "only_before", "only_after"))]
 
 
 def _classes(run: Run) -> list[str]:

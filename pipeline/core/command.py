@@ -61,12 +61,12 @@ class Command:
         """What a comparison is told to compare."""
         return (self.runs,) if stage == "compare" else (self.before, self.after)
 
-    def with_config(self, config: object) -> Command:
-        """With `stage=all`, the stages that run for this configuration."""
-        if not self.is_all:
-            return self
-        wanted = [row.name for row in stages.STAGES if row.name in self.stages or row.is_in_all(config)]
-        return replace(self, stages=tuple(wanted))
+    def with_config(self, config: Any) -> Command:
+        """With `stage=all`, the stages that run for this configuration; with `labels_from`, a student's selection too."""
+        wanted = {row.name for row in stages.STAGES if self.is_all and row.is_in_all(config)} | {*self.stages}
+        if config.labels_from and "student" in wanted:
+            wanted.add("select")
+        return replace(self, stages=tuple(row.name for row in stages.STAGES if row.name in wanted))
 
 
 def command_text(words: Sequence[str]) -> str:

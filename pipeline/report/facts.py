@@ -18,7 +18,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.core.timing import Timing, read_timing
-from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.evaluation.known import PREDICTIONS_NAME
 from pipeline.evaluation.summary import read_speed
 from pipeline.inference.accuracy import Comparison, paired_comparison
 from pipeline.inference.stage_weights import read_info
