@@ -22,7 +22,9 @@ from pipeline.report.facts import Facts, Model, compare, num_parameters, read_fa
 from pipeline.report.numbers import millions, percent, points, signed
 from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section, transfer_section
 from pipeline.report.sections.changes import changes_section
+from pipeline.report.sections.confusion import confusion_section
 from pipeline.report.sections.cost import cost_section, cost_summary
+from pipeline.report.sections.dataset import dataset_section
 from pipeline.report.sections.pretraining import pretraining_section
 from pipeline.report.sections.provenance import provenance_section
 from pipeline.report.sections.pseudo_labels import balance_section, counts_section, quarantine_section, samples_section
@@ -52,7 +54,7 @@ def report_html(facts: Facts, labels: Sequence[SurveyedLabels]) -> str:
     """Render the whole page."""
     templates = environment("pipeline.report")
     sections = [
-        Markup(templates.get_template(section.template).render(section.values))
+        (section.is_narrow, Markup(templates.get_template(section.template).render(section.values)))
         for section in report_sections(facts, labels)
     ]
     return templates.get_template("report.html").render(
@@ -68,9 +70,11 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
     """The sections of the page in their order, without those that have nothing to show."""
     sections = [
         timeline_section(facts),
+        dataset_section(facts),
         accuracy_section(facts),
         generations_section(facts),
         class_section(facts),
+        confusion_section(facts),
         changes_section(facts),
         robustness_section(facts),
         pretraining_section(facts),

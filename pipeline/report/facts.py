@@ -102,6 +102,12 @@ class Facts:
         """The generation of the last student; the first where there is none."""
         return next((found for found in reversed(self.generations) if "student" in found.records), self.generations[0])
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if neither labels, weights nor test results tell it."""
+        tested = next((model.figures["per_class_top1"] for model in self.models if model.figures), [])
+        return len(self.class_names) or len(tested)
+
     def class_name(self, label: int) -> str:
         """Name of a class; `class 3` if it has none."""
         return self.class_names[label] if label < len(self.class_names) else f"class {label}"
