@@ -105,7 +105,7 @@ class Facts:
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 if neither labels, weights nor test results tell it."""
-        tested = next((model.figures["per_class_top1"] for model in self.models if model.figures), [])
+        tested: Sequence[Any] = next((model.figures["per_class_top1"] for model in self.models if model.figures), [])
         return len(self.class_names) or len(tested)
 
     def class_name(self, label: int) -> str:

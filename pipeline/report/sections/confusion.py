@@ -22,7 +22,7 @@ _MAX_CELLS, _PER_CELL = 30, 5  # cells with pictures, and pictures of each: abou
 class _Cell(NamedTuple):
     """A cell of the matrix: `target` is the id of its pictures, empty without any; `css` its tint."""
 
-    count: str
+    words: str
     css: str
     target: str
     alt: str

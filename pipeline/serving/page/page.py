@@ -35,7 +35,7 @@ def page_html(
         url: address of the server, for the examples.
         needs_token: whether the examples have to send a token.
     """
-    names, counts = catalog.class_names, catalog.class_counts
+    names, counts, query = catalog.class_names, catalog.class_counts, shown.row_filter.query()
     return environment("pipeline.serving.page").get_template("page.html").render(
         title=f"Pseudo-labels, {catalog.title}",
         name=catalog.title,
@@ -44,8 +44,8 @@ def page_html(
         shards=manifest["shards"],
         url=url,
         needs_token=needs_token,
-        samples=[_sample(sample, names) for sample in shown.samples],
-        query=shown.row_filter.query(),
+        samples=[_sample(f"samples/{at}{query}", sample, names) for at, sample in enumerate(shown.samples)],
+        query=query,
         num_matching=shown.num_matching,
         filters=_filters(shown.row_filter, names) if catalog.kind == "joined" else [],
         classes=[_class_row(catalog, shown.row_filter, entry) for entry in counts[:MAX_CLASS_ROWS]],
@@ -63,9 +63,10 @@ def _figures(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"{number:,}", words) for words, number in numbers.items() if number or words != "classes"]
 
 
-def _sample(sample: SampleImage, names: Sequence[str] | None) -> dict[str, str]:
+def _sample(source: str, sample: SampleImage, names: Sequence[str] | None) -> dict[str, str]:
+    """Arguments of the template macro `sample`."""
     name = names[sample.label] if names and sample.label < len(names) else f"class {sample.label}"
-    return {"name": name, "where": sample.where, "confidence": f"{sample.confidence:.1%}"}
+    return {"source": source, "alt": name, "title": sample.where, "words": name, "verdict": f"{sample.confidence:.1%}"}
 
 
 def _filters(row_filter: RowFilter, names: Sequence[str] | None) -> list[tuple[str, list[tuple[str, str | None]]]]:
