@@ -160,6 +160,13 @@ STAGES: tuple[StageRow, ...] = (
         only_named=True,
     ),
     StageRow(
+        "suggest",
+        "write the suggest.images unlabeled images whose labels would help most into RUN/suggestions: uncertain ones that differ",
+        "pipeline.suggest.stage:suggest",
+        kind="reader",
+        only_named=True,
+    ),
+    StageRow(
         "diff",
         "print what changed between two generations, selections or exports (before=… after=…; by default the last two)",
         "teacher.diff:diff",

@@ -20,6 +20,7 @@ from pipeline.core.schema.sections import (
     PlanConfig,
     SelectConfig,
     ServeConfig,
+    SuggestConfig,
 )
 from pipeline.core.schema.training import PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
 from pipeline.core.schema.transfer import TransferConfig
@@ -66,6 +67,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
     transfer: TransferConfig = TransferConfig()
+    suggest: SuggestConfig = SuggestConfig()
     plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="before")
