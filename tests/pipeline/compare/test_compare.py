@@ -126,12 +126,12 @@ def test_names_that_are_no_runs_are_refused_in_a_sentence(
     assert "runs= goes with stage=compare" in capsys.readouterr().err
 
 
-def test_a_setting_that_the_earlier_run_did_not_know_has_its_default(
+def test_a_stage_is_compared_as_it_was_made_and_with_defaults_for_what_it_did_not_know(
     tmp_path: Path, write_digits: WriteDigits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = []
     for name, fields in (("a", {"teacher.lr": 0.2}), ("b", {"teacher.lr": 0.2, "teacher.optimizer": "momentum"})):
-        config = SmallRun(tmp_path / name, write_digits).config()
+        config = SmallRun(tmp_path / name, write_digits).config(teacher={"optimizer": "adamw"} if name == "a" else {})
         stage = open_stage(Layout(config.run_dir).teacher, "teacher", Fingerprint(fields, {"labeled": "ab" * 8}))
         stage.commit([], {})
         runs.append(config.run_dir)

@@ -12,9 +12,13 @@ import pytest
 
 from data.labels.label_files import read_labels
 from data.labels.top_k import top_k_columns
+from pipeline.core.layout import Layout
 from pipeline.run import main
+from pipeline.suggest.candidates import find_candidates
 from pipeline.suggest.choose import choose_diverse, disagreement
+from tests.conftest import WriteDigits
 from tests.pipeline.test_earlier_run import ARCHIVE
+from tests.small_run import SmallRun
 
 RUN = "runs/old"
 
@@ -51,6 +55,19 @@ def test_of_equally_uncertain_images_the_most_different_are_chosen() -> None:
         "a sure image is not chosen for its distance"
     )
     assert sorted(choose_diverse(uncertainty, features, 9)) == [0, 1, 2, 3, 4]
+
+
+def test_candidates_are_the_smallest_margins_of_all_shards(tmp_path: Path, write_digits: WriteDigits) -> None:
+    run = SmallRun(tmp_path, write_digits)
+    config = run.config()
+    layout = Layout(config.run_dir)
+    run.model(layout.teacher, "teacher")
+    run.label(config, layout)
+    tables = [read_labels(str(path)) for path in Path(layout.labels).glob("unlabeled-*.parquet")]
+    probabilities = np.concatenate([top_k_columns(table)[1] for table in tables]).astype(np.float32)
+    found = find_candidates(config, layout, 10)
+    assert [each.margin for each in found] == sorted((probabilities[:, 0] - probabilities[:, 1]).tolist())[:10]
+    assert len({each.shard for each in found}) == 3
 
 
 @pytest.mark.usefixtures("_run")
