@@ -70,13 +70,13 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
     """The sections of the page in their order, without those that have nothing to show."""
     sections = [
         timeline_section(facts),
-        dataset_section(facts),
         accuracy_section(facts),
         generations_section(facts),
         class_section(facts),
         confusion_section(facts),
         changes_section(facts),
         robustness_section(facts),
+        dataset_section(facts),
         pretraining_section(facts),
         transfer_section(facts),
         curves_section(facts),
