@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.core.stage import Fingerprint, open_stage
 from pipeline.inference.accuracy import paired_comparison
 from pipeline.run import main
 from teacher.selection.stage import select
+from tests.browser import CHROMIUM, browser
 from tests.conftest import WriteDigits
 from tests.pipeline.report.test_report import cells, first, whole_run
 from tests.small_run import SmallRun
@@ -137,6 +139,22 @@ def test_a_stage_is_compared_as_it_was_made_and_with_defaults_for_what_it_did_no
         runs.append(config.run_dir)
     table = compared(capsys, f"runs=[{','.join(runs)}]")
     assert "teacher." not in table
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install the system's package `chromium`")
+def test_the_page_can_be_read_narrow_and_wide_light_and_dark(tmp_path: Path, write_digits: WriteDigits) -> None:
+    runs = [
+        make_run(tmp_path / name, write_digits, first(right)) for name, right in (("a", 310), ("b", 330), ("c", 250))
+    ]
+    assert main(["stage=compare", f"runs=[{','.join(runs)}]"]) == 0
+
+    async def look() -> None:
+        async with browser() as page:
+            for width, dark in ((400, False), (400, True), (1600, False), (1600, True)):
+                await page.open(Path(runs[0], "compare.html").as_uri(), width, dark=dark)
+                assert await page.faults() == [], (width, dark)
+
+    asyncio.run(look())
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0.004, 0.002), (0.05, 0.05), (0.2, 0.12)])

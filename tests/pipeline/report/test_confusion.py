@@ -62,7 +62,11 @@ def test_a_number_leads_to_its_pictures_and_back(reported: Path) -> None:
 
     async def click() -> None:
         async with browser() as page:
-            await page.open(reported.as_uri(), 400)
+            await page.open(reported.as_uri(), 400, dark=True)
+            behind = "getComputedStyle(document.querySelector('.sample img')).backgroundColor"
+            assert await page.evaluate(behind) == "rgb(255, 255, 255)", (
+                "transparent pictures are on white, on dark pages too"
+            )
             assert await page.evaluate(visible) == []
             await page.evaluate("document.querySelector('.matrix a[href=\"#taken-3-4\"]').click()")
             assert await page.evaluate(visible) == ["taken-3-4"]
