@@ -35,7 +35,8 @@ class ClipView:
 
     def __call__(self, frames: np.ndarray, generator: random.Random) -> torch.Tensor:
         """uint8 (T, H, W, 3), not written to → uint8 (3, T, size, size), contiguous."""
-        rows, columns = crop_box(*frames.shape[1:3], self.crop_scale, self.crop_ratio, generator)
+        height, width = frames.shape[1:3]
+        rows, columns = crop_box(height, width, self.crop_scale, self.crop_ratio, generator)
         flipped = generator.random() < self.hflip
         cropped = np.array(frames[:, rows, columns])
         pixels = torch.from_numpy(cropped).permute(0, 3, 1, 2)
