@@ -105,5 +105,5 @@ def test_bad_videos_say_what_is_wrong(video: bytes, monkeypatch: pytest.MonkeyPa
 def test_a_playlist_opens_no_other_file(video: bytes, tmp_path: Path) -> None:
     (tmp_path / "other.mp4").write_bytes(video)
     playlist = f"ffconcat version 1.0\nfile 'file:{tmp_path}/other.mp4'\n"
-    with pytest.raises(DecodeError, match="Invalid data"):
+    with pytest.raises(DecodeError, match="Invalid argument"):
         decode_clip(playlist.encode(), offset=0, stride=1, frames=1)
