@@ -55,6 +55,9 @@ bench-accuracy: $(VENV)/.installed  ## teacher, student and ablations over 3 see
 bench-pretrain: $(VENV)/.installed  ## what self-supervised pretraining gains the demo's teacher, 3 seeds (hours; resumes); seeds=0,1 objectives=simclr,byol
 	$(BIN)/python -m benchmarks.bench_pretrain $(if $(seeds),seeds=$(seeds)) $(if $(objectives),objectives=$(objectives))
 
+bench-suggest: $(VENV)/.installed  ## 100 suggested labels against 100 random ones, student's accuracy, 3 seeds (hours; resumes); seeds=0,1 labels=100
+	$(BIN)/python -m benchmarks.bench_suggest $(if $(seeds),seeds=$(seeds)) $(if $(labels),labels=$(labels))
+
 bench-label: $(VENV)/.installed  ## labeling: host path beside its peers, decoder, real model, memory, scheduling, resume (20 minutes)
 	$(BIN)/python -m benchmarks.bench_label
 	$(BIN)/python -m benchmarks.bench_decoder

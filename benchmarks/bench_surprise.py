@@ -34,7 +34,7 @@ from data.shards.samples import printable
 from data.tables import read_table
 from pipeline.core.layout import SELECTION_NAME, Layout
 from pipeline.core.stage import digest_of, require_done
-from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.evaluation.known import PREDICTIONS_NAME
 from pipeline.run import main as pipeline
 from teacher.label_quality import judge_kept
 from teacher.validation_labels import ValidationLabels

@@ -125,7 +125,7 @@ def _run(loaded: Loaded, command: Command) -> None:
         else:
             stages.function_of(stage)(config, known_layouts(config))
     for stage in comparisons:
-        stages.function_of(stage)(config, known_layouts(config), command.before, command.after)
+        stages.function_of(stage)(config, known_layouts(config), *command.compared(stage))
 
 
 def _require_run_dir(run_dir: str) -> None:
@@ -190,6 +190,10 @@ def _plan(config: Config, layouts: Sequence[Layout], command: Command) -> None:
 
 
 def _verify(config: Config, layouts: Sequence[Layout], text: str) -> None:
+    if config.labels_from:
+        raise UsageError(
+            f"verify=true: the labels are those of labels_from; give run_dir={redacted(config.labels_from)}"
+        )
     with run_lock(config.run_dir, text):
         for layout in layouts:
             if done_record(layout.labels) is not None or layout.generation == 1:
@@ -222,7 +226,9 @@ def _run_stages(config: Config, layouts: Sequence[Layout], names: Sequence[str],
             )
             return
         for stage in (name for name in names if layout.generation == 1 or not stages.find(name).once):
-            if stage == forced:
+            if layout.takes(stage):
+                print(f"{stage}: taken from {layout.folder_of(stage)}")
+            elif stage == forced:
                 forced = None if _run_or_force(config, layout, stage, layout == last) else forced
             else:
                 _run_stage(config, layout, stage, False)
@@ -299,9 +305,25 @@ def _require_named(loaded: Loaded, layouts: Sequence[Layout], command: Command) 
         )
 
 
+def _refuse_to_change_source(config: Config, layout: Layout, forced: str | None) -> None:
+    """With `labels_from`: raise UsageError when a stage of that run is to start over, or its labels are not done."""
+    if not config.labels_from:
+        return
+    there = redacted(config.labels_from)
+    if forced and layout.takes(forced):
+        raise UsageError(
+            f"stage={forced} force=true: labels_from={there} made it; start it over there, with run_dir={there}"
+        )
+    if done_record(layout.labels) is None:
+        raise UsageError(
+            f"labels_from={there}: its labels are not done; finish them there: stage=teacher,label run_dir={there}"
+        )
+
+
 def _refuse_early(loaded: Loaded, layouts: Sequence[Layout], command: Command) -> None:
     """Before hours of work, and before config.yaml takes the new values: would a later stage refuse them, or miss a file?"""
     config, names = loaded.config, command.stages
+    _refuse_to_change_source(config, layouts[0], command.forced)
     _require_named(loaded, layouts, command)
     indexes = layouts[0].indexes
     checked = {

@@ -31,7 +31,7 @@ class StageRow:
     Attributes:
         purpose: what --help says.
         run: `module:function`, called with (config, layout, force) for a stage of a generation and for a study, with
-            (config, layouts) for a reader, and with (config, layouts, before, after) for the comparison.
+            (config, layouts) for a reader, and with (config, layouts, *`Command.compared`) for a comparison.
         kind: `generation`: run once per generation; `study`: of no generation; `reader` and `comparison`: take no lock.
         folder: below `gen-N/`, or below RUN for a stage that is made `once`; empty for a stage that has none there.
         fingerprint: the configuration that its output depends on.
@@ -160,9 +160,24 @@ STAGES: tuple[StageRow, ...] = (
         only_named=True,
     ),
     StageRow(
+        "suggest",
+        "write the suggest.images unlabeled images whose labels would help most into RUN/suggestions: uncertain ones that differ",
+        "pipeline.suggest.stage:suggest",
+        kind="reader",
+        only_named=True,
+    ),
+    StageRow(
         "diff",
         "print what changed between two generations, selections or exports (before=… after=…; by default the last two)",
         "teacher.diff:diff",
+        kind="comparison",
+        only_named=True,
+    ),
+    StageRow(
+        "compare",
+        "put runs side by side (runs=[runs/a,runs/b], or runs=runs/*): settings that differ, accuracies with paired intervals, labels, "
+        "costs, classes; writes compare.html into the first",
+        "pipeline.compare.stage:compare_runs",
         kind="comparison",
         only_named=True,
     ),

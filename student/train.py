@@ -95,5 +95,5 @@ def fingerprint(
         "labels": labels["digest"],
         "selection": selection["digest"],
     }
-    inputs |= exclude_inputs(config.data.exclude) | init_digest(config.student, "student", config.run_dir)
+    inputs |= exclude_inputs(config.data.exclude) | init_digest(config.student, "student", config.source_dir)
     return Fingerprint(config.stage_fields("student"), inputs)

@@ -30,7 +30,7 @@ def begin_student(
     """
     student = config.student
     if student.init != TEACHER:
-        initial = initial_weights(student, "student", config.run_dir, class_names)
+        initial = initial_weights(student, "student", config.source_dir, class_names)
         if initial is not None:
             print(f"{initial.field}={redacted(initial.source)}: {initial.check(student, num_classes)}", flush=True)
         return initial

@@ -120,10 +120,20 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
         await self.call("Page.navigate", url=url)
+        await self._until_loaded(width)
+
+    async def _until_loaded(self, width: int) -> None:
         while not self._loaded:
             self._record(await self.socket.receive_json(timeout=HANGS_S))
         await self.resize(width, await self.evaluate("document.documentElement.scrollHeight"))  # loads lazy images
         await self.evaluate("Promise.all([...document.images].map(image => image.decode().catch(() => 0)))")
+
+    async def follow(self, script: str) -> None:
+        """Evaluate a script that leads to another page, and wait until that is loaded."""
+        self._loaded = False
+        width = await self.evaluate("window.innerWidth")
+        await self.evaluate(f"{{ {script}; undefined }}")
+        await self._until_loaded(width)
 
     async def resize(self, width: int, height: int) -> None:
         """Set the window's size in CSS pixels."""

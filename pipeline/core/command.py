@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
+from data import storage
+from data.run_names import CONFIG_NAME
 from data.settings import UsageError, nearest
 from pipeline import stages
 
@@ -18,8 +23,10 @@ The same command again continues where it stopped. Further words:
     verify=true   with stage=label: check all digests of a finished run's labels, that no image is lost or labeled twice, and that no
                   shard has changed since (reads the headers of shards, and packed shards whole)
     generations=auto   add generations while the student beats its teacher on the validation images by more than a standard error
-    before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1"""
-_OPTIONS = ("stage", "config", "plan", "force", "verify", "watch", "before", "after")
+    before=1 after=2   with stage=diff: generations, selections as in before=1/9f3a, or exports as in before=v1
+    runs=[runs/a,runs/b]   with stage=compare: run directories or patterns (runs=runs/*), each compared with the first; a run_dir=
+                  comes before them"""
+_OPTIONS = ("runs", "stage", "config", "plan", "force", "verify", "watch", "before", "after")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Command:
         overrides: `key=value` words of the configuration.
         forced: the stage to start over, if any.
         before, after: sides of stage=diff.
+        runs: run directories and patterns of stage=compare.
     """
 
     text: str
@@ -47,13 +55,18 @@ class Command:
     before: str | None = None
     after: str | None = None
     is_all: bool = False
+    runs: tuple[str, ...] = ()
 
-    def with_config(self, config: object) -> Command:
-        """With `stage=all`, the stages that run for this configuration."""
-        if not self.is_all:
-            return self
-        wanted = [row.name for row in stages.STAGES if row.name in self.stages or row.is_in_all(config)]
-        return replace(self, stages=tuple(wanted))
+    def compared(self, stage: str) -> tuple[Any, ...]:
+        """What a comparison is told to compare."""
+        return (self.runs,) if stage == "compare" else (self.before, self.after)
+
+    def with_config(self, config: Any) -> Command:
+        """With `stage=all`, the stages that run for this configuration; with `labels_from`, a student's selection too."""
+        wanted = {row.name for row in stages.STAGES if self.is_all and row.is_in_all(config)} | {*self.stages}
+        if config.labels_from and "student" in wanted:
+            wanted.add("select")
+        return replace(self, stages=tuple(row.name for row in stages.STAGES if row.name in wanted))
 
 
 def command_text(words: Sequence[str]) -> str:
@@ -69,6 +82,12 @@ def parse_command(words: Sequence[str]) -> Command:
     names = _parse_stages(options.get("stage"))
     _require_stage(options, names, "diff", "before= and after= go", "before" in options or "after" in options)
     _require_stage(options, names, "status", "watch=true goes", _flag(options, "watch"))
+    _require_stage(options, names, "compare", "runs= goes", "runs" in options)
+    runs = _parse_runs(options.get("runs", ""))
+    if "compare" in names and not any(word.startswith("run_dir=") for word in overrides):
+        if not runs:
+            raise UsageError("stage=compare needs runs=[DIR,DIR] or runs='DIR/*': the runs to put side by side")
+        overrides += (f"run_dir={_first_run(runs)}",)
     forced, verify = _forced_stage(options), _flag(options, "verify")
     if verify and (options["stage"] != "label" or forced):
         raise UsageError("verify=true goes with stage=label alone, without force=true")
@@ -84,7 +103,21 @@ def parse_command(words: Sequence[str]) -> Command:
         options.get("before"),
         options.get("after"),
         options["stage"] == "all",
+        runs,
     )
+
+
+def _parse_runs(text: str) -> tuple[str, ...]:
+    """`[runs/a, runs/{b,c}]` → `runs/a`, `runs/{b,c}`."""
+    parts = re.findall(r"(?:\{[^}]*\}|[^,{])+", text.strip().removeprefix("[").removesuffix("]"))
+    return tuple(part.strip().strip("'\"") for part in parts if part.strip())
+
+
+def _first_run(runs: Sequence[str]) -> str:
+    """The run directory that the first of `runs` names; of a pattern, its first match."""
+    with suppress(storage.MissingError):
+        return storage.parent(storage.expand(storage.join(runs[0], CONFIG_NAME))[0])
+    raise UsageError(f"runs={runs[0]}: no run there ({CONFIG_NAME} is missing); check the path")
 
 
 def _require_stage(options: dict[str, str], names: Sequence[str], stage: str, words: str, is_given: bool) -> None:

@@ -133,13 +133,15 @@ def load(config: str | None, overrides: Sequence[str]) -> Loaded:
     recipe was found, until `Loaded.with_sizes`. Raises one UsageError with every bad field, and where its value is from.
     """
     layers = [Layer(f"is from {config}", _read_yaml(config))] if config else []
-    run_dir = _run_dir_of(_with_words(layers, overrides)[-1])
-    earlier = _read_run_config(run_dir) if run_dir else None
+    run_dir = _text_of(_with_words(layers, overrides)[-1], "run_dir")
+    earlier, remembered_in = _read_run_config(run_dir) if run_dir else None, run_dir
+    if earlier is None and (source := _text_of(_with_words(layers, overrides)[-1], "labels_from")):
+        earlier, remembered_in = _config_of_source(source), source
     words, typed = {}, frozenset(_words_of(earlier)) if earlier is not None else frozenset()
     if earlier is not None:
         words = _words_of(earlier) if config else {}
         fields = literal_fields(_parse_overrides(list(words.values())) if config else _fields_alone(earlier))
-        layers.append(Layer(f"{_REMEMBERED} {storage.join(redacted(run_dir), CONFIG_NAME)}", fields))
+        layers.append(Layer(f"{_REMEMBERED} {storage.join(redacted(remembered_in), CONFIG_NAME)}", fields))
     given, _ = _with_words(layers, overrides)
     recipe = _recipe_in_force(given, earlier, run_dir)
     if recipe is not None:
@@ -198,11 +200,23 @@ def _under_one_name(values: dict[str, Any], layers: Sequence[Layer]) -> dict[str
     return values
 
 
-def _run_dir_of(fields: DictConfig) -> str:
+def _text_of(fields: DictConfig, name: str) -> str:
     try:
-        return str(OmegaConf.select(fields, "run_dir") or "")
+        return str(OmegaConf.select(fields, name) or "")
     except OmegaConfBaseException as error:
-        raise UsageError(f"run_dir: {error.msg}") from None
+        raise UsageError(f"{name}: {error.msg}") from None
+
+
+def _config_of_source(run_dir: str) -> DictConfig:
+    """Content of config.yaml of the run that `labels_from` names, without what is of that run alone."""
+    found = _read_run_config(run_dir)
+    if found is None:
+        raise UsageError(f"labels_from={redacted(run_dir)}: no run there ({CONFIG_NAME} is missing); check the path")
+    if further := OmegaConf.select(found, "labels_from"):
+        raise UsageError(
+            f"labels_from={redacted(run_dir)}: that run has its labels from {further}; give labels_from={further}"
+        )
+    return OmegaConf.masked_copy(found, [str(key) for key in found if key not in ("run_dir", "labels_from")])
 
 
 def _with_words(layers: Sequence[Layer], words: Sequence[str]) -> tuple[list[Layer], DictConfig]:

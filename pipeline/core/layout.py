@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data import storage
 from data.run_names import CURRENT_NAME, INDEXES, generation_folder
@@ -13,15 +13,21 @@ from pipeline.stages import find
 SELECTION_NAME = "selection.json"  # file that explains a selection
 RESULTS_NAME = "results.json"  # file of a study's or of stage=transfer's results
 PREVIOUS_NAME = "previous"  # file that names the selection in use before
+TAKEN = ("pretrain", "teacher", "label")  # stages of whose output a run with `labels_from` has none of its own
 VERSION = re.compile(r"v([1-9]\d*)")  # name of an export
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of one generation (1, 2, …) of a run."""
+    """The folders of one generation (1, 2, …) of a run.
+
+    Attributes:
+        labels_from: the run whose teacher and labels the first generation takes.
+    """
 
     run_dir: str
     generation: int = 1
+    labels_from: str | None = field(default=None, kw_only=True)
 
     def _of(self, generation: int, name: str) -> str:
         return storage.join(self.run_dir, generation_folder(generation), name)
@@ -29,6 +35,8 @@ class Layout:
     def folder_of(self, stage: str) -> str:
         """The folder of a stage's output; of `select`, the current selection, or before the first one the folder of all."""
         row = find(stage)
+        if self.labels_from and self.takes(stage):
+            return Layout(self.labels_from, self.generation).folder_of(stage)
         if row.once:
             return storage.join(self.run_dir, row.folder)
         if row.only_first and self.generation > 1:
@@ -36,6 +44,10 @@ class Layout:
         if stage == "select":
             return self.current_selection() or self.selections
         return self._of(self.generation, row.folder)
+
+    def takes(self, stage: str) -> bool:
+        """Whether a stage's output is that of the run `labels_from`."""
+        return bool(self.labels_from) and stage in TAKEN and (self.generation == 1 or find(stage).once)
 
     @property
     def pretrain(self) -> str:

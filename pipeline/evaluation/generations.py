@@ -50,7 +50,10 @@ class Decision:
 
 def all_layouts(config: Config) -> list[Layout]:
     """Layouts of all generations that there may be."""
-    return [Layout(config.run_dir, number + 1) for number in range(config.most_generations())]
+    return [
+        Layout(config.run_dir, number + 1, labels_from=config.labels_from)
+        for number in range(config.most_generations())
+    ]
 
 
 def known_layouts(config: Config) -> list[Layout]:

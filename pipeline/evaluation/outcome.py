@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -164,7 +164,7 @@ def _of_number(selection: Record, num_labels: int, num_labeled: int | None) -> I
 
 
 def _of_first_weights(layout: Layout, student: Record, labels: Record | None, num_labeled: int | None) -> Iterator[str]:
-    teacher = done_record(Layout(layout.run_dir).teacher) or {"summary": {}}
+    teacher = done_record(replace(layout, generation=1).teacher) or {"summary": {}}
     source = next(
         (teacher["summary"][name] for name in ("begun_with", "trained_elsewhere") if name in teacher["summary"]), None
     )

@@ -32,16 +32,21 @@ Counts = dict[str, list[int]]  # role → number of wrong answers per condition
 
 
 def measure_robustness(
-    test: Split, models: Mapping[str, Predictor], folder: str, num_images: int, seed: int
-) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    test: Split, models: Mapping[str, Predictor], folder: str, num_images: int, seed: int,
+    known: Mapping[str, Sequence[list[int]]] | None = None, roles: Sequence[str] = (),
+) -> tuple[list[str], dict[str, dict[str, Any]]]:  # fmt: skip
     """Measure on `num_images` test images (at most all), chosen by the seed; continue an interrupted measurement.
 
     Args:
+        models: those to measure, by role.
         folder: of the files of counts.
+        known: role → counts of each part, of models that were measured before.
+        roles: all roles, in the order of the files; by default those of `models`.
 
     Returns:
         The names of those files, and the figures per role; see `figures_of`.
     """
+    known, roles = known or {}, roles or list(models)
     rows = chosen_rows(test.num_samples, num_images, seed)
     parts = [rows[start : start + IMAGES_PER_PART] for start in range(0, len(rows), IMAGES_PER_PART)]
     names = [f"part-{number:05d}.json" for number in range(len(parts))]
@@ -51,14 +56,15 @@ def measure_robustness(
         total=len(rows) * len(_CONDITIONS), initial=skipped * len(_CONDITIONS), desc="robustness", unit="view"
     )
     with bar, ImageReader([shard.url for shard in test.shards]) as reader, ThreadPoolExecutor(_THREADS) as pool:
-        for part, name in zip(parts, names, strict=True):
+        for number, (part, name) in enumerate(zip(parts, names, strict=True)):
             if name not in done:
-                counts = _count_wrong(_read(test, reader, part), part, models, seed, pool, bar)
+                new = _count_wrong(_read(test, reader, part), part, models, seed, pool, bar) if models else {}
+                counts = {role: known[role][number] if role in known else new[role] for role in roles}
                 storage.write_text(storage.join(folder, name), json.dumps(counts) + "\n")
     remedy = "delete it and run stage=evaluate, which makes it again"
     counted = [read_json(storage.join(folder, name), remedy) for name in names]
     for name, counts in zip(names, counted, strict=True):
-        if counts.keys() != models.keys() or any(np.shape(wrong) != (len(_CONDITIONS),) for wrong in counts.values()):
+        if counts.keys() != set(roles) or any(np.shape(wrong) != (len(_CONDITIONS),) for wrong in counts.values()):
             raise DataError(f"{storage.join(folder, name)}: damaged, or of other models; {remedy}")
     return names, figures_of(counted, len(rows))
 

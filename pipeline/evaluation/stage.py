@@ -23,6 +23,7 @@ from pipeline.core.stage import (
     require_done,
     with_recorded_device,
 )
+from pipeline.evaluation.known import PREDICTIONS_NAME, ROBUSTNESS_FOLDER, Evaluated, find_evaluated
 from pipeline.evaluation.robustness import IMAGES_PER_PART, measure_robustness
 from pipeline.evaluation.speed import measure_speed
 from pipeline.evaluation.summary import write_speed
@@ -34,8 +35,6 @@ from pipeline.inference.weights_card import write_weights_card
 from pipeline.models.registry import count_flops, count_parameters
 from pipeline.upstream.stage_inputs import require_same_classes, require_test
 
-PREDICTIONS_NAME = "predictions.parquet"
-ROBUSTNESS_FOLDER = "robustness"
 _TOP = 5
 
 
@@ -62,22 +61,43 @@ def evaluate(config: Config, layout: Layout, force: bool = False) -> dict[str, A
     )
     if stage.is_done:
         return require_done(stage.folder, "evaluate")
+    known = {} if force else find_evaluated(layout, expected)
+    for role, evaluated in known.items():
+        print(
+            f"evaluate: the {role} was evaluated on these images in {evaluated.folder}; its figures are taken from there"
+        )
     device, batch_size = config.resolved_device(), config.evaluate.batch_size
-    summary, columns = call_on_device(
-        device, address, _measure_models, test, folders, device, config.threads, batch_size
-    )
+    summary, columns = _figures(config, test, folders, known)
     labels = np.concatenate([shard.index().column("label").to_numpy() for shard in test.shards])
     write_table(stage.path(PREDICTIONS_NAME), pa.table({"label": labels} | columns))
     to = stage.path(ROBUSTNESS_FOLDER)
-    files, robustness = call_on_device(device, address, _robustness, config, to, test, folders)
+    wrong = {role: parts for role, found in known.items() if (parts := found.wrong_by_part()) is not None}
+    files, robustness = call_on_device(device, address, _robustness, config, to, test, folders, wrong)
     for role, figures in robustness.items():
         summary[role]["robustness"] = figures
     speed = call_on_device(device, address, measure_speed, folders, device, config.threads, batch_size)
     write_speed(layout.evaluation, speed)
     stage.commit([PREDICTIONS_NAME, *files], summary)
     for role, info in infos.items():
-        write_weights_card(weights_folder(folders[role]), info, summary[role])
+        if not layout.takes(role):  # the other run stays as it is
+            write_weights_card(weights_folder(folders[role]), info, summary[role])
     return require_done(stage.folder, "evaluate")
+
+
+def _figures(
+    config: Config, test: Split, folders: Mapping[str, str], known: Mapping[str, Evaluated]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """As `_measure_models`; of models in `known`, what was measured before."""
+    device, new = config.resolved_device(), {role: folder for role, folder in folders.items() if role not in known}
+    fields = device, config.threads, config.evaluate.batch_size
+    measured, columns = (
+        call_on_device(device, config.ray_address, _measure_models, test, new, *fields) if new else ({}, {})
+    )
+    for role, found in known.items():
+        measured[role] = found.figures()
+        columns |= {f"{role}_{name}": values for name, values in found.predictions().items()}
+    order = [f"{role}_{name}" for role in folders for name in ("label", "confidence")]
+    return {role: measured[role] for role in folders}, {name: columns[name] for name in order}
 
 
 def _measure_models(
@@ -95,9 +115,13 @@ def _measure_models(
 
 
 def _robustness(
-    config: Config, to: str, test: Split, folders: Mapping[str, str]
+    config: Config, to: str, test: Split, folders: Mapping[str, str], known: Mapping[str, list[list[int]]]
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Names of files in the folder `to`, and figures per role, under corruptions; empty with evaluate.robustness_images=0."""
+    """Names of files in the folder `to`, and figures per role, under corruptions; empty with evaluate.robustness_images=0.
+
+    Args:
+        known: role → wrong answers by part, as `Evaluated.wrong_by_part`.
+    """
     if not config.evaluate.robustness_images:
         return [], {}
     torch.set_num_threads(config.threads)
@@ -105,8 +129,10 @@ def _robustness(
     models = {
         role: load_predictor(folder, config.resolved_device(), batch_size, fast=True)
         for role, folder in folders.items()
+        if role not in known
     }
-    names, figures = measure_robustness(test, models, to, config.evaluate.robustness_images, config.seed)
+    number = config.evaluate.robustness_images
+    names, figures = measure_robustness(test, models, to, number, config.seed, known, list(folders))
     return [f"{ROBUSTNESS_FOLDER}/{name}" for name in names], figures
 
 

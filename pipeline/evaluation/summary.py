@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def write_summary(config: Config, layout: Layout) -> dict[str, Any]:
             config, layout, labels
         )
     if config.generations != 1:
-        generations = [Layout(layout.run_dir, number) for number in range(1, layout.generation + 1)]
+        generations = [replace(layout, generation=number) for number in range(1, layout.generation + 1)]
         summary |= {"generations": found} if (found := summarize(generations)) else {}
     rows = with_folder(layout.generation)  # a later teacher counts as a student
     folders = {row.name: layout.folder_of(row.name) for row in rows}

@@ -72,7 +72,7 @@ def _preprocessing(config: Config, role: _Role) -> tuple[Mapping[str, Any], str]
     if section.init in (TEACHER, PRETRAIN):  # may still be to be made
         maker = config.training(section.init)
         return {name: getattr(maker, name) for name in FOLLOWED}, f"stage={section.init}"
-    source = find_source(str(section.init), f"{role}.init", config.run_dir)
+    source = find_source(str(section.init), f"{role}.init", config.source_dir)
     return recorded_preprocessing(source, section.model, section.model_args)
 
 
@@ -120,4 +120,4 @@ def _require_model(config: Config, role: _Role, pretrains: bool) -> None:
     on_meta(partial(build_model, section.model, 2, section.model_args, *rates))
     if section.init not in (None, TEACHER) and not (section.init == PRETRAIN and pretrains):
         field = f"{role}.init"
-        InitialWeights(field, find_source(str(section.init), field, config.run_dir)).check(section, 2)
+        InitialWeights(field, find_source(str(section.init), field, config.source_dir)).check(section, 2)

@@ -75,9 +75,17 @@ class Predictor:
     @torch.inference_mode()
     def device_probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """As `probabilities`, for at most `batch_size` images on the device; the result stays there."""
+        return self._of_views(images).mean(dim=0)
+
+    def view_probabilities(self, images: torch.Tensor) -> np.ndarray:
+        """At most `batch_size` images (N, 3, S, S) uint8 → (views, N, C) float32: softmax of logits / temperature of each view."""
+        return self._of_views(images.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _of_views(self, images: torch.Tensor) -> torch.Tensor:
         batch = self._prepared(images)
         outputs = (self._forward(batch, view)[: len(images)] for view in range(self.views))
-        return torch.stack([F.softmax(output / self.temperature, dim=1) for output in outputs]).mean(dim=0)
+        return torch.stack([F.softmax(output / self.temperature, dim=1) for output in outputs])
 
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
         """The images, normalized and padded to `batch_size`: float32 (batch_size, 3, S, S)."""

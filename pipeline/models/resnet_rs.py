@@ -69,19 +69,17 @@ class Architecture:
     stem: int | None = None
 
     def __post_init__(self) -> None:
-        _check("depth", self.depth, self.depth in BLOCKS, f"one of {', '.join(map(str, BLOCKS))}")
-        _check(
-            "width", self.width, _is_number(self.width) and self.channels[0] > 0, "a number above 1/64, such as 0.25"
-        )
-        _check("in_chans", self.in_chans, _is_count(self.in_chans), "a whole number above 0")
+        check("depth", self.depth, self.depth in BLOCKS, f"one of {', '.join(map(str, BLOCKS))}")
+        check("width", self.width, is_number(self.width) and self.channels[0] > 0, "a number above 1/64, such as 0.25")
+        check("in_chans", self.in_chans, is_count(self.in_chans), "a whole number above 0")
         ratios = ", ".join(map(str, _TIMM_BLOCK_ARGS))
-        known = _is_number(self.se_ratio) and self.se_ratio in _TIMM_BLOCK_ARGS
-        _check("se_ratio", self.se_ratio, known, f"one of {ratios} (those timm can rebuild)")
-        _check("stem", self.stem, self.stem is None or _is_count(self.stem), "a whole number above 0, such as 32")
-        _check("resnet_d", self.resnet_d, isinstance(self.resnet_d, bool), "true or false")
+        known = is_number(self.se_ratio) and self.se_ratio in _TIMM_BLOCK_ARGS
+        check("se_ratio", self.se_ratio, known, f"one of {ratios} (those timm can rebuild)")
+        check("stem", self.stem, self.stem is None or is_count(self.stem), "a whole number above 0, such as 32")
+        check("resnet_d", self.resnet_d, isinstance(self.resnet_d, bool), "true or false")
         if self.blocks is not None:
-            valid = isinstance(self.blocks, list | tuple) and len(self.blocks) == 4 and all(map(_is_count, self.blocks))
-            _check("blocks", self.blocks, valid, "four whole numbers above 0, such as [3, 4, 6, 3]")
+            valid = isinstance(self.blocks, list | tuple) and len(self.blocks) == 4 and all(map(is_count, self.blocks))
+            check("blocks", self.blocks, valid, "four whole numbers above 0, such as [3, 4, 6, 3]")
             object.__setattr__(self, "blocks", tuple(self.blocks))  # YAML gives a list
 
     @property
@@ -100,16 +98,19 @@ class Architecture:
         return tuple(2 * round(32 * self.width) * 2**stage for stage in range(4))
 
 
-def _check(field: str, value: object, valid: bool, expected: str) -> None:
+def check(field: str, value: object, valid: bool, expected: str) -> None:
+    """Raise a ModelError that names the field, what was expected and what came, unless `valid`."""
     if not valid:
         raise ModelError(f"{field}: must be {expected}, but got {value!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """True for a finite int or float; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """True for an int above 0; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -274,11 +275,9 @@ def resnet_rs(
     Raises:
         ModelError: a value is out of range.
     """
-    _check(
-        "num_classes", num_classes, num_classes == 0 or _is_count(num_classes), "a whole number, 0 for features alone"
-    )
+    check("num_classes", num_classes, num_classes == 0 or is_count(num_classes), "a whole number, 0 for features alone")
     for field, rate in {"dropout": dropout, "stochastic_depth": stochastic_depth}.items():
-        _check(field, rate, _is_number(rate) and 0 <= rate < 1, "a drop rate from 0 to below 1")
+        check(field, rate, is_number(rate) and 0 <= rate < 1, "a drop rate from 0 to below 1")
     return ResNetRS(Architecture(depth, **architecture), num_classes, dropout, stochastic_depth)
 
 

@@ -26,10 +26,17 @@ class Figure:
 
 
 class Section(NamedTuple):
-    """A section of a page: the name of its template, and the values that the template shows."""
+    """A section of a page.
+
+    Attributes:
+        template: its name.
+        values: what the template shows.
+        is_narrow: stands beside the next one that is narrow, where the page is wide.
+    """
 
     template: str
     values: Mapping[str, Any]
+    is_narrow: bool = False
 
 
 def environment(package: str) -> Environment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -30,6 +30,12 @@ def markdown_templates(package: str) -> Environment:
         "percent": "{:.1%}".format,
     }
     return templates
+
+
+def aligned_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for the console: the first column starts at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def class_lines(names: Iterable[str]) -> str:

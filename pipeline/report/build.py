@@ -17,11 +17,14 @@ from pipeline.core.schema import Config
 from pipeline.core.timing import duration
 from pipeline.evaluation.outcome import Outcome, print_advice, validation_outcome, what_to_try
 from pipeline.pages.render import Section, environment
+from pipeline.pages.text import aligned_rows
 from pipeline.report.facts import Facts, Model, compare, num_parameters, read_facts
 from pipeline.report.numbers import millions, percent, points, signed
 from pipeline.report.sections.accuracy import accuracy_section, class_section, generations_section, transfer_section
 from pipeline.report.sections.changes import changes_section
+from pipeline.report.sections.confusion import confusion_section
 from pipeline.report.sections.cost import cost_section, cost_summary
+from pipeline.report.sections.dataset import dataset_section
 from pipeline.report.sections.pretraining import pretraining_section
 from pipeline.report.sections.provenance import provenance_section
 from pipeline.report.sections.pseudo_labels import balance_section, counts_section, quarantine_section, samples_section
@@ -56,7 +59,7 @@ def report_html(facts: Facts, labels: Sequence[SurveyedLabels]) -> str:
     """Render the whole page."""
     templates = environment("pipeline.report")
     sections = [
-        Markup(templates.get_template(section.template).render(section.values))
+        (section.is_narrow, Markup(templates.get_template(section.template).render(section.values)))
         for section in report_sections(facts, labels)
     ]
     return templates.get_template("report.html").render(
@@ -75,8 +78,10 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
         accuracy_section(facts),
         generations_section(facts),
         class_section(facts),
+        confusion_section(facts),
         changes_section(facts),
         robustness_section(facts),
+        dataset_section(facts),
         pretraining_section(facts),
         transfer_section(facts),
         curves_section(facts),
@@ -103,10 +108,7 @@ def print_table(facts: Facts, labels: Sequence[SurveyedLabels]) -> None:
     tested = next((model.figures["images"] for model in facts.models if model.figures), None)
     print(f"\nOn {tested:,} test images:" if tested else "\nNot evaluated on test images.")
     rows = _model_rows(facts)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    print(*aligned_rows(rows), sep="\n")
     if any("±" in cell for row in rows for cell in row):
         print("± is one standard error of the paired difference; it does not cover the variation between seeds.")
     for entry in labels:

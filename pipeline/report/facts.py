@@ -18,7 +18,7 @@ from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
 from pipeline.core.stage import StageError, done_record
 from pipeline.core.timing import Timing, read_timing
-from pipeline.evaluation.stage import PREDICTIONS_NAME
+from pipeline.evaluation.known import PREDICTIONS_NAME
 from pipeline.evaluation.summary import read_speed
 from pipeline.inference.accuracy import Comparison, paired_comparison
 from pipeline.inference.stage_weights import read_info
@@ -101,6 +101,12 @@ class Facts:
     def last_with_student(self) -> Generation:
         """The generation of the last student; the first where there is none."""
         return next((found for found in reversed(self.generations) if "student" in found.records), self.generations[0])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if neither labels, weights nor test results tell it."""
+        tested: Sequence[Any] = next((model.figures["per_class_top1"] for model in self.models if model.figures), [])
+        return len(self.class_names) or len(tested)
 
     def class_name(self, label: int) -> str:
         """Name of a class; `class 3` if it has none."""

@@ -48,7 +48,7 @@ def sample(source: str | None, is_right: bool | None, **texts: str) -> dict[str,
     Args:
         source: data: URI of the image; None if it is gone.
         is_right: frames the image; None if the true class is not known.
-        texts: title, alt, words, verdict.
+        texts: title, alt, words, verdict, perhaps more.
     """
     frame = {None: "", True: "is-right", False: "is-wrong"}[is_right]
     photo = "photo" if source and source.startswith("data:image/jpeg") else ""

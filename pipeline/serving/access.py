@@ -17,15 +17,13 @@ from pipeline.serving.blocking_pool import BusyError
 from pipeline.serving.catalog import OutdatedError
 from pipeline.serving.credentials import has_token, names_loopback
 from pipeline.serving.filters import FilterError
+from pipeline.serving.login import LOGIN_PATH, has_cookie, login_page
 from pipeline.serving.metrics import Metrics
 
 _PUBLIC = ("/healthz",)  # needs no token and no known Host
 _UNLIMITED = ("/healthz", "/metrics")  # answered at the limit too, so that a busy server does not look dead
 _RETRY_AFTER = ("Retry-After", "5")
-_BEARER, _BASIC = (
-    ("WWW-Authenticate", f'{scheme} realm="pseudo-labels"{more}')
-    for scheme, more in (("Bearer", ""), ("Basic", ', charset="UTF-8"'))
-)
+_BEARER = ("WWW-Authenticate", 'Bearer realm="pseudo-labels"')
 
 
 def error_response(
@@ -113,16 +111,20 @@ class AccessMiddleware:
 
     @web.middleware
     async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        authorization = request.headers.get("Authorization", "")
-        if self._token is None or request.path in _PUBLIC or has_token(authorization, self._token):
+        if self._token is None or request.path in (*_PUBLIC, LOGIN_PATH):
             return await handler(request)
-        is_browser = "text/html" in request.headers.get("Accept", "")
+        if has_token(request.headers.get("Authorization", ""), self._token) or has_cookie(request, self._token):
+            return await handler(request)
+        if "text/html" in request.headers.get("Accept", ""):
+            form = login_page(401)
+            form.headers.extend([_BEARER])
+            return form
         message = "a token is needed: Authorization: Bearer TOKEN, or as the password of any user name"
-        return error_response(401, message, [_BEARER, _BASIC] if is_browser else [_BEARER])
+        return error_response(401, message, [_BEARER])
 
     @web.middleware
     async def _limit_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.can_read_body:
+        if request.can_read_body and (self._token is None or request.path != LOGIN_PATH):
             return error_response(413, "requests must not have a body", close=True)
         if request.path in _UNLIMITED:
             return await handler(request)
@@ -142,6 +144,9 @@ class AccessMiddleware:
 async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001 (aiohttp's signal)
     """Set the headers that every response has."""
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers["Server"] = "noisy-student-pipeline"

@@ -119,7 +119,7 @@ class Catalog(ABC):
         """List all shards, in order."""
 
     @abstractmethod
-    def samples(self) -> list[SampleImage]:
+    def samples(self, row_filter: RowFilter) -> list[SampleImage]:
         """Choose a few images for the page, evenly spaced over a few shards."""
 
 

@@ -102,7 +102,7 @@ class ExportedVersion(Catalog):
         """See `Catalog`."""
         return [ShardEntry(name, r.num_samples, r.sha256, r.bytes) for name, r in self._records.items()]
 
-    def samples(self) -> list[SampleImage]:
+    def samples(self, row_filter: RowFilter) -> list[SampleImage]:  # noqa: ARG002 (the catalog's interface)
         """See `Catalog`."""
         names = list(self._records)
         return [sample for at in spread(len(names), SAMPLE_SHARDS) for sample in self._samples_of(names[at])]

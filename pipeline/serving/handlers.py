@@ -21,7 +21,7 @@ from pipeline.serving.blocking_pool import AsyncCache, Pools
 from pipeline.serving.catalog import FORMAT_VERSION, Catalog, SampleImage, ServedFile, manifest_of
 from pipeline.serving.credentials import HOST
 from pipeline.serving.metrics import CONTENT_TYPE, Metrics
-from pipeline.serving.page.page import page_html
+from pipeline.serving.page.page import PageSamples, page_html
 from pipeline.serving.request_headers import accepts_gzip, condition_status
 from pipeline.serving.sending import Sender
 
@@ -57,7 +57,8 @@ class Handlers:
         self._sender = Sender(pools.sending, metrics)
         self._layouts, self._label_files = AsyncCache(pools.making, _LAYOUTS), AsyncCache(pools.making, _LABEL_FILES)
         self._unfiltered, self._manifests = AsyncCache(pools.scanning, 1), AsyncCache(pools.scanning, _MANIFESTS)
-        self._samples, self._texts = AsyncCache(pools.making, 1), AsyncCache(pools.making, 2)
+        self._samples, self._texts = AsyncCache(pools.making, 1), AsyncCache(pools.making, 2 + _MANIFESTS)
+        self._filtered_samples = AsyncCache(pools.scanning, _MANIFESTS)
         # The cached page has this placeholder where each client gets the URL by which it reached the server.
         self._url_placeholder = f"http://{secrets.token_hex(16)}.invalid"
 
@@ -99,20 +100,25 @@ class Handlers:
         return await self._sender.send(request, file, self._layouts)
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """Send the HTML page."""
-        page: str = await self._texts.get("page", partial(self._page, *await self._page_parts()))
+        """Send the HTML page; a filter chooses its pictures."""
+        row_filter = self._catalog.parse(list(request.query.items()))
+        make = partial(self._page, row_filter, *await self._page_parts(row_filter))
+        page: str = await self._texts.get(("page", row_filter), make)
         with_url = page.replace(self._url_placeholder, html.escape(_server_url(request)))
         return await self._answer(request, await self._pools.making.run(Document.of, lambda: with_url), "text/html")
 
-    async def _page_parts(self) -> tuple[list[SampleImage], Document]:
-        return await self._some_samples(), await self._manifest(self._catalog.parse([]))
+    async def _page_parts(self, row_filter: RowFilter) -> tuple[list[SampleImage], Document, Document]:
+        shown = await self._some_samples(row_filter), await self._manifest(row_filter)
+        return *shown, await self._manifest(RowFilter())
 
-    def _page(self, samples: list[SampleImage], manifest: Document) -> str:
-        return page_html(self._catalog, json.loads(manifest.content), samples, self._url_placeholder, self._needs_token)
+    def _page(self, row_filter: RowFilter, samples: list[SampleImage], matching: Document, manifest: Document) -> str:
+        found = PageSamples(row_filter, samples, json.loads(matching.content)["num_samples"])
+        return page_html(self._catalog, json.loads(manifest.content), found, self._url_placeholder, self._needs_token)
 
     async def sample(self, request: web.Request) -> web.StreamResponse:
         """Send an image of the page."""
-        number, samples = request.match_info["number"], await self._some_samples()
+        row_filter = self._catalog.parse(list(request.query.items()))
+        number, samples = request.match_info["number"], await self._some_samples(row_filter)
         if number not in map(str, range(len(samples))):
             raise web.HTTPNotFound
         content = await self._pools.making.run(samples[int(number)].read)
@@ -132,8 +138,9 @@ class Handlers:
         make = partial(Document.of, lambda: _as_json(_openapi(self._catalog)))
         return await self._answer(request, await self._texts.get("openapi", make), "application/json")
 
-    async def _some_samples(self) -> list[SampleImage]:
-        return await self._samples.get("samples", self._catalog.samples)
+    async def _some_samples(self, row_filter: RowFilter) -> list[SampleImage]:
+        cache = self._samples if row_filter == RowFilter() else self._filtered_samples
+        return await cache.get(row_filter, partial(self._catalog.samples, row_filter))
 
     async def _manifest(self, row_filter: RowFilter) -> Document:
         """Return the manifest, cached by filter; that without a filter has its own cache and is never evicted."""

@@ -78,13 +78,13 @@ class JoinedRun(Catalog):
         )
         return [ShardEntry(shard.name, count) for shard, count in zip(shards, counts, strict=True)]
 
-    def samples(self) -> list[SampleImage]:
+    def samples(self, row_filter: RowFilter) -> list[SampleImage]:
         """See `Catalog`."""
         positions = spread(len(self.overlay.shards), SAMPLE_SHARDS)
-        return [sample for position in positions for sample in self._samples_of(position)]
+        return [sample for position in positions for sample in self._samples_of(position, row_filter)]
 
-    def _samples_of(self, position: int) -> Iterator[SampleImage]:
-        wanted = self._wanted(position, RowFilter())
+    def _samples_of(self, position: int, row_filter: RowFilter) -> Iterator[SampleImage]:
+        wanted = self._wanted(position, row_filter)
         labels = self.overlay.take(position, wanted[spread(len(wanted), SAMPLES_PER_SHARD)]).labels
         name = self.overlay.shards[position].name
         columns = (labels.column(column).to_pylist() for column in ("label", "confidence"))

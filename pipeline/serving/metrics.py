@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ROUTES = (
     "/", "/manifest.json", "/shards/{name}.tar", "/labels/{name}.parquet", "/samples/{number}", "/healthz", "/metrics",
-    "/openapi.json", "/{file}", "none",
+    "/openapi.json", "/login", "/{file}", "none",
 )  # fmt: skip
 _PREFIX = "noisy_student_serve"
 _STATUSES = 600

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,7 @@ from pipeline.serving.credentials import check_host, is_loopback, read_token
 from pipeline.serving.exported import open_version
 from pipeline.serving.handlers import Handlers
 from pipeline.serving.joined import JoinedRun
+from pipeline.serving.login import LOGIN_PATH, log_in, show_login
 from pipeline.serving.metrics import Counts, Metrics
 from pipeline.serving.processes import ServingProcesses, default_processes, listen_on, receive_connections
 from pipeline.upstream.stage_inputs import open_overlay
@@ -191,7 +193,7 @@ async def _answering(
     any_host = token is not None or config.open_to_all or not is_loopback(config.host)
     access = AccessMiddleware(token, config.max_connections, metrics, any_host)
     runner = web.AppRunner(
-        _app(Handlers(catalog, pools, metrics, token is not None), access),
+        _app(Handlers(catalog, pools, metrics, token is not None), access, token),
         handler_cancellation=True,  # a client that leaves cancels its handler
         shutdown_timeout=0.1,  # `_drain` has waited
     )
@@ -208,9 +210,12 @@ async def _answering(
         pools.close()
 
 
-def _app(handlers: Handlers, access: AccessMiddleware) -> web.Application:
+def _app(handlers: Handlers, access: AccessMiddleware, token: str | None) -> web.Application:
     app = web.Application(middlewares=access.middlewares())
     app.on_response_prepare.append(add_security_headers)
+    if token is not None:
+        app.router.add_post(LOGIN_PATH, partial(log_in, token=token))
+        app.router.add_get(LOGIN_PATH, show_login)
     for path, handler in handlers.routes().items():
         app.router.add_get(path, handler)  # HEAD too
     return app

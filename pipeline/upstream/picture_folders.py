@@ -47,7 +47,7 @@ def with_shards(config: Config) -> DataConfig:
 
     Unless they are given, validation images are the held-out share, and held-out hashes those of validation and test images.
     """
-    data, run_dir = config.data, config.run_dir
+    data, run_dir = config.data, config.source_dir
     shards = {name: picture_folders.shards_or_folder(run_dir, name, getattr(data, name)) for name in NAMES}
     if data.holds_out:
         shards["validation"] = picture_folders.held_out_share(run_dir)
@@ -76,7 +76,7 @@ def _pack(config: Config, name: str, folder: str) -> None:
     is_labeled = name != "unlabeled"
     share = config.data.validation_share if name == "labeled" and config.data.holds_out else 0
     group = config.data.group if name == "labeled" else ""
-    packing = Packing(str(path), packing_folder(config.run_dir, name), is_labeled, share, group=group)
+    packing = Packing(str(path), packing_folder(config.source_dir, name), is_labeled, share, group=group)
 
     def tell(packed: Packed) -> None:
         if len(packed.packed_before) < len(packed.folders):

@@ -20,6 +20,7 @@ from pipeline.core.schema.sections import (
     PlanConfig,
     SelectConfig,
     ServeConfig,
+    SuggestConfig,
 )
 from pipeline.core.schema.training import PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
 from pipeline.core.schema.transfer import TransferConfig
@@ -43,6 +44,9 @@ class Config(Section):
     recipe: str | None = runtime(
         None, "small, imagenet or finetune: values for what a run does not set, some by the sizes of its data"
     )
+    labels_from: str | None = runtime(
+        None, "another run: take its teacher and labels as they are, and its settings for what is not given here"
+    )
     seed: int = Field(0, ge=0)
     generations: Annotated[int | Literal["auto"], BeforeValidator(_check_generations)] = setting(
         1,
@@ -63,6 +67,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
     transfer: TransferConfig = TransferConfig()
+    suggest: SuggestConfig = SuggestConfig()
     plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="before")
@@ -89,6 +94,8 @@ class Config(Section):
                 "generations=auto compares each student with its teacher on data.validation, which is empty; give shards there, or a "
                 "number of generations"
             )
+        if self.labels_from and self.labels_from.rstrip("/") == self.run_dir.rstrip("/"):
+            yield f"labels_from={self.labels_from} is this run itself; give another run_dir="
         if self.teacher.class_names is not None and self.teacher.weights is None:
             yield f"teacher.class_names={self.teacher.class_names}: belongs to teacher.weights, which is not given; leave it out"
         yield from self._problems_of_init()
@@ -153,6 +160,11 @@ class Config(Section):
                     f"{name}.freeze_backbone_epochs={section.freeze_backbone_epochs:g}: expected at most "
                     f"{name}.epochs={section.epochs:g}"
                 )
+
+    @property
+    def source_dir(self) -> str:
+        """The run that made what comes before the selection: `labels_from`, or else this one."""
+        return self.labels_from or self.run_dir
 
     def resolved_device(self) -> str:
         """`cpu` or `cuda`; see `resolve_device`."""

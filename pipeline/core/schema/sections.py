@@ -181,6 +181,17 @@ class EvaluateConfig(Section):
     )
 
 
+class SuggestConfig(Section):
+    """Which unlabeled images to label next. No field is in a fingerprint: no stage depends on the suggestions."""
+
+    images: int = runtime(100, "number of images to suggest", ge=1)
+    candidates_per_image: int = runtime(
+        20, "so many uncertain images, by their labels, are looked at for each that is suggested", ge=1
+    )
+    format: Literal["folder", "csv"] = runtime("folder", "folder: a CSV and the pictures; csv: the CSV alone")
+    out: str | None = runtime(None, "folder or URL; null: RUN/suggestions")
+
+
 class PlanConfig(Section):
     """What plan=true, and the check before a stage, compare a stage's memory with."""
 

@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import storage
-from data.errors import DataError
-from data.shards.image_reader import places_in
-from data.shards.split import Shard, open_split
+from data.shards.split import Shard
 from pipeline.pages.render import Section
 from pipeline.report.facts import Facts, Predictions, compare
-from pipeline.report.pictures import sample, thumbnail_at
+from pipeline.report.pictures import sample
+from pipeline.report.splits import open_unchanged, picture
 
 _MAX_PAIRS, _MAX_SHOWN = 8, 12
 
@@ -32,13 +30,13 @@ def changes_section(facts: Facts) -> Section | None:
     if result is None or first.predictions is None or last.predictions is None or not result.gained + result.lost:
         return None
     pair = _Pair(first.predictions, last.predictions)
-    shards = _test_shards(facts, pair.teacher.test)
+    test = open_unchanged(facts, "test", pair.teacher.test)
     values = {
         "models": [first.name, last.name],
         "gained": result.gained,
         "lost": result.lost,
         "confusions": _confusion_tables(facts, pair),
-        "groups": _samples(facts, pair, shards) if shards is not None else None,
+        "groups": _samples(facts, pair, test.shards) if test is not None else None,
     }
     return Section("changes.html", values)
 
@@ -97,19 +95,8 @@ def _samples(facts: Facts, pair: _Pair, shards: Sequence[Shard]) -> dict[str, li
     return groups
 
 
-def _test_shards(facts: Facts, digest: str) -> Sequence[Shard] | None:
-    """Open the shards that were evaluated; None if they changed or are gone."""
-    if not facts.config.data.test:
-        return None
-    try:
-        test = open_split(facts.config.data.test, facts.generations[0].layout.indexes)
-    except (DataError, OSError, storage.MissingError):
-        return None
-    return test.shards if test.digest() == digest else None
-
-
 def _sample(facts: Facts, pair: _Pair, row: int, shards: Sequence[Shard]) -> dict[str, str | None]:
-    key, source = _picture(shards, row)
+    key, source = picture(shards, row)
     teacher, student = pair
     truth, before, now = (
         facts.class_name(int(labels[row])) for labels in (teacher.labels, teacher.predicted, student.predicted)
@@ -118,13 +105,3 @@ def _sample(facts: Facts, pair: _Pair, row: int, shards: Sequence[Shard]) -> dic
     verdict = f"{'✓' if right else '✗'} {now} {student.confidence[row]:.2f}; was {before}"
     alt = f"{key}: is {truth}; the teacher says {before}, the student {now}"
     return sample(source, right, title=key, alt=alt, words=truth, verdict=verdict)
-
-
-def _picture(shards: Sequence[Shard], row: int) -> tuple[str, str | None]:
-    """Key and data: URI of a test image by its position in the split."""
-    for shard in shards:
-        if row < shard.num_samples:
-            (place,) = places_in(shard.index().slice(row, 1), row)
-            return place.key, thumbnail_at(shard.url, place)
-        row -= shard.num_samples
-    raise AssertionError("predictions are of the split's images")

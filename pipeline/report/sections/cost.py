@@ -29,7 +29,7 @@ def cost_section(facts: Facts) -> Section | None:
         "where": models[0][2]["where"],
         "busy": _busy(facts),
     }
-    return Section("cost.html", shown)
+    return Section("cost.html", shown, is_narrow=True)
 
 
 def _column(figures: Record, speed: Record) -> dict[str, str]:

@@ -150,7 +150,7 @@ def _sample(facts: Facts, label: ShownLabel, key: str, source: str | None) -> di
         is_right = label.truth == label.label
         verdict = "✓ right" if is_right else f"✗ is {facts.class_name(label.truth)}"
     alt = f"{key}: pseudo-label {name}, confidence {label.confidence:.2f}. {verdict}"
-    return sample(source, is_right, title=key, alt=alt, words=f"{name} {label.confidence:.2f}", verdict=verdict)
+    return sample(source, is_right, title=key, alt=alt, words=name, more=f"{label.confidence:.2f}", verdict=verdict)
 
 
 def quarantine_section(facts: Facts, labels: SurveyedLabels) -> Section:

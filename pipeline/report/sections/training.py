@@ -45,7 +45,7 @@ def calibration_section(facts: Facts) -> Section | None:
         if (note := temperature_at_bound(model.record["summary"].get("temperature", 1.0)))
     ]
     values = {"chart": chart, "min_in_bin": MIN_IN_BIN, "temperatures": temperatures, "notes": notes}
-    return Section("calibration.html", values)
+    return Section("calibration.html", values, is_narrow=True)
 
 
 def _reliability(facts: Facts) -> Figure | None:

@@ -53,7 +53,7 @@ def cells(html: str, row: str) -> list[str]:
     """Cells of the first table row named `row`."""
     found = re.search(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', html)
     assert found, row
-    return re.findall(r"<td>(.*?)</td>", found[1])
+    return re.findall(r"<td[^>]*>(.*?)</td>", found[1])
 
 
 def figures_in(html: str) -> list[ElementTree.Element]:

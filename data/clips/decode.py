@@ -1,0 +1,119 @@
+"""Decode the frames of a short video that a clip asks for, by one rule (PyAV, extra `[video]`).
+
+The rule: MP4, MOV, Matroska, WebM or AVI, by content; the first video stream; frames counted in the order of presentation, whatever
+the time between them; each turned as the container says; 8-bit RGB. A video of fewer frames than a clip needs repeats from its first.
+A damaged video raises DecodeError; so does a clip of which one frame is missing. One thread decodes.
+
+Decoding begins at the key frame before the first wanted frame and ends at the last wanted one: frames that are not wanted are dropped
+at once, so memory holds one video's bytes and the clip.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from ..images.decode import DecodeError, Pixels
+
+MAX_FRAME_PIXELS = 4096 * 2304
+"""Larger frames are refused (28 MB as RGB), so that a clip of 32 of them stays under a gigabyte."""
+
+MAX_FRAMES = 500_000
+"""Longer videos are refused: four and a half hours at 30 frames a second."""
+
+_ONLY_VIDEOS = {
+    "format_whitelist": "mov,mp4,matroska,webm,avi",
+    "protocol_whitelist": "none",
+}  # a playlist opens other files
+
+
+def frame_indices(num_frames: int, offset: int, stride: int, frames: int) -> list[int]:
+    """Give the frames of a clip: `offset`, `offset + stride`, …, counted cyclically in a video of `num_frames` (≥ 1)."""
+    return [(offset + i * stride) % num_frames for i in range(frames)]
+
+
+def decode_clip(content: bytes, *, offset: int, stride: int, frames: int) -> Pixels:
+    """Decode a clip: uint8, shape (frames, height, width, 3).
+
+    Args:
+        content: the encoded video.
+        offset: frame at which the clip begins; from 0, cyclic.
+        stride: frames from one to the next (≥ 1).
+        frames: how many (≥ 1).
+
+    Raises:
+        DecodeError: no video stream, no frames, damage, or over MAX_FRAME_PIXELS or MAX_FRAMES.
+    """
+    try:
+        with av.open(io.BytesIO(content), "r", container_options=_ONLY_VIDEOS) as container:
+            return _clip(container, _video_stream(container), offset, stride, frames)
+    except av.FFmpegError as error:
+        raise DecodeError(f"no complete video: {error.strerror}") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """Take the first video stream, to be decoded by one thread that stops at damage."""
+    if not container.streams.video:
+        raise DecodeError("no video stream")
+    stream = container.streams.video[0]
+    if stream.width * stream.height > MAX_FRAME_PIXELS:
+        raise DecodeError(f"frames of {stream.width} × {stream.height} pixels, over {MAX_FRAME_PIXELS}")
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"err_detect": "explode"}
+    return stream
+
+
+def _clip(container: InputContainer, stream: VideoStream, offset: int, stride: int, frames: int) -> Pixels:
+    times = _presentation_times(container, stream)
+    wanted = [times[i] for i in frame_indices(len(times), offset, stride, frames)]
+    pixels = _decoded(container, stream, set(wanted))
+    if len({each.shape for each in pixels.values()}) > 1:
+        raise DecodeError("frames of several sizes")
+    return np.stack([pixels[time] for time in wanted])
+
+
+def _presentation_times(container: InputContainer, stream: VideoStream) -> list[int]:
+    """Read the time of every frame from the packets, without decoding; the header's count of frames may be wrong or missing."""
+    times = set()
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            times.add(packet.pts)
+        if len(times) > MAX_FRAMES:
+            raise DecodeError(f"more than {MAX_FRAMES} frames")
+    if not times:
+        raise DecodeError("no frames")
+    return sorted(times)
+
+
+def _decoded(container: InputContainer, stream: VideoStream, wanted: set[int]) -> dict[int, Pixels]:
+    """Decode the frames at these times, from the key frame before the first."""
+    container.seek(min(wanted), stream=stream, backward=True)
+    pixels: dict[int, Pixels] = {}
+    for frame in _frames_until(container, stream, max(wanted)):
+        if frame.pts in wanted:
+            pixels[frame.pts] = _upright(frame)
+    if len(pixels) < len(wanted):
+        raise DecodeError(f"{len(wanted) - len(pixels)} of {len(wanted)} frames are missing")
+    return pixels
+
+
+def _frames_until(container: InputContainer, stream: VideoStream, last: int) -> Iterator[VideoFrame]:
+    for frame in container.decode(stream):
+        if frame.width * frame.height > MAX_FRAME_PIXELS:
+            raise DecodeError(f"frames of {frame.width} × {frame.height} pixels, over {MAX_FRAME_PIXELS}")
+        if frame.is_corrupt:
+            raise DecodeError("a damaged frame")
+        yield frame
+        if frame.pts is not None and frame.pts >= last:
+            return
+
+
+def _upright(frame: VideoFrame) -> Pixels:
+    """Convert to RGB and turn as the container says: whole quarters, counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
