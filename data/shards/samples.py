@@ -32,7 +32,7 @@ _LABEL_LIMIT = 32  # bytes read of a label member; a class index has a few digit
 _MAX_LABEL = 1 << 31  # labels are int32
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 _SYSTEM_PREFIXES = ("._", ".nfs")  # macOS: a file's attributes; NFS: a file that was deleted while open
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+_IMAGE_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 _DAMAGED = "truncated or damaged tar: "
 _COMPRESSED_WITH = "compressed with "
 _SYSTEM_NAME = "an image under the name of a system file; rename it"
@@ -187,7 +187,12 @@ def _is_system_file(name: str) -> bool:
 def _is_image(file: BinaryIO, member: Member) -> bool:
     """Whether a member begins like an image; AppleDouble files have image names but do not."""
     file.seek(member.offset)
-    return member.is_plain and file.read(4).startswith(_IMAGE_STARTS)
+    return member.is_plain and image_format(file.read(4)) is not None
+
+
+def image_format(content: bytes) -> str | None:
+    """`jpg`, `png` or `webp` by the first four bytes of an image; None for anything else."""
+    return next((name for start, name in _IMAGE_STARTS.items() if content.startswith(start)), None)
 
 
 def _compression(file: BinaryIO) -> str | None:

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from data.labels.overlay import RowFilter
+from data.shards.samples import image_format
 from pipeline.serving.blocking_pool import AsyncCache, Pools
 from pipeline.serving.catalog import FORMAT_VERSION, Catalog, SampleImage, ServedFile, manifest_of
 from pipeline.serving.credentials import HOST
@@ -27,7 +28,7 @@ from pipeline.serving.sending import Sender
 
 # Sizes of a process's caches. An entry takes a few MB at 10,000 samples per shard and 13,000 shards.
 _LAYOUTS, _LABEL_FILES, _MANIFESTS = 16, 32, 16
-_MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))
+_MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp", None: "application/octet-stream"}
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,7 @@ class Handlers:
         if number not in map(str, range(len(samples))):
             raise web.HTTPNotFound
         content = await self._pools.making.run(samples[int(number)].read)
-        media_type = next((kind for magic, kind in _MAGIC if content.startswith(magic)), "application/octet-stream")
-        return await self._sender.send_bytes(request, content, {"Content-Type": media_type})
+        return await self._sender.send_bytes(request, content, {"Content-Type": _MEDIA_TYPES[image_format(content)]})
 
     async def healthz(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 (aiohttp's interface)
         """Answer that the server is up."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,18 +56,21 @@ def find_candidates(config: Config, layout: Layout, number: int) -> list[Candida
         rows, _ = selected.read(shard, _COLUMNS)
         is_out = excluded.mask(shard, rows.column("__key__").combine_chunks())
         is_out |= np.isin(rows.column("ordinal").to_numpy(), copies.get(shard, []))
-        best = _smallest([*best, *_of_shard(shard, rows.filter(pa.array(~is_out)), number)], number)
+        below = best[-1].margin if len(best) == number else float("inf")
+        best = _smallest([*best, *_of_shard(shard, rows.filter(pa.array(~is_out)), number, below)], number)
     if not best:
         raise StageError(f"{layout.labels}: no label of an image that could be suggested")
     return best
 
 
-def _of_shard(shard: str, rows: pa.Table, number: int) -> list[Candidate]:
+def _of_shard(shard: str, rows: pa.Table, number: int, below: float) -> list[Candidate]:
+    """The smallest margins of a shard that are `below` a value: of most shards, few rows become objects."""
     if not rows.num_rows:
         return []
     _, probabilities = top_k_columns(rows)
     margins = probabilities[:, 0].astype(np.float32) - probabilities[:, 1]
     chosen = np.argsort(margins, kind="stable")[:number]
+    chosen = chosen[margins[chosen] < below]
     some = rows.take(chosen)
     columns = (some.column(name).to_pylist() for name in ("label", "confidence"))
     items = zip(places_of(some), *columns, margins[chosen].tolist(), strict=True)
@@ -76,11 +79,3 @@ def _of_shard(shard: str, rows: pa.Table, number: int) -> list[Candidate]:
 
 def _smallest(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
     return sorted(candidates, key=lambda each: each.margin)[:number]
-
-
-def by_shard(candidates: Sequence[Candidate]) -> Mapping[str, list[int]]:
-    """Positions of the candidates, by shard."""
-    found: dict[str, list[int]] = {}
-    for at, candidate in enumerate(candidates):
-        found.setdefault(candidate.shard, []).append(at)
-    return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from data import storage
 from data.shards.image_reader import read_image
+from data.shards.samples import image_format
 from data.shards.split import urls_by_name
 from data.storage.redact import redacted
 from pipeline.core.devices import call_on_device
@@ -20,7 +21,6 @@ from pipeline.suggest.score import score
 
 LIST_NAME = "suggestions.csv"
 FOLDER = "suggestions"  # in the run directory
-_EXTENSIONS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 _MIN_VIEWS = 4  # that vote, where there is one teacher
 
 
@@ -79,8 +79,7 @@ def _write(out: str, chosen: Sequence[tuple[Candidate, str, float]], names: list
         picture, place = "", candidate.place
         if pictures:
             content = read_image(url, place)
-            ending = next((name for begin, name in _EXTENSIONS if content.startswith(begin)), "bin")
-            picture = f"{rank:05d}.{ending}"
+            picture = f"{rank:05d}.{image_format(content) or 'bin'}"
             storage.write_bytes(storage.join(out, picture), content)
         guess = names[candidate.label] if names else str(candidate.label)
         figures = [guess, f"{candidate.confidence:.4f}", f"{uncertainty:.4f}", ""]

@@ -47,13 +47,18 @@ def with_shards(config: Config) -> DataConfig:
 
     Unless they are given, validation images are the held-out share, and held-out hashes those of validation and test images.
     """
-    data, run_dir = config.data, config.source_dir
-    shards = {name: picture_folders.shards_or_folder(run_dir, name, getattr(data, name)) for name in NAMES}
+    data = config.data
+    shards = {name: picture_folders.shards_or_folder(_home(config, name), name, getattr(data, name)) for name in NAMES}
     if data.holds_out:
-        shards["validation"] = picture_folders.held_out_share(run_dir)
+        shards["validation"] = picture_folders.held_out_share(_home(config, "labeled"))
     packed = [name for name in _HELD_OUT if shards[name] != getattr(data, name)]
     hashes = data.held_out_hashes or [picture_folders.hashes_beside(shards[name][0]) for name in packed]
     return data.model_copy(update={**shards, "held_out_hashes": hashes})
+
+
+def _home(config: Config, name: str) -> str:
+    """The run that keeps the shards of `data.<name>`: with `labels_from`, that run if it has them; nothing is added to it."""
+    return config.source_dir if packed_shards(config.source_dir, name) else config.run_dir
 
 
 def describe_packed(run_dir: str) -> Iterator[str]:
@@ -76,7 +81,7 @@ def _pack(config: Config, name: str, folder: str) -> None:
     is_labeled = name != "unlabeled"
     share = config.data.validation_share if name == "labeled" and config.data.holds_out else 0
     group = config.data.group if name == "labeled" else ""
-    packing = Packing(str(path), packing_folder(config.source_dir, name), is_labeled, share, group=group)
+    packing = Packing(str(path), packing_folder(_home(config, name), name), is_labeled, share, group=group)
 
     def tell(packed: Packed) -> None:
         if len(packed.packed_before) < len(packed.folders):

@@ -1,14 +1,8 @@
-"""A run directory that an earlier version finished stays valid: nothing is made again, and everything can be read.
-
-`run_of_04a8a39.tar.xz` has packed shards of generated 12-px images, and a run of all stages on them by commit 04a8a39, which
-recorded no modification times of shards and wrote label files without checksums. Its fields are in its config.yaml. Checkpoints and
-report were taken out, for size.
-"""
+"""A run directory that an earlier version finished stays valid: nothing is made again, and everything can be read."""
 
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -16,17 +10,12 @@ import pytest
 from data.labels import PseudoLabels
 from pipeline.inference.weights_card import write_again
 from pipeline.run import main
-
-ARCHIVE = Path(__file__).with_name("run_of_04a8a39.tar.xz")
-RUN = "runs/old"
+from tests.pipeline.earlier_run import RUN, unpack_earlier_run
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("earlier")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpack_earlier_run(tmp_path_factory.mktemp("earlier"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.run import main
-from tests.pipeline.test_earlier_run import ARCHIVE
+from tests.pipeline.earlier_run import RUN as OLD
+from tests.pipeline.earlier_run import unpack_earlier_run
 
-OLD, NEW = "runs/old", "runs/new"
+NEW = "runs/new"
 STUDENT = ("student.epochs=2", "student.warmup_epochs=1", "student.eval_every_epochs=1")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that an earlier version finished; and a second student of its labels."""
-    folder = tmp_path_factory.mktemp("labels_from")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    """With the first run, which an earlier version finished."""
+    return unpack_earlier_run(tmp_path_factory.mktemp("labels_from"))
 
 
 @pytest.fixture(autouse=True)

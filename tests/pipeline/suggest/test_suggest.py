@@ -17,17 +17,14 @@ from pipeline.run import main
 from pipeline.suggest.candidates import find_candidates
 from pipeline.suggest.choose import choose_diverse, disagreement
 from tests.conftest import WriteDigits
-from tests.pipeline.test_earlier_run import ARCHIVE
+from tests.pipeline.earlier_run import RUN, unpack_earlier_run
 from tests.small_run import SmallRun
-
-RUN = "runs/old"
 
 
 @pytest.fixture
 def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that an earlier version finished, of 12-pixel images."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack_earlier_run(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

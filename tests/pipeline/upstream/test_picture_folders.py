@@ -220,3 +220,17 @@ def test_what_is_wrong_is_refused_before_anything_is_packed(
     assert main(["stage=all", f"run_dir={photos / 'run'}", "device=cpu", *words, word]) == 2
     assert message in capsys.readouterr().err
     assert not (photos / "run" / "packed").exists()
+
+
+def test_with_labels_from_a_new_folder_is_packed_into_the_own_run_alone(photos: Path) -> None:
+    source = pack_folders(config(photos, labeled=str(photos / "train"), unlabeled=str(photos / "unlabeled")))
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (photos / "run").rglob("*") if path.is_file()}
+
+    packed = files()
+    own = all_four(photos).model_copy(update={"run_dir": str(photos / "second"), "labels_from": str(photos / "run")})
+    data = pack_folders(own)
+    assert (data.labeled, data.validation, data.unlabeled) == (source.labeled, source.validation, source.unlabeled)
+    assert data.test == [f"{photos}/second/packed/test/labeled/*.tar"]
+    assert files() == packed
