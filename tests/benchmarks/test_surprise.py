@@ -144,6 +144,7 @@ def test_a_problem_that_fails_stops_no_other_and_is_tried_again(
     assert [cell.seed for cell in computed] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "seeds=0",
@@ -157,6 +158,7 @@ def test_a_command_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         bench(**{**dict(word.split("=", 1) for word in words), "unlabeled": 20})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_call_not_the_problem_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_surprise, "pipeline", lambda words: 128 + signal.SIGTERM)
     words = {"unlabeled": 20, "out": str(tmp_path), "results": str(tmp_path / "results.jsonl")}

@@ -199,11 +199,11 @@ def few_failures(small: SmallRun, words: str, capsys: pytest.CaptureFixture[str]
 
 SLOW = [
     pytest.param(words, marks=pytest.mark.slow)
-    for words in ("status", "diff", "PseudoLabels", "select back", "student", "export")
+    for words in ("status", "plan", "diff", "select back", "student", "export")
 ]
 
 
-@pytest.mark.parametrize("words", ["plan", *SLOW])
+@pytest.mark.parametrize("words", ["PseudoLabels", *SLOW])
 def test_a_damaged_file_is_named_or_done_without(
     pristine: SmallRun, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

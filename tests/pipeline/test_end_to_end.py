@@ -108,6 +108,7 @@ def test_run_again_everything_is_done_and_nothing_changes(
     assert {f: f.stat().st_mtime_ns for f in files} == before
 
 
+@pytest.mark.slow
 def test_a_changed_field_is_refused_by_name_and_leaves_the_run_as_it_was(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -140,6 +141,7 @@ def test_another_selection_touches_no_label_and_is_what_the_student_would_use(
     assert (run_dir / "gen-1/selections/current").read_text() == first
 
 
+@pytest.mark.slow
 def test_status_and_plan_answer_and_run_nothing(
     data: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_teacher_begins_with_weights_and_takes_their_preprocessing(
     assert recorded["config"]["teacher.image_size"] == 16
 
 
+@pytest.mark.slow
 def test_later_commands_need_not_repeat_it_and_find_it_done(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_write_asks_the_clock_itself(s3: FaultyS3, folder: str, clocks: Clocks
 # workers: processes that a driver starts, here or on other machines
 
 
+@pytest.mark.slow
 def test_workers_write_as_long_as_the_lease_is_their_drivers(
     s3: FaultyS3, folder: str, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

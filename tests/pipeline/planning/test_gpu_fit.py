@@ -32,7 +32,8 @@ def words_for_one_gpu(name: str) -> list[str]:
     return re.findall(r"On one GPU of 80 GB:\n#\s+(.+)\n", (CONFIGS / f"{name}.yaml").read_text())[0].split()
 
 
-@pytest.mark.parametrize("name", [pytest.param("imagenet", marks=pytest.mark.slow), "imagenet_paper"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_the_imagenet_configurations_fit_8_gpus_and_with_the_fields_of_their_comment_one(name: str) -> None:
     config = load_config(name, [])
     assert config.student.workers == 8

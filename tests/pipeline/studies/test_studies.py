@@ -300,6 +300,7 @@ def test_the_plan_lists_rows_and_trains_none(
     assert re.search(r"33 trainings to make take about .* on this machine, .* on 1 GPU, .* on 64 GPUs", text)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_study_trains_nothing_and_shows_no_bar(
     tmp_path: Path,
     digits: Digits,

@@ -137,6 +137,7 @@ def test_a_shard_that_workers_were_lost_at_is_tried_with_care(tmp_path: Path) ->
     assert [path.name for path in tmp_path.glob("careful-*")] == ["careful-dies-unless-careful"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_ray_ended_for_its_memory_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [
         ray.exceptions.OutOfMemoryError("the node ran low on memory")
@@ -171,6 +172,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, capsys: pytest.CaptureF
     assert "made no progress for 2 s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_ended_and_its_room_is_another_ones(tmp_path: Path) -> None:
     some = pool(tmp_path, "stops-once", "a", least=1, most=1, stall=2, cpus=ray.cluster_resources()["CPU"])
     assert results(some) == ["a", "stops-once"]

@@ -47,7 +47,9 @@ def test_a_recipe_is_above_the_defaults_and_below_the_file_and_the_words(tmp_pat
     assert (config.recipe, config.teacher.lr, config.teacher.momentum) == ("small", 0.3, 0.9)
     assert (config.select.max_copies, config.student.pseudo_labels) == (3, "hard")
     assert load_config(str(tmp_path / "mine.yaml"), ["recipe=imagenet"]).student.model == "resnetrs152", "a word wins"
-    assert load("fashion_mnist", ["recipe=small"]).origin("student.lr") == "student.lr is from fashion_mnist"
+    assert load("fashion_mnist", ["recipe=small", f"run_dir={tmp_path}/run"]).origin("student.lr") == (
+        "student.lr is from fashion_mnist"
+    )
     assert load(None, ["recipe=small"]).origin("student.lr") == "student.lr is from recipe=small"
 
 
