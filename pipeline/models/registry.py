@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import nearest
+from pipeline.models.resnet3d_rs import CLIP_MODELS, is_clip_model, named_clip_model
 from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, ResNetRS, resnet_rs, timm_args
 from pipeline.models.timm_models import build_timm_model
 
@@ -24,18 +25,22 @@ def build_model(
     """A model with fresh weights.
 
     Args:
-        name: `resnetrs26` … `resnetrs420` (this project's own), or a timm model.
-        args: for ResNet-RS, fields of `Architecture` (width, blocks, …); for timm, arguments of its `create_model`.
+        name: `resnetrs26` … `resnetrs420` (this project's own), or a timm model; for clips one of `CLIP_MODELS`.
+        args: for ResNet-RS, fields of `Architecture` (width, blocks, …), of 3D ResNet-RS of `ClipArchitecture`; for timm, arguments
+            of its `create_model`.
         dropout: before the classifier.
         stochastic_depth: drop rate of the last blocks. Earlier blocks: by `stage_drop_rates` for ResNet-RS, by timm's rule otherwise.
 
     Raises:
         ModelError: an unknown model, or an argument or rate that it does not take.
     """
+    if is_clip_model(name):
+        rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+        return named_clip_model(name, num_classes, args, **rates)
     depth = _resnet_rs_depth(name)
     if depth is None:
         if not timm.is_model(name):
-            known = [*(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]
+            known = [*CLIP_MODELS, *(f"resnetrs{depth}" for depth in BLOCKS), *timm.list_models()]
             raise ModelError(f"model {name!r}: neither ResNet-RS nor a timm model{nearest(name, known)}")
         return build_timm_model(name, num_classes, args, dropout, stochastic_depth)
     try:
@@ -85,10 +90,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(model: nn.Module, image_size: int) -> int:
-    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one image_size × image_size image in eval mode."""
+def count_flops(model: nn.Module, view_shape: int | Sequence[int]) -> int:
+    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one sample in eval mode.
+
+    Args:
+        view_shape: (frames, 3, S, S) of a clip; (3, S, S) of an image, or S alone.
+    """
     parameter = next(model.parameters())
-    shape = (1, getattr(model, "in_chans", 3), image_size, image_size)
+    *frames, side = [view_shape] if isinstance(view_shape, int) else [*view_shape[:-3], view_shape[-1]]
+    shape = (1, *frames, getattr(model, "in_chans", 3), side, side)
     image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
     was_training = {module: module.training for module in model.modules()}  # frozen batch norms stay in eval mode
     with FlopCounterMode(display=False) as counter, torch.no_grad():
