@@ -5,7 +5,7 @@ the time between them; each turned as the container says; interlaced ones as the
 needs repeats from its first. A damaged video raises DecodeError; so does a clip of which one frame is missing. One thread decodes.
 
 Decoding begins at the key frame before the first wanted frame and ends at the last wanted one. Two kinds of video are decoded from
-their start: those whose packets have no times (AVI), and those that miss a frame otherwise (open groups of pictures, whose first
+their start: AVI and others whose packets have no times of presentation, and those that miss a frame otherwise (open groups of pictures, whose first
 frames need the group before). Each wanted frame is resized at once. So memory holds one video's bytes, the resized frames, one frame
 at full size and those that the codec refers to: at most 16.
 """
@@ -109,7 +109,7 @@ def _check_size(width: int, height: int) -> None:
 def _presentation_times(container: InputContainer, stream: VideoStream) -> tuple[list[int] | None, int]:
     """Read times and number of the frames from the packets, without decoding; the header's count may be wrong or missing.
 
-    The times are None where a packet has none.
+    The times are None where a packet has none, or an AVI's.
     """
     times, num_packets = set(), 0
     for packet in container.demux(stream):
@@ -122,7 +122,8 @@ def _presentation_times(container: InputContainer, stream: VideoStream) -> tuple
             raise DecodeError(f"more than {MAX_FRAMES} frames")
     if not num_packets:
         raise DecodeError("no frames")
-    return (sorted(times), num_packets) if len(times) == num_packets else (None, num_packets)
+    is_timed = len(times) == num_packets and container.format.name != "avi"  # whose times are those of decoding
+    return (sorted(times) if is_timed else None), num_packets
 
 
 class _Clip:

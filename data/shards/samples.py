@@ -95,7 +95,8 @@ def video_extension(name: str) -> str:
     return extension if extension in VIDEO_EXTENSIONS else ""
 
 
-def _extension(name: str) -> str:
+def media_extension(name: str) -> str:
+    """The image or video extension of a file name or field; empty for neither."""
     return image_extension(name) or video_extension(name)
 
 
@@ -251,7 +252,7 @@ def _samples(members: _KeyMembers) -> Iterator[Sample]:
     elif len(images) == 1:
         yield _sample(members, *images[0])
     elif exact := [image for image in images if _is_exact(image[0])]:
-        chosen = min(exact, key=lambda image: _EXTENSIONS.index(_extension(image[0])))
+        chosen = min(exact, key=lambda image: _EXTENSIONS.index(media_extension(image[0])))
         yield _sample(members, *chosen, tuple(name for name, _ in images if name != chosen[0]))
     else:
         for name, member in images:
@@ -273,7 +274,7 @@ def _sample(members: _KeyMembers, name: str, member: Member, ignored: tuple[str,
     elif member.size > MAX_IMAGE_BYTES:
         problem = f"image member of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
     place, label = (member.offset, member.size), (members.label, members.label_text)
-    return Sample(members.key, _extension(name), name, *place, *label, problem, ignored)
+    return Sample(members.key, media_extension(name), name, *place, *label, problem, ignored)
 
 
 def _cut_off(samples: Iterator[Sample], end: int) -> Iterator[Sample]:
