@@ -5,9 +5,9 @@ the time between them; each turned as the container says; interlaced ones as the
 needs repeats from its first. A damaged video raises DecodeError; so does a clip of which one frame is missing. One thread decodes.
 
 Decoding begins at the key frame before the first wanted frame and ends at the last wanted one. Two kinds of video are decoded from
-their start: AVI and others whose packets have no times of presentation, and those that miss a frame otherwise (open groups of pictures, whose first
-frames need the group before). Each wanted frame is resized at once. So memory holds one video's bytes, the resized frames, one frame
-at full size and those that the codec refers to: at most 16.
+their start: AVI and others whose packets have no times of presentation, and those that miss a frame otherwise (open groups of
+pictures, whose first frames need the group before). Each wanted frame is resized at once. So memory holds one video's bytes, the
+resized frames, one frame at full size and those that the codec refers to: at most 16.
 """
 
 from __future__ import annotations

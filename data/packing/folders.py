@@ -122,9 +122,10 @@ class Found:
 
 
 def scan(root: Path, modality: Modality = IMAGES) -> Iterator[ScannedImage | LeftOut]:
-    """Yield the images below a folder, or files of another modality, and what is left out, sorted by the parts of their paths.
+    """Yield the images (or files of another modality) below a folder and what is left out, sorted by the parts of paths.
 
-    Follows links to files, but not to folders. Memory grows with the largest folder alone. On a slow disk, many files of a folder are inspected at once.
+    Follows links to files, but not to folders. Memory grows with the largest folder alone. On a slow disk, many files of a folder are
+    inspected at once.
 
     Raises:
         OSError: the folder itself cannot be read.
