@@ -14,7 +14,7 @@ from pipeline.core.schema import Config, StudentConfig
 from pipeline.core.stage import StageError
 from pipeline.inference.stage_weights import WEIGHTS_FOLDER, read_info
 from pipeline.models.initial_weights import TEACHER, InitialWeights, initial_weights
-from pipeline.models.registry import build_model, can_warm_start, count_parameters, on_meta
+from pipeline.models.registry import build_model, can_warm_start, count_parameters, family_of, on_meta
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,12 @@ def require_warm_start(student: StudentConfig, teacher: str, teacher_args: Mappi
         return
     models = (teacher, teacher_args), (student.model, student.model_args)
     if not can_warm_start(*(on_meta(partial(build_model, name, 2, args)) for name, args in models)):
+        family = family_of(teacher.partition(".")[0])
+        rule = f" ({family.warm_start})" if family is not None and family.warm_start else ""
         raise StageError(
             f"student.init=teacher: the teacher is {teacher} with model_args {dict(teacher_args)}, "
             f"the student {student.model} with {student.model_args}; give the student the same student.model and "
-            "student.model_args, or a ResNet-RS with more blocks, otherwise the same, or student.init=null"
+            f"student.model_args{rule}, or student.init=null"
         )
 
 

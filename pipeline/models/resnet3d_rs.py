@@ -249,13 +249,11 @@ CLIP_MODELS = (*(f"resnet3drs{depth}" for depth in DEPTHS), "r3d50")
 """Names of the models of clips."""
 
 
-def is_clip_model(name: str) -> bool:
-    """Whether a model of this name sees clips."""
-    return name in CLIP_MODELS
-
-
-def named_clip_model(name: str, num_classes: int, args: Mapping[str, Any], **rates: float) -> ResNet3dRS:
-    """One of `CLIP_MODELS`; `args` and `rates` as of `resnet3d_rs`. Raises ModelError as it."""
+def named_clip_model(
+    name: str, num_classes: int, args: Mapping[str, Any], dropout: float, stochastic_depth: float
+) -> ResNet3dRS:
+    """One of `CLIP_MODELS`; the other arguments as of `resnet3d_rs`. Raises ModelError as it."""
+    rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
     if name == "r3d50":
-        return r3d50(num_classes, **args, **rates)
-    return resnet3d_rs(int(name.removeprefix("resnet3drs")), num_classes, **args, **rates)
+        return r3d50(num_classes, **rates, **args)
+    return resnet3d_rs(int(name.removeprefix("resnet3drs")), num_classes, **rates, **args)

@@ -23,10 +23,11 @@ from pipeline.models.expected_time import Workload
 from pipeline.models.initial_weights import init_digest
 from pipeline.models.registry import build_model, on_meta
 from pipeline.studies.rows import Row, Study, no_input_noise
-from pipeline.studies.trainings import forward_workload, labeled_job, open_splits, training_workloads
+from pipeline.studies.trainings import labeled_job, open_splits
 from pipeline.training.job import TrainJob
 from pipeline.trials.tasks import GPU_SHARE
 from pipeline.trials.trial import Experiment
+from pipeline.trials.workloads import forward_workload, training_workloads
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 from student.train import train_student
 from teacher.labeling.label_calibration import calibration_input

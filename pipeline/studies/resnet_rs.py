@@ -13,10 +13,11 @@ from pipeline.core.schema import Config
 from pipeline.core.stage import Fingerprint
 from pipeline.models.expected_time import Workload
 from pipeline.studies.rows import FromRun, Row, Study, additive, no_input_noise
-from pipeline.studies.trainings import labeled_job, open_splits, training_workloads
+from pipeline.studies.trainings import labeled_job, open_splits
 from pipeline.training.loop import fit
 from pipeline.training.state import load_trained
 from pipeline.trials.trial import Experiment
+from pipeline.trials.workloads import training_workloads
 
 _UNREGULARIZED = no_input_noise("teacher") | {
     "teacher.weights": None,

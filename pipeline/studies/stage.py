@@ -5,9 +5,6 @@ Test images are never opened: a study's results are used to choose a recipe.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Sequence
 from typing import Any
 
 from data import storage
@@ -15,14 +12,12 @@ from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
-from pipeline.core.timing import duration
-from pipeline.models.expected_time import GPU_STEP_S, GPUS, LIMIT_S, gpu_seconds
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
 from pipeline.studies.table import PLOT_NAME, describe, row_results, write_results
-from pipeline.trials.tasks import resources_of, training_cpus
-from pipeline.trials.trial import Experiment, Trial, expected_seconds, refuse_others, run_trials
+from pipeline.trials.outlook import describe_remaining
+from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
 STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
@@ -98,36 +93,7 @@ def plan_study(config: Config, layout: Layout) -> None:
         print(f"{row.name:28} {done} of {config.ablate.seeds} done   {changes}".rstrip())
     if skipped := [row.name for row in study.rows if row.name not in configs]:
         print(f"left out, as the configuration is like that already: {', '.join(skipped)}")
-    print(f"study {study.name}: {_duration(study, trials)}")
-
-
-def _duration(study: Study, trials: Sequence[Trial]) -> str:
-    """Describe how long the missing trainings take here and on GPUs: from finished ones of the row, else from their work."""
-    todo = [trial for trial in trials if trial.result() is None]
-    if not todo:
-        return "all trainings are done"
-    experiment, cpus = experiment_of(study), os.cpu_count() or 1
-    seconds = expected_seconds(trials, todo, experiment)
-    resources = resources_of(todo[0].config, [cpus], training_cpus(todo[0].config))
-    at_once = min(len(todo), max(1, int(cpus // resources["num_cpus"])))
-    here = sum(seconds[trial.row] for trial in todo) / at_once
-    takes = f"over {duration(LIMIT_S)}" if math.isinf(here) else f"about {duration(here)}"
-    measured = len({trial.row for trial in trials if trial.result() is not None} & {trial.row for trial in todo})
-    how = f"; {measured} rows by their trainings that are done" if measured else ""
-    return (
-        f"{len(todo)} trainings to make take {takes} on this machine, {at_once} at once; {_on_gpus(todo, experiment)}\n"
-        f"(here by timing models and loading for a moment{how}; GPUs by FLOPs from published figures, one training each, at least "
-        f"{1000 * GPU_STEP_S:.0f} ms a step)"
-    )
-
-
-def _on_gpus(todo: Sequence[Trial], experiment: Experiment) -> str:
-    """Describe how long trials take on 1, 8 and 64 GPUs; none is spread over several."""
-    assert experiment.workloads is not None, "every study counts it"
-    works = {trial.row: experiment.workloads(trial.config, trial.sources) for trial in todo}
-    seconds = {row: sum(gpu_seconds(work, 1) for work in some) for row, some in works.items()}
-    total, longest = sum(seconds[trial.row] for trial in todo), max(seconds.values())
-    return ", ".join(f"{duration(max(total / number, longest))} on {number} GPU{'s' * (number > 1)}" for number in GPUS)
+    print(f"study {study.name}: {describe_remaining(trials, experiment_of(study), 'trainings')}")
 
 
 def _value(config: Config, field: str) -> Any:

@@ -1,8 +1,7 @@
-"""Trainings of a study's rows on the labeled images: the job, and what it has to do."""
+"""Trainings of a study's rows on the labeled images."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Literal
 
@@ -10,9 +9,7 @@ from data.labels.exclusions import read_keys
 from data.shards.split import Split
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config
-from pipeline.inputs.loading_time import loading_seconds
 from pipeline.inputs.streams import labeled_stream
-from pipeline.models.expected_time import Workload
 from pipeline.training.job import TrainJob, job_from_config
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
@@ -38,21 +35,3 @@ def labeled_job(
     stream = labeled_stream(labeled, batch_size, read_keys(config.data.exclude))
     job = job_from_config(config, role, folder, (stream,), classes_of(config, labeled)[0], validation)
     return replace(job, num_labeled=stream.num_images * batch_size // (labeled_per_step or batch_size))
-
-
-def training_workloads(job: TrainJob, labeled: Split) -> list[Workload]:
-    """What a training of `labeled_job` has to do: its steps, and the evaluations on the validation images."""
-    section, images = job.config, job.total_steps * job.images_per_step
-    steps = Workload(
-        job.name, images, job.total_steps, True, section, job.num_classes, job.threads,
-        loading_s=images * loading_seconds(labeled, section), loaders=section.loader_workers,
-    )  # fmt: skip
-    assert job.validation is not None, "a study compares on the validation images"
-    evaluations = max(1, round(section.epochs / section.eval_every_epochs))
-    return [steps, forward_workload(job, evaluations * job.validation.num_samples, section.eval_batch_size)]
-
-
-def forward_workload(job: TrainJob, images: int, batch_size: int) -> Workload:
-    """Images through the trained model."""
-    batches = math.ceil(images / batch_size)
-    return Workload(job.name, images, batches, False, job.config, job.num_classes, job.threads)

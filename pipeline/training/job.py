@@ -97,7 +97,9 @@ class TrainJob:
         config = self.config
         peak = config.lr * config.batch_size / 256
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(step, self.total_steps, warmup_steps, peak, config.lr_schedule)
+        return learning_rate(
+            step, self.total_steps, warmup_steps, peak, config.lr_schedule, steps_per_epoch=self.steps_per_epoch
+        )
 
 
 def num_steps(epochs: float, steps_per_epoch: float) -> int:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
 from pipeline.core import interrupt
 from pipeline.core.devices import is_elsewhere
 from pipeline.core.ray_runtime import first_line, start_ray
 from pipeline.inputs.loader import LoaderLostError
+from pipeline.training.driver_link import printing_at_driver, show_texts, start_link
 from pipeline.training.job import TrainingError, TrainJob
 from pipeline.training.loop import fit
 
@@ -91,25 +91,25 @@ def _is_loss(cause: BaseException) -> bool:
 
 def _run_once(job: TrainJob) -> ray.train.TrainingFailedError | None:
     """Run one group of processes to its end; return its failure, or None."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    stop: Any = ray.remote(_Stop).options(num_cpus=0, scheduling_strategy=here).remote()
+    link = start_link()
     with ThreadPoolExecutor(1) as pool:  # in the main thread, Ray Train would install its own handler of Ctrl-C
-        training: Future[Any] = pool.submit(_trainer(job, stop).fit)
+        training: Future[Any] = pool.submit(_trainer(job, link).fit)
         while wait([training], _POLL_S).not_done and not interrupt.pending():
-            pass
+            show_texts(link)
         if interrupt.pending():
-            stop.request.remote(interrupt.may_save())
+            link.request_stop.remote(interrupt.may_save())
+    show_texts(link)
     error = training.exception()
     if error is None or isinstance(error, ray.train.TrainingFailedError):
         return error
     raise error
 
 
-def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
+def _trainer(job: TrainJob, link: Any) -> TorchTrainer:
     use_gpu = job.device == "cuda"
     return TorchTrainer(
         _fit_worker,
-        train_loop_config={"job": job, "stop": stop},
+        train_loop_config={"job": job, "link": link},
         scaling_config=ScalingConfig(
             num_workers=job.config.workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
         ),
@@ -120,25 +120,9 @@ def _trainer(job: TrainJob, stop: Any) -> TorchTrainer:
     )
 
 
-class _Stop:
-    """An actor that requests the training processes to end."""
-
-    def __init__(self) -> None:
-        self._requested, self._saves = asyncio.Event(), True
-
-    async def request(self, saves: bool) -> None:
-        """Let every `requested` return."""
-        self._saves = saves
-        self._requested.set()
-
-    async def requested(self) -> bool:
-        """Wait for the request to stop; return whether to save the state."""
-        await self._requested.wait()
-        return self._saves
-
-
 def _fit_worker(config: dict[str, Any]) -> None:
-    requested = config["stop"].requested.remote()
+    link = config["link"]
+    requested = link.stop_requested.remote()
 
     def stop_requested() -> bool:
         if not ray.wait([requested], timeout=0)[0]:
@@ -147,7 +131,9 @@ def _fit_worker(config: dict[str, Any]) -> None:
             raise storage.FencedError("the driver lost its lock on the run directory: nothing is saved")
         return True
 
-    fit(config["job"], stop_requested)
+    is_first = ray.train.get_context().get_world_rank() == 0
+    with printing_at_driver(link) if is_first else nullcontext():
+        fit(config["job"], stop_requested)
 
 
 def _wait_for_processors(job: TrainJob, patience_s: float) -> None:

@@ -13,16 +13,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.models.heads import head_parameters
 
-Schedule = Literal["cosine", "step"]
+Schedule = Literal["cosine", "step", "exponential"]
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """Normalization layers, whose parameters have no weight decay."""
 _DROPS = (1 / 3, 2 / 3, 8 / 9)  # of the run: epochs 30, 60 and 80 of a ResNet's 90 (arXiv 1706.02677, section 5.1)
+_DECAY, _DECAY_EPOCHS = 0.97, 2.4  # EfficientNet's released code
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: Schedule = "cosine") -> float:
+def learning_rate(
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    peak: float,
+    schedule: Schedule = "cosine",
+    steps_per_epoch: float = 1.0,
+) -> float:
     """Learning rate of a step (0 to total_steps − 1): linear from 0 to `peak`, then by the schedule.
 
     `cosine`: half a cosine from `peak` towards 0. `step`: `peak`, divided by ten after 1/3, 2/3 and 8/9 of the run, as for ResNets.
+    `exponential`: `peak`, times 0.97 after every 2.4 epochs, counted from step 0, as for EfficientNets.
     Raises ValueError when the warm-up is longer than the run.
     """
     if not 0 <= warmup_steps <= total_steps:
@@ -31,6 +40,8 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, s
         return peak * step / warmup_steps
     if schedule == "step":
         return peak * 0.1 ** sum(step >= drop * total_steps for drop in _DROPS)
+    if schedule == "exponential":
+        return float(peak * _DECAY ** math.floor(step / (_DECAY_EPOCHS * steps_per_epoch)))
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

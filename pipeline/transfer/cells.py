@@ -18,12 +18,14 @@ from pipeline.core.schema import Config
 from pipeline.core.schema.transfer import SPLITS
 from pipeline.core.stage import Fingerprint
 from pipeline.inference.predictor import Predictor
+from pipeline.models.expected_time import Workload
 from pipeline.transfer.backbones import open_backbone, varies_with_seed
 from pipeline.transfer.features import FILES, read_features, write_features
 from pipeline.transfer.finetune import INITIAL, TRAININGS, finetune
 from pipeline.transfer.probes import Probe, knn_probe, linear_probe
 from pipeline.transfer.scores import Score
 from pipeline.transfer.sets import open_set
+from pipeline.transfer.workloads import features_workload, finetune_workloads
 from pipeline.trials.trial import Experiment, Trial
 
 STAGE, FEATURES, FINETUNE = "transfer", "features", "finetune"
@@ -176,4 +178,14 @@ def _cpus(config: Config) -> int:
     return config.threads + (config.transfer.finetune.loader_workers if FINETUNE in config.transfer.methods else 0)
 
 
-EXPERIMENT = Experiment(_fingerprint, _run, None, (INITIAL, TRAININGS), _outputs, _cpus)
+def _workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:  # noqa: ARG001 (an `Experiment.workloads`)
+    cell, section = Cell.of(config), config.transfer
+    if cell.method not in (FEATURES, FINETUNE):
+        return []
+    backbone, data = open_backbone(config, cell.backbone), open_set(config, cell.data)
+    if cell.method == FEATURES:
+        return [features_workload(backbone, data, config.threads, section.batch_size)]
+    return finetune_workloads(backbone, data, section, config.threads, config.resolved_device())
+
+
+EXPERIMENT = Experiment(_fingerprint, _run, _workloads, (INITIAL, TRAININGS), _outputs, _cpus)

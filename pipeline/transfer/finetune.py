@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -44,10 +44,38 @@ def finetune(
         batch_size: of predictions.
     """
     initial = _write_initial(backbone, data, storage.join(folder, INITIAL)) if backbone.kind != "random" else None
-    grid, jobs = [], []
-    for number, (lr, epochs, weight_decay) in enumerate(product(section.lr, section.epochs, section.weight_decay)):
-        setting = {"lr": lr, "epochs": epochs, "weight_decay": weight_decay}
-        job = TrainJob(
+    settings = settings_of(section)
+    jobs = [
+        replace(job, initial=initial) for job in jobs_of(backbone, data, section, folder, threads, device, batch_size)
+    ]
+    for job in jobs:
+        fit(job)
+    grid = [setting | {"validation_top1": _validation_top1(job)} for setting, job in zip(settings, jobs, strict=True)]
+    chosen = best_of(grid)
+    labels, predicted = _predict(jobs[grid.index(chosen)], backbone, data, batch_size)
+    return Probe(tuple(grid), chosen, labels, predicted)
+
+
+def settings_of(section: FinetuneConfig) -> list[dict[str, Any]]:
+    """The grid: lr, epochs and weight_decay of each training."""
+    return [
+        {"lr": lr, "epochs": epochs, "weight_decay": weight_decay}
+        for lr, epochs, weight_decay in product(section.lr, section.epochs, section.weight_decay)
+    ]
+
+
+def jobs_of(
+    backbone: Backbone,
+    data: LabeledSet,
+    section: FinetuneConfig,
+    folder: str,
+    threads: int,
+    device: str,
+    batch_size: int,
+) -> list[TrainJob]:
+    """A training for each of `settings_of`, from fresh weights; arguments as of `finetune`."""
+    return [
+        TrainJob(
             name="finetune",
             folder=storage.join(folder, TRAININGS, str(number)),
             config=_recipe(backbone, section, setting, batch_size),
@@ -58,14 +86,9 @@ def finetune(
             threads=threads,
             device=device,
             validation=data.validation,
-            initial=initial,
         )
-        fit(job)
-        jobs.append(job)
-        grid.append(setting | {"validation_top1": _validation_top1(job)})
-    chosen = best_of(grid)
-    labels, predicted = _predict(jobs[grid.index(chosen)], backbone, data, batch_size)
-    return Probe(tuple(grid), chosen, labels, predicted)
+        for number, setting in enumerate(settings_of(section))
+    ]
 
 
 def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> InitialWeights:

@@ -22,7 +22,10 @@ from pipeline.transfer.backbones import open_backbone
 from pipeline.transfer.cells import EXPERIMENT, STAGE, trials_of
 from pipeline.transfer.sets import check_set, open_set
 from pipeline.transfer.table import PAGE_NAME, PLOT_NAME, results_of, write_results
+from pipeline.trials.outlook import describe_remaining
 from pipeline.trials.trial import Trial, refuse_others, run_trials
+
+UNIT = "results and sets of features"
 
 
 def transfer(config: Config, layout: Layout, force: bool = False) -> None:
@@ -38,7 +41,7 @@ def transfer(config: Config, layout: Layout, force: bool = False) -> None:
     trials = _open(config, force)
     accept()
     try:
-        run_trials(STAGE, trials, EXPERIMENT, force, unit="results and sets of features")
+        run_trials(STAGE, trials, EXPERIMENT, force, UNIT)
     finally:
         record = results_of(config, trials)
         if record["rows"]:
@@ -63,7 +66,7 @@ def _open(config: Config, force: bool = False) -> list[Trial]:
 
 
 def plan_transfer(config: Config, layout: Layout) -> None:  # noqa: ARG001 (a study's `plan`)
-    """Print backbones and sets, and how many results of each method are done. Raises as `transfer`."""
+    """Print backbones and sets, how many results of each method are done, and the expected time of the others. Raises as `transfer`."""
     trials = _open(config)
     for name in config.transfer.backbones:
         found = open_backbone(config, name)
@@ -78,3 +81,4 @@ def plan_transfer(config: Config, layout: Layout) -> None:  # noqa: ARG001 (a st
     methods = [(trial.row.rpartition(", ")[2], trial.result() is not None) for trial in trials]
     counted, done = Counter(method for method, _ in methods), Counter(method for method, is_done in methods if is_done)
     print("transfer: " + "; ".join(f"{method} {done[method]} of {number} done" for method, number in counted.items()))
+    print(f"transfer: {describe_remaining(trials, EXPERIMENT, UNIT)}")

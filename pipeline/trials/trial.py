@@ -37,7 +37,7 @@ class Experiment:
         run: (configuration, folder, sources) → result: make or continue it; JSON values, as `top1` (a fraction).
             sources: folders it builds on: of the row it needs, then of the row that one needs, and so on.
         workloads: (configuration, sources) → what the models have to do, for the time that `run` takes; works before the sources
-            exist. None: not known before a trial of the same row has ended.
+            exist. Nothing for what takes a moment, or for a time that only a finished trial of the row tells.
         scratch: paths in the folder that are removed after the commit.
         outputs: files in the folder that are committed with the result.
         cpus: that Ray reserves for a trial.
@@ -45,7 +45,7 @@ class Experiment:
 
     fingerprint: Callable[[Config], Fingerprint]
     run: Callable[[Config, str, tuple[str, ...]], Mapping[str, Any]]
-    workloads: Callable[[Config, tuple[str, ...]], list[Workload]] | None
+    workloads: Callable[[Config, tuple[str, ...]], list[Workload]]
     scratch: tuple[str, ...] = ()
     outputs: Callable[[Config], Sequence[str]] = _no_outputs
     cpus: Callable[[Config], int] = training_cpus
@@ -107,7 +107,7 @@ def run_trials(
     seconds = expected_seconds(trials, todo, experiment)
     at_once = min(len(todo), max_concurrent(resources))
     total = sum(seconds[trial.row] for trial in todo)
-    takes = f" take about {duration(total / at_once)}" if experiment.workloads and math.isfinite(total) else ""
+    takes = f" take about {duration(total / at_once)}" if math.isfinite(total) else ""
     already = f"{len(trials)} {unit}, {len(trials) - len(todo)} of them done"
     print(f"{title}: {already}; {at_once} at once{takes}", flush=True)
     indexes = {trial.folder: index for index, trial in enumerate(todo)}
@@ -139,21 +139,24 @@ def _remove_scratch(trial: Trial, experiment: Experiment) -> None:
 def expected_seconds(trials: Sequence[Trial], todo: Iterable[Trial], experiment: Experiment) -> dict[str, float]:
     """Return seconds per trial by row: the mean of finished ones, else by the work of its models.
 
-    Where rows are finished, others take as much longer or shorter than their work says as those did on average. Without `workloads`,
-    rows that are not known are taken to last as long as the mean of the others.
+    Where rows are finished, others take as much longer or shorter than their work says as those did on average. Rows without
+    workloads are taken to last as long as the mean of such rows, or a second.
     """
     taken = seconds_taken(trials)
-    unknown = {trial.row: trial for trial in todo if trial.row not in taken}
-    if experiment.workloads is None or not unknown:
-        return taken | dict.fromkeys(unknown, mean(taken.values()) if taken else 1.0)
-    counted = {trial.row: (trial.config, trial.sources) for trial in trials}
-    expected = {
-        row: sum(map(_seconds_there(config), experiment.workloads(config, sources)))
-        for row, (config, sources) in counted.items()
-    }
-    known = sum(expected[row] for row in taken)
-    scale = sum(taken.values()) / known if known and math.isfinite(known) else 1.0
-    return taken | {row: scale * expected[row] for row in unknown}
+    if not (unknown := {trial.row for trial in todo} - taken.keys()):
+        return taken
+    works = {trial.row: _seconds_of_works(experiment, trial) for trial in trials}
+    counted = {row: seconds for row, seconds in works.items() if seconds is not None}
+    known = sum(counted.get(row, 0.0) for row in taken)
+    scale = sum(taken[row] for row in taken if row in counted) / known if known and math.isfinite(known) else 1.0
+    others = [seconds for row, seconds in taken.items() if row not in counted]
+    moment = mean(others) if others else 1.0
+    return taken | {row: scale * counted[row] if row in counted else moment for row in unknown}
+
+
+def _seconds_of_works(experiment: Experiment, trial: Trial) -> float | None:
+    works = experiment.workloads(trial.config, trial.sources)
+    return sum(map(_seconds_there(trial.config), works)) if works else None
 
 
 def _seconds_there(config: Config) -> Callable[[Workload], float]:

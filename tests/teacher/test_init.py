@@ -139,7 +139,7 @@ BAD = [
     ("teacher.init={tmp}/labeled", "no model.safetensors there; expected a .safetensors or .pth file"),
     ("teacher.init=pretrain", "run stage=pretrain first"),
     ("teacher.init={tmp}/larger", "does not fit teacher.model=resnetrs26: its conv1.0.weight has the shape"),
-    ("teacher.model=resnetrs51", "model 'resnetrs51': neither ResNet-RS nor a timm model"),
+    ("teacher.model=resnetrs51", "model 'resnetrs51': neither ResNet-RS, EfficientNet-RS nor a timm model"),
     ("student.init={tmp}/larger", "student.init={tmp}/larger does not fit student.model=resnetrs50"),
 ]
 

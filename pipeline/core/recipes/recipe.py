@@ -7,9 +7,10 @@ the data has grown, or when another version of this project has other values in 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, reduce
 from importlib import resources
 from operator import attrgetter
 from typing import Any
@@ -24,7 +25,8 @@ from pipeline.core.recipes.rules import TRAININGS, Resolver, Rules
 from pipeline.core.recipes.sizes import Sizes
 from pipeline.core.schema import Config, fields_of
 
-_BY_SIZE = "by_size"  # key in a recipe's file
+_BY_SIZE, _BY_MODEL = "by_size", "by_model"  # keys in a recipe's file
+_WITH_MODEL = ("teacher", "student")  # trainings that follow their model
 _OWN_INIT = (None, "teacher", "pretrain")  # values of `init` that name no weights from elsewhere
 
 
@@ -83,7 +85,7 @@ class Recipe:
         if self.sizes is None or self.sizes.unlabeled:
             return frozenset()
         return frozenset(
-            _resolved(self.name, self.fields, _read(self.name)[1].found_on, ()).keys() - self.reasons.keys()
+            _resolved(self.name, self.fields, _read(self.name).rules.found_on, ()).keys() - self.reasons.keys()
         )
 
     def sized(self, sizes: Sizes, above: Sequence[Layer]) -> Recipe:
@@ -118,15 +120,18 @@ def read_recipe(name: str, above: Sequence[Layer]) -> Recipe:
     """A shipped recipe before the sizes of the data are known. Raises UsageError for a name that is none.
 
     Args:
-        above: the layers that win over the recipe. Where one names another model, the recipe's `model_args` do not belong to it.
+        above: the layers that win over the recipe. Where one names another model, the recipe's `model_args` do not belong to it; what
+            the recipe knows of that model (`by_model`) wins over its other fields.
     """
-    fields, rules = _read(name)
-    given, own = merged(above) if above else OmegaConf.create({}), dict(fields)
+    file = _read(name)
+    given, own = merged(above) if above else OmegaConf.create({}), dict(file.fields)
     for section in TRAININGS:
         model = _select(given, f"{section}.model")
         if section in own and model is not None and model != own[section].get("model"):
             own[section] = {key: value for key, value in own[section].items() if key != "model_args"}
-    recipe = Recipe(name, own).sized(rules.found_on, above)
+        if section in own and section in _WITH_MODEL:
+            own[section] = _merged(own[section], file.of_model(model or own[section].get("model")))
+    recipe = Recipe(name, own).sized(file.rules.found_on, above)
     return replace(recipe, sizes=None, reasons={})
 
 
@@ -156,9 +161,42 @@ def _defaults() -> Config:
     return Config()
 
 
+@dataclass(frozen=True)
+class _File:
+    """A shipped recipe as written.
+
+    Attributes:
+        by_model: pattern (a regular expression of the whole name, without the tag of timm's weights) → fields of a training of such
+            a model; of several patterns that match, later ones win.
+    """
+
+    fields: Mapping[str, Any]
+    rules: Rules
+    by_model: Mapping[str, Mapping[str, Any]]
+
+    def of_model(self, model: Any) -> dict[str, Any]:
+        """Fields of a training of this model."""
+        name = str(model).partition(".")[0]
+        return reduce(_merged, (fields for pattern, fields in self.by_model.items() if re.fullmatch(pattern, name)), {})
+
+    def rules_for(self, total: DictConfig) -> Rules:
+        """The rules, where the image size of a model stands for that of the recipe's own model."""
+        sizes = {role: self.of_model(_select(total, f"{role}.model")).get("image_size") for role in _WITH_MODEL}
+        changed = {
+            role: getattr(self.rules, role).model_copy(update={"image_size": size})
+            for role, size in sizes.items()
+            if size
+        }
+        return self.rules.model_copy(update=changed)
+
+
+def _merged(fields: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(as_container(merged([Layer("", OmegaConf.create(dict(part))) for part in (fields, later)])))
+
+
 @cache
-def _read(name: str) -> tuple[dict[str, Any], Rules]:
-    """The fields and the rules in a recipe's file. Raises UsageError for a name that is none."""
+def _read(name: str) -> _File:
+    """A recipe's file. Raises UsageError for a name that is none."""
     if name not in recipe_names():
         raise UsageError(
             f"recipe={name}: no such recipe; expected {', '.join(recipe_names())}{nearest(name, recipe_names())}"
@@ -166,8 +204,8 @@ def _read(name: str) -> tuple[dict[str, Any], Rules]:
     loaded = OmegaConf.load(io.StringIO((_folder() / f"{name}.yaml").read_text()))
     assert isinstance(loaded, DictConfig)
     content = as_container(loaded)
-    rules = Rules.model_validate(content.pop(_BY_SIZE))
-    return content, rules
+    rules, by_model = Rules.model_validate(content.pop(_BY_SIZE)), content.pop(_BY_MODEL, {})
+    return _File(content, rules, by_model)
 
 
 def _folder() -> Any:
@@ -178,7 +216,7 @@ def _resolved(name: str, fields: Mapping[str, Any], sizes: Sizes, above: Sequenc
     """Dotted field → value and reason, by the recipe's rules."""
     total = merged([Layer("", OmegaConf.create(literal(dict(fields)))), *above])
     resolver = Resolver(
-        _read(name)[1],
+        _read(name).rules_for(total),
         sizes,
         value=lambda field: _value(total, field),
         is_given=lambda field: any(sets(layer, field) for layer in above),

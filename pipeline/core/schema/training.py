@@ -93,7 +93,8 @@ class TrainConfig(Section):
     """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
 
     model: str = setting(
-        "resnetrs50", "resnetrs26 … resnetrs420, or any timm model; for clips resnet3drs50, 101, 152, 200 or r3d50"
+        "resnetrs50",
+        "resnetrs26 … resnetrs420, efficientnetrs_b0 … b7, or any timm model; for clips resnet3drs50, 101, 152, 200 or r3d50",
     )
     model_args: dict[str, Any] = setting({}, "for ResNet-RS: width, blocks; for a timm model: its arguments")
     clip: ClipConfig | None = added(
@@ -148,8 +149,10 @@ class TrainConfig(Section):
         4e-5, "on all parameters except those of batch norm; with lars also except biases; with adamw decoupled", ge=0
     )
     warmup_epochs: float = setting(5, "linear warm-up from 0", ge=0)
-    lr_schedule: Literal["cosine", "step"] = setting(
-        "cosine", "after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training"
+    lr_schedule: Literal["cosine", "step", "exponential"] = setting(
+        "cosine",
+        "after the warm-up; step: divide by 10 after 1/3, 2/3 and 8/9 of the training; exponential: times 0.97 every 2.4 epochs, as "
+        "for EfficientNet",
     )
     label_smoothing: Fraction = 0.1
     mixup: float = setting(0, "alpha of mixup's Beta distribution (0: none)", ge=0)

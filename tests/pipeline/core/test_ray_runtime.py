@@ -106,9 +106,10 @@ def test_training_processes_save_after_a_signal_but_not_after_the_loss_of_the_ru
     monkeypatch.setattr(launch, "fit", lambda job, stop_requested: stopped.append(stop_requested()))
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(ray, "get", lambda ref: saves)
-    stop = SimpleNamespace(requested=SimpleNamespace(remote=lambda: "reference"))
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    link = SimpleNamespace(stop_requested=SimpleNamespace(remote=lambda: "reference"))
     with nullcontext() if saves else pytest.raises(FencedError, match="nothing is saved"):
-        launch._fit_worker({"job": None, "stop": stop})
+        launch._fit_worker({"job": None, "link": link})
     assert stopped == [True] * saves
 
 

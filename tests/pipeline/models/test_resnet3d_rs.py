@@ -1,5 +1,6 @@
 """The family for clips against the counts of the released code, and what time, noise and variants do."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.registry import count_parameters, on_meta
-from pipeline.models.resnet3d_rs import Bottleneck3d, ResNet3dRS, r3d50, resnet3d_rs
+from pipeline.core.schema import clips as schema
+from pipeline.models.fold_batch_norm import fold_batch_norm
+from pipeline.models.memory import count_pass
+from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
+from pipeline.models.resnet3d_rs import CLIP_MODELS, Bottleneck3d, ResNet3dRS, r3d50, resnet3d_rs
 from pipeline.models.resnet_rs import ModelError, set_bn_momentum
 from pipeline.training.ema import EMA
 
@@ -112,3 +116,26 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
         resnet3d_rs(50, **fields)
     with pytest.raises(ModelError, match=r"^r3d"):
         resnet3d_rs(101, r3d=True)
+
+
+def test_the_registry_builds_every_clip_model_that_a_configuration_may_name() -> None:
+    assert schema.MODELS == CLIP_MODELS
+    for name in CLIP_MODELS:
+        assert isinstance(on_meta(partial(build_model, name, 10, {"width": 0.125})), ResNet3dRS)
+
+
+def test_batch_norms_fold_into_3d_convolutions() -> None:
+    model, few = small_model(), clips()[:, :4, :, :16, :16].contiguous()
+    model.train()(few)
+    folded = fold_batch_norm(model, (4, 3, 16, 16))
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(few), model.eval()(few), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_flops_and_memory_grow_with_the_frames() -> None:
+    flops = [count_flops(on_meta(small_model), (frames, 3, 32, 32)) for frames in (8, 16)]
+    assert flops[1] == pytest.approx(2 * flops[0], rel=0.01)
+    kept = [count_pass(small_model, (frames, 3, 32, 32), bf16=False, trains=True).kept_per_image for frames in (8, 16)]
+    assert kept[1] == pytest.approx(2 * kept[0], rel=0.05)

@@ -151,7 +151,7 @@ def test_batch_norm_momentum_one_keeps_the_last_batchs_statistics() -> None:
     ("name", "args", "message"),
     [
         ("resnetrs51", {}, "did you mean 'resnetrs50"),
-        ("resnet5o", {}, "neither ResNet-RS nor a timm model"),
+        ("resnet5o", {}, "neither ResNet-RS, EfficientNet-RS nor a timm model"),
         ("resnetrs50", {"widht": 1}, "expected some of width"),
         ("resnetrs50", {"width": 0}, "width: must be"),
         ("resnetrs50", {"blocks": [1, 2]}, "blocks: must be four whole numbers"),

@@ -146,6 +146,10 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+def no_workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:
+    return []
+
+
 def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Experiment:
     """Return an experiment with known results; each run appends a line to a file."""
 
@@ -156,7 +160,7 @@ def small_experiment(top1: Mapping[tuple[str, int], float], runs: Path) -> Exper
         (Path(folder) / "checkpoints").mkdir()
         return {"top1": top1[row, seed]}
 
-    return Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, None, ("checkpoints",))
+    return Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, no_workloads, ("checkpoints",))
 
 
 TOP1 = {
@@ -214,6 +218,11 @@ def test_rows_without_a_finished_training_are_expected_from_the_others_and_their
     (Path(trials[0].folder) / "seconds.json").write_text('{"seconds": 20}')
     expected = expected_seconds(trials, trials, experiment)
     assert expected == pytest.approx({"plain": 20, "+ dropout": 60, "+ seed": 20})  # this machine is five times as fast
+    plain_has_none = replace(
+        experiment, workloads=lambda config, sources: workloads(config, sources) if config.teacher.dropout else []
+    )
+    expected = expected_seconds(trials, trials, plain_has_none)
+    assert expected == pytest.approx({"plain": 20, "+ dropout": 300, "+ seed": 100})  # its time is no measure of work
 
 
 def test_another_configuration_is_refused_before_anything_runs_and_force_moves_it_aside(
@@ -244,7 +253,7 @@ def test_a_worker_that_dies_is_replaced_and_an_error_is_raised_as_it_was(tmp_pat
             raise UsageError(f"no seed {config.seed}")
         return {"top1": 0.5}
 
-    experiment = Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, None)
+    experiment = Experiment(lambda config: Fingerprint(config.fingerprint(""), {}), run_one, no_workloads)
     trials = small_trials(tmp_path / "study", experiment)
     run_trials("study small", [trial for trial in trials if trial.seed == 0], experiment)
     assert died.exists()

@@ -97,6 +97,12 @@ def test_two_workers_killed_and_stopped_make_the_same_bytes_as_two_undisturbed_p
     assert "all are started again from the last checkpoint (1 of teacher.max_failures=3)" in capfd.readouterr().out
     assert 8 <= saved_step(broken) < whole.total_steps, "it did not save and stop"
     run_training(broken, None)
+    printed = capfd.readouterr()
+    lines = [line for line in printed.out.splitlines() if "validation top-1" in line]
+    assert [line.rpartition(": validation")[0] for line in lines] == [
+        "teacher: step 25 of 50", "teacher: step 50 of 50",
+    ]  # fmt: skip
+    assert printed.err.count("teacher: 50 of 50 steps (100 %)") == 1, "one process reports, not both"
     (weights, metrics), (expected, expected_metrics) = (load_trained(job) for job in (broken, whole))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     assert metrics == expected_metrics

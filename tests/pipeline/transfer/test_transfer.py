@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.run import main
 from pipeline.transfer.cells import EXPERIMENT, trials_of
 from pipeline.transfer.stage import _open
 from pipeline.transfer.table import results_of
-from pipeline.trials.trial import _run_trial
+from pipeline.trials.trial import _run_trial, expected_seconds
 from tests.conftest import WriteDigits
 from tests.digits_run import run
 from tests.pipeline.transfer.test_backbones import weights_in
@@ -142,7 +143,26 @@ def test_the_plan_says_what_is_compared_and_computes_nothing(
     assert "backbone fresh: resnetrs26 at 16 px, random random" in text
     assert "set digits: 10 classes; images: 100 labeled, 60 validation, 200 test" in text
     assert "features 0 of 2 done; linear 0 of 2 done; knn 0 of 2 done" in text
+    assert re.search(
+        r"transfer: 6 results and sets of features to make take about [\d.]+ \w+ on this machine, \d+ at once", text
+    ), text
     assert not (tmp_path / "run").exists()
+
+
+def test_time_is_expected_of_features_and_fine_tunings_by_their_images(words: list[str]) -> None:
+    config = load_config(None, [*words, "transfer.methods=[linear,finetune]", "transfer.seeds=1"])
+    features, linear, finetune = trials_of(config)
+    (work,) = EXPERIMENT.workloads(features.config, ())
+    assert (work.images, work.batches, work.trains, work.loaders) == (360, 8, False, 0)  # 50 images a batch
+    assert work.loading_s > 0
+    assert EXPERIMENT.workloads(linear.config, linear.sources) == []
+    works = EXPERIMENT.workloads(finetune.config, ())  # two learning rates, 2 epochs each, evaluated once
+    assert [(work.images, work.trains) for work in works] == [
+        (200, True), (60, False), (200, True), (60, False), (200, False),
+    ]  # fmt: skip
+    seconds = expected_seconds([features, linear, finetune], [features, linear, finetune], EXPERIMENT)
+    assert seconds[linear.row] == 1.0
+    assert seconds[finetune.row] > 0
 
 
 @pytest.mark.parametrize(("other", "expected"), [
