@@ -13,6 +13,7 @@ from pipeline.core.devices import known_device, resolve_device
 from pipeline.core.schema.section import Section, cpu_numerics, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
+    AdviseConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
@@ -68,6 +69,7 @@ class Config(Section):
     ablate: AblateConfig = AblateConfig()
     transfer: TransferConfig = TransferConfig()
     suggest: SuggestConfig = SuggestConfig()
+    advise: AdviseConfig = AdviseConfig()
     plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="before")

@@ -201,6 +201,18 @@ class SuggestConfig(Section):
     out: str | None = runtime(None, "folder or URL; null: RUN/suggestions")
 
 
+class AdviseConfig(Section):
+    """Which student a scaling study advises, within a budget. No field is in a fingerprint: no stage depends on the advice."""
+
+    study: str | None = runtime(None, "run with a finished ablate.study=scaling; null: this run")
+    hours: float | None = runtime(None, "of one training on this kind of machine, at most", gt=0)
+    latency_ms: float | None = runtime(None, "of an image in a batch of predictions, at most", gt=0)
+    gpu_memory_gb: float | None = runtime(None, "GiB of a training step, at most", gt=0)
+    images: int | None = runtime(
+        None, "images in an epoch of that training, pseudo-labeled ones too; null: as many as the study had", ge=1
+    )
+
+
 class PlanConfig(Section):
     """What plan=true, and the check before a stage, compare a stage's memory with."""
 
