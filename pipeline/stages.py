@@ -167,6 +167,13 @@ STAGES: tuple[StageRow, ...] = (
         only_named=True,
     ),
     StageRow(
+        "advise",
+        "print the best student of a finished scaling study within a budget: advise.hours, advise.latency_ms, advise.gpu_memory_gb",
+        "pipeline.advise.stage:advise",
+        kind="reader",
+        only_named=True,
+    ),
+    StageRow(
         "diff",
         "print what changed between two generations, selections or exports (before=… after=…; by default the last two)",
         "teacher.diff:diff",
@@ -184,7 +191,7 @@ STAGES: tuple[StageRow, ...] = (
     StageRow(
         "ablate",
         "run a study, one change a row, several seeds (ablate.study=resnet_rs|weight_decay: of the teacher's recipe; noisy_student: of "
-        "teacher, labels and student)",
+        "teacher, labels and student; scaling: width, depth, image size and length of ablate.grid)",
         "pipeline.studies.stage:ablate",
         kind="study",
         reads=(

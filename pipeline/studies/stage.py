@@ -5,6 +5,7 @@ Test images are never opened: a study's results are used to choose a recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from data import storage
@@ -15,7 +16,18 @@ from pipeline.core.stage import StageError, accept
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
-from pipeline.studies.table import PLOT_NAME, describe, row_results, write_results
+from pipeline.studies.scaling import SCALING, cells_of, scaling_study, size_of
+from pipeline.studies.scaling_fit import Finding
+from pipeline.studies.scaling_table import (
+    CELLS_NAME,
+    FINDINGS_NAME,
+    SCALING_PLOT_NAME,
+    cell_results,
+    describe_findings,
+    write_scaling,
+)
+from pipeline.studies.table import PLOT_NAME, RowResult, describe, row_results, write_results
+from pipeline.studies.trainings import open_splits
 from pipeline.trials.outlook import describe_remaining
 from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -35,11 +47,20 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
     run_trials(f"study {study.name}", trials, experiment_of(study), force)
     results = row_results(rows_for(study, config), trials)
     write_results(folder, study, seeds_of(config), results)
+    found = _write_scaling(folder, study, config, layout, results) if study.name == SCALING else []
     images = results[0].details[0]["images"]
     print(
         f"study {study.name}: {images:,} validation images, {config.ablate.seeds} seeds\n\n{describe(study, results)}\n"
     )
-    print(f"written: {storage.join(folder, RESULTS_NAME)}, {PLOT_NAME}")
+    names = [PLOT_NAME, *((CELLS_NAME, FINDINGS_NAME, SCALING_PLOT_NAME) if found else ())]
+    if found:
+        print(f"{describe_findings(found)}\n")
+    print(f"written: {storage.join(folder, RESULTS_NAME)}, {', '.join(names)}")
+
+
+def study_of(config: Config) -> Study:
+    """The study `ablate.study`. Raises UsageError: a grid that there cannot be."""
+    return scaling_study(config) if config.ablate.study == SCALING else STUDIES[config.ablate.study]
 
 
 def experiment_of(study: Study) -> Experiment:
@@ -61,8 +82,14 @@ def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Stu
         DataError: labeled shards are damaged or have no labels.
     """
     _check_data(config, layout)
-    study = STUDIES[config.ablate.study]
+    study = study_of(config)
     trials = trials_of(study, config, layout.study(study.name), experiment_of(study))
+    if study.name == SCALING:
+        sizes = {
+            cell.name: size_of(cell, config, _num_classes(config, layout)).flops * cell.epochs
+            for cell in cells_of(config)
+        }
+        trials.sort(key=lambda trial: -sizes[trial.row])  # the longest first, so that none is left alone at the end
     if not force:
         refuse_others(trials)
     return study, trials
@@ -81,6 +108,21 @@ def _check_data(config: Config, layout: Layout) -> None:
     num_classes, _ = classes_of(config, labeled)
     for split in (labeled, validation):
         check_labeled(split, num_classes)
+
+
+def _write_scaling(
+    folder: str, study: Study, config: Config, layout: Layout, results: Sequence[RowResult]
+) -> list[Finding]:
+    labeled, _ = open_splits(config)
+    num_classes = _num_classes(config, layout)
+    facts = {"images": labeled.num_samples, "batch_size": config.teacher.batch_size, "num_classes": num_classes}
+    return write_scaling(folder, cell_results(config, results, num_classes), study, facts)
+
+
+def _num_classes(config: Config, layout: Layout) -> int:
+    labeled, _ = open_labeled(config, layout)
+    assert labeled is not None, "_check_data has required it"
+    return classes_of(config, labeled)[0]
 
 
 def plan_study(config: Config, layout: Layout) -> None:

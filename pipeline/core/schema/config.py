@@ -14,6 +14,7 @@ from pipeline.core.schema.clips import clip_problems, share_clip
 from pipeline.core.schema.section import Section, added, cpu_numerics, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
+    AdviseConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
@@ -70,6 +71,7 @@ class Config(Section):
     ablate: AblateConfig = AblateConfig()
     transfer: TransferConfig = TransferConfig()
     suggest: SuggestConfig = SuggestConfig()
+    advise: AdviseConfig = AdviseConfig()
     plan: PlanConfig = PlanConfig()
 
     @model_validator(mode="before")

@@ -8,7 +8,17 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from data.picture_folders import folder_of
-from pipeline.core.schema.section import Fraction, Patterns, Section, added, by_digest, cpu_numerics, runtime, setting
+from pipeline.core.schema.section import (
+    Fraction,
+    Patterns,
+    Positive,
+    Section,
+    added,
+    by_digest,
+    cpu_numerics,
+    runtime,
+    setting,
+)
 from pipeline.core.schema.training import AugmentConfig
 
 
@@ -205,6 +215,18 @@ class SuggestConfig(Section):
     out: str | None = runtime(None, "folder or URL; null: RUN/suggestions")
 
 
+class AdviseConfig(Section):
+    """Which student a scaling study advises, within a budget. No field is in a fingerprint: no stage depends on the advice."""
+
+    study: str | None = runtime(None, "run with a finished ablate.study=scaling; null: this run")
+    hours: float | None = runtime(None, "of one training on this kind of machine, at most", gt=0)
+    latency_ms: float | None = runtime(None, "of an image in a batch of predictions, at most", gt=0)
+    gpu_memory_gb: float | None = runtime(None, "GiB of a training step, at most", gt=0)
+    images: int | None = runtime(
+        None, "images in an epoch of that training, pseudo-labeled ones too; null: as many as the study had", ge=1
+    )
+
+
 class PlanConfig(Section):
     """What plan=true, and the check before a stage, compare a stage's memory with."""
 
@@ -213,11 +235,28 @@ class PlanConfig(Section):
     )
 
 
+class GridConfig(Section):
+    """The grid of study=scaling: every combination is trained. The longest of several lengths has the teacher's regularization."""
+
+    width: list[Positive] = runtime([0.25, 0.5, 1.0], "widths of ResNet-RS")
+    depth: list[int] = runtime([26, 50, 101], "depths of ResNet-RS: 26, 50, 101, 152, 200, 270, 300, 350, 400, 420")
+    image_size: list[int] = runtime([], "sides in pixels; none: teacher.image_size")
+    epochs: list[Positive] = runtime([], "lengths of training; none: teacher.epochs")
+
+    @field_validator("width", "depth")
+    @classmethod
+    def _check_not_empty(cls, value: list[Any]) -> list[Any]:
+        if not value:
+            raise ValueError("expected one value or more")
+        return value
+
+
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = runtime(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student", "scaling"] = runtime(
         "resnet_rs",
-        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student",
+        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; scaling: ablate.grid",
     )
     seeds: int = runtime(3, "trainings per row, with seeds seed, seed + 1, …", ge=1)
+    grid: GridConfig = runtime(GridConfig(), "of study=scaling: width × depth × image_size × epochs")
