@@ -13,14 +13,14 @@ from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
+from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
-from pipeline.studies.scaling import SCALING, cells_of, scaling_study, size_of
+from pipeline.studies.scaling import cells_of, scaling_study, size_of
 from pipeline.studies.scaling_fit import Finding
 from pipeline.studies.scaling_table import (
     CELLS_NAME,
-    FINDINGS_NAME,
     SCALING_PLOT_NAME,
     cell_results,
     describe_findings,
