@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, NullFormatter
 
 from pipeline.pages.render import printable
 
@@ -237,7 +237,7 @@ def error_against_flops(panels: Mapping[str, Sequence[Line]], models: Sequence[M
                 axes.plot(flops, errors, dashes, marker="o", ms=4, color=_LINES[position % len(_LINES)], label=name)
             for name, color, cost, error in models:
                 axes.plot([cost], [error], marker="*", ms=13, ls="", color=color, mec=INK, label=printable(name))
-            axes.set_xscale("log")
+            _log_x(axes, EngFormatter(sep=" "))
             axes.set_title(title, fontsize=10)
             axes.set_xlabel("FLOPs per image")
         all_axes[0].set_ylabel("error, %")
@@ -264,6 +264,13 @@ def _drawings(
         figure = Figure(figsize=(width, height), layout="constrained")
         yield list(figure.subplots(1, number, sharey=True, squeeze=False)[0]), buffer
         figure.savefig(buffer, **options)
+
+
+def _log_x(axes: Axes, labels: Formatter) -> None:
+    """Make x logarithmic, with plain labels: matplotlib's own are formulas, which `text.parse_math` leaves as they are."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(labels)
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

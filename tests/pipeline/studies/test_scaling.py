@@ -148,6 +148,8 @@ def test_the_plot_has_a_panel_per_length_and_the_same_bytes_again() -> None:
     svg = error_against_flops(panels)
     assert svg == error_against_flops(panels)
     assert svg.count(b" epochs</text>") == 2
+    assert b">10 M</text>" in svg
+    assert b"mathdefault" not in svg
 
 
 def test_the_longest_trainings_start_first(tmp_path: Path, digits: Digits, write_digits: WriteDigits) -> None:
