@@ -203,7 +203,7 @@ class PlanConfig(Section):
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student"] = runtime(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student", "efficientnet_rs"] = runtime(
         "resnet_rs",
         "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student",
     )
