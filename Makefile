@@ -93,6 +93,9 @@ bench-gpu: $(VENV)/.installed  ## what only a GPU shows: its tests, labeling and
 bench-ablate: $(VENV)/.installed  ## which of ResNet-RS's findings show on Fashion-MNIST: both studies, 3 seeds (the first 50 minutes on 2 cores, both not timed; resumes)
 	$(BIN)/python -m benchmarks.bench_ablate $(if $(seeds),seeds=$(seeds))
 
+bench-scaling: $(VENV)/.installed  ## width, depth, image size and length on Fashion-MNIST, 2 seeds (hours; under an hour a call; resumes); seeds=N minutes=N
+	$(BIN)/python -m benchmarks.bench_scaling $(if $(seeds),seeds=$(seeds)) $(if $(minutes),minutes=$(minutes))
+
 bench-noisy-student: $(VENV)/.installed  ## Noisy Student's ablations on Fashion-MNIST, 2 seeds (40 minutes expected on 2 free cores; resumes); seeds=N steps=N
 	$(BIN)/python -m benchmarks.bench_noisy_student $(if $(seeds),seeds=$(seeds)) $(if $(steps),steps=$(steps))
 

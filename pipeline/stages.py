@@ -184,7 +184,7 @@ STAGES: tuple[StageRow, ...] = (
     StageRow(
         "ablate",
         "run a study, one change a row, several seeds (ablate.study=resnet_rs|weight_decay: of the teacher's recipe; noisy_student: of "
-        "teacher, labels and student)",
+        "teacher, labels and student; scaling: width, depth, image size and length of ablate.grid)",
         "pipeline.studies.stage:ablate",
         kind="study",
         reads=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.pages.render import printable
 
 TEACHER, STUDENTS = "#b45309", ("#1d4ed8", "#7c3aed", "#0f766e", "#be185d")
 RIGHT, WRONG, BEFORE, INK = "#2f7d4f", "#c2410c", "#a8b0bb", "#1f2937"
+_LINES = (TEACHER, *STUDENTS, RIGHT)
 _WIDTH, _HEIGHT = 4.2, 2.9  # inches; readable when a phone shows it at three quarters
 _MAX_POINTS = 1000
 _NAME_LENGTH = 22
@@ -234,15 +235,39 @@ def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published:
     return svg.getvalue()
 
 
+def error_against_flops(panels: Mapping[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]) -> bytes:
+    """Draw a panel per length of training, side by side with one scale: lines of (name, FLOPs, errors in per cent) over log FLOPs."""
+    with _drawings(len(panels), width=_WIDTH * max(1.3, len(panels))) as (all_axes, svg):
+        for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+            for position, (name, flops, errors) in enumerate(lines):
+                dashes = ("-", "--", ":", "-.")[position // len(_LINES) % 4]
+                axes.plot(flops, errors, dashes, marker="o", ms=4, color=_LINES[position % len(_LINES)], label=name)
+            axes.set_xscale("log")
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("FLOPs per image")
+        all_axes[0].set_ylabel("error, %")
+        all_axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return svg.getvalue()
+
+
 @contextmanager
 def _drawing(width: float = _WIDTH, height: float = _HEIGHT) -> Iterator[tuple[Axes, io.BytesIO]]:
     """Yield axes to draw on, and the buffer that gets the SVG when the block ends."""
+    with _drawings(1, width, height) as ((axes,), svg):
+        yield axes, svg
+
+
+@contextmanager
+def _drawings(
+    number: int, width: float = _WIDTH, height: float = _HEIGHT
+) -> Iterator[tuple[Sequence[Axes], io.BytesIO]]:
+    """Yield axes side by side, of one vertical scale, and the buffer that gets the SVG when the block ends."""
     options: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": None}}
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's browser has fonts of its own
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.add_subplot(), buffer
+        yield list(figure.subplots(1, number, sharey=True, squeeze=False)[0]), buffer
         figure.savefig(buffer, **options)
 
 

@@ -48,7 +48,7 @@ def _share(share: float) -> Callable[[Fields], int]:
 def _size_below(run: Fields) -> int:
     """The smaller model's own size, in proportion to the run's as published."""
     own, below = (PUBLISHED[int(model[-1])].image_size for model in (_model(run), _below(run)))
-    return int(round(run["teacher"]["image_size"] * below / own))
+    return round(run["teacher"]["image_size"] * below / own)
 
 
 def _sized(size: Callable[[Fields], int]) -> dict[str, Any]:

@@ -16,6 +16,15 @@ from pipeline.studies.efficientnet_rs import EFFICIENTNET_RS
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
+from pipeline.studies.scaling import SCALING, cells_of, scaling_study, size_of
+from pipeline.studies.scaling_table import (
+    CELLS_NAME,
+    FINDINGS_NAME,
+    SCALING_PLOT_NAME,
+    cell_results,
+    describe_findings,
+    write_scaling,
+)
 from pipeline.studies.table import PLOT_NAME, describe, row_results, write_results
 from pipeline.trials.outlook import describe_remaining
 from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials
@@ -36,11 +45,21 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
     run_trials(f"study {study.name}", trials, experiment_of(study), force)
     results = row_results(rows_for(study, config), trials)
     write_results(folder, study, seeds_of(config), results)
+    is_scaling = study.name == SCALING
+    found = write_scaling(folder, cell_results(config, results, _num_classes(config, layout))) if is_scaling else []
     images = results[0].details[0]["images"]
     print(
         f"study {study.name}: {images:,} validation images, {config.ablate.seeds} seeds\n\n{describe(study, results)}\n"
     )
-    print(f"written: {storage.join(folder, RESULTS_NAME)}, {PLOT_NAME}")
+    names = [PLOT_NAME, *((CELLS_NAME, FINDINGS_NAME, SCALING_PLOT_NAME) if found else ())]
+    if found:
+        print(f"{describe_findings(found)}\n")
+    print(f"written: {storage.join(folder, RESULTS_NAME)}, {', '.join(names)}")
+
+
+def study_of(config: Config) -> Study:
+    """The study `ablate.study`. Raises UsageError: a grid that there cannot be."""
+    return scaling_study(config) if config.ablate.study == SCALING else STUDIES[config.ablate.study]
 
 
 def experiment_of(study: Study) -> Experiment:
@@ -62,8 +81,14 @@ def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Stu
         DataError: labeled shards are damaged or have no labels.
     """
     _check_data(config, layout)
-    study = STUDIES[config.ablate.study]
+    study = study_of(config)
     trials = trials_of(study, config, layout.study(study.name), experiment_of(study))
+    if study.name == SCALING:
+        sizes = {
+            cell.name: size_of(cell, config, _num_classes(config, layout)).flops * cell.epochs
+            for cell in cells_of(config)
+        }
+        trials.sort(key=lambda trial: -sizes[trial.row])  # the longest first, so that none is left alone at the end
     if not force:
         refuse_others(trials)
     return study, trials
@@ -82,6 +107,12 @@ def _check_data(config: Config, layout: Layout) -> None:
     num_classes, _ = classes_of(config, labeled)
     for split in (labeled, validation):
         check_labeled(split, num_classes)
+
+
+def _num_classes(config: Config, layout: Layout) -> int:
+    labeled, _ = open_labeled(config, layout)
+    assert labeled is not None, "_check_data has required it"
+    return classes_of(config, labeled)[0]
 
 
 def plan_study(config: Config, layout: Layout) -> None:

@@ -15,7 +15,12 @@ from tests.digits_run import Digits, run, summary_of, write_digits_data
 def test_an_efficientnet_rs_learns_from_a_resnet_rs(tmp_path: Path, digits: Digits, write_digits: WriteDigits) -> None:
     write_digits_data(tmp_path, digits[1], write_digits)
     words = ["student.model=efficientnetrs_b0", "student.model_args={}", "student.image_size=32", "student.epochs=16"]
-    words += ["student.optimizer=rmsprop", "student.lr=0.05", "student.weight_decay=1e-5", "evaluate.robustness_images=0"]
+    words += [
+        "student.optimizer=rmsprop",
+        "student.lr=0.05",
+        "student.weight_decay=1e-5",
+        "evaluate.robustness_images=0",
+    ]
     words += ["student.stochastic_depth=0.1", "student.lr_schedule=exponential", "student.augment.num_ops=1"]
     result = run("stage=all", f"config={tmp_path}/config.yaml", f"run_dir={tmp_path}/run", *words)
     assert result.returncode == 0, result.stderr

@@ -8,7 +8,16 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from data.picture_folders import folder_of
-from pipeline.core.schema.section import Fraction, Patterns, Section, by_digest, cpu_numerics, runtime, setting
+from pipeline.core.schema.section import (
+    Fraction,
+    Patterns,
+    Positive,
+    Section,
+    by_digest,
+    cpu_numerics,
+    runtime,
+    setting,
+)
 from pipeline.core.schema.training import AugmentConfig
 
 
@@ -200,11 +209,29 @@ class PlanConfig(Section):
     )
 
 
+class GridConfig(Section):
+    """The grid of study=scaling: every combination is trained. The longest of several lengths has the teacher's regularization."""
+
+    width: list[Positive] = runtime([0.25, 0.5, 1.0], "widths of ResNet-RS")
+    depth: list[int] = runtime([26, 50, 101], "depths of ResNet-RS: 26, 50, 101, 152, 200, 270, 300, 350, 400, 420")
+    image_size: list[int] = runtime([], "sides in pixels; none: teacher.image_size")
+    epochs: list[Positive] = runtime([], "lengths of training; none: teacher.epochs")
+
+    @field_validator("width", "depth")
+    @classmethod
+    def _check_not_empty(cls, value: list[Any]) -> list[Any]:
+        if not value:
+            raise ValueError("expected one value or more")
+        return value
+
+
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student", "efficientnet_rs"] = runtime(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student", "efficientnet_rs", "scaling"] = runtime(
         "resnet_rs",
-        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student",
+        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; efficientnet_rs: at "
+        "smaller images; scaling: ablate.grid",
     )
     seeds: int = runtime(3, "trainings per row, with seeds seed, seed + 1, …", ge=1)
+    grid: GridConfig = runtime(GridConfig(), "of study=scaling: width × depth × image_size × epochs")

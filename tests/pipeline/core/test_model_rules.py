@@ -29,7 +29,9 @@ def test_one_that_is_set_stays_and_so_do_other_models() -> None:
 
 
 def test_the_rule_wins_over_a_recipe_and_is_said() -> None:
-    loaded, lines = follow_models(load(None, ["recipe=imagenet", "teacher.model=efficientnetrs_b5", "teacher.image_size=300"]))
+    loaded, lines = follow_models(
+        load(None, ["recipe=imagenet", "teacher.model=efficientnetrs_b5", "teacher.image_size=300"])
+    )
     assert loaded.config.teacher.augment.magnitude == 15
     assert lines == ["teacher.augment.magnitude=15, as EfficientNet-RS has it at 300 px"]
 

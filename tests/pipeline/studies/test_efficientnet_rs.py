@@ -29,5 +29,5 @@ def test_a_run_of_another_family_compares_b1_with_b0_on_its_images() -> None:
 
 
 def test_b0_has_no_smaller_one() -> None:
-    with pytest.raises(UsageError, match="teacher.model=efficientnetrs_b0 has no smaller one"):
+    with pytest.raises(UsageError, match=r"teacher\.model=efficientnetrs_b0 has no smaller one"):
         rows("teacher.model=efficientnetrs_b0")
