@@ -167,6 +167,13 @@ STAGES: tuple[StageRow, ...] = (
         only_named=True,
     ),
     StageRow(
+        "advise",
+        "print the best student of a finished scaling study within a budget: advise.hours, advise.latency_ms, advise.gpu_memory_gb",
+        "pipeline.advise.stage:advise",
+        kind="reader",
+        only_named=True,
+    ),
+    StageRow(
         "diff",
         "print what changed between two generations, selections or exports (before=… after=…; by default the last two)",
         "teacher.diff:diff",

@@ -5,6 +5,7 @@ Test images are never opened: a study's results are used to choose a recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from data import storage
@@ -12,20 +13,22 @@ from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
+from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
 from pipeline.studies.efficientnet_rs import EFFICIENTNET_RS
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
-from pipeline.studies.scaling import SCALING, cells_of, scaling_study, size_of
+from pipeline.studies.scaling import cells_of, scaling_study, size_of
+from pipeline.studies.scaling_fit import Finding
 from pipeline.studies.scaling_table import (
     CELLS_NAME,
-    FINDINGS_NAME,
     SCALING_PLOT_NAME,
     cell_results,
     describe_findings,
     write_scaling,
 )
-from pipeline.studies.table import PLOT_NAME, describe, row_results, write_results
+from pipeline.studies.table import PLOT_NAME, RowResult, describe, row_results, write_results
+from pipeline.studies.trainings import open_splits
 from pipeline.trials.outlook import describe_remaining
 from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
@@ -45,8 +48,7 @@ def ablate(config: Config, layout: Layout, force: bool = False) -> None:
     run_trials(f"study {study.name}", trials, experiment_of(study), force)
     results = row_results(rows_for(study, config), trials)
     write_results(folder, study, seeds_of(config), results)
-    is_scaling = study.name == SCALING
-    found = write_scaling(folder, cell_results(config, results, _num_classes(config, layout))) if is_scaling else []
+    found = _write_scaling(folder, study, config, layout, results) if study.name == SCALING else []
     images = results[0].details[0]["images"]
     print(
         f"study {study.name}: {images:,} validation images, {config.ablate.seeds} seeds\n\n{describe(study, results)}\n"
@@ -107,6 +109,15 @@ def _check_data(config: Config, layout: Layout) -> None:
     num_classes, _ = classes_of(config, labeled)
     for split in (labeled, validation):
         check_labeled(split, num_classes)
+
+
+def _write_scaling(
+    folder: str, study: Study, config: Config, layout: Layout, results: Sequence[RowResult]
+) -> list[Finding]:
+    labeled, _ = open_splits(config)
+    num_classes = _num_classes(config, layout)
+    facts = {"images": labeled.num_samples, "batch_size": config.teacher.batch_size, "num_classes": num_classes}
+    return write_scaling(folder, cell_results(config, results, num_classes), study, facts)
 
 
 def _num_classes(config: Config, layout: Layout) -> int:

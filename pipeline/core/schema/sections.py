@@ -13,6 +13,7 @@ from pipeline.core.schema.section import (
     Patterns,
     Positive,
     Section,
+    added,
     by_digest,
     cpu_numerics,
     runtime,
@@ -26,6 +27,10 @@ class DataConfig(Section):
     written names that file, whatever characters it has. The query of an http(s) URL (after `?`) is not expanded. Or a folder of images,
     with a folder per class where they are labeled: the run packs it into shards once."""
 
+    modality: Literal["image", "clip"] = added(
+        "image",
+        "what samples are: images; or videos, of which models see clips (see clip), with 3D models and the extra [video]",
+    )
     labeled: Patterns = setting([], "labeled training shards, or a folder")
     validation: Patterns = setting([], "held-out labeled shards or folder, for calibration and training curves")
     unlabeled: Patterns = setting([], "unlabeled shards, or a folder")
@@ -63,6 +68,10 @@ class LabelConfig(Section):
         None, "input noise while labeling, for Noisy Student's ablation; null: none, as published"
     )
     views: int = setting(1, "average the teacher over this many mirrored and shifted views", ge=1, le=10)
+    clips: int = added(
+        1, "of videos: average the teacher over this many clips, spread evenly over the video", ge=1, le=32
+    )
+    crops: Literal[1, 3] = added(1, "of videos: and over this many crops of each clip, along its longer side")
     decoder: Literal["fast", "pillow"] = setting(
         "fast", "pillow: exactly timm's pixels; fast: half the time, other rounding"
     )
@@ -94,6 +103,11 @@ class LabelConfig(Section):
         if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
             raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
         return value
+
+    @property
+    def num_views(self) -> int:
+        """Views of an image or a video that are averaged."""
+        return self.views * self.clips * self.crops
 
     @property
     def patience_s(self) -> float:
@@ -199,6 +213,18 @@ class SuggestConfig(Section):
     )
     format: Literal["folder", "csv"] = runtime("folder", "folder: a CSV and the pictures; csv: the CSV alone")
     out: str | None = runtime(None, "folder or URL; null: RUN/suggestions")
+
+
+class AdviseConfig(Section):
+    """Which student a scaling study advises, within a budget. No field is in a fingerprint: no stage depends on the advice."""
+
+    study: str | None = runtime(None, "run with a finished ablate.study=scaling; null: this run")
+    hours: float | None = runtime(None, "of one training on this kind of machine, at most", gt=0)
+    latency_ms: float | None = runtime(None, "of an image in a batch of predictions, at most", gt=0)
+    gpu_memory_gb: float | None = runtime(None, "GiB of a training step, at most", gt=0)
+    images: int | None = runtime(
+        None, "images in an epoch of that training, pseudo-labeled ones too; null: as many as the study had", ge=1
+    )
 
 
 class PlanConfig(Section):

@@ -182,7 +182,10 @@ def test_the_command_trains_the_grid_once_and_writes_cells_findings_and_plots(
     table = pq.read_table(folder / "cells.parquet").to_pylist()
     assert [(row["width"], row["epochs"]) for row in table] == [(0.0625, 1), (0.0625, 2), (0.125, 1), (0.125, 2)]
     assert all(row["flops"] > 0 and row["step_ms"] > 0 and 0 <= row["errors"][0] <= 100 for row in table)
-    assert json.loads((folder / "findings.json").read_text())["cells"] == table
+    content = json.loads((folder / "findings.json").read_text())
+    assert [{name: value for name, value in cell.items() if name != "changes"} for cell in content["cells"]] == table
+    assert main(["stage=advise", f"run_dir={tmp_path}/run", "advise.latency_ms=1000000"]) == 0
+    assert "advise: width " in capsys.readouterr().out
     assert (folder / "scaling.svg").read_bytes().startswith(b"<?xml")
     before = {path: path.read_bytes() for path in folder.rglob("done.json")}
     assert main(command) == 0
