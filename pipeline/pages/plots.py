@@ -209,6 +209,18 @@ def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> by
     return svg.getvalue()
 
 
+def accuracy_latency(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], x_label: str) -> bytes:
+    """Draw top-1 (percent) over seconds, logarithmic: a line for each (name, colour, seconds, top-1)."""
+    with _drawing(width=1.6 * _WIDTH, height=1.4 * _HEIGHT) as (axes, svg):
+        for position, (name, color, seconds, top1) in enumerate(series):
+            axes.plot(seconds, top1, color=color, label=name, marker="os^Dv*"[position % 6], ms=5, lw=1.4)
+        axes.set_xscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("published top-1, %")
+        _legend_above(axes)
+    return svg.getvalue()
+
+
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
     """Draw a study's rows from top to bottom: points above the first row; seeds as dots, mean and published value as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed

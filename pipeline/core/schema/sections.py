@@ -254,9 +254,10 @@ class GridConfig(Section):
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student", "scaling"] = runtime(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student", "efficientnet_rs", "scaling"] = runtime(
         "resnet_rs",
-        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; scaling: ablate.grid",
+        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; efficientnet_rs: at "
+        "smaller images; scaling: ablate.grid",
     )
     seeds: int = runtime(3, "trainings per row, with seeds seed, seed + 1, …", ge=1)
     grid: GridConfig = runtime(GridConfig(), "of study=scaling: width × depth × image_size × epochs")
