@@ -214,7 +214,7 @@ def accuracy_latency(series: Sequence[tuple[str, str, Sequence[float], Sequence[
     with _drawing(width=1.6 * _WIDTH, height=1.4 * _HEIGHT) as (axes, svg):
         for position, (name, color, seconds, top1) in enumerate(series):
             axes.plot(seconds, top1, color=color, label=name, marker="os^Dv*"[position % 6], ms=5, lw=1.4)
-        axes.set_xscale("log")
+        _log_x(axes, FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(x_label)
         axes.set_ylabel("published top-1, %")
         _legend_above(axes)
