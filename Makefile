@@ -105,6 +105,9 @@ bench-fixmatch: $(VENV)/.installed  ## FixMatch beside the student: the same net
 bench-surprise: $(VENV)/.installed  ## recipe=small on drawn problems that nobody tuned for (under an hour a call; resumes); seeds=0,1 labels=10,30
 	$(BIN)/python -m benchmarks.bench_surprise $(if $(seeds),seeds=$(seeds)) $(if $(labels),labels=$(labels))
 
+bench-pareto: $(VENV)/.installed  ## ResNet-RS and EfficientNet at the paper's sizes: counted, timed, and on one plot (10 minutes); batch=N gflops=N
+	$(BIN)/python -m benchmarks.bench_pareto $(if $(batch),batch=$(batch)) $(if $(gflops),gflops=$(gflops))
+
 bench-transfer: $(VENV)/.installed  ## which features serve other data sets: supervised, RS, SimCLR, student, scratch on four sets (hours; under an hour a call; resumes)
 	$(BIN)/python -m benchmarks.bench_transfer $(if $(seeds),seeds=$(seeds)) $(if $(minutes),minutes=$(minutes))
 

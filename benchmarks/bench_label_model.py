@@ -60,7 +60,7 @@ def make_predictor(fast: bool) -> Predictor:
     model = build_model(MODEL, 1000, {})
     model.load_state_dict(lite0_weights())
     preprocessing = Preprocessing(SIZE, 0.875, "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    model = fold_batch_norm(model, SIZE) if fast else model
+    model = fold_batch_norm(model, (3, SIZE, SIZE)) if fast else model
     return Predictor(model, preprocessing, "cpu", BATCH, decoder="fast", channels_last=fast)
 
 

@@ -19,10 +19,9 @@ from data import fashion_mnist, storage
 from data.settings import run_command
 from pipeline.core.config import load_config
 from pipeline.core.layout import Layout
+from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
 from pipeline.run import main as pipeline
 from pipeline.studies.resnet_rs import TEACHER_RECIPE
-from pipeline.studies.scaling import SCALING
-from pipeline.studies.scaling_table import FINDINGS_NAME
 from pipeline.studies.stage import open_study
 from pipeline.trials.trial import run_trials
 

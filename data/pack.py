@@ -1,7 +1,7 @@
-"""Pack a folder of images into WebDataset shards with a manifest, an index per shard and perceptual hashes.
+"""Pack a folder of images, or of videos, into WebDataset shards with a manifest, an index per shard and perceptual hashes.
 
     python -m data.pack images=FOLDER out=FOLDER [labeled=true] [validation=0.02] [samples_per_shard=10000] [seed=0] [group=PATTERN]
-                        [processes=N]
+                        [processes=N] [modality=clip]
 
 Labeled: one folder per class. Labels are positions in the sorted folder names; images go to `out/labeled` and, stratified by class,
 `out/validation`. Unlabeled (`labeled=false`): all images below the folder go to `out/unlabeled`. Image bytes are not changed.
@@ -9,6 +9,8 @@ Images are shuffled with the seed. Byte-identical images stay in one split; so d
 text in the parentheses of the regular expression `group`, as in group='^(.*)_view\\d+', or in its match if it has none.
 
 `processes` (default: one per core) read and decode images and write shards; the shards do not depend on their number.
+
+`modality=clip` packs videos instead of images (MP4, WebM, MKV, AVI, MOV; needs the extra [video]).
 
 `rejected.txt` beside the shards lists files that are no images or cannot be decoded; `sources.parquet` has the path of each key.
 After an interruption the same command continues with the next shard, if no file in the folder was added, removed or written since.

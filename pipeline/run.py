@@ -24,6 +24,7 @@ from pipeline.core.command import OPTIONS_HELP, USAGE, Command, command_text, pa
 from pipeline.core.config import CONFIG_NAME, Loaded, config_names, load
 from pipeline.core.layout import Layout
 from pipeline.core.lock import run_lock
+from pipeline.core.model_rules import follow_models
 from pipeline.core.recipes.recipe import describe_recipe, recipe_names
 from pipeline.core.reference import describe_fields
 from pipeline.core.schema import Config
@@ -97,6 +98,8 @@ def _run(loaded: Loaded, command: Command) -> None:
     _require_run_dir(loaded.config.run_dir)
     layouts = known_layouts(loaded.config)
     loaded = _follow_weights(_follow_sizes(_with_shards(loaded, layouts, command), command), command)
+    loaded, lines = follow_models(loaded)
+    print(*lines, sep="\n", end="\n" * bool(lines))
     config = loaded.config
     of_generation, studies, readers, comparisons = (
         [stage for stage in command.stages if stages.find(stage).kind == kind]

@@ -61,6 +61,10 @@ def pretrain(config: Config, layout: Layout, force: bool = False) -> dict[str, A
 
 def open_images(config: Config, layout: Layout) -> tuple[Split | None, Split | None]:
     """Open data.labeled and data.unlabeled; None for one that is not configured. Raises StageError without either."""
+    if config.data.modality != "image":
+        raise StageError(
+            f"data.modality={config.data.modality}: stage=pretrain takes images alone; give another teacher.init"
+        )
     patterns = config.data.labeled, config.data.unlabeled
     if not any(patterns):
         raise StageError("data.labeled and data.unlabeled are empty; give shards of images to pretrain on")

@@ -74,7 +74,9 @@ class Setting:
 
     def predictor(self, model: Model) -> Predictor:
         """A model with random weights as `stage=label` runs it: batch norms folded, channels_last."""
-        built = fold_batch_norm(build_model(model.name, NUM_CLASSES, model.arguments), model.image_size)
+        built = fold_batch_norm(
+            build_model(model.name, NUM_CLASSES, model.arguments), (3, model.image_size, model.image_size)
+        )
         view = Preprocessing.of_training(self.config(model))
         return Predictor(built, view, self.device, model.label_batch, decoder="fast", channels_last=True)
 

@@ -38,6 +38,11 @@ class EvalView:
     mode: Literal["crop", "pad"]
     decoder: Decoder = "pillow"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the view: (image_size, image_size, 3)."""
+        return (self.image_size, self.image_size, 3)
+
     def __call__(self, content: bytes) -> Pixels:
         """The view of one encoded image, uint8 (image_size, image_size, 3). Raises DecodeError."""
         return self.fit(self._decode(content))

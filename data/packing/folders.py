@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 from .. import storage
 from ..errors import DataError
-from ..shards.samples import IMAGE_EXTENSIONS, image_extension, printable
+from ..modalities import MODALITIES, Modality
+from ..shards.samples import media_extension, printable
 
 SYSTEM_NAMES = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",
     "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r",
 }  # fmt: skip
 """Names that operating systems and programs put among images, besides hidden files."""
-NOT_AN_IMAGE = f"not an image file ({', '.join(IMAGE_EXTENSIONS)})"
+IMAGES = MODALITIES["image"]
+NOT_AN_IMAGE = f"not an image file ({', '.join(IMAGES.extensions)})"
 _SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"))
 _SHOWN = 5
 _UNPRINTABLE = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
@@ -44,8 +46,8 @@ class ImageFile:
 
     @property
     def field(self) -> str:
-        """Its field in a shard: `jpg`, `png`, …"""
-        return image_extension(self.path.suffix)
+        """Its field in a shard: `jpg`, `png`, `mp4`, …"""
+        return media_extension(self.path.suffix)
 
     def read(self, start: int = 0, size: int = -1) -> bytes:
         """`size` bytes from `start`; by default all. Raises DataError, naming the file, when reading fails."""
@@ -119,14 +121,16 @@ class Found:
             self.first_left_out_of.setdefault(entry.path.relative_to(root).parts[0], entry)
 
 
-def scan(root: Path) -> Iterator[ScannedImage | LeftOut]:
-    """Yield the images below a folder, and what is left out, sorted by the parts of their paths. Follows links to files, but not to
-    folders. Memory grows with the largest folder alone. On a slow disk, many files of a folder are inspected at once.
+def scan(root: Path, modality: Modality = IMAGES) -> Iterator[ScannedImage | LeftOut]:
+    """Yield the images (or files of another modality) below a folder and what is left out, sorted by the parts of paths.
+
+    Follows links to files, but not to folders. Memory grows with the largest folder alone. On a slow disk, many files of a folder are
+    inspected at once.
 
     Raises:
         OSError: the folder itself cannot be read.
     """
-    pending = [_inspected(root, _entries(root, ""))]
+    pending = [_inspected(root, modality, _entries(root, ""))]
     while pending:
         if (entry := next(pending[-1], None)) is None:
             pending.pop()
@@ -138,17 +142,17 @@ def scan(root: Path) -> Iterator[ScannedImage | LeftOut]:
             yield ScannedImage(name, found.st_size, found.st_mtime_ns)
         else:
             try:
-                pending.append(_inspected(root, _entries(root, f"{name}/")))
+                pending.append(_inspected(root, modality, _entries(root, f"{name}/")))
             except OSError as error:
                 yield LeftOut(root / name, f"a folder that cannot be read ({error.strerror})")
 
 
-def _inspected(root: Path, entries: Iterator[_Entry]) -> Iterator[tuple[str, os.stat_result | str]]:
+def _inspected(root: Path, modality: Modality, entries: Iterator[_Entry]) -> Iterator[tuple[str, os.stat_result | str]]:
     """The entries' paths with what `_inspect` says. In threads, if the first entries show that the disk is slow: with a fast one,
     threads take twice as long."""
 
     def inspect(part: list[_Entry]) -> list[tuple[str, os.stat_result | str]]:
-        return [(name, _inspect(root, name, kind)) for name, kind in part]
+        return [(name, _inspect(root, modality, name, kind)) for name, kind in part]
 
     started = time.perf_counter()
     first = inspect(list(islice(entries, _INSPECTED_TOGETHER)))
@@ -173,7 +177,7 @@ def _entries(root: Path, prefix: str) -> Iterator[_Entry]:
     return ((prefix + name, kinds.get(name, "file")) for name in names)
 
 
-def _inspect(root: Path, name: str, kind: str) -> os.stat_result | str:
+def _inspect(root: Path, modality: Modality, name: str, kind: str) -> os.stat_result | str:
     """The file status of an image or a folder to scan; for anything else, the reason to leave it out."""
     base = name.rpartition("/")[2]
     if is_hidden(base):
@@ -187,8 +191,8 @@ def _inspect(root: Path, name: str, kind: str) -> os.stat_result | str:
         return "a link to a folder; these are not followed" if kind == "link" else state
     if not stat.S_ISREG(state.st_mode):
         return "not a regular file"
-    if "." not in base or not image_extension(base):
-        return NOT_AN_IMAGE
+    if "." not in base or media_extension(base) not in modality.extensions:
+        return NOT_AN_IMAGE if modality is IMAGES else f"not a video file ({', '.join(modality.extensions)})"
     if not os.access(path, os.R_OK):
         return "cannot be read (no permission)"
     return state

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import storage
 from ..errors import DataError
 from ..images.held_out_hashes import is_outdated
-from ..shards.samples import IMAGE_EXTENSIONS
+from ..modalities import MODALITIES, ModalityName, require_decoder
 from ..shards.split import HASHES_NAME
 from .claim import Claim, is_packed, known_copies, make_claim, read_claim
 from .folders import find_classes
@@ -33,6 +33,7 @@ def pack(
     seed: int = 0,
     group: str = "",
     processes: int = 0,
+    modality: str = "image",
 ) -> None:
     """Pack a folder; `data.pack` describes the arguments. `processes=0`: one per core.
 
@@ -40,7 +41,10 @@ def pack(
         DataError: there is no such folder or no image in it, its class folders are wrong (see `data.packing.folders.find_classes`),
             `out` has other files, or the folder has changed since the packing began.
     """
-    packing = Packing(images, out, labeled, validation, samples_per_shard, seed, group)
+    if modality not in MODALITIES:
+        raise DataError(f"modality={modality}: expected {' or '.join(MODALITIES)}")
+    kind = MODALITIES[modality].name
+    packing = Packing(images, out, labeled, validation, samples_per_shard, seed, group, kind)
 
     def tell(done: Packed) -> None:
         for folder in done.packed_before:
@@ -61,6 +65,13 @@ class Packing:
     samples_per_shard: int = 10000
     seed: int = 0
     group: str = ""
+    modality: ModalityName = "image"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the output records; of images without the modality, as in earlier versions."""
+        left_out = ("out", "modality") if self.modality == "image" else ("out",)
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class Packed(NamedTuple):
@@ -85,19 +96,19 @@ def run_packing(packing: Packing, tell: Callable[[Packed], None], processes: int
     root, out, kind = Path(packing.images), packing.out, "labeled" if packing.labeled else "unlabeled"
     _check(packing, processes)
     _require_outside(root, out, ("labeled", "validation") if packing.labeled else ("unlabeled",))
-    settings = {name: value for name, value in asdict(packing).items() if name != "out"}
-    claim = read_claim(out, kind, settings)
+    claim = read_claim(out, kind, packing.settings)
     with workspace(out, kind, may_be_done=claim.before is not None) as folder:
-        plan = _plan(root, folder, claim, packing.validation, packing.seed, packing.group)
+        plan = _plan(root, folder, claim, packing)
         folders = {name: storage.join(out, name) for name in plan.splits}
         make_claim(claim, plan, folders)
         before = [folder for folder in folders.values() if is_packed(folder)]
-        _pack_splits(plan, folders, claim.digest, packing.samples_per_shard, processes or available_cores())
+        _pack_splits(plan, folders, claim.digest, packing, processes or available_cores())
         tell(Packed(plan, folders, before))
 
 
 def _check(packing: Packing, processes: int) -> None:
     """Raise DataError for a wrong value."""
+    require_decoder(packing.modality)
     if not Path(packing.images).is_dir():
         raise DataError(f"images={packing.images}: no such folder")
     if packing.samples_per_shard < 1:
@@ -108,26 +119,28 @@ def _check(packing: Packing, processes: int) -> None:
         raise DataError(f"group={packing.group}: goes with labeled images, of which some are held out")
 
 
-def _plan(root: Path, folder: str, claim: Claim, validation: float, seed: int, group: str) -> Plan:
-    listing, found = scan_images(root, folder, claim.kind == "labeled")
+def _plan(root: Path, folder: str, claim: Claim, packing: Packing) -> Plan:
+    modality = MODALITIES[packing.modality]
+    listing, found = scan_images(root, folder, claim.kind == "labeled", modality)
     classes = find_classes(root, found, claim.out) if claim.kind == "labeled" else None
     if not found.num_images:
         first = f"; {found.first_left_out}" if found.first_left_out else ""
-        raise DataError(f"images={root}: no images ({', '.join(IMAGE_EXTENSIONS)}) below it{first}")
-    return plan_packing(root, listing, found, classes, validation, seed, group, known_copies(claim, listing))
+        raise DataError(f"images={root}: no {modality.noun}s ({', '.join(modality.extensions)}) below it{first}")
+    copies = known_copies(claim, listing)
+    return plan_packing(root, listing, found, classes, packing.validation, packing.seed, packing.group, copies)
 
 
-def _pack_splits(plan: Plan, folders: dict[str, str], settings: str, samples_per_shard: int, processes: int) -> None:
+def _pack_splits(plan: Plan, folders: dict[str, str], settings: str, packing: Packing, processes: int) -> None:
     jobs = [
         SplitJob(
-            plan.images, plan.splits[name], plan.labels, folder, name, samples_per_shard, plan.digest + settings,
-            plan.images.folder,
+            plan.images, plan.splits[name], plan.labels, folder, name, packing.samples_per_shard, plan.digest + settings,
+            plan.images.folder, packing.modality,
         )
         for name, folder in folders.items()
     ]  # fmt: skip
     todo = [job for job in jobs if not is_packed(job.folder)]
     if any(job.name == "labeled" for job in todo):
-        require_decodable(plan)
+        require_decodable(plan, MODALITIES[packing.modality])
     processes = min(processes, max((-(-len(job.order) // PIECE) for job in todo), default=1))
     with workers(processes) as executor:
         for job in jobs:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..images.decode import DecodeError, decode
+from ..images.decode import DecodeError
+from ..modalities import Modality
 from ..shards.samples import printable
 from . import groups
-from .folders import Found, ScannedImage, scan
+from .folders import IMAGES, Found, ScannedImage, scan
 from .groups import Indices
 from .lines import LineWriter
 from .listing import Listing, ListingWriter, Order, Row, shuffled, write_order
@@ -71,11 +72,11 @@ class Plan:
         return self.labels[os.fsdecode(self.images.row(position).name).partition("/")[0]]
 
 
-def scan_images(root: Path, folder: str, labeled: bool) -> tuple[Listing, Found]:
+def scan_images(root: Path, folder: str, labeled: bool, modality: Modality = IMAGES) -> tuple[Listing, Found]:
     """List the images below `root` in `folder`, and there in the file LEFT_OUT what is left out."""
     found = Found(labeled)
     with ListingWriter(folder) as listing, LineWriter(f"{folder}/{LEFT_OUT}") as left_out:
-        for entry in scan(root):
+        for entry in scan(root, modality):
             if isinstance(entry, ScannedImage):
                 found.add_image(entry)
                 listing.add(Row(os.fsencode(entry.name), entry.size, entry.modified))
@@ -128,7 +129,7 @@ def _digest(names: Sequence[str], rows: Iterable[tuple[Row, int, int, int]]) -> 
     return digest.hexdigest()[:16]
 
 
-def require_decodable(plan: Plan) -> None:
+def require_decodable(plan: Plan, modality: Modality = IMAGES) -> None:
     """Raise DataError, naming the class, when none of a class's training images can be decoded."""
     assert plan.classes is not None, "unlabeled images have no classes"
     pending, first = set(range(len(plan.classes))), dict[int, str]()
@@ -137,7 +138,7 @@ def require_decodable(plan: Plan) -> None:
         if label in pending:
             image = plan.images[position]
             try:
-                decode(image.read())
+                modality.check(image.read(), 0)
                 pending.remove(label)
             except DecodeError as error:
                 first.setdefault(label, f"{printable(str(image.path))}: {error}")

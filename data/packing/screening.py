@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from ..images.decode import DecodeError, decode_fast
+from ..images.decode import DecodeError
 from ..images.held_out_hashes import HeldOutRow, held_out_row
-from ..shards.samples import printable
+from ..modalities import MODALITIES, ModalityName
+from ..shards.samples import MAX_IMAGE_BYTES, printable
 from .folders import LeftOut
 from .listing import Listing, Order
 
@@ -31,6 +32,7 @@ class SplitJob:
         name: of the split; begins the shards' names.
         digest: hex, of the packing's files and settings.
         scratch: a local folder for temporary files.
+        modality: of the files.
     """
 
     images: Listing
@@ -41,6 +43,7 @@ class SplitJob:
     samples_per_shard: int
     digest: str
     scratch: str
+    modality: ModalityName = "image"
 
 
 class ScreenedImage(NamedTuple):
@@ -81,6 +84,10 @@ def screen(job: SplitJob, start: int, end: int) -> Screened:
     with Path(spool).open("wb") as file:
         for place, position in enumerate(job.order.read(start, end), start):
             image = job.images[position]
+            if image.size > MAX_IMAGE_BYTES:
+                reason = f"{image.size:,} bytes, more than the {MAX_IMAGE_BYTES:,} allowed"
+                rejected.append((place, str(LeftOut(image.path, reason))))
+                continue
             content = image.read()
             if len(content) != image.size:
                 raise DataError(
@@ -88,7 +95,7 @@ def screen(job: SplitJob, start: int, end: int) -> Screened:
                     "nothing writes into it"
                 )
             try:
-                hashes = check_image(content, job.labels is not None)
+                hashes = check_image(content, job.labels is not None, job.modality)
             except DecodeError as error:
                 rejected.append((place, str(LeftOut(image.path, str(error)))))
                 continue
@@ -98,9 +105,10 @@ def screen(job: SplitJob, start: int, end: int) -> Screened:
     return Screened(spool, images, rejected, end - start)
 
 
-def check_image(content: bytes, is_labeled: bool) -> HeldOutRow | None:
-    """Decode an image; return its hashes if it is labeled. Raises DecodeError."""
+def check_image(content: bytes, is_labeled: bool, modality: ModalityName = "image") -> HeldOutRow | None:
+    """Decode an image or a video; return its hashes if it is labeled. Raises DecodeError."""
+    check = MODALITIES[modality].check
     if is_labeled:
-        return held_out_row(decode_fast(content))
-    decode_fast(content, _SCALED)
+        return held_out_row(check(content, 0))
+    check(content, _SCALED)
     return None

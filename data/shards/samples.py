@@ -6,6 +6,8 @@ is the field. A sample's identity is (shard, ordinal); its key need not be uniqu
 A sample's image is the member whose field is only an image extension (`N.jpg` beside `N.depth.png`; of several, the first in
 `IMAGE_EXTENSIONS`). Without one, a single other image (`N.v2.jpg`) is the sample's. Of several others none is: the dot belongs to their
 names (`2024.05.01.jpg`), and each becomes a row with a problem. So every image member is a row or in `Sample.ignored`.
+
+The videos of a sample that has no image count as its images do; beside an image they are further members, like a depth map in .npy.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import BinaryIO
 from .tar_reader import DamagedTarError, Member, read_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov")
+_EXTENSIONS = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
 LABEL_FIELD = "cls"
 INDEX_RULE = "2"
 """Version of the rule by which members become samples. 1, never recorded: a sample's image was its first image member."""
@@ -44,7 +48,7 @@ class Sample:
     """One sample of a tar: the place of its image, and its problem, if it has one."""
 
     key: str
-    extension: str = ""  # of the image, as in IMAGE_EXTENSIONS
+    extension: str = ""  # of the image or video, as in IMAGE_EXTENSIONS and VIDEO_EXTENSIONS
     image_field: str = ""  # `v1.jpg` of `photo.v1.jpg`
     offset: int = 0
     size: int = 0
@@ -61,6 +65,7 @@ class _KeyMembers:
     key: str
     fields: set[str] = field(default_factory=set)
     images: list[tuple[str, Member]] = field(default_factory=list)  # (field, member)
+    videos: list[tuple[str, Member]] = field(default_factory=list)
     label: int | None = None
     label_text: str | None = None
 
@@ -82,6 +87,17 @@ def image_extension(name: str) -> str:
     extension = name.rpartition(".")[2].lower()
     extension = _OTHER_NAMES.get(extension, extension)
     return extension if extension in IMAGE_EXTENSIONS else ""
+
+
+def video_extension(name: str) -> str:
+    """The video extension of a file name or field: `v2.MP4` → `mp4`; empty for no video."""
+    extension = name.rpartition(".")[2].lower()
+    return extension if extension in VIDEO_EXTENSIONS else ""
+
+
+def media_extension(name: str) -> str:
+    """The image or video extension of a file name or field; empty for neither."""
+    return image_extension(name) or video_extension(name)
 
 
 def check_key(key: str) -> str:
@@ -152,6 +168,8 @@ def written_samples(key: str, written: Iterable[tuple[str, bytes, int]]) -> Iter
         members.fields.add(field_name)
         if image_extension(field_name):
             members.images.append((field_name, Member(name, offset, len(content), is_file=True, is_plain=True)))
+        elif video_extension(field_name):
+            members.videos.append((field_name, Member(name, offset, len(content), is_file=True, is_plain=True)))
         elif field_name == LABEL_FIELD:
             _set_label(members, content)
     if members.fields:
@@ -207,6 +225,8 @@ def _add_member(members: _KeyMembers, file: BinaryIO, member: Member, field_name
     members.fields.add(field_name)
     if image_extension(field_name):
         members.images.append((field_name, member))
+    elif video_extension(field_name):
+        members.videos.append((field_name, member))
     elif field_name == LABEL_FIELD and member.is_plain:
         file.seek(member.offset)
         _set_label(members, file.read(min(member.size, _LABEL_LIMIT)))
@@ -226,13 +246,13 @@ def _is_exact(field_name: str) -> bool:
 
 def _samples(members: _KeyMembers) -> Iterator[Sample]:
     """The sample of one key, or a row with a problem for each of its images."""
-    images = members.images
+    images = members.images or members.videos
     if not images:
         yield Sample(members.key, label=members.label, label_text=members.label_text, problem=_NO_IMAGE)
     elif len(images) == 1:
         yield _sample(members, *images[0])
     elif exact := [image for image in images if _is_exact(image[0])]:
-        chosen = min(exact, key=lambda image: IMAGE_EXTENSIONS.index(image_extension(image[0])))
+        chosen = min(exact, key=lambda image: _EXTENSIONS.index(media_extension(image[0])))
         yield _sample(members, *chosen, tuple(name for name, _ in images if name != chosen[0]))
     else:
         for name, member in images:
@@ -254,7 +274,7 @@ def _sample(members: _KeyMembers, name: str, member: Member, ignored: tuple[str,
     elif member.size > MAX_IMAGE_BYTES:
         problem = f"image member of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
     place, label = (member.offset, member.size), (members.label, members.label_text)
-    return Sample(members.key, image_extension(name), name, *place, *label, problem, ignored)
+    return Sample(members.key, media_extension(name), name, *place, *label, problem, ignored)
 
 
 def _cut_off(samples: Iterator[Sample], end: int) -> Iterator[Sample]:

@@ -13,9 +13,8 @@ from data.storage.redact import redacted
 from pipeline.core.layout import Layout
 from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.stage import StageError
+from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
 from pipeline.planning.memory import training_memory
-from pipeline.studies.scaling import SCALING
-from pipeline.studies.scaling_table import FINDINGS_NAME
 
 _GIB = 1024**3
 _PREFIX = "teacher."

@@ -120,7 +120,7 @@ def _count_wrong(
     """Count each model's wrong answers per condition. Models with the same view share its images."""
     labels = np.array([label for _, label in items])
     wrong: Counts = {role: [] for role in models}
-    views = {predictor.view: predictor for predictor in models.values()}
+    views = {view: predictor for predictor in models.values() if isinstance(view := predictor.view, EvalView)}
     images = {view: list(pool.map(lambda item, view=view: _base(view, item[0]), items)) for view in views}
     for name, severity in _CONDITIONS:
         for view, batch in _batches(images, rows, name, severity, seed, pool):

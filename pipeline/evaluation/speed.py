@@ -66,8 +66,7 @@ def _figures(batch_size: int, alone_s: Sequence[float], batch_s: Sequence[float]
 def _seconds(predictor: Predictor, batch_size: int) -> float:
     """Median seconds of a batch after a warm-up. `logits` returns CPU values, which waits for a GPU."""
     predictor.batch_size = batch_size
-    size = predictor.preprocessing.image_size
-    images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
+    images = torch.zeros(batch_size, *predictor.preprocessing.view_shape, dtype=torch.uint8)
     predictor.logits(images)
     taken: list[float] = []
     while sum(taken) < _MIN_SECONDS:

@@ -173,7 +173,7 @@ def _measure(test: Split, predictor: Predictor, num_classes: int) -> tuple[dict[
         "temperature": predictor.temperature,
         "per_class_top1": per_class,
         "parameters": count_parameters(predictor.model),
-        "flops": count_flops(predictor.model, predictor.preprocessing.image_size),
+        "flops": count_flops(predictor.model, predictor.preprocessing.view_shape),
     }
     return figures, {"label": predicted, "confidence": confidence}
 

@@ -57,7 +57,7 @@ class DeviceFlow:
 
     def start(self, pixels: np.ndarray) -> PendingTopK | TopK:
         """Start labeling images, uint8 (n, S, S, 3); their memory is free again when this returns."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        images = torch.from_numpy(pixels).movedim(-1, -3)
         if self._uploads is None:
             return top_k_of(self._model.device_probabilities(images).numpy(), self._top_k)
         compute = torch.cuda.current_stream()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data.images.clean_view import EvalView
 from pipeline.core.schema import LabelConfig
 from pipeline.core.stage import StageError, digest_of
 from pipeline.inference.predictor import Predictor, in_batches
@@ -16,7 +17,7 @@ from pipeline.inputs.noised_view import noised
 from pipeline.models.external_weights import weights_digest
 from pipeline.upstream.stage_inputs import require_same_classes
 
-_SHARED = ("num_classes", "image_size", "crop_pct", "interpolation", "resize")  # fields of WeightsInfo
+_SHARED = ("num_classes", "image_size", "crop_pct", "interpolation", "resize", "clip")  # fields of WeightsInfo
 
 
 class Ensemble:
@@ -71,11 +72,15 @@ def load_labeling_predictor(
     """
     _require_alike(folders)
     members = [
-        load_predictor(folder, device, config.batch_size, config.views, config.decoder, fast=True) for folder in folders
+        load_predictor(
+            folder, device, config.batch_size, config.num_views, config.decoder, fast=True, crops=config.crops
+        )
+        for folder in folders
     ]
     if config.augment is not None:
         for member in members:
             preprocessing = member.preprocessing
+            assert isinstance(member.view, EvalView), "label.augment is refused for clips"
             member.view = noised(member.view, config.augment, preprocessing.interpolation, preprocessing.mean)
     return Ensemble(members, temperature)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain, repeat
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from data.shards.split import Split
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inputs.train_transform import normalization
 
-_SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # (down, right) of views 0 and 1, 2 and 3, …; in steps
-_STEP = 1 / 32  # of the side
+if TYPE_CHECKING:
+    from data.clips.clean_view import ClipEvalView
+
 _AHEAD = 2  # batches that are read and decoded while one is predicted
 _NOTHING: Mapping[str, Sequence[int]] = MappingProxyType({})
 
@@ -41,7 +42,8 @@ class Predictor:
             many others came with it.
         temperature: divides the logits (1: uncalibrated).
         views: average the probabilities over the first `views` of ten views: the image and its mirror image, then both shifted by
-            1/32 of the side to the right, left, bottom and top.
+            1/32 of the side to the right, left, bottom and top. Of videos: over so many clips and crops.
+        crops: of each clip, if the model sees clips.
         decoder: of encoded images; see `EvalView`.
         channels_last: memory format of model and batches; changes logits by rounding only.
     """
@@ -56,13 +58,14 @@ class Predictor:
         views: int = 1,
         decoder: Decoder = "pillow",
         channels_last: bool = False,
+        crops: int = 1,
     ) -> None:
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._memory_format = preprocessing.memory_format(channels_last)
         self.model = model.to(device, memory_format=self._memory_format).eval()  # type: ignore[call-overload]
         self.preprocessing, self.device, self.batch_size = preprocessing, device, batch_size
         self.temperature, self.views = temperature, views
         self._scale, self._offset = normalization(preprocessing.mean, preprocessing.std, device)
-        self.view = preprocessing.view(decoder)
+        self.view: EvalView | ClipEvalView = preprocessing.view(decoder, views, crops)
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 → (N, C) float32 of the first view, not divided by the temperature."""
@@ -90,13 +93,13 @@ class Predictor:
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
         """The images, normalized and padded to `batch_size`: float32 (batch_size, 3, S, S)."""
         missing = self.batch_size - len(images)
-        padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)) if missing > 0 else images
+        padded = F.pad(images, (*[0, 0] * (images.dim() - 1), 0, missing)) if missing > 0 else images
         return padded.float().mul_(self._scale).sub_(self._offset)
 
     @torch.inference_mode()
     def _forward(self, batch: torch.Tensor, view: int) -> torch.Tensor:
         """Logits of one view: float32 (batch_size, C)."""
-        images = _nth_view(batch, view).contiguous(memory_format=self._memory_format)
+        images = self.preprocessing.nth_view(batch, view).contiguous(memory_format=self._memory_format)
         is_bf16 = self.preprocessing.precision == "bf16"
         with torch.autocast(self.device, torch.bfloat16) if is_bf16 else nullcontext():
             output: torch.Tensor = self.model(images)
@@ -114,19 +117,6 @@ def in_batches(predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Te
     """Predictions (N, C) of any number of images, by a function of at most `batch_size` images on the model's device."""
     parts = images.split(model.batch_size)
     return np.concatenate([predict(part.to(model.device)).cpu().numpy() for part in parts])
-
-
-def _nth_view(batch: torch.Tensor, number: int) -> torch.Tensor:
-    """View `number` of a float batch (N, 3, S, S): odd views are mirrored; each pair has the next shift."""
-    if number % 2:
-        batch = batch.flip(3)
-    down, right = _SHIFTS[number // 2]
-    if not down and not right:
-        return batch
-    size = batch.shape[-1]
-    step = max(1, round(size * _STEP))
-    top, left = step * (1 + down), step * (1 + right)
-    return F.pad(batch, (step,) * 4, mode="replicate")[:, :, top : top + size, left : left + size]
 
 
 def predict_split(split: Split, predictor: Predictor) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +151,7 @@ class Predicted(NamedTuple):
 
 
 def predict_sampled(
-    split: Split, view: EvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray]
+    split: Split, view: EvalView | ClipEvalView, batch_size: int, predict: Callable[[torch.Tensor], np.ndarray]
 ) -> Predicted:
     """Predict a labeled split. Raises DataError as `predict_batches`."""
     parts: list[tuple[np.ndarray, ...]] = []
@@ -184,7 +174,7 @@ def count_right(split: Split, predictor: Predictor, threads: int, rank: int, wor
 
 def predict_batches(
     split: Split,
-    view: EvalView,
+    view: EvalView | ClipEvalView,
     batch_size: int,
     predict: Callable[[torch.Tensor], np.ndarray],
     threads: int = 2,
@@ -209,7 +199,7 @@ def predict_batches(
 
     def prepare(item: tuple[str, bytes]) -> torch.Tensor:
         try:
-            return torch.from_numpy(view(item[1])).permute(2, 0, 1)
+            return torch.from_numpy(view(item[1])).movedim(-1, -3)
         except DecodeError as error:
             raise DataError(f"{item[0]}: {error}; repair or remove the image") from error
 

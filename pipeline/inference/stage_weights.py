@@ -28,12 +28,18 @@ def read_info(folder: str) -> WeightsInfo:
 
 
 def load_predictor(
-    folder: str, device: str, batch_size: int = 256, views: int = 1, decoder: Decoder = "pillow", fast: bool = False
+    folder: str,
+    device: str,
+    batch_size: int = 256,
+    views: int = 1,
+    decoder: Decoder = "pillow",
+    fast: bool = False,
+    crops: int = 1,
 ) -> Predictor:
     """The calibrated model in a stage's folder, or in a folder of weights.
 
     Args:
-        device, batch_size, views, decoder: see `Predictor`.
+        device, batch_size, views, decoder, crops: see `Predictor`.
         fast: fold batch norms and use channels_last: the same logits but for rounding, in less than half the time on CPUs.
 
     Raises:
@@ -51,10 +57,12 @@ def load_predictor(
             f"{weights}: its {MODEL_NAME} does not fit the model of its {CONFIG_NAME} ({str(error).splitlines()[-1].strip()}); "
             "bring both files again"
         ) from error
-    if fast:
-        model = fold_batch_norm(model, info.image_size)
     preprocessing = Preprocessing.of_weights(info)
-    return Predictor(model, preprocessing, device, batch_size, info.temperature, views, decoder, channels_last=fast)
+    if fast:
+        model = fold_batch_norm(model, preprocessing.view_shape)
+    return Predictor(
+        model, preprocessing, device, batch_size, info.temperature, views, decoder, channels_last=fast, crops=crops
+    )
 
 
 def _digests(folder: str) -> dict[str, str]:

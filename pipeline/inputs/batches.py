@@ -8,6 +8,7 @@ shards are read before their turn, many at once.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from pipeline.core.schema import TrainConfig
 from pipeline.inputs.noise import Noise
 from pipeline.inputs.streams import Stream, StreamSpec
 from pipeline.inputs.targets import SparseTargets
-from pipeline.inputs.train_transform import make_transform, view_seeds
+from pipeline.inputs.train_transform import make_views, view_seeds
 
 
 @dataclass
@@ -71,10 +72,10 @@ class TrainBatches(Dataset[TrainBatch]):
         """Open the streams, which have equally many views. Raises DataError: a selection is not what was committed."""
         self._seed, self._rank = seed, rank
         self._streams = [Stream(spec, num_classes, config.label_smoothing, seed) for spec in specs]
-        self._transform = make_transform(config)
+        self._transform = make_views(config)
         self._noise_later = config.augment_on == "device"
         (self._views,) = {spec.views for spec in specs}
-        self.image_bytes = self._views * 3 * config.image_size**2
+        self.image_bytes = self._views * math.prod(config.view_shape)
         self.num_images = sum(len(range(rank, spec.images_per_step, world_size)) for spec in specs)
         self.world_size = world_size
         self._process = os.getpid()

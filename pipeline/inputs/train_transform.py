@@ -11,18 +11,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from data.clips.sampling import ClipSampling
 from data.images.clean_view import Decoder
 from data.images.decode import Pixels, decode_fast, jpeg_shape
 from data.images.resize import window
 from pipeline.core.schema import AugmentConfig, TrainConfig, ViewsConfig
 from pipeline.inputs.crop import Box, affine_matrix, crop_box, resize, scale_box, shift
 from pipeline.inputs.noise import Noise, add_noise, draw_noise
+
+if TYPE_CHECKING:
+    from pipeline.inputs.clip_transform import ClipTransform
 
 _MASK = (1 << 64) - 1
 
@@ -112,8 +116,18 @@ class TrainTransform:
 
 
 def make_transform(config: TrainConfig) -> TrainTransform:
-    """The training transform of a configuration."""
+    """The training transform of images of a configuration."""
     return TrainTransform(config.augment, config.image_size, config.interpolation, config.mean, config.decoder)
+
+
+def make_views(config: TrainConfig) -> TrainTransform | ClipTransform:
+    """What makes the training views of a configuration: of images, or of clips."""
+    if config.clip is not None:
+        from pipeline.inputs.clip_transform import ClipTransform  # here: PyAV is an extra
+
+        sampling = ClipSampling(config.clip.frames, config.clip.stride)
+        return ClipTransform(config.augment, config.image_size, config.interpolation, sampling)
+    return make_transform(config)
 
 
 def _is_grey(planes: torch.Tensor) -> bool:

@@ -48,6 +48,8 @@ def convert(weights: str, out: str, images: str = "") -> None:
     if chosen is None:
         raise UsageError(f"out={out}: expected a name that ends in {' or '.join(formats)}")
     info, state = load_weights(weights)
+    if info.clip is not None:
+        raise ModelError(f"{weights}: a model of clips ({info.model}); only models of images are converted")
     model = build_model(info.model, info.num_classes, info.model_args).eval()
     model.load_state_dict(state)
     batch = _real_images(images, info) if images else _noise(info)

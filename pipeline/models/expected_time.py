@@ -105,7 +105,7 @@ def images_per_s(work: Workload, device: str) -> float:
 
 def size_of(section: TrainConfig, num_classes: int) -> tuple[int, int]:
     """The number of parameters of a model, and its FLOPs per image."""
-    return _size(section.model, _arguments(section), section.image_size, num_classes)
+    return _size(section.model, _arguments(section), section.view_shape, num_classes)
 
 
 def calls_per_s(call: Callable[[], object]) -> float:
@@ -123,15 +123,15 @@ def _arguments(section: TrainConfig) -> str:
 
 
 @cache
-def _size(model: str, model_args: str, image_size: int, num_classes: int) -> tuple[int, int]:
+def _size(model: str, model_args: str, view_shape: int | tuple[int, ...], num_classes: int) -> tuple[int, int]:
     built = on_meta(lambda: build_model(model, num_classes, json.loads(model_args)))
-    return count_parameters(built), count_flops(built, image_size)
+    return count_parameters(built), count_flops(built, view_shape)
 
 
 def _timed(section: TrainConfig, num_classes: int, flops: int, trains: bool, device: str, threads: int) -> float:
     """Measure a model's images per second on images of zeros; once for models that differ in nothing that takes time."""
     batch = max(2, int(min(section.batch_size, _BATCH_FLOPS[device] // flops)))
-    shape = batch, 3, section.image_size, section.image_size
+    shape = batch, *section.view_shape
     options = section.precision == "bf16", section.channels_last
     return _timed_model(section.model, _arguments(section), num_classes, shape, options, trains, device, threads)
 

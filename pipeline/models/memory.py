@@ -51,12 +51,12 @@ class PassMemory:
         return round(self.per_image * images + self.fixed)
 
 
-def count_pass(build: Callable[[], nn.Module], image_size: int, bf16: bool, trains: bool) -> PassMemory:
+def count_pass(build: Callable[[], nn.Module], view_shape: int | Sequence[int], bf16: bool, trains: bool) -> PassMemory:
     """Count a forward and backward pass, or a forward pass alone.
 
     Args:
         build: makes the model, in training or eval mode, frozen and checkpointed as it will be used; called on the meta device.
-        image_size: pixels.
+        view_shape: of a sample: (3, S, S), of clips (frames, 3, S, S); S alone: of an image.
         bf16: under autocast.
         trains: with a backward pass.
 
@@ -65,7 +65,7 @@ def count_pass(build: Callable[[], nn.Module], image_size: int, bf16: bool, trai
     """
     model = on_meta(build)
     parameters = list(model.parameters())
-    kept, peak = _count(model, image_size, bf16, trains)
+    kept, peak = _count(model, view_shape, bf16, trains)
     casts = 2 * sum(parameter.numel() for parameter in parameters) if bf16 else 0
     fixed = casts + (_largest_gradient(parameters, bf16) if trains else 0)
     return PassMemory(
@@ -86,11 +86,12 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _count(model: nn.Module, image_size: int, bf16: bool, trains: bool) -> tuple[int, int]:
+def _count(model: nn.Module, view_shape: int | Sequence[int], bf16: bool, trains: bool) -> tuple[int, int]:
     """Bytes alive after the forward pass over `_COUNTED` images, and at the peak."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        batch = torch.empty(_COUNTED, getattr(model, "in_chans", 3), image_size, image_size)
+        *frames, side = [view_shape] if isinstance(view_shape, int) else [*view_shape[:-3], view_shape[-1]]
+        batch = torch.empty(_COUNTED, *frames, getattr(model, "in_chans", 3), side, side)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)

@@ -6,7 +6,7 @@ teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.settings import nearest
 from pipeline.models import efficientnet
+from pipeline.models.resnet3d_rs import CLIP_MODELS, named_clip_model
 from pipeline.models.resnet_rs import BLOCKS, Architecture, ModelError, ResNetRS, resnet_rs, timm_args
 from pipeline.models.timm_models import build_timm_model
 
@@ -53,8 +54,10 @@ def build_model(
     """A model with fresh weights.
 
     Args:
-        name: `resnetrs26` … `resnetrs420` (this project's own), `efficientnetrs_b0` … `b7`, or a timm model.
-        args: for ResNet-RS, fields of `Architecture` (width, blocks, …); for others, arguments of timm's `create_model`.
+        name: `resnetrs26` … `resnetrs420` (this project's own), `efficientnetrs_b0` … `b7`, for clips one of `CLIP_MODELS`, or a
+            timm model.
+        args: for ResNet-RS, fields of `Architecture` (width, blocks, …), of 3D ResNet-RS of `ClipArchitecture`; for others, those of
+            timm's `create_model`.
         dropout: before the classifier.
         stochastic_depth: drop rate of the last blocks. Earlier blocks: by `stage_drop_rates` for ResNet-RS; by timm's rule otherwise,
             which grows linearly from block to block, as EfficientNet has it.
@@ -130,6 +133,12 @@ FAMILIES: tuple[Family, ...] = (
         timm_names=lambda name, args: (efficientnet.timm_name(name), dict(args)),
         warm_start="a deeper or wider EfficientNet has other channels, so it cannot begin as a smaller one",
     ),
+    Family(
+        names=CLIP_MODELS,
+        build=named_clip_model,
+        timm_names=lambda name, args: (name, dict(args)),  # which timm lacks
+        warm_start="a 3D ResNet-RS begins as none but itself",
+    ),
 )
 
 
@@ -144,10 +153,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(model: nn.Module, image_size: int) -> int:
-    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one image_size × image_size image in eval mode."""
+def count_flops(model: nn.Module, view_shape: int | Sequence[int]) -> int:
+    """FLOPs (2 × multiply-adds of convolutions and matrix products) of one sample in eval mode.
+
+    Args:
+        view_shape: (frames, 3, S, S) of a clip; (3, S, S) of an image, or S alone.
+    """
     parameter = next(model.parameters())
-    shape = (1, getattr(model, "in_chans", 3), image_size, image_size)
+    *frames, side = [view_shape] if isinstance(view_shape, int) else [*view_shape[:-3], view_shape[-1]]
+    shape = (1, *frames, getattr(model, "in_chans", 3), side, side)
     image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
     was_training = {module: module.training for module in model.modules()}  # frozen batch norms stay in eval mode
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -6,6 +6,7 @@ a last batch-norm gain of 1. Padding is symmetric, where TensorFlow's `same` pad
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,8 +177,8 @@ class ResNet3dRS(nn.Module):
         self.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> Tensor:
-        """Clips (batch, 3, frames, height, width), float → logits (batch, num_classes); features without classes."""
-        x = self.maxpool(self.stem(x))
+        """Clips (batch, frames, 3, height, width), float → logits (batch, num_classes); features without classes."""
+        x = self.maxpool(self.stem(x.transpose(1, 2)))
         if self.grad_checkpointing:
             x = checkpoint_seq(list(self.stages), x, flatten=True)
         else:
@@ -233,6 +234,26 @@ def resnet3d_rs(
     return ResNet3dRS(ClipArchitecture(depth, **architecture), num_classes, dropout, stochastic_depth)
 
 
-def r3d50(num_classes: int = 400, *, dropout: float = 0.0) -> ResNet3dRS:
-    """The baseline R3D-50: a plain stem, no squeeze-excitation, temporal kernels in every other block."""
-    return resnet3d_rs(50, num_classes, dropout=dropout, se_ratio=0, resnet_d=False, r3d=True)
+_R3D: dict[str, Any] = {"se_ratio": 0, "resnet_d": False, "r3d": True}
+
+
+def r3d50(num_classes: int = 400, **fields: Any) -> ResNet3dRS:
+    """The baseline R3D-50: a plain stem, no squeeze-excitation, temporal kernels in every other block.
+
+    `fields`: as of `resnet3d_rs`; those that the baseline needs may be given, too.
+    """
+    return resnet3d_rs(50, num_classes, **{**_R3D, **fields})
+
+
+CLIP_MODELS = (*(f"resnet3drs{depth}" for depth in DEPTHS), "r3d50")
+"""Names of the models of clips."""
+
+
+def named_clip_model(
+    name: str, num_classes: int, args: Mapping[str, Any], dropout: float, stochastic_depth: float
+) -> ResNet3dRS:
+    """One of `CLIP_MODELS`; the other arguments as of `resnet3d_rs`. Raises ModelError as it."""
+    rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+    if name == "r3d50":
+        return r3d50(num_classes, **rates, **args)
+    return resnet3d_rs(int(name.removeprefix("resnet3drs")), num_classes, **rates, **args)

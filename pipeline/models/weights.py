@@ -17,6 +17,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor
 
 from data import storage
+from data.clips.sampling import ClipSampling
 from data.json_files import read_json
 from pipeline.models.registry import timm_architecture
 from pipeline.models.resnet_rs import ModelError
@@ -42,6 +43,7 @@ class WeightsInfo(BaseModel, extra="forbid", frozen=True):
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    clip: ClipSampling | None = None  # of a model of clips
     temperature: float = 1.0  # divides the logits
     validation_top1: float | None = None  # a fraction
     generation: int = 0
@@ -84,7 +86,7 @@ def _timm_config(info: WeightsInfo) -> dict[str, Any]:
         "std": list(info.std),
         "num_classes": info.num_classes,
     }
-    return config | {OURS: info.model_dump(mode="json")}
+    return config | {OURS: info.model_dump(mode="json", exclude=None if info.clip else {"clip"})}
 
 
 def load_weights(folder: str, digests: Mapping[str, str] | None = None) -> tuple[WeightsInfo, dict[str, Tensor]]:

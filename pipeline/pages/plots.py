@@ -16,6 +16,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.pages.render import printable
 
+Line = tuple[str, Sequence[float], Sequence[float]]
+"""Name, values along x, values along y."""
+Marked = tuple[str, str, float, float]
+"""Name, colour, x, y."""
+
 TEACHER, STUDENTS = "#b45309", ("#1d4ed8", "#7c3aed", "#0f766e", "#be185d")
 RIGHT, WRONG, BEFORE, INK = "#2f7d4f", "#c2410c", "#a8b0bb", "#1f2937"
 _LINES = (TEACHER, *STUDENTS, RIGHT)
@@ -204,6 +209,18 @@ def accuracy_speed(models: Sequence[tuple[str, str, float, float, float]]) -> by
     return svg.getvalue()
 
 
+def accuracy_latency(series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], x_label: str) -> bytes:
+    """Draw top-1 (percent) over seconds, logarithmic: a line for each (name, colour, seconds, top-1)."""
+    with _drawing(width=1.6 * _WIDTH, height=1.4 * _HEIGHT) as (axes, svg):
+        for position, (name, color, seconds, top1) in enumerate(series):
+            axes.plot(seconds, top1, color=color, label=name, marker="os^Dv*"[position % 6], ms=5, lw=1.4)
+        axes.set_xscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("published top-1, %")
+        _legend_above(axes)
+    return svg.getvalue()
+
+
 def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published: Sequence[float | None]) -> bytes:
     """Draw a study's rows from top to bottom: points above the first row; seeds as dots, mean and published value as marks."""
     above = np.array(top1) - np.array(top1[0])  # (rows, seeds): seed by seed
@@ -223,13 +240,15 @@ def study_rows(names: Sequence[str], top1: Sequence[Sequence[float]], published:
     return svg.getvalue()
 
 
-def error_against_flops(panels: Mapping[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]) -> bytes:
-    """Draw a panel per length of training, side by side with one scale: lines of (name, FLOPs, errors in per cent) over log FLOPs."""
+def error_against_flops(panels: Mapping[str, Sequence[Line]], models: Sequence[Marked] = ()) -> bytes:
+    """Draw panels side by side with one scale: errors in per cent over log FLOPs, and a star for each of `models`."""
     with _drawings(len(panels), width=_WIDTH * max(1.3, len(panels))) as (all_axes, svg):
         for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
             for position, (name, flops, errors) in enumerate(lines):
                 dashes = ("-", "--", ":", "-.")[position // len(_LINES) % 4]
                 axes.plot(flops, errors, dashes, marker="o", ms=4, color=_LINES[position % len(_LINES)], label=name)
+            for name, color, cost, error in models:
+                axes.plot([cost], [error], marker="*", ms=13, ls="", color=color, mec=INK, label=printable(name))
             axes.set_xscale("log")
             axes.set_title(title, fontsize=10)
             axes.set_xlabel("FLOPs per image")

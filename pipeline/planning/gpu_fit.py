@@ -12,7 +12,7 @@ import torch
 from data.settings import UsageError
 from data.shards.split import Split
 from pipeline.core.layout import Layout
-from pipeline.core.schema import Config, StudentConfig, TrainConfig
+from pipeline.core.schema import ClipConfig, Config, StudentConfig, TrainConfig
 from pipeline.core.stage import StageError, done_record
 from pipeline.inference.stage_weights import read_info
 from pipeline.planning.estimate import print_table
@@ -108,8 +108,13 @@ def _labeling(config: Config, teacher: TrainConfig, num_classes: int) -> Part:
 def _section_of_weights(folder: str) -> TrainConfig:
     """What weights record of their model. Raises ModelError as `read_info`."""
     info = read_info(folder)
+    clip = ClipConfig(frames=info.clip.frames, stride=info.clip.stride) if info.clip else None
     return TrainConfig(
-        model=info.model, model_args=info.model_args, image_size=info.image_size, precision=info.precision
+        model=info.model,
+        model_args=info.model_args,
+        image_size=info.image_size,
+        precision=info.precision,
+        clip=clip,
     )
 
 

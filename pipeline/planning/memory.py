@@ -28,7 +28,7 @@ _WORKSPACE, _UNUSED = (
     0.05,
 )  # context, kernels and convolution workspaces; share of the rest that the allocator holds unused
 _OF_NETWORK = {
-    "model", "model_args", "image_size", "dropout", "stochastic_depth", "objective", "projection_dim", "projection_hidden",
+    "model", "model_args", "image_size", "clip", "dropout", "stochastic_depth", "objective", "projection_dim", "projection_hidden",
 }  # fmt: skip  # fields that decide a pretraining's network
 _Kind = Literal["trains", "frozen", "infers"]
 
@@ -123,7 +123,7 @@ def _similarities(section: TrainConfig) -> int:
 
 
 def _pixels(section: TrainConfig, images: int) -> int:
-    return images * 3 * section.image_size**2
+    return images * math.prod(section.view_shape)
 
 
 def _count(section: TrainConfig, num_classes: int, kind: _Kind) -> PassMemory:
@@ -131,7 +131,7 @@ def _count(section: TrainConfig, num_classes: int, kind: _Kind) -> PassMemory:
         section.model,
         json.dumps(section.model_args, sort_keys=True),
         num_classes,
-        section.image_size,
+        section.view_shape,
         section.precision == "bf16",
         (section.dropout, section.stochastic_depth) if kind == "trains" else (0.0, 0.0),
         kind,
@@ -147,7 +147,7 @@ def _count_model(
     model: str,
     arguments: str,
     num_classes: int,
-    image_size: int,
+    view_shape: tuple[int, ...],
     bf16: bool,
     rates: tuple[float, float],
     kind: _Kind,
@@ -167,4 +167,4 @@ def _count_model(
             checkpoint_activations(built, "teacher or student")
         return built.eval() if kind == "infers" else to_training_mode(built)
 
-    return count_pass(build, image_size, bf16, kind != "infers")
+    return count_pass(build, view_shape, bf16, kind != "infers")

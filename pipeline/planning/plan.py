@@ -207,7 +207,7 @@ class _StageSize:
 
     def _labeling(self, unlabeled: Split) -> Workload:
         label, cores = self.config.label, os.cpu_count() or 1
-        images = unlabeled.num_samples * label.views * (1 + len(self.config.teacher.ensemble))
+        images = unlabeled.num_samples * label.num_views * (1 + len(self.config.teacher.ensemble))
         work = self._forward(self.section, images, label.batch_size)
         workers = min(label.worker_range()[1], max(1, cores // label.threads))
         threads = decode_threads(label, self.config.known_device(), cores, torch.cuda.device_count())
@@ -275,7 +275,9 @@ class _StageSize:
         config, section = self.config, self.section
         parameters = size_of(section, self.num_classes)[0] * (1 + len(config.teacher.ensemble))
         machine = os.cpu_count() or 1, torch.cuda.device_count()
-        return WorkerNeeds.of(config.label, config.known_device(), *machine, section.image_size, parameters).describe()
+        return WorkerNeeds.of(
+            config.label, config.known_device(), *machine, math.prod(section.view_shape), parameters
+        ).describe()
 
     def _describe_model(self) -> str:
         section = self.section

@@ -12,14 +12,13 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from data.images.clean_view import EvalView
 from data.labels.top_k import TopK
 from data.progress_bar import ProgressBar
 from data.shards.image_reader import Place
 from pipeline.prediction.inputs import Piece, Reasons
 from pipeline.prediction.parts import Parts
 from pipeline.prediction.tables import as_rows
-from teacher.labeling.batches import ImageBatch, Meter
+from teacher.labeling.batches import ImageBatch, Meter, View
 from teacher.labeling.crash_isolation import crashing_images
 from teacher.labeling.label_shard import BatchLabeler
 
@@ -67,7 +66,7 @@ class _Work:
         return as_rows(paths, reasons, top_k)
 
 
-def crashing_images_of(todo: Sequence[Piece], batch_size: int, view: EvalView) -> dict[int, dict[int, str]]:
+def crashing_images_of(todo: Sequence[Piece], batch_size: int, view: View) -> dict[int, dict[int, str]]:
     """The images that end or hang a process, of the pieces that were on their way when a process was lost.
 
     Returns:

@@ -29,6 +29,7 @@ from pipeline.report.sections.pretraining import pretraining_section
 from pipeline.report.sections.provenance import provenance_section
 from pipeline.report.sections.pseudo_labels import balance_section, counts_section, quarantine_section, samples_section
 from pipeline.report.sections.robustness import robustness_section, robustness_summary
+from pipeline.report.sections.scaling import scaling_section
 from pipeline.report.sections.timeline import stage_times, timeline_section
 from pipeline.report.sections.training import calibration_section, curves_section
 from pipeline.report.sections.trust import flips_section, trust_section
@@ -84,6 +85,7 @@ def report_sections(facts: Facts, labels: Sequence[SurveyedLabels]) -> list[Sect
         dataset_section(facts),
         pretraining_section(facts),
         transfer_section(facts),
+        scaling_section(facts),
         curves_section(facts),
         cost_section(facts),
         calibration_section(facts),

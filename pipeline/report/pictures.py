@@ -11,8 +11,9 @@ from PIL import Image
 
 from data import storage
 from data.errors import DataError
-from data.images.decode import DecodeError, decode
+from data.images.decode import DecodeError
 from data.labels.label_files import LabeledShard, read_labels, read_labels_manifest
+from data.modalities import modality_of
 from data.shards.image_reader import PLACE_COLUMNS, Place, places_of, read_image
 from data.shards.split import urls_by_name
 from pipeline.report.survey import ShownLabel
@@ -37,7 +38,8 @@ def thumbnail(image: np.ndarray) -> str:
 def thumbnail_at(url: str, place: Place) -> str | None:
     """Encode the image at a place of a shard, as `thumbnail` does; None if it cannot be read: the shard was moved or changed."""
     try:
-        return thumbnail(decode(read_image(url, place)))
+        content = read_image(url, place)
+        return thumbnail(modality_of(content).thumbnail(content))
     except (OSError, DataError, DecodeError):
         return None
 

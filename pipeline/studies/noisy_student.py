@@ -191,7 +191,7 @@ def _workloads(config: Config, sources: tuple[str, ...]) -> list[Workload]:
 
 def _labeling(config: Config, job: TrainJob) -> Workload:
     unlabeled = open_split(config.data.unlabeled, Layout(config.run_dir).indexes)
-    return forward_workload(job, unlabeled.num_samples * config.label.views, config.label.batch_size)
+    return forward_workload(job, unlabeled.num_samples * config.label.num_views, config.label.batch_size)
 
 
 NOISY_STUDENT_RECIPE = Experiment(

@@ -18,9 +18,9 @@ from pipeline.core.schema import Config
 from pipeline.models.memory import count_pass
 from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
 from pipeline.models.resnet_rs import BLOCKS, ModelError
+from pipeline.pages.scaling_plot import SCALING
 from pipeline.studies.rows import Row, Study, no_input_noise
 
-SCALING = "scaling"
 _PREFIX = "resnetrs"
 _ARGS = ("se_ratio", "resnet_d", "stem", "in_chans")  # of the teacher's model_args, which the cells keep
 _REGULARIZATION = ("label_smoothing", "dropout", "stochastic_depth")

@@ -12,13 +12,13 @@ from data import storage
 from data.tables import write_table
 from pipeline.core.schema import Config
 from pipeline.models.expected_time import Workload, images_per_s
-from pipeline.pages.plots import error_against_flops
+from pipeline.pages.scaling_plot import FINDINGS_NAME, scaling_plot
 from pipeline.studies.rows import Study
 from pipeline.studies.scaling import Cell, cells_of, model_args, size_of
 from pipeline.studies.scaling_fit import CellResult, Finding, findings
 from pipeline.studies.table import RowResult
 
-CELLS_NAME, FINDINGS_NAME, SCALING_PLOT_NAME = "cells.parquet", "findings.json", "scaling.svg"
+CELLS_NAME, SCALING_PLOT_NAME = "cells.parquet", "scaling.svg"
 
 
 def cell_results(config: Config, results: Sequence[RowResult], num_classes: int) -> list[CellResult]:
@@ -56,7 +56,7 @@ def write_scaling(folder: str, cells: Sequence[CellResult], study: Study, facts:
     rows = [asdict(cell) | {"changes": dict(row.changes)} for cell, row in zip(cells, study.rows, strict=True)]
     content = {**facts, "cells": rows, "findings": [asdict(finding) for finding in found]}
     storage.write_text(storage.join(folder, FINDINGS_NAME), json.dumps(content, indent=1) + "\n")
-    storage.write_bytes(storage.join(folder, SCALING_PLOT_NAME), error_against_flops(_panels(cells)))
+    storage.write_bytes(storage.join(folder, SCALING_PLOT_NAME), scaling_plot(rows))
     return found
 
 
@@ -70,18 +70,3 @@ def _value(finding: Finding) -> str:
         return ""
     interval = "" if finding.low is None else f" ({finding.low:.2f} to {finding.high:.2f})"
     return f" {finding.value:.2f}{interval}"
-
-
-def _panels(cells: Sequence[CellResult]) -> dict[str, list[tuple[str, list[float], list[float]]]]:
-    """Per length of training: per depth and image size a line over widths, as (name, FLOPs, mean errors)."""
-    panels: dict[str, list[tuple[str, list[float], list[float]]]] = {}
-    for epochs in sorted({cell.epochs for cell in cells}):
-        lines: dict[str, list[CellResult]] = {}
-        for cell in cells:
-            if cell.epochs == epochs:
-                lines.setdefault(f"depth {cell.depth}, {cell.image_size} px", []).append(cell)
-        panels[f"{epochs:g} epochs"] = [
-            (name, [float(c.flops) for c in line], [sum(c.errors) / len(c.errors) for c in line])
-            for name, line in lines.items()
-        ]
-    return panels

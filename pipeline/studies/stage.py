@@ -13,14 +13,15 @@ from data.shards.image_reader import check_labeled
 from pipeline.core.layout import RESULTS_NAME, Layout
 from pipeline.core.schema import Config, Section
 from pipeline.core.stage import StageError, accept
+from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
+from pipeline.studies.efficientnet_rs import EFFICIENTNET_RS
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
-from pipeline.studies.scaling import SCALING, cells_of, scaling_study, size_of
+from pipeline.studies.scaling import cells_of, scaling_study, size_of
 from pipeline.studies.scaling_fit import Finding
 from pipeline.studies.scaling_table import (
     CELLS_NAME,
-    FINDINGS_NAME,
     SCALING_PLOT_NAME,
     cell_results,
     describe_findings,
@@ -32,7 +33,7 @@ from pipeline.trials.outlook import describe_remaining
 from pipeline.trials.trial import Experiment, Trial, refuse_others, run_trials
 from pipeline.upstream.labeled_splits import classes_of, open_labeled
 
-STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT)}
+STUDIES = {study.name: study for study in (RESNET_RS, WEIGHT_DECAY, NOISY_STUDENT, EFFICIENTNET_RS)}
 _EXPERIMENTS = {NOISY_STUDENT.name: NOISY_STUDENT_RECIPE}  # the other studies train only the teacher
 
 

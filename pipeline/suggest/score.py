@@ -79,7 +79,7 @@ def score(
 
 def _load(predictor: Predictor, candidate: Candidate, url: str) -> torch.Tensor | None:
     try:
-        return torch.from_numpy(predictor.view(read_image(url, candidate.place))).permute(2, 0, 1)
+        return torch.from_numpy(predictor.view(read_image(url, candidate.place))).movedim(-1, -3)
     except (OSError, DataError, DecodeError):
         return None
 

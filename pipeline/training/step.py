@@ -60,14 +60,14 @@ def _on_device(job: TrainJob, batch: TrainBatch) -> tuple[torch.Tensor, torch.Te
     """Noised pixels, uint8 (N, 3, S, S) or (N, k, 3, S, S) for k views, and targets, float32 (N, C) or None."""
     pixels = batch.images.to(job.device, non_blocking=True)
     if batch.noise is not None:
-        views = add_noise(_flat_views(pixels), batch.noise, job.config.augment, job.config.mean)
+        views = add_noise(_flat_views(job, pixels), batch.noise, job.config.augment, job.config.mean)
         pixels = views.reshape(pixels.shape)
     return pixels, None if batch.targets is None else batch.targets.dense(job.device)
 
 
-def _flat_views(pixels: torch.Tensor) -> torch.Tensor:
-    """(N, 3, S, S) as it is; (N, k, 3, S, S) as (N · k, 3, S, S), the views of an image side by side."""
-    return pixels.flatten(0, -4)
+def _flat_views(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 3, S, S) as it is; (N, k, 3, S, S) as (N · k, 3, S, S), the views of an image side by side. Of clips with their frames."""
+    return pixels.flatten(0, -1 - len(job.config.view_shape))
 
 
 def _accumulate_gradients(
@@ -120,7 +120,9 @@ def _micro_batch(
 
 
 def _normalized(job: TrainJob, pixels: torch.Tensor) -> torch.Tensor:
-    return normalize(_flat_views(pixels), job.config.mean, job.config.std).contiguous(memory_format=_memory_format(job))
+    return normalize(_flat_views(job, pixels), job.config.mean, job.config.std).contiguous(
+        memory_format=_memory_format(job)
+    )
 
 
 def _memory_format(job: TrainJob) -> torch.memory_format:
@@ -190,8 +192,7 @@ def _distributed(model: nn.Module, job: TrainJob, world: int) -> nn.Module:
     if world == 1:
         return model
     images = config.views * math.ceil(job.images_per_step / world / config.accumulate_steps)
-    side = config.image_size
-    zeros = torch.zeros(images, 3, side, side, device=job.device).contiguous(memory_format=_memory_format(job))
+    zeros = torch.zeros(images, *config.view_shape, device=job.device).contiguous(memory_format=_memory_format(job))
     with _autocast(job):
         return share_gradients(model, zeros)
 

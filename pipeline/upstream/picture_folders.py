@@ -81,7 +81,14 @@ def _pack(config: Config, name: str, folder: str) -> None:
     is_labeled = name != "unlabeled"
     share = config.data.validation_share if name == "labeled" and config.data.holds_out else 0
     group = config.data.group if name == "labeled" else ""
-    packing = Packing(str(path), packing_folder(_home(config, name), name), is_labeled, share, group=group)
+    packing = Packing(
+        str(path),
+        packing_folder(_home(config, name), name),
+        is_labeled,
+        share,
+        group=group,
+        modality=config.data.modality,
+    )
 
     def tell(packed: Packed) -> None:
         if len(packed.packed_before) < len(packed.folders):

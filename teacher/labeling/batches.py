@@ -6,6 +6,7 @@ the bytes of files, of images being decoded, and of batches, so that neither lar
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -15,13 +16,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, tee
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from data.images.clean_view import EvalView
-from data.images.decode import DecodeError
+from data.images.decode import DecodeError, Pixels
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Shard
 from teacher.labeling.image_budget import ImageBudget
@@ -33,6 +33,20 @@ _CHUNK = 32  # images per task of a decoding thread: large enough to schedule ch
 _READING = 3  # times the files' bytes while a piece is read: up to twice as much is read in one go, and cut into files
 _AHEAD = 2  # batches that are read and decoded while the model works on another
 _END = object()
+
+
+class View(Protocol):
+    """A clean view of encoded images, or of videos."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the view of one sample."""
+
+    def with_hash(self, content: bytes) -> tuple[Pixels, int]:
+        """The view, uint8 of `shape`, and a 64-bit perceptual hash. Raises DecodeError."""
+
+    def decoding_bytes(self, content: bytes) -> int:
+        """Bytes that making the view takes at its peak."""
 
 
 class Meter:
@@ -68,14 +82,13 @@ class ImageMemory:
     """Reuse the memory of batches' images: fresh pages for each batch take a twentieth of all time.
 
     Args:
-        batch_size: maximum number of images of a batch.
-        image_size: side in pixels.
+        shape: of a batch of the maximum number of images: (n, image_size, image_size, 3), of clips (n, frames, …).
         num_batches: maximum number of batches at once.
         allocate: makes uint8 memory of a shape.
     """
 
-    def __init__(self, batch_size: int, image_size: int, num_batches: int, allocate: Allocate) -> None:
-        self._shape, self._allocate = (batch_size, image_size, image_size, 3), allocate
+    def __init__(self, shape: tuple[int, ...], num_batches: int, allocate: Allocate) -> None:
+        self._shape, self._allocate = shape, allocate
         self._free: list[np.ndarray] = []
         self._room = threading.Semaphore(num_batches)
 
@@ -85,7 +98,7 @@ class ImageMemory:
         return sum(images.nbytes for images in self._free)
 
     def take(self, number: int) -> np.ndarray:
-        """Take memory for `number` images, uninitialized: uint8 [number, image_size, image_size, 3]. Waits while all is taken."""
+        """Take memory for `number` images, uninitialized: uint8 [number, …]. Waits while all is taken."""
         self._room.acquire()
         try:
             whole = self._free.pop()
@@ -106,7 +119,7 @@ class ImageBatch:
 
     Attributes:
         start: ordinal of the first sample.
-        images: uint8 [n, image_size, image_size, 3]; uninitialized where an image has a problem.
+        images: uint8 [n, *view.shape]; uninitialized where an image has a problem.
         hashes: perceptual hashes, uint64 [n].
         problems: reasons, one per sample; empty if the image is decoded.
         pending: decoding tasks.
@@ -124,7 +137,7 @@ class ImageBatch:
         return np.array([not problem for problem in self.problems])
 
     def decoded(self) -> np.ndarray:
-        """The decoded images alone, uint8 [m, image_size, image_size, 3], moved to the front; call once, after `wait`."""
+        """The decoded images alone, uint8 [m, …], moved to the front; call once, after `wait`."""
         good = self.is_good
         if good.all():
             return self.images
@@ -151,7 +164,7 @@ class BatchReader:
 
     def __init__(
         self,
-        view: EvalView,
+        view: View,
         batch_size: int,
         decode_threads: int,
         initializer: Callable[[], object],
@@ -159,8 +172,8 @@ class BatchReader:
         allocate: Allocate,
     ) -> None:
         self.meter, self._view, self._batch_size = Meter(), view, batch_size
-        self.budget = ImageBudget.of(memory_bytes, batch_size, view.image_size)
-        self._memory = ImageMemory(batch_size, view.image_size, self.budget.num_batches, allocate)
+        self.budget = ImageBudget.of(memory_bytes, batch_size * math.prod(view.shape))
+        self._memory = ImageMemory((batch_size, *view.shape), self.budget.num_batches, allocate)
         self._pool = ThreadPoolExecutor(decode_threads, initializer=initializer)
         self._read_lock = threading.Lock()
 

@@ -13,11 +13,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from data import storage
-from data.images.clean_view import EvalView
 from data.images.decode import DecodeError
 from data.shards.image_reader import ImageReader, Place, places_in
 from data.shards.split import Shard
-from teacher.labeling.batches import Meter
+from teacher.labeling.batches import Meter, View
 
 _START_S = 120  # limit for a child process to load its libraries
 OpenImages = Callable[[], AbstractContextManager[tuple[Sequence[Place], Callable[[Place], bytes]]]]
@@ -44,7 +43,7 @@ def noting_loss(url: str) -> Iterator[bool]:
 
 
 def crashing_images(
-    name: str, number: int, images: OpenImages, view: EvalView, patience_s: float, meter: Meter
+    name: str, number: int, images: OpenImages, view: View, patience_s: float, meter: Meter
 ) -> dict[int, str]:
     """Decode images in a child process; start a new one after each crash.
 
@@ -72,7 +71,7 @@ def crashing_images(
 
 
 def _first_crash(
-    name: str, rows: range, images: OpenImages, view: EvalView, patience_s: float, meter: Meter
+    name: str, rows: range, images: OpenImages, view: View, patience_s: float, meter: Meter
 ) -> tuple[int, str]:
     """(row, reason) of the first of some images that crashes or hangs; the end of the rows and "" if none does."""
     context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
@@ -126,7 +125,7 @@ def _receive(receiver: Connection, child: BaseProcess) -> None:
         raise message
 
 
-def _decode(images: OpenImages, rows: range, view: EvalView, sender: Connection) -> None:
+def _decode(images: OpenImages, rows: range, view: View, sender: Connection) -> None:
     """Runs in the child. Sends None when it has started, and after reading and after decoding each image; or the error."""
     with suppress(BrokenPipeError):
         try:

@@ -82,9 +82,8 @@ class ImageBudget:
     total_bytes: int
 
     @classmethod
-    def of(cls, memory_bytes: int, batch_size: int, image_size: int) -> Self:
-        """Divide `memory_bytes`. Two batches and 32 MiB are taken in any case."""
-        batch_bytes = batch_size * image_size**2 * 3
+    def of(cls, memory_bytes: int, batch_bytes: int) -> Self:
+        """Divide `memory_bytes`. Two batches, of `batch_bytes` each, and 32 MiB are taken in any case."""
         num_batches = min(_MAX_BATCHES, max(_MIN_BATCHES, int(_BATCHES * memory_bytes) // batch_bytes))
         files = max(_MIN_BYTES, int(_FILES * memory_bytes))
         decoding = max(_MIN_BYTES, memory_bytes - files - num_batches * batch_bytes)

@@ -42,7 +42,7 @@ class LabelCalibration:
 
 def can_calibrate(config: Config) -> bool:
     """Whether labels are a mean, and there are validation images to fit its temperature on."""
-    return (config.label.views > 1 or bool(config.teacher.ensemble)) and bool(config.data.validation)
+    return (config.label.num_views > 1 or bool(config.teacher.ensemble)) and bool(config.data.validation)
 
 
 def calibration_input(config: Config, layout: Layout, force: bool = False) -> str | None:

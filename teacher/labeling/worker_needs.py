@@ -44,15 +44,15 @@ class WorkerNeeds:
 
     @classmethod
     def of(
-        cls, config: LabelConfig, device: str, cores: int, gpus: int, image_size: int, parameters: int
+        cls, config: LabelConfig, device: str, cores: int, gpus: int, view_bytes: int, parameters: int
     ) -> WorkerNeeds:
         """The needs on a machine with so many cores and GPUs.
 
         Args:
-            image_size: side of the model's images, pixels.
+            view_bytes: of what the teacher sees of a sample.
             parameters: of all teachers.
         """
-        budget = ImageBudget.of(config.memory_mb << 20, config.batch_size, image_size)
+        budget = ImageBudget.of(config.memory_mb << 20, config.batch_size * view_bytes)
         other = _PROCESS_BYTES + _PARAMETER_BYTES * parameters
         return cls(decode_threads(config, device, cores, gpus), budget.total_bytes, other)
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import storage
-from data.images.decode import DecodeError, decode_fast
+from data.images.decode import DecodeError
 from data.images.held_out_hashes import HeldOutHashes
 from data.images.similarity import CHROMA_SIDE, SIDE, chroma, thumbnail
 from data.labels.label_files import LabeledShard, read_labels
+from data.modalities import modality_of
 from data.shards.image_reader import PLACE_COLUMNS, ImageReader, places_of
 from teacher.near_duplicates.hash_index import HashIndex, Pairs, UInt64
 from teacher.near_duplicates.thumbnails import Thumbnails
@@ -170,7 +171,7 @@ def read_thumbnails(shard_url: str | None, table: pa.Table) -> tuple[Thumbnails,
     seen = np.zeros(count, bool)
     for row, content in _contents(shard_url, table):
         try:
-            image = decode_fast(content, _DECODED_SIDE)
+            image = modality_of(content).picture(content, _DECODED_SIDE)
         except DecodeError:
             continue  # damaged since it was labeled: its hash decides
         grey[row], colours[row], seen[row] = thumbnail(image), chroma(image), True

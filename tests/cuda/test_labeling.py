@@ -29,7 +29,7 @@ def split(tmp_path: Path) -> Split:
 def predictor_for(device: str, views: int = 1) -> Predictor:
     """Random weights: on a GPU in bf16."""
     torch.manual_seed(0)
-    model = fold_batch_norm(build_model(MODEL["model"], NUM_CLASSES, MODEL["model_args"]), SIDE)  # type: ignore[arg-type]
+    model = fold_batch_norm(build_model(MODEL["model"], NUM_CLASSES, MODEL["model_args"]), (3, SIDE, SIDE))  # type: ignore[arg-type]
     view = Preprocessing.of_training(config_for(device))
     return Predictor(model, view, device, 16, views=views, decoder="fast", channels_last=True)
 

@@ -5,6 +5,7 @@ from pipeline.core.schema.section import BY_DIGEST, CPU_NUMERICS, REPORTING, RES
 from pipeline.core.schema.sections import DataConfig, ExportConfig, LabelConfig, SelectConfig, ServeConfig
 from pipeline.core.schema.training import (
     AugmentConfig,
+    ClipConfig,
     PretrainConfig,
     StudentConfig,
     TeacherConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "RESUMABLE",
     "RUNTIME",
     "AugmentConfig",
+    "ClipConfig",
     "Config",
     "DataConfig",
     "ExportConfig",

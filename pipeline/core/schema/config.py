@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.core.devices import known_device, resolve_device
-from pipeline.core.schema.section import Section, cpu_numerics, fields_of, runtime, setting
+from pipeline.core.schema.clips import clip_problems, share_clip
+from pipeline.core.schema.section import Section, added, cpu_numerics, fields_of, runtime, setting
 from pipeline.core.schema.sections import (
     AblateConfig,
     AdviseConfig,
@@ -23,7 +24,7 @@ from pipeline.core.schema.sections import (
     ServeConfig,
     SuggestConfig,
 )
-from pipeline.core.schema.training import PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
+from pipeline.core.schema.training import ClipConfig, PretrainConfig, StudentConfig, TeacherConfig, TrainConfig
 from pipeline.core.schema.transfer import TransferConfig
 from pipeline.stages import fields_in_force, find
 
@@ -58,6 +59,7 @@ class Config(Section):
     threads: int = cpu_numerics(2, "CPU threads of training and evaluation in one process", ge=1)
     ray_address: str | None = runtime(None, "a running Ray cluster; null: start Ray here and ignore RAY_ADDRESS")
     data: DataConfig = DataConfig()
+    clip: ClipConfig = added(ClipConfig(), "with data.modality=clip: which frames of a video a model sees")
     pretrain: PretrainConfig = PretrainConfig()
     teacher: TeacherConfig = TeacherConfig()
     label: LabelConfig = LabelConfig()
@@ -83,6 +85,12 @@ class Config(Section):
         shared = {name: teacher[name] for name in _OF_THE_MODEL if name in teacher}
         return values | {"pretrain": shared | pretrain} if shared else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_clip(cls, values: Any) -> Any:
+        """Give every training the clips of `clip`."""
+        return share_clip(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if problems := "\n  ".join(self._problems()):
@@ -101,6 +109,7 @@ class Config(Section):
         if self.teacher.class_names is not None and self.teacher.weights is None:
             yield f"teacher.class_names={self.teacher.class_names}: belongs to teacher.weights, which is not given; leave it out"
         yield from self._problems_of_init()
+        yield from clip_problems(self.data, self.label, self.evaluate, self.clip, self.trainings())
         ratio, batch = self.student.unlabeled_ratio, self.student.batch_size
         if batch % ((1 + ratio) * self.student.workers):
             yield (

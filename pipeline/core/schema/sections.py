@@ -13,6 +13,7 @@ from pipeline.core.schema.section import (
     Patterns,
     Positive,
     Section,
+    added,
     by_digest,
     cpu_numerics,
     runtime,
@@ -26,6 +27,10 @@ class DataConfig(Section):
     written names that file, whatever characters it has. The query of an http(s) URL (after `?`) is not expanded. Or a folder of images,
     with a folder per class where they are labeled: the run packs it into shards once."""
 
+    modality: Literal["image", "clip"] = added(
+        "image",
+        "what samples are: images; or videos, of which models see clips (see clip), with 3D models and the extra [video]",
+    )
     labeled: Patterns = setting([], "labeled training shards, or a folder")
     validation: Patterns = setting([], "held-out labeled shards or folder, for calibration and training curves")
     unlabeled: Patterns = setting([], "unlabeled shards, or a folder")
@@ -63,6 +68,10 @@ class LabelConfig(Section):
         None, "input noise while labeling, for Noisy Student's ablation; null: none, as published"
     )
     views: int = setting(1, "average the teacher over this many mirrored and shifted views", ge=1, le=10)
+    clips: int = added(
+        1, "of videos: average the teacher over this many clips, spread evenly over the video", ge=1, le=32
+    )
+    crops: Literal[1, 3] = added(1, "of videos: and over this many crops of each clip, along its longer side")
     decoder: Literal["fast", "pillow"] = setting(
         "fast", "pillow: exactly timm's pixels; fast: half the time, other rounding"
     )
@@ -94,6 +103,11 @@ class LabelConfig(Section):
         if not match or not 1 <= int(match[1]) <= int(match[2] or match[1]):
             raise ValueError("expected a number from 1, or MIN..MAX as in 2..16")
         return value
+
+    @property
+    def num_views(self) -> int:
+        """Views of an image or a video that are averaged."""
+        return self.views * self.clips * self.crops
 
     @property
     def patience_s(self) -> float:
@@ -240,9 +254,10 @@ class GridConfig(Section):
 class AblateConfig(Section):
     """Which study stage=ablate runs. No field is in a fingerprint: each row's own configuration is."""
 
-    study: Literal["resnet_rs", "weight_decay", "noisy_student", "scaling"] = runtime(
+    study: Literal["resnet_rs", "weight_decay", "noisy_student", "efficientnet_rs", "scaling"] = runtime(
         "resnet_rs",
-        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; scaling: ablate.grid",
+        "ResNet-RS's Table 1 or Table 2, of the teacher's recipe; noisy_student: of teacher, labels and student; efficientnet_rs: at "
+        "smaller images; scaling: ablate.grid",
     )
     seeds: int = runtime(3, "trainings per row, with seeds seed, seed + 1, …", ge=1)
     grid: GridConfig = runtime(GridConfig(), "of study=scaling: width × depth × image_size × epochs")

@@ -30,6 +30,14 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+class ClipConfig(Section):
+    """The clips of a video that a model sees, with data.modality=clip."""
+
+    frames: int = setting(16, "frames of a clip", ge=1, le=1024)
+    stride: int = setting(1, "frames of the video from one frame of a clip to the next", ge=1)
+    size: int | None = setting(None, "side of the frames, pixels: image_size of teacher, student and pretrain", ge=8)
+
+
 class AugmentConfig(Section):
     """Input noise, in training only."""
 
@@ -84,8 +92,14 @@ class ViewsConfig(AugmentConfig):
 class TrainConfig(Section):
     """A model and its training. Defaults: ResNet-RS (arXiv 2103.07579)."""
 
-    model: str = setting("resnetrs50", "resnetrs26 … resnetrs420, efficientnetrs_b0 … b7, or any timm model")
+    model: str = setting(
+        "resnetrs50",
+        "resnetrs26 … resnetrs420, efficientnetrs_b0 … b7, or any timm model; for clips resnet3drs50, 101, 152, 200 or r3d50",
+    )
     model_args: dict[str, Any] = setting({}, "for ResNet-RS: width, blocks; for a timm model: its arguments")
+    clip: ClipConfig | None = added(
+        None, "clips that the model sees; taken from clip and data.modality, do not give it"
+    )
     init: str | None = by_digest(
         None,
         "begin with these weights, with a new head where the classes differ: a file (.safetensors, .pth), a folder of weights, of a "
@@ -174,6 +188,12 @@ class TrainConfig(Section):
     )
     keep_checkpoints: int = runtime(2, "newest checkpoints to keep", ge=1)
     log_every_steps: int = reporting(50, "steps between lines of metrics.jsonl", ge=1)
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Shape of what the model sees of a sample: (3, S, S), of clips (frames, 3, S, S)."""
+        frame = (3, self.image_size, self.image_size)
+        return frame if self.clip is None else (self.clip.frames, *frame)
 
     @property
     def labeled_per_step(self) -> int:

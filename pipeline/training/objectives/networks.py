@@ -51,9 +51,8 @@ def pretraining_network(config: PretrainConfig) -> PretrainingNetwork:
 
 def num_features(config: TrainConfig) -> int:
     """Length of the vector that a model gives to its classifier. Raises ModelError when that is no vector."""
-    side = config.image_size
     backbone = on_meta(partial(build_model, config.model, 0, config.model_args)).eval()
-    shape = backbone(torch.zeros(1, 3, side, side, device="meta")).shape
+    shape = backbone(torch.zeros(1, *config.view_shape, device="meta")).shape
     if len(shape) != 2:
         raise ModelError(
             f"model {config.model!r}: its features have shape {tuple(shape[1:])}, expected one vector an image"

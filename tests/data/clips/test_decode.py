@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data.clips import decode
-from data.clips.decode import decode_clip, frame_indices
+from data.clips.decode import decode_clip
+from data.clips.sampling import frame_indices
 from data.images.decode import DecodeError
 
 HEIGHT, WIDTH = 32, 64

@@ -29,7 +29,7 @@ from pipeline.inputs.loader import load_batches
 from pipeline.inputs.noise import add_noise, add_on_device, draw_noise
 from pipeline.inputs.pieces import shared_memory_needed
 from pipeline.inputs.streams import StreamSpec, labeled_stream
-from pipeline.inputs.train_transform import TrainTransform, sample_seed
+from pipeline.inputs.train_transform import TrainTransform, make_transform, sample_seed
 from tests.pipeline.inputs.test_noise import Calls, jpeg
 from tests.pipeline.inputs.test_train_transform import MEAN
 from tests.pipeline.training.test_training import CONFIG
@@ -255,7 +255,7 @@ def test_a_view_is_a_function_of_seed_epoch_sample_and_number(labeled: Split) ->
     with closing(TrainBatches((stream(labeled, 100),), VIEWS, 10, seed=3)) as batches:
         epochs = [batches[step] for step in range(2)]
         entries = [list(batches._streams[0].entries(step).tuples()) for step in range(2)]
-        make, source = batches._transform, batches._streams[0]
+        make, source = make_transform(VIEWS), batches._streams[0]
         for batch, drawn_entries in zip(epochs, entries, strict=True):
             for place in (0, 57):
                 entry = drawn_entries[place]

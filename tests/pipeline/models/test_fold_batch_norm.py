@@ -36,7 +36,7 @@ def test_a_folded_model_gives_the_same_logits_without_batch_norms(name: str, arg
     torch.manual_seed(0)
     model = trained_like(build_model(name, 10, args)).eval()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    folded = fold_batch_norm(model, 224)
+    folded = fold_batch_norm(model, (3, 224, 224))
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(folded(images), model(images), rtol=1e-3, atol=1e-4)
@@ -58,4 +58,4 @@ class Shared(nn.Module):
 
 def test_a_model_that_cannot_be_folded_is_returned_unchanged() -> None:
     model = trained_like(Shared()).eval()
-    assert fold_batch_norm(model, 32) is model
+    assert fold_batch_norm(model, (3, 32, 32)) is model

@@ -1,5 +1,6 @@
 """The family for clips against the counts of the released code, and what time, noise and variants do."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.registry import count_parameters, on_meta
-from pipeline.models.resnet3d_rs import Bottleneck3d, ResNet3dRS, r3d50, resnet3d_rs
+from pipeline.core.schema import clips as schema
+from pipeline.models.fold_batch_norm import fold_batch_norm
+from pipeline.models.memory import count_pass
+from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
+from pipeline.models.resnet3d_rs import CLIP_MODELS, Bottleneck3d, ResNet3dRS, r3d50, resnet3d_rs
 from pipeline.models.resnet_rs import ModelError, set_bn_momentum
 from pipeline.training.ema import EMA
 
@@ -16,7 +20,7 @@ SMALL: dict[str, Any] = {"width": 0.125, "small_input": True}
 
 
 def clips(count: int = 2) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    return torch.rand(count, 16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def small_model(**fields: Any) -> ResNet3dRS:
@@ -47,20 +51,20 @@ def test_the_baseline_has_the_released_codes_parameters() -> None:
 def test_multiply_adds_of_32_frames_are_the_released_codes(depth: int, giga: float) -> None:
     model = on_meta(lambda: resnet3d_rs(depth)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, 32, 224, 224, device="meta"))
+        model(torch.zeros(1, 32, 3, 224, 224, device="meta"))
     assert counter.get_total_flops() / 2e9 == pytest.approx(giga, rel=0.01)
 
 
 def test_the_order_of_frames_changes_the_output() -> None:
     model = small_model().eval()
     with torch.no_grad():
-        assert not torch.allclose(model(clips()), model(clips().flip(2)), atol=1e-4)
+        assert not torch.allclose(model(clips()), model(clips().flip(1)), atol=1e-4)
 
 
 def test_small_clips_keep_height_and_width_up_to_the_second_stage() -> None:
     model = small_model().eval()
     with torch.no_grad():
-        features = model.maxpool(model.stem(clips()))
+        features = model.maxpool(model.stem(clips().transpose(1, 2)))
         assert features.shape == (2, 8, 8, 32, 32)
         for stage in model.stages:
             features = stage(features)
@@ -112,3 +116,26 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], named: str) -> None:
         resnet3d_rs(50, **fields)
     with pytest.raises(ModelError, match=r"^r3d"):
         resnet3d_rs(101, r3d=True)
+
+
+def test_the_registry_builds_every_clip_model_that_a_configuration_may_name() -> None:
+    assert schema.MODELS == CLIP_MODELS
+    for name in CLIP_MODELS:
+        assert isinstance(on_meta(partial(build_model, name, 10, {"width": 0.125})), ResNet3dRS)
+
+
+def test_batch_norms_fold_into_3d_convolutions() -> None:
+    model, few = small_model(), clips()[:, :4, :, :16, :16].contiguous()
+    model.train()(few)
+    folded = fold_batch_norm(model, (4, 3, 16, 16))
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(few), model.eval()(few), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_flops_and_memory_grow_with_the_frames() -> None:
+    flops = [count_flops(on_meta(small_model), (frames, 3, 32, 32)) for frames in (8, 16)]
+    assert flops[1] == pytest.approx(2 * flops[0], rel=0.01)
+    kept = [count_pass(small_model, (frames, 3, 32, 32), bf16=False, trains=True).kept_per_image for frames in (8, 16)]
+    assert kept[1] == pytest.approx(2 * kept[0], rel=0.05)

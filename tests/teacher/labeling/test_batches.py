@@ -40,7 +40,7 @@ def plain_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_memory_is_used_again_only_after_it_was_given_back() -> None:
-    memory = ImageMemory(batch_size=4, image_size=2, num_batches=3, allocate=plain_memory)
+    memory = ImageMemory((4, 2, 2, 3), num_batches=3, allocate=plain_memory)
     first, second = memory.take(4), memory.take(3)
     assert first.shape == (4, 2, 2, 3)
     assert second.shape == (3, 2, 2, 3)
@@ -68,10 +68,10 @@ def test_threads_hold_no_more_than_a_budget_but_a_larger_file_passes_alone() -> 
 
 
 def test_a_budget_is_divided_and_two_batches_are_held_in_any_case() -> None:
-    usual = ImageBudget.of(2048 * MIB, 256, 224)
+    usual = ImageBudget.of(2048 * MIB, 256 * 3 * 224**2)
     assert usual.num_batches == 8
     assert usual.total_bytes == 2048 * MIB
-    small = ImageBudget.of(64 * MIB, 256, 800)
+    small = ImageBudget.of(64 * MIB, 256 * 3 * 800**2)
     assert small.num_batches == 2
     assert small.total_bytes == 2 * 256 * 800**2 * 3 + 32 * MIB
 
@@ -162,7 +162,7 @@ def test_labels_do_not_depend_on_the_budget(large_files: Shard, tmp_path: Path) 
         labeler.label(large_files, f"{tmp_path}/{megabytes}.parquet")
         found.append((tmp_path / f"{megabytes}.parquet").read_bytes())
         counted = labeler.peak_bytes
-        assert counted <= ImageBudget.of(megabytes * MIB, 256, 224).total_bytes
+        assert counted <= ImageBudget.of(megabytes * MIB, 256 * 3 * 224**2).total_bytes
     assert found[0] == found[1]
     assert read_labels(f"{tmp_path}/1.parquet").num_rows == FILES
 

@@ -35,7 +35,7 @@ def test_each_worker_decodes_on_its_share_of_the_cores(
 
 def test_needs_count_two_large_batches_although_the_budget_is_small() -> None:
     config = LabelConfig(memory_mb=512, workers=8)
-    needs = WorkerNeeds.of(config, "cuda", 96, 8, 800, 480_000_000)
+    needs = WorkerNeeds.of(config, "cuda", 96, 8, 3 * 800**2, 480_000_000)
     batches = 2 * 256 * 800**2 * 3
     assert batches < needs.image_bytes < batches + 512 * MIB
     assert needs.other_bytes > 4 * 480_000_000
