@@ -137,7 +137,8 @@ def _spread(cells: Sequence[CellResult]) -> Finding:
     value, one, other = max(pairs, key=lambda pair: pair[0])
     better, worse = sorted((one, other), key=_mean)
     _, low, high = _bootstrap([worse, better], lambda errors: float(errors[0] - errors[1]))
-    return Finding(question, value, low, high, f"{_shape(better)} is better than {_shape(worse)}")
+    answer = f"{_shape(better)} is better than {_shape(worse)}"
+    return Finding(question, value, low, high, _sign(low, high, answer, CANNOT_TELL))
 
 
 def _depth_or_width(cells: Sequence[CellResult]) -> Finding:

@@ -140,6 +140,17 @@ def test_depth_and_width_are_compared_at_equal_time_and_pixels_and_depth_at_equa
     assert next(f for f in findings(wide) if "depth or width" in f.question).answer == CANNOT_TELL
 
 
+def test_at_equal_flops_no_cell_is_called_better_within_the_spread_of_seeds_or_with_one_seed() -> None:
+    clear = [cell(0.5, 26, 32, 20.0, flops=10**8), cell(0.25, 50, 32, 18.0, flops=10**8)]
+    noisy = [replace(clear[0], errors=(17.0, 19.2)), clear[1]]
+    alone = [replace(one, errors=one.errors[:1]) for one in clear]
+    better, unclear, single = (
+        next(f for f in findings(cells) if "difference" in f.question).answer for cells in (clear, noisy, alone)
+    )
+    assert better == "width 0.25, depth 50, 32 px is better than width 0.5, depth 26, 32 px"
+    assert (unclear, single) == (CANNOT_TELL, CANNOT_TELL)
+
+
 def test_the_plot_has_a_panel_per_length_and_the_same_bytes_again() -> None:
     panels = {
         "10 epochs": [("depth 26", [1e7, 4e7], [30.0, 20.0])],
