@@ -1,4 +1,4 @@
-"""A picture that moves over a background in one of ten kinds of motion, which no single frame tells."""
+"""A picture that moves over a background in one of ten kinds of motion, drawn so that a single frame should not tell which."""
 
 from __future__ import annotations
 

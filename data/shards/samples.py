@@ -36,6 +36,7 @@ _LABEL_LIMIT = 32  # bytes read of a label member; a class index has a few digit
 _MAX_LABEL = 1 << 31  # labels are int32
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 _SYSTEM_PREFIXES = ("._", ".nfs")  # macOS: a file's attributes; NFS: a file that was deleted while open
+_START = 12  # bytes that tell what a file is
 _IMAGE_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 _DAMAGED = "truncated or damaged tar: "
 _COMPRESSED_WITH = "compressed with "
@@ -205,11 +206,13 @@ def _is_system_file(name: str) -> bool:
 def _is_image(file: BinaryIO, member: Member) -> bool:
     """Whether a member begins like an image; AppleDouble files have image names but do not."""
     file.seek(member.offset)
-    return member.is_plain and image_format(file.read(4)) is not None
+    return member.is_plain and image_format(file.read(_START)) is not None
 
 
 def image_format(content: bytes) -> str | None:
-    """`jpg`, `png` or `webp` by the first four bytes of an image; None for anything else."""
+    """`jpg`, `png` or `webp` by the first twelve bytes of an image; None for anything else, as an AVI, which begins like a WebP."""
+    if content.startswith(b"RIFF") and content[8:_START] != b"WEBP":
+        return None
     return next((name for start, name in _IMAGE_STARTS.items() if content.startswith(start)), None)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
 
+from scipy.stats import t
+
 from pipeline.advise.costs import Cost, Costed
 
-_CLEAR = 2.0  # standard errors of a paired difference, from which on two cells differ
+_CERTAINTY = 0.95  # of a paired t test, from which on two cells differ
 
 
 @dataclass(frozen=True)
@@ -42,4 +44,5 @@ def _are_alike(one: Costed, other: Costed) -> bool:
     differences = [a - b for a, b in zip(one.errors, other.errors, strict=True)]
     if len(differences) == 1:
         return False
-    return abs(mean(differences)) <= _CLEAR * stdev(differences) / sqrt(len(differences))
+    limit = t.ppf((1 + _CERTAINTY) / 2, len(differences) - 1)  # 12.7 standard errors with two seeds
+    return bool(abs(mean(differences)) <= limit * stdev(differences) / sqrt(len(differences)))

@@ -13,7 +13,7 @@ from data.errors import DataError
 from data.shards.findings import Findings, findings_of
 from data.shards.image_reader import check_labeled
 from data.shards.index import build_index
-from data.shards.samples import Sample, image_extension, iterate_samples, mark_parted
+from data.shards.samples import Sample, image_extension, image_format, iterate_samples, mark_parted
 from data.shards.split import open_split
 from data.tables import write_table
 
@@ -234,3 +234,10 @@ def test_of_ordinary_shards_rows_are_as_they_always_were(entries: list[tuple[str
         (f"{key}{n}", fields[-1], 3 if "cls" in fields else None, "") for n, (key, fields) in enumerate(entries)
     ]
     assert all(not sample.ignored and sample.size == 1 for sample in found)
+
+
+def test_a_file_is_known_by_its_first_bytes_and_an_avi_is_no_webp() -> None:
+    webp, avi = (b"RIFF\x10\x00\x00\x00" + kind for kind in (b"WEBPVP8 ", b"AVI LIST"))
+    assert [image_format(content) for content in (webp, avi, b"\x89PNG\r\n", b"\xff\xd8\xff\xe0", b"GIF8", b"")] == [
+        "webp", None, "png", "jpg", None, None,
+    ]  # fmt: skip
