@@ -18,6 +18,7 @@ import pytest
 from data import pack
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
+from data.modalities import Modality
 from data.packing import file_list, listing, pack_folder, plan, split_packing
 from data.packing.folders import ImageFile, LeftOut, ScannedImage
 from data.packing.packed_shards import FINISHED_FOLDER
@@ -334,7 +335,7 @@ def peak_of_planning(tmp_path: Path, count: int) -> int:
 
 @pytest.mark.slow
 def test_planning_takes_four_bytes_of_memory_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def names(root: Path) -> Iterator[ScannedImage | LeftOut]:
+    def names(root: Path, modality: Modality) -> Iterator[ScannedImage | LeftOut]:
         for number in range(counts[-1]):
             yield ScannedImage(f"{number // 1000:06d}/{number:09d}-a-name-of-usual-length.jpg", 100_000, number)
             yield LeftOut(root / f"{number}.txt", "not an image")
