@@ -15,6 +15,7 @@ from pipeline.core.schema import Config, TrainConfig
 from pipeline.core.stage import StageError
 from pipeline.pages.scaling_plot import FINDINGS_NAME, SCALING
 from pipeline.planning.memory import training_memory
+from pipeline.studies.scaling import Cell
 
 _GIB = 1024**3
 _PREFIX = "teacher."
@@ -98,7 +99,7 @@ def _costed(cell: Mapping[str, Any], content: Mapping[str, Any], images: int, te
     section = teacher.model_copy(update=plain | {"batch_size": content["batch_size"]})
     steps = math.ceil(cell["epochs"] * images / content["batch_size"])
     memory = training_memory(section, content["num_classes"]).total / _GIB
-    name = f"width {cell['width']:g}, depth {cell['depth']}, {cell['image_size']} px, {cell['epochs']:g} epochs"
+    name = Cell(cell["width"], cell["depth"], cell["image_size"], cell["epochs"]).name
     cost = Cost(steps * cell["step_ms"] / 3.6e6, cell["inference_ms"], memory)
     return Costed(name, tuple(cell["errors"]), cost, cell["changes"])
 

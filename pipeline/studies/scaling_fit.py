@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from scipy.optimize import nnls
@@ -143,32 +143,30 @@ def _spread(cells: Sequence[CellResult]) -> Finding:
 
 def _depth_or_width(cells: Sequence[CellResult]) -> Finding:
     """Error of the wider cell less that of the deeper one, over pairs of one image size and equal time per step."""
+
+    def are_pair(wide: CellResult, deep: CellResult) -> bool:
+        trades = wide.width > deep.width and wide.depth < deep.depth
+        return trades and wide.image_size == deep.image_size and _are_equal(wide.step_ms, deep.step_ms)
+
     question = f"{cells[0].epochs:g} epochs: depth or width, at equal time of a step?"
-    pairs = [
-        (wide, deep)
-        for wide in cells
-        for deep in cells
-        if wide.image_size == deep.image_size
-        and wide.width > deep.width
-        and wide.depth < deep.depth
-        and _are_equal(wide.step_ms, deep.step_ms)
-    ]
-    return _compared(question, pairs, "depth", "width")
+    return _compared(question, _pairs(cells, are_pair), "depth", "width")
 
 
 def _pixels_or_depth(cells: Sequence[CellResult]) -> Finding:
     """Error of the deeper cell less that of the one with more pixels, over pairs of one width and equal FLOPs."""
+
+    def are_pair(deep: CellResult, fine: CellResult) -> bool:
+        trades = deep.depth > fine.depth and deep.image_size < fine.image_size
+        return trades and deep.width == fine.width and _are_equal(deep.flops, fine.flops)
+
     question = f"{cells[0].epochs:g} epochs: depth or pixels, at equal FLOPs?"
-    pairs = [
-        (deep, fine)
-        for deep in cells
-        for fine in cells
-        if deep.width == fine.width
-        and deep.depth > fine.depth
-        and deep.image_size < fine.image_size
-        and _are_equal(deep.flops, fine.flops)
-    ]
-    return _compared(question, pairs, "pixels", "depth")
+    return _compared(question, _pairs(cells, are_pair), "pixels", "depth")
+
+
+def _pairs(
+    cells: Sequence[CellResult], are_pair: Callable[[CellResult, CellResult], bool]
+) -> list[tuple[CellResult, CellResult]]:
+    return [pair for pair in permutations(cells, 2) if are_pair(*pair)]
 
 
 def _compared(question: str, pairs: Sequence[tuple[CellResult, CellResult]], positive: str, negative: str) -> Finding:

@@ -86,10 +86,8 @@ def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Stu
     study = study_of(config)
     trials = trials_of(study, config, layout.study(study.name), experiment_of(study))
     if study.name == SCALING:
-        sizes = {
-            cell.name: size_of(cell, config, _num_classes(config, layout)).flops * cell.epochs
-            for cell in cells_of(config)
-        }
+        num_classes = _num_classes(config, layout)
+        sizes = {cell.name: size_of(cell, config, num_classes).flops * cell.epochs for cell in cells_of(config)}
         trials.sort(key=lambda trial: -sizes[trial.row])  # the longest first, so that none is left alone at the end
     if not force:
         refuse_others(trials)
