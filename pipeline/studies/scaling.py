@@ -14,9 +14,10 @@ from itertools import product
 from typing import Any
 
 from data.settings import UsageError
-from pipeline.core.schema import Config
+from pipeline.core.schema import Config, TrainConfig
+from pipeline.models import expected_time
 from pipeline.models.memory import count_pass
-from pipeline.models.registry import build_model, count_flops, count_parameters, on_meta
+from pipeline.models.registry import build_model
 from pipeline.models.resnet_rs import BLOCKS, ModelError
 from pipeline.pages.scaling_plot import SCALING
 from pipeline.studies.rows import Row, Study, no_input_noise
@@ -97,15 +98,27 @@ def model_args(cell: Cell, config: Config) -> dict[str, Any]:
     return {name: own[name] for name in _ARGS if name in own} | {"width": cell.width}
 
 
-def size_of(cell: Cell, config: Config, num_classes: int) -> Size:
-    """Count a cell's model. Raises ModelError, which names the cell, if it cannot be built."""
-    build = partial(build_model, cell.model, num_classes, model_args(cell, config))
+def section_of(cell: Cell, config: Config) -> TrainConfig:
+    """The teacher's recipe with a cell's model and image size."""
+    changed = {"model": cell.model, "model_args": model_args(cell, config), "image_size": cell.image_size}
+    return config.teacher.model_copy(update=changed)
+
+
+def flops_of(cell: Cell, config: Config, num_classes: int) -> int:
+    """FLOPs of an image's forward pass. Raises ModelError, which names the cell, if its model cannot be built."""
     try:
-        model = on_meta(build)
-        memory = count_pass(build, cell.image_size, config.teacher.precision == "bf16", trains=True)
-        return Size(count_parameters(model), count_flops(model, cell.image_size), round(memory.kept_per_image))
+        return expected_time.size_of(section_of(cell, config), num_classes)[1]
     except (ModelError, RuntimeError) as error:
         raise ModelError(f"study {SCALING}, {cell.name}: {error}") from None
+
+
+def size_of(cell: Cell, config: Config, num_classes: int) -> Size:
+    """Count a cell's model, which `flops_of` has built before."""
+    section = section_of(cell, config)
+    parameters, flops = expected_time.size_of(section, num_classes)
+    build = partial(build_model, section.model, num_classes, section.model_args)
+    memory = count_pass(build, cell.image_size, section.precision == "bf16", trains=True)
+    return Size(parameters, flops, round(memory.kept_per_image))
 
 
 def _changes(cell: Cell, cells: list[Cell], config: Config) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from pipeline.core.schema import Config
 from pipeline.models.expected_time import Workload, images_per_s
 from pipeline.pages.scaling_plot import FINDINGS_NAME, scaling_plot
 from pipeline.studies.rows import Study
-from pipeline.studies.scaling import Cell, cells_of, model_args, size_of
+from pipeline.studies.scaling import Cell, cells_of, section_of, size_of
 from pipeline.studies.scaling_fit import CellResult, Finding, findings
 from pipeline.studies.table import RowResult
 
@@ -37,8 +37,7 @@ def cell_results(config: Config, results: Sequence[RowResult], num_classes: int)
 
 def _measure(cell: Cell, config: Config, num_classes: int) -> tuple[float, float]:
     """Milliseconds of a training step of one batch, and of one image in a batch of predictions; as the plan's estimate times them."""
-    update = {"model": cell.model, "model_args": model_args(cell, config), "image_size": cell.image_size}
-    section, device = config.teacher.model_copy(update=update), config.resolved_device()
+    section, device = section_of(cell, config), config.resolved_device()
     step = Workload(cell.name, section.batch_size, 1, True, section, num_classes, config.threads)
     rate = images_per_s(step, device)
     return 1000 * section.batch_size / rate, 1000 / images_per_s(replace(step, trains=False), device)

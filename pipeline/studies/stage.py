@@ -18,7 +18,7 @@ from pipeline.studies.efficientnet_rs import EFFICIENTNET_RS
 from pipeline.studies.noisy_student import NOISY_STUDENT, NOISY_STUDENT_RECIPE
 from pipeline.studies.resnet_rs import RESNET_RS, TEACHER_RECIPE, WEIGHT_DECAY
 from pipeline.studies.rows import Study, row_configs, rows_for, seeds_of, trials_of
-from pipeline.studies.scaling import cells_of, scaling_study, size_of
+from pipeline.studies.scaling import cells_of, flops_of, scaling_study
 from pipeline.studies.scaling_fit import Finding
 from pipeline.studies.scaling_table import (
     CELLS_NAME,
@@ -87,8 +87,8 @@ def open_study(config: Config, layout: Layout, force: bool = False) -> tuple[Stu
     trials = trials_of(study, config, layout.study(study.name), experiment_of(study))
     if study.name == SCALING:
         num_classes = _num_classes(config, layout)
-        sizes = {cell.name: size_of(cell, config, num_classes).flops * cell.epochs for cell in cells_of(config)}
-        trials.sort(key=lambda trial: -sizes[trial.row])  # the longest first, so that none is left alone at the end
+        work = {cell.name: flops_of(cell, config, num_classes) * cell.epochs for cell in cells_of(config)}
+        trials.sort(key=lambda trial: -work[trial.row])  # the longest first, so that none is left alone at the end
     if not force:
         refuse_others(trials)
     return study, trials

@@ -21,7 +21,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.models.expected_time import Workload
 from pipeline.transfer.backbones import open_backbone, varies_with_seed
 from pipeline.transfer.features import FILES, read_features, write_features
-from pipeline.transfer.finetune import INITIAL, TRAININGS, finetune
+from pipeline.transfer.finetune import INITIAL, TRAININGS, finetune, jobs_of
 from pipeline.transfer.probes import Probe, knn_probe, linear_probe
 from pipeline.transfer.scores import Score
 from pipeline.transfer.sets import open_set
@@ -167,7 +167,8 @@ def _probe(config: Config, cell: Cell, features: str) -> Probe:
 def _finetune(config: Config, cell: Cell, folder: str) -> Probe:
     section, device = config.transfer, config.resolved_device()
     backbone, data = open_backbone(config, cell.backbone), open_set(config, cell.data)
-    return finetune(backbone, data, section.finetune, folder, config.threads, device, section.batch_size)
+    jobs = jobs_of(backbone, data, section.finetune, folder, config.threads, device, section.batch_size)
+    return finetune(jobs, backbone, data, folder, section.batch_size)
 
 
 def _outputs(config: Config) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -26,42 +27,23 @@ from pipeline.transfer.sets import LabeledSet
 INITIAL, TRAININGS = "initial", "trainings"  # folders of a cell, removed when it is done
 
 
-def finetune(
-    backbone: Backbone,
-    data: LabeledSet,
-    section: FinetuneConfig,
-    folder: str,
-    threads: int,
-    device: str,
-    batch_size: int,
-) -> Probe:
-    """Train with every setting, the last validation accuracy chooses, and the chosen model predicts the test images.
+def finetune(jobs: Sequence[TrainJob], backbone: Backbone, data: LabeledSet, folder: str, batch_size: int) -> Probe:
+    """Run every training, the last validation accuracy chooses, and the chosen model predicts the test images.
 
     A killed call continues with the last checkpoint of the training that it was in.
 
     Args:
-        threads, device: of the trainings, see `TrainJob`.
+        jobs: of `jobs_of`, with this backbone, data and folder.
         batch_size: of predictions.
     """
     initial = _write_initial(backbone, data, storage.join(folder, INITIAL)) if backbone.kind != "random" else None
-    settings = settings_of(section)
-    jobs = [
-        replace(job, initial=initial) for job in jobs_of(backbone, data, section, folder, threads, device, batch_size)
-    ]
+    jobs = [replace(job, initial=initial) for job in jobs]
     for job in jobs:
         fit(job)
-    grid = [setting | {"validation_top1": _validation_top1(job)} for setting, job in zip(settings, jobs, strict=True)]
+    grid = [_setting(job.config) | {"validation_top1": _validation_top1(job)} for job in jobs]
     chosen = best_of(grid)
     labels, predicted = _predict(jobs[grid.index(chosen)], backbone, data, batch_size)
     return Probe(tuple(grid), chosen, labels, predicted)
-
-
-def settings_of(section: FinetuneConfig) -> list[dict[str, Any]]:
-    """The grid: lr, epochs and weight_decay of each training."""
-    return [
-        {"lr": lr, "epochs": epochs, "weight_decay": weight_decay}
-        for lr, epochs, weight_decay in product(section.lr, section.epochs, section.weight_decay)
-    ]
 
 
 def jobs_of(
@@ -73,7 +55,17 @@ def jobs_of(
     device: str,
     batch_size: int,
 ) -> list[TrainJob]:
-    """A training for each of `settings_of`, from fresh weights; arguments as of `finetune`."""
+    """A training for each setting of the grid, from fresh weights.
+
+    Args:
+        folder: of the cell.
+        threads, device: see `TrainJob`.
+        batch_size: of evaluations.
+    """
+    settings = [
+        {"lr": lr, "epochs": epochs, "weight_decay": weight_decay}
+        for lr, epochs, weight_decay in product(section.lr, section.epochs, section.weight_decay)
+    ]
     return [
         TrainJob(
             name="finetune",
@@ -87,8 +79,13 @@ def jobs_of(
             device=device,
             validation=data.validation,
         )
-        for number, setting in enumerate(settings_of(section))
+        for number, setting in enumerate(settings)
     ]
+
+
+def _setting(config: TrainConfig) -> dict[str, Any]:
+    """Where a training is in the grid."""
+    return {"lr": config.lr, "epochs": config.epochs, "weight_decay": config.weight_decay}
 
 
 def _write_initial(backbone: Backbone, data: LabeledSet, folder: str) -> InitialWeights:

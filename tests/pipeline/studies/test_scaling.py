@@ -19,7 +19,7 @@ from pipeline.models.resnet_rs import ModelError
 from pipeline.pages.plots import error_against_flops
 from pipeline.run import main
 from pipeline.studies.rows import row_configs
-from pipeline.studies.scaling import Cell, cells_of, scaling_study, size_of
+from pipeline.studies.scaling import Cell, cells_of, flops_of, scaling_study, size_of
 from pipeline.studies.scaling_fit import CANNOT_TELL, CellResult, findings, fit_power_law
 from pipeline.studies.stage import open_study
 from tests.conftest import WriteDigits
@@ -67,7 +67,7 @@ def test_a_grid_that_cannot_be_is_refused_by_its_field(word: str, message: str) 
 
 def test_a_cell_that_cannot_be_built_is_named() -> None:
     with pytest.raises(ModelError, match=r"study scaling, width 0.001, depth 26, 32 px, 10 epochs: .*width"):
-        size_of(Cell(0.001, 26, 32, 10), grid(), 10)
+        flops_of(Cell(0.001, 26, 32, 10), grid(), 10)
 
 
 def test_costs_are_counted() -> None:
